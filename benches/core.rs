@@ -8,23 +8,23 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 
 use rollmill::clock::SystemClock;
 use rollmill::model::decimal::Decimal;
-use rollmill::model::distinct::Distinct;
+use rollmill::model::distinct::DistinctSketch;
 use rollmill::model::flush::{Claim, Delta, FlushBatch, FlushGuard, LogRecord, SeriesInfo};
-use rollmill::model::manifest::Decisions;
+use rollmill::model::manifest::RangeDecisions;
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, OffsetRange, ShardId};
-use rollmill::model::quantiles::Quantiles;
+use rollmill::model::quantiles::QuantileSketch;
 use rollmill::model::record::{self, Record, RecordEvent, SeriesEntry};
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::{Series, SeriesId};
 use rollmill::model::window::Hour;
 use rollmill::persistence::archive::parquet;
-use rollmill::persistence::log::embedded::{EmbeddedLog, LogOptions};
+use rollmill::persistence::log::embedded::{EmbeddedLog, EmbeddedLogOptions};
 use rollmill::persistence::log::{AppendRequest, EventLog};
 use rollmill::persistence::store::sqlite::SqliteStore;
 use rollmill::persistence::store::{RollupQuery, RollupStore};
 use rollmill::shards::immutable_queue::ImmutableQueue;
-use rollmill::shards::series::Admission;
-use rollmill::shards::state::{Input, ShardLimits, ShardState};
+use rollmill::shards::series::SeriesAdmission;
+use rollmill::shards::state::{ShardInput, ShardLimits, ShardState};
 
 const LOG: LogId = LogId([1; 16]);
 const EVENTS: u64 = 100;
@@ -92,7 +92,7 @@ fn state() -> ShardState {
         ShardId(0),
         &claim,
         Vec::new(),
-        Admission::limited(1_000_000, Vec::new()),
+        SeriesAdmission::limited(1_000_000, Vec::new()),
         0,
     )
 }
@@ -124,7 +124,7 @@ fn codec_and_apply(c: &mut Criterion) {
     group.bench_function("apply 200 of them", |b| {
         b.iter_batched_ref(
             state,
-            |state| state.step(Input::Records(&records), &mut Vec::new()),
+            |state| state.step(ShardInput::Records(&records), &mut Vec::new()),
             BatchSize::LargeInput,
         );
     });
@@ -138,7 +138,7 @@ fn sketches(c: &mut Criterion) {
         group.throughput(Throughput::Elements(users));
         group.bench_function(format!("distinct, {users} users"), |b| {
             b.iter(|| {
-                let mut sketch = Distinct::default();
+                let mut sketch = DistinctSketch::default();
                 (0..users).for_each(|n| sketch.insert(hash(n)));
                 sketch.estimate()
             });
@@ -147,7 +147,7 @@ fn sketches(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1_000));
     group.bench_function("quantiles, 1,000 values", |b| {
         b.iter(|| {
-            let mut sketch = Quantiles::default();
+            let mut sketch = QuantileSketch::default();
             (0..1_000i128).for_each(|n| sketch.insert(Decimal::from_units(n * n * 1_000_003)));
             sketch.quantile(0.95)
         });
@@ -182,7 +182,7 @@ fn queues(c: &mut Criterion) {
 
 fn log_append(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
-    let options = LogOptions {
+    let options = EmbeddedLogOptions {
         dir: dir.path().join("log"),
         shard_count: 16,
         segment_bytes: 64 << 20,
@@ -227,7 +227,8 @@ fn archive(c: &mut Criterion) {
     group.throughput(Throughput::Elements(records.len() as u64 * EVENTS));
     group.sample_size(10);
     let encode = || {
-        parquet::encode(LOG, ShardId(0), epoch, &records, &Decisions::default()).expect("encodes")
+        parquet::encode(LOG, ShardId(0), epoch, &records, &RangeDecisions::default())
+            .expect("encodes")
     };
     group.bench_function("encode 100,000 events", |b| b.iter(encode));
     let (bytes, row) = encode();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::model::clock::Reading;
+use crate::model::clock::ClockReading;
 
 /// Milliseconds since the Unix epoch, UTC. Negative before 1970.
 pub type Millis = i64;
@@ -21,10 +21,10 @@ pub trait Clock: Send + Sync + 'static {
     /// back within a process.
     fn uptime(&self) -> Millis;
     /// Which start of the machine the boot clock counts from; 0 if that is not known.
-    fn boot(&self) -> u64;
+    fn boot_id(&self) -> u64;
     /// What all of them show.
-    fn reading(&self) -> Reading {
-        Reading { wall: self.now(), uptime: self.uptime(), boot: self.boot() }
+    fn reading(&self) -> ClockReading {
+        ClockReading { wall: self.now(), uptime: self.uptime(), boot: self.boot_id() }
     }
 }
 
@@ -46,7 +46,7 @@ impl Clock for SystemClock {
         shown.tv_sec.saturating_mul(1_000).saturating_add(shown.tv_nsec / 1_000_000)
     }
 
-    fn boot(&self) -> u64 {
+    fn boot_id(&self) -> u64 {
         static BOOT: OnceLock<u64> = OnceLock::new();
         // Without it a start of the log takes the wall clock, as after a start of the machine.
         let read = || {
@@ -75,12 +75,12 @@ impl ManualClock {
         self.uptime.fetch_add(now.saturating_sub(before).max(0), Ordering::SeqCst);
     }
     /// Time passes.
-    pub fn pass(&self, passed: Millis) {
+    pub fn advance(&self, passed: Millis) {
         self.wall.fetch_add(passed, Ordering::SeqCst);
         self.uptime.fetch_add(passed, Ordering::SeqCst);
     }
     /// The wall clock leaps.
-    pub fn leap(&self, by: Millis) {
+    pub fn jump(&self, by: Millis) {
         self.wall.fetch_add(by, Ordering::SeqCst);
     }
 }
@@ -94,7 +94,7 @@ impl Clock for ManualClock {
         self.uptime.load(Ordering::SeqCst)
     }
 
-    fn boot(&self) -> u64 {
+    fn boot_id(&self) -> u64 {
         1
     }
 }
@@ -121,9 +121,9 @@ mod tests {
     #[test]
     fn the_boot_clock_runs_and_names_its_start() {
         let clock = SystemClock;
-        let (before, boot) = (clock.uptime(), clock.boot());
+        let (before, boot) = (clock.uptime(), clock.boot_id());
         std::thread::sleep(Duration::from_millis(5));
         assert!(clock.uptime() > before && before > 0);
-        assert!(boot != 0 && boot == clock.boot());
+        assert!(boot != 0 && boot == clock.boot_id());
     }
 }

@@ -10,22 +10,22 @@ pub use repeated::RepeatedLog;
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only grows.
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Durations in seconds, in [`SECONDS`].
+    /// Durations in seconds, in [`HISTOGRAM_BUCKETS`].
     Histogram,
 }
 
 /// One metric.
 #[derive(Debug, Clone, Copy)]
-pub struct Metric {
+pub struct MetricDefinition {
     /// Its name.
     pub name: &'static str,
     /// What it is.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Its HELP text.
     pub help: &'static str,
     /// Its label, and those of its values that are known beforehand.
@@ -33,7 +33,7 @@ pub struct Metric {
 }
 
 /// Upper bounds of the buckets of histograms, in seconds: from an fsync to the slowest query.
-pub const SECONDS: &[f64] =
+pub const HISTOGRAM_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 macro_rules! metrics_table {
@@ -41,9 +41,9 @@ macro_rules! metrics_table {
         $(#[doc = $help] pub const $id: &str = $name;)*
 
         /// Every metric of a node.
-        pub const METRICS: &[Metric] = &[$(Metric {
+        pub const METRICS: &[MetricDefinition] = &[$(MetricDefinition {
             name: $name,
-            kind: Kind::$kind,
+            kind: MetricKind::$kind,
             help: $help,
             label: {
                 let label: &[(&str, &[&str])] = &[$(($label, &[$($value),*]))?];
@@ -155,18 +155,18 @@ metrics_table! {
 pub fn describe() {
     for metric in METRICS {
         match metric.kind {
-            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
-            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
-            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+            MetricKind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            MetricKind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            MetricKind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
         }
         match (metric.kind, metric.label) {
-            (Kind::Counter, Some((label, values))) => {
+            (MetricKind::Counter, Some((label, values))) => {
                 values
                     .iter()
                     .for_each(|value| metrics::counter!(metric.name, label => *value).increment(0));
             }
-            (Kind::Counter, None) => metrics::counter!(metric.name).increment(0),
-            (Kind::Gauge, None) => metrics::gauge!(metric.name).increment(0.0),
+            (MetricKind::Counter, None) => metrics::counter!(metric.name).increment(0),
+            (MetricKind::Gauge, None) => metrics::gauge!(metric.name).increment(0.0),
             // A histogram without an observation would show a duration that nobody measured.
             _ => {}
         }
@@ -184,12 +184,12 @@ mod tests {
             assert!(metric.name.starts_with("rollmill_"), "{}", metric.name);
             assert_eq!(
                 total,
-                metric.kind == Kind::Counter,
+                metric.kind == MetricKind::Counter,
                 "{}: counters, and they alone, end with _total",
                 metric.name
             );
             assert!(
-                metric.kind != Kind::Histogram || metric.name.ends_with("_seconds"),
+                metric.kind != MetricKind::Histogram || metric.name.ends_with("_seconds"),
                 "{}: in seconds",
                 metric.name
             );

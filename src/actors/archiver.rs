@@ -14,25 +14,25 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::slots::{Slot, Slots};
+use super::shard_table::{ShardEntry, ShardTable};
 use crate::clock::Clock;
 use crate::invariants::{Invariant, check};
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{Decisions, ManifestRow};
+use crate::model::manifest::{ManifestRow, RangeDecisions};
 use crate::model::offset::{Epoch, Offset, OffsetRange, ShardId};
 use crate::model::window::Millis;
-use crate::persistence::archive::chain::Chains;
+use crate::persistence::archive::chain::ObjectChains;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::telemetry::{self, RepeatedLog};
 
 /// How often the archiver looks for due shards, at the least often.
-const LOOK_EVERY_MS: i64 = 1_000;
+const CHECK_EVERY_MS: i64 = 1_000;
 
 /// A storage that is away, or records that are gone, are the same for all shards of the node, at
 /// every look.
-static FAILED: RepeatedLog = RepeatedLog::new();
+static FAILURE_LOG: RepeatedLog = RepeatedLog::new();
 
 /// When an object is cut.
 #[derive(Debug, Clone, Copy)]
@@ -46,12 +46,12 @@ pub struct ArchiveLimits {
 impl ArchiveLimits {
     /// How often to look for due shards: a quarter of the delay, so that it is kept, but not all
     /// the time.
-    fn look_every(&self) -> Duration {
-        Duration::from_millis((self.max_delay_ms / 4).clamp(20, LOOK_EVERY_MS).unsigned_abs())
+    fn check_interval(&self) -> Duration {
+        Duration::from_millis((self.max_delay_ms / 4).clamp(20, CHECK_EVERY_MS).unsigned_abs())
     }
 
     /// Whether a shard with so many unarchived bytes, which have waited for so long, is due.
-    pub fn due(&self, bytes: u64, waited_ms: i64) -> bool {
+    pub fn is_due(&self, bytes: u64, waited_ms: i64) -> bool {
         bytes >= self.max_bytes || waited_ms >= self.max_delay_ms
     }
 }
@@ -70,20 +70,20 @@ pub struct Archiver {
     /// When objects are cut.
     pub limits: ArchiveLimits,
     /// Where the shards stand.
-    pub slots: Arc<Slots>,
+    pub table: Arc<ShardTable>,
     /// Since when records wait.
-    pub waiting: Waiting,
+    pub delays: ArchiveDelays,
 }
 
 /// Since when the records behind an archived offset wait here, on the boot clock. What a record
 /// says of its own time is not asked: a clock that was wrong for a moment would hold up the archive
 /// for as long as it was wrong.
 #[derive(Debug, Clone, Default)]
-pub struct Waiting(Arc<Mutex<BTreeMap<ShardId, (Offset, Millis)>>>);
+pub struct ArchiveDelays(Arc<Mutex<BTreeMap<ShardId, (Offset, Millis)>>>);
 
-impl Waiting {
+impl ArchiveDelays {
     /// For how long what is behind `from` has waited.
-    fn behind(&self, shard: ShardId, from: Offset, now: Millis) -> i64 {
+    fn waited_ms(&self, shard: ShardId, from: Offset, now: Millis) -> i64 {
         // One entry is whole after every change: the poison says nothing.
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = waiting.entry(shard).or_insert((from, now));
@@ -94,7 +94,7 @@ impl Waiting {
     }
 
     /// Nothing waits.
-    fn over(&self, shard: ShardId) {
+    fn clear(&self, shard: ShardId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&shard);
     }
 }
@@ -103,7 +103,7 @@ impl Waiting {
 #[derive(Debug)]
 pub enum ArchiverMessage {
     /// Look for due shards.
-    Look,
+    Check,
 }
 
 impl ractor::Message for ArchiverMessage {}
@@ -118,7 +118,7 @@ impl Actor for Archiver {
         myself: ActorRef<ArchiverMessage>,
         (): (),
     ) -> Result<(), ActorProcessingErr> {
-        myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
+        myself.send_after(self.limits.check_interval(), || ArchiverMessage::Check);
         Ok(())
     }
 
@@ -129,8 +129,8 @@ impl Actor for Archiver {
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
         let archiver = self.clone();
-        tokio::task::spawn_blocking(move || archiver.look()).await?;
-        myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
+        tokio::task::spawn_blocking(move || archiver.archive_due_shards()).await?;
+        myself.send_after(self.limits.check_interval(), || ArchiverMessage::Check);
         Ok(())
     }
 }
@@ -138,14 +138,14 @@ impl Actor for Archiver {
 impl Archiver {
     /// Archives what is due and releases the log behind it. Blocks; the simulation calls it between
     /// any two steps of the shards.
-    pub fn look(&self) {
+    pub fn archive_due_shards(&self) {
         let mut written = false;
-        for (shard, slot) in self.slots.iter() {
+        for (shard, slot) in self.table.iter() {
             match self.archive_if_due(shard, slot) {
                 Ok(wrote) => written |= wrote,
                 Err(why) => {
                     metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "write").increment(1);
-                    if let Some(silent) = FAILED.tell(&why.to_string()) {
+                    if let Some(silent) = FAILURE_LOG.due(&why.to_string()) {
                         tracing::warn!(shard = shard.0, %why, silent, "archiving failed, it is tried again (told once a minute)");
                     }
                 }
@@ -156,14 +156,18 @@ impl Archiver {
         }
     }
 
-    fn archive_if_due(&self, shard: ShardId, slot: &Slot) -> Result<bool, ActorProcessingErr> {
-        let Some((owner, OffsetRange { from, to })) = slot.for_archiver().unarchived() else {
-            self.waiting.over(shard);
+    fn archive_if_due(
+        &self,
+        shard: ShardId,
+        slot: &ShardEntry,
+    ) -> Result<bool, ActorProcessingErr> {
+        let Some((owner, OffsetRange { from, to })) = slot.for_archiver().unarchived_range() else {
+            self.delays.clear(shard);
             return Ok(false);
         };
         let first = match self.log.read(shard, from, 1) {
             Err(LogError::Released { start, .. }) => {
-                return self.note_those_there(
+                return self.adopt_existing(
                     shard,
                     slot,
                     owner,
@@ -177,8 +181,9 @@ impl Archiver {
             return Ok(false);
         }
         let bytes = slot.for_archiver().unarchived_bytes();
-        let asked = slot.for_archiver().is_asked_above(from);
-        if !self.limits.due(bytes, self.waiting.behind(shard, from, self.clock.uptime())) && !asked
+        let asked = slot.for_archiver().is_requested_above(from);
+        if !self.limits.is_due(bytes, self.delays.waited_ms(shard, from, self.clock.uptime()))
+            && !asked
         {
             return Ok(false);
         }
@@ -239,7 +244,7 @@ impl Archiver {
     fn write(
         &self,
         shard: ShardId,
-        slot: &Slot,
+        slot: &ShardEntry,
         owner: Epoch,
         from: Offset,
         records: &[LogRecord],
@@ -247,61 +252,67 @@ impl Archiver {
         let Some(last) = records.last() else { return Ok(()) };
         let decisions = self.decisions(shard, owner, records)?;
         let row = self.archive.write(self.log.id(), shard, owner, records, &decisions)?;
-        if !continues(&row, OffsetRange { from, to: last.offset + 1 }) {
+        if !is_contiguous(&row, OffsetRange { from, to: last.offset + 1 }) {
             return Err("the object that was written holds other records than were due".into());
         }
-        self.note(slot, owner, &row)?;
+        self.insert_row(slot, owner, &row)?;
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
-        slot.for_archiver().wrote(bytes);
+        slot.for_archiver().subtract_unarchived_bytes(bytes);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
         Ok(())
     }
 
     /// Writes the manifest row of an object that is in the archive.
-    fn note(&self, slot: &Slot, owner: Epoch, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
+    fn insert_row(
+        &self,
+        slot: &ShardEntry,
+        owner: Epoch,
+        row: &ManifestRow,
+    ) -> Result<(), ActorProcessingErr> {
         match self.store.archived(owner, row) {
             Ok(()) => {
-                if let Some(before) = slot.for_archiver().archived_to(owner, row.range.to) {
-                    continues(row, OffsetRange { from: before, to: row.range.to });
+                if let Some(before) = slot.for_archiver().set_archived(owner, row.range.to) {
+                    is_contiguous(row, OffsetRange { from: before, to: row.range.to });
                 }
                 Ok(())
             }
             // The row may be there, or the cursor is that of a former life: the checkpoint says
             // where it stands.
             Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => {
-                Err(self.reload(slot, owner, row, &error))
+                Err(self.reload_cursor(slot, owner, row, &error))
             }
             Err(error) => Err(error.into()),
         }
     }
 
     /// Notes the objects of former owners that hold what the log has released: the chain of which
-    /// the shard has read what it lacked, too ([`Healing`](super::heal::Healing)), as far as
+    /// the shard has read what it lacked, too ([`GapReader`](super::gap_reader::GapReader)), as far as
     /// this owner has committed its records.
-    fn note_those_there(
+    fn adopt_existing(
         &self,
         shard: ShardId,
-        slot: &Slot,
+        slot: &ShardEntry,
         owner: Epoch,
         released: OffsetRange,
         committed: Offset,
     ) -> Result<bool, ActorProcessingErr> {
         let log = self.log.id();
-        let mut chains = Chains::of(&[log], shard, self.archive.list(log, shard)?);
+        let mut chains = ObjectChains::of(&[log], shard, self.archive.list(log, shard)?);
         let mut next = released.from;
         while next < released.to {
             let rest = OffsetRange { from: next, to: released.to };
-            let links = chains.covering(next, rest).map_err(|missing| lost(rest, missing))?;
+            let links =
+                chains.covering(next, rest).map_err(|missing| lost_records_error(rest, missing))?;
             let Some(link) = links.first().filter(|link| link.name.range.to <= committed) else {
                 break;
             };
             if link.name.range.from != next {
-                return Err(lost(rest, rest));
+                return Err(lost_records_error(rest, rest));
             }
             match self.archive.examine(&link.object) {
-                Ok(found) => self.note(slot, owner, &found.row)?,
+                Ok(found) => self.insert_row(slot, owner, &found.row)?,
                 Err(damage @ ArchiveError::Corrupt { .. }) => {
-                    (chains, _) = chains.around(&link.object.path, next, rest).ok_or(damage)?;
+                    (chains, _) = chains.bypass(&link.object.path, next, rest).ok_or(damage)?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -325,9 +336,9 @@ impl Archiver {
         shard: ShardId,
         epoch: Epoch,
         records: &[LogRecord],
-    ) -> Result<Decisions, ActorProcessingErr> {
+    ) -> Result<RangeDecisions, ActorProcessingErr> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
-            return Ok(Decisions::default());
+            return Ok(RangeDecisions::default());
         };
         let range = OffsetRange { from: first.offset, to: last.offset + 1 };
         let mut snapshot = self.store.snapshot()?;
@@ -342,9 +353,9 @@ impl Archiver {
         Ok(snapshot.decisions(shard, range)?)
     }
 
-    fn reload(
+    fn reload_cursor(
         &self,
-        slot: &Slot,
+        slot: &ShardEntry,
         owner: Epoch,
         row: &ManifestRow,
         why: &StoreError,
@@ -353,7 +364,7 @@ impl Archiver {
         match checkpoints {
             Ok(all) => {
                 if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == row.shard) {
-                    slot.for_archiver().archived_to(owner, checkpoint.archived);
+                    slot.for_archiver().set_archived(owner, checkpoint.archived);
                 }
                 format!(
                     "the manifest row from {} to {}: {why}; the cursor was read again",
@@ -367,8 +378,7 @@ impl Archiver {
 
     /// Releases the log below min(rolled up, archived) of every shard.
     fn release(&self) {
-        let floors: Vec<Offset> =
-            self.slots.iter().map(|(_, slot)| slot.released_below()).collect();
+        let floors: Vec<Offset> = self.table.iter().map(|(_, slot)| slot.release_floor()).collect();
         match self.log.release(&floors) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "released log segments"),
@@ -378,7 +388,7 @@ impl Archiver {
 }
 
 /// Whether an object holds what was due: the objects of a shard leave no gap and do not overlap.
-fn continues(row: &ManifestRow, due: OffsetRange) -> bool {
+fn is_contiguous(row: &ManifestRow, due: OffsetRange) -> bool {
     let OffsetRange { from, to } = row.range;
     check(Invariant::ArchiveTiles, row.range == due, || {
         format!(
@@ -389,7 +399,7 @@ fn continues(row: &ManifestRow, due: OffsetRange) -> bool {
 }
 
 /// What the log does not have any more and the archive never got.
-fn lost(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
+fn lost_records_error(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
     format!(
         "the log lost the records [{}, {}), and no object of the archive has [{}, {}) of them, so \
          that nothing behind them can be archived either: docs/operations.md, \"The log lost \

@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::window::Hour;
-use crate::shards::state::NewEntry;
+use crate::shards::state::CatalogueEntry;
 
 /// Names of one answer at most. Nodes refuse each other's questions for more.
 pub const MAX_NAMES: usize = 10_001;
 
 /// Which names are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Names<'a> {
+pub enum CatalogueNames<'a> {
     /// Those of metrics.
     Metrics,
     /// The values of a label, of one metric or of all.
@@ -20,11 +20,11 @@ pub enum Names<'a> {
 
 /// A page of a tenant's names.
 #[derive(Debug, Clone, Copy)]
-pub struct CatalogueQuestion<'a> {
+pub struct CatalogueQuery<'a> {
     /// Whose.
     pub tenant: &'a str,
     /// Which.
-    pub names: Names<'a>,
+    pub names: CatalogueNames<'a>,
     /// They begin with this.
     pub prefix: &'a str,
     /// They come after this one.
@@ -33,9 +33,9 @@ pub struct CatalogueQuestion<'a> {
     pub limit: usize,
 }
 
-impl CatalogueQuestion<'_> {
+impl CatalogueQuery<'_> {
     /// Whether a name is of the page, but for its limit.
-    pub fn holds(&self, name: &str) -> bool {
+    pub fn contains(&self, name: &str) -> bool {
         name > self.after && name.starts_with(self.prefix)
     }
 }
@@ -55,7 +55,7 @@ pub struct NewMetric {
 
 /// What a shard adds to a page of names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Growth {
+pub struct CatalogueGrowth {
     /// By name, if metrics are wanted.
     pub metrics: BTreeMap<String, NewMetric>,
     /// If values are wanted.
@@ -65,11 +65,11 @@ pub struct Growth {
 /// Bytes of a name beside its text, on the wire and in memory, rounded up.
 const NAME_BYTES: usize = 48;
 
-impl Growth {
+impl CatalogueGrowth {
     /// Adds one entry of the shard, if it is asked for.
-    pub fn note(&mut self, question: &CatalogueQuestion<'_>, entry: NewEntry<'_>) {
+    pub fn add(&mut self, question: &CatalogueQuery<'_>, entry: CatalogueEntry<'_>) {
         match (question.names, entry) {
-            (Names::Metrics, NewEntry::Series(info)) => {
+            (CatalogueNames::Metrics, CatalogueEntry::Series(info)) => {
                 let series = &info.series;
                 let Some(metric) = self.metric(question, &series.metric) else { return };
                 if series.is_overflow() {
@@ -83,7 +83,7 @@ impl Growth {
                     }
                 }
             }
-            (Names::Metrics, NewEntry::Window(metric, hour)) => {
+            (CatalogueNames::Metrics, CatalogueEntry::Window(metric, hour)) => {
                 let Some(metric) = self.metric(question, metric) else { return };
                 metric.hours = Some(
                     metric
@@ -91,12 +91,12 @@ impl Growth {
                         .map_or((hour, hour), |(first, last)| (first.min(hour), last.max(hour))),
                 );
             }
-            (Names::Values(label, metric), NewEntry::Series(info)) => {
+            (CatalogueNames::Values(label, metric), CatalogueEntry::Series(info)) => {
                 let value = info.series.label(label);
                 let wanted = metric.is_none_or(|metric| metric == info.series.metric);
                 if wanted
                     && !value.is_empty()
-                    && question.holds(value)
+                    && question.contains(value)
                     && !self.values.contains(value)
                 {
                     self.values.insert(value.to_owned());
@@ -105,13 +105,13 @@ impl Growth {
                     }
                 }
             }
-            (Names::Values(..), NewEntry::Window(..)) => {}
+            (CatalogueNames::Values(..), CatalogueEntry::Window(..)) => {}
         }
     }
 
     /// The metric of that name; none if it is not of the page.
-    fn metric(&mut self, question: &CatalogueQuestion<'_>, name: &str) -> Option<&mut NewMetric> {
-        if !question.holds(name) {
+    fn metric(&mut self, question: &CatalogueQuery<'_>, name: &str) -> Option<&mut NewMetric> {
+        if !question.contains(name) {
             return None;
         }
         if !self.metrics.contains_key(name) {
@@ -151,39 +151,39 @@ mod tests {
     #[test]
     fn a_page_holds_the_first_names_whatever_the_order() {
         let names = ["d", "b", "a", "c", "zz"];
-        let mut question = CatalogueQuestion {
+        let mut question = CatalogueQuery {
             tenant: "t",
-            names: Names::Metrics,
+            names: CatalogueNames::Metrics,
             prefix: "",
             after: "a",
             limit: 2,
         };
-        let mut growth = Growth::default();
+        let mut growth = CatalogueGrowth::default();
         for name in names {
-            growth.note(&question, NewEntry::Series(&info(name, &[("page", name)])));
-            growth.note(&question, NewEntry::Window(name, Hour(7)));
+            growth.add(&question, CatalogueEntry::Series(&info(name, &[("page", name)])));
+            growth.add(&question, CatalogueEntry::Window(name, Hour(7)));
         }
         assert_eq!(growth.metrics.keys().collect::<Vec<_>>(), ["b", "c"]);
         assert_eq!(growth.metrics["b"].hours, Some((Hour(7), Hour(7))));
-        question = CatalogueQuestion {
-            names: Names::Values("page", None),
+        question = CatalogueQuery {
+            names: CatalogueNames::Values("page", None),
             after: "",
             prefix: "z",
             ..question
         };
-        let mut growth = Growth::default();
+        let mut growth = CatalogueGrowth::default();
         names.iter().for_each(|name| {
-            growth.note(&question, NewEntry::Series(&info("m", &[("page", name)])))
+            growth.add(&question, CatalogueEntry::Series(&info("m", &[("page", name)])))
         });
         assert_eq!(growth.values.iter().collect::<Vec<_>>(), ["zz"]);
-        question = CatalogueQuestion {
-            names: Names::Values("page", Some("other")),
+        question = CatalogueQuery {
+            names: CatalogueNames::Values("page", Some("other")),
             prefix: "",
             ..question
         };
-        let mut growth = Growth::default();
+        let mut growth = CatalogueGrowth::default();
         names.iter().for_each(|name| {
-            growth.note(&question, NewEntry::Series(&info("m", &[("page", name)])))
+            growth.add(&question, CatalogueEntry::Series(&info("m", &[("page", name)])))
         });
         assert!(growth.values.is_empty() && growth.bytes() == 0);
     }

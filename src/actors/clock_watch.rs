@@ -16,7 +16,7 @@ pub async fn run(clock: Arc<dyn Clock>) {
     loop {
         tokio::time::sleep(EVERY).await;
         let now = clock.reading();
-        if let Some(by_ms) = now.leapt_since(&before) {
+        if let Some(by_ms) = now.leap_since(&before) {
             let direction = if by_ms > 0 { "forward" } else { "back" };
             metrics::counter!(telemetry::CLOCK_LEAPS, "direction" => direction).increment(1);
             tracing::warn!(

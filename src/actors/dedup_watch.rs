@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::slots::{DedupStand, Slots};
+use super::shard_table::{DedupStatus, ShardTable};
 use crate::clock::Stopwatch;
 use crate::model::offset::{Epoch, ShardId};
 use crate::telemetry;
 
 /// It is said at most this often.
-const AGAIN: Duration = Duration::from_secs(60);
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// What was seen before.
 #[derive(Default)]
@@ -26,13 +26,13 @@ pub struct DedupWatch {
 
 impl DedupWatch {
     /// Looks at the shards that are owned here.
-    pub fn look(&mut self, slots: &Slots) {
-        let stands = slots.dedup_stands();
-        let forgotten = stands.iter().map(|(shard, stand)| self.forgotten(*shard, stand)).sum();
+    pub fn check(&mut self, slots: &ShardTable) {
+        let stands = slots.dedup_statuses();
+        let forgotten = stands.iter().map(|(shard, stand)| self.new_evictions(*shard, stand)).sum();
         metrics::counter!(telemetry::DEDUP_FORGOTTEN).increment(forgotten);
         let short = stands.iter().filter(|(_, stand)| stand.horizon_ms < stand.configured_ms);
         if let Some((shard, stand)) = short.min_by_key(|(_, stand)| stand.horizon_ms)
-            && self.warned.as_ref().is_none_or(|warned| warned.elapsed() >= AGAIN)
+            && self.warned.as_ref().is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
         {
             self.warned = Some(Stopwatch::start());
             tracing::warn!(
@@ -48,10 +48,10 @@ impl DedupWatch {
     }
 
     /// Ids that a shard has forgotten early since it was seen last.
-    fn forgotten(&mut self, shard: ShardId, stand: &DedupStand) -> u64 {
-        let before = self.seen.insert(shard, (stand.epoch, stand.crowded_out));
+    fn new_evictions(&mut self, shard: ShardId, stand: &DedupStatus) -> u64 {
+        let before = self.seen.insert(shard, (stand.epoch, stand.evictions));
         let before =
             before.filter(|(epoch, _)| *epoch == stand.epoch).map_or(0, |(_, count)| count);
-        stand.crowded_out.saturating_sub(before)
+        stand.evictions.saturating_sub(before)
     }
 }

@@ -4,7 +4,7 @@ use crate::model::batch::ValidBatch;
 use crate::persistence::log::{AppendError, AppendTicket};
 
 /// Takes validated requests: the pool of gateway actors, or a double.
-pub trait Submit: Send + Sync + 'static {
+pub trait BatchSink: Send + Sync + 'static {
     /// Hands one request over without blocking. The ticket resolves when every event is durable; a
     /// dropped ticket means that the outcome is unknown.
     ///

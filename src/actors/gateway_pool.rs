@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
-use super::gateway::Submit;
+use super::gateway::BatchSink;
 use super::records::records_of;
 use crate::clock::Clock;
 use crate::model::batch::ValidBatch;
@@ -18,7 +18,7 @@ use crate::persistence::log::{AppendError, AppendTicket, EventLog};
 
 /// A log that failed is taken for one that takes appends again after this time: without requests
 /// nobody would find out.
-const FORGIVEN_MS: i64 = 5_000;
+const RETRY_AFTER_MS: i64 = 5_000;
 
 /// Whether the log takes appends, as the gateway actors see it.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub struct AppendHealth(AtomicI64);
 
 impl AppendHealth {
     /// Notes an outcome. A full queue is no failure of the log, and is answered as what it is.
-    pub fn note(&self, outcome: &Result<i64, AppendError>, now: Millis) {
+    pub fn record(&self, outcome: &Result<i64, AppendError>, now: Millis) {
         match outcome {
             Ok(_) => self.0.store(0, Ordering::Release),
             Err(AppendError::Overloaded { .. }) => {}
@@ -35,19 +35,19 @@ impl AppendHealth {
     }
 
     /// Whether appends may be expected to work at `now`.
-    pub fn takes_appends(&self, now: Millis) -> bool {
+    pub fn accepts_appends(&self, now: Millis) -> bool {
         let failed_at = self.0.load(Ordering::Acquire);
-        failed_at == 0 || now.saturating_sub(failed_at) >= FORGIVEN_MS
+        failed_at == 0 || now.saturating_sub(failed_at) >= RETRY_AFTER_MS
     }
 }
 
 /// The append clock of a gateway, which all of its actors read.
 #[derive(Debug)]
-pub struct Stamps(Mutex<AppendClock>);
+pub struct GatewayClock(Mutex<AppendClock>);
 
-impl Stamps {
+impl GatewayClock {
     /// Begins with what the wall clock shows.
-    pub fn begin(clock: &dyn Clock) -> Arc<Self> {
+    pub fn start(clock: &dyn Clock) -> Arc<Self> {
         Arc::new(Self(Mutex::new(AppendClock::start(None, clock.reading()))))
     }
 
@@ -67,7 +67,7 @@ pub struct GatewayActor {
     /// What became of the appends.
     pub health: Arc<AppendHealth>,
     /// What it stamps records with.
-    pub stamps: Arc<Stamps>,
+    pub append_clock: Arc<GatewayClock>,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -101,7 +101,7 @@ impl Actor for GatewayActor {
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
         let GatewayMessage::Append(batch, reply) = message;
-        let stamp = self.stamps.now(&*self.clock);
+        let stamp = self.append_clock.now(&*self.clock);
         let ticket = self.log.append(records_of(&batch, self.gateway, stamp));
         let (health, clock) = (self.health.clone(), self.clock.clone());
         tokio::spawn(async move {
@@ -111,7 +111,7 @@ impl Actor for GatewayActor {
                     .unwrap_or_else(|_| Err(AppendError::Unknown("the log went away".to_owned()))),
                 Err(error) => Err(error),
             };
-            health.note(&outcome, clock.uptime());
+            health.record(&outcome, clock.uptime());
             #[expect(
                 clippy::let_underscore_must_use,
                 reason = "a client that hung up needs no answer; its retry is absorbed by id"
@@ -138,7 +138,7 @@ impl GatewayPool {
     }
 }
 
-impl Submit for GatewayPool {
+impl BatchSink for GatewayPool {
     fn submit(&self, batch: ValidBatch) -> Result<AppendTicket, AppendError> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let restarting = || AppendError::Closed("the gateway is starting again".to_owned());
@@ -163,18 +163,18 @@ mod tests {
     #[test]
     fn a_log_that_failed_is_tried_again_after_a_while() {
         let health = AppendHealth::default();
-        assert!(health.takes_appends(7));
-        health.note(&Err(AppendError::Overloaded { waiting_bytes: 2, limit: 1 }), 10);
-        assert!(health.takes_appends(10));
-        health.note(&Err(AppendError::DiskFull), 10);
-        assert!(!health.takes_appends(10));
-        health.note(&Ok(11), 11);
-        health.note(&Err(AppendError::Closed("gone".to_owned())), 10);
-        assert!(!health.takes_appends(10 + FORGIVEN_MS - 1));
-        assert!(health.takes_appends(10 + FORGIVEN_MS));
-        health.note(&Err(AppendError::Unknown("no answer".to_owned())), 20);
-        assert!(!health.takes_appends(20));
-        health.note(&Ok(21), 21);
-        assert!(health.takes_appends(21));
+        assert!(health.accepts_appends(7));
+        health.record(&Err(AppendError::Overloaded { waiting_bytes: 2, limit: 1 }), 10);
+        assert!(health.accepts_appends(10));
+        health.record(&Err(AppendError::DiskFull), 10);
+        assert!(!health.accepts_appends(10));
+        health.record(&Ok(11), 11);
+        health.record(&Err(AppendError::Closed("gone".to_owned())), 10);
+        assert!(!health.accepts_appends(10 + RETRY_AFTER_MS - 1));
+        assert!(health.accepts_appends(10 + RETRY_AFTER_MS));
+        health.record(&Err(AppendError::Unknown("no answer".to_owned())), 20);
+        assert!(!health.accepts_appends(20));
+        health.record(&Ok(21), 21);
+        assert!(health.accepts_appends(21));
     }
 }

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::catalogue::{CatalogueQuestion, Growth};
+use super::catalogue::{CatalogueGrowth, CatalogueQuery};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
-use crate::shards::state::{AccountingQuestion, LiveQuestion, StaleCheckpoint};
+use crate::shards::state::{AccountingQuery, LiveQuery, StaleCheckpoint};
 
 /// What one shard answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShardReport {
+pub struct ShardFreshness {
     /// Everything received before this is in store ⊕ answer. An idle shard that has applied the
     /// whole log reports now.
     pub as_of: Millis,
@@ -32,7 +32,7 @@ pub struct ShardReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LiveError {
     /// Its owner or its batches moved since the snapshot: take a new snapshot once.
-    Moved,
+    StaleCheckpoint,
     /// No live owner is known here.
     Unavailable,
     /// Its owner is known, but did not answer in time.
@@ -49,7 +49,7 @@ impl LiveError {
     /// The word for it in answers.
     pub fn reason(self) -> &'static str {
         match self {
-            LiveError::Moved => "moved",
+            LiveError::StaleCheckpoint => "moved",
             LiveError::Unavailable => "unavailable",
             LiveError::Unreachable => "unreachable",
             LiveError::Overloaded => "overloaded",
@@ -61,19 +61,19 @@ impl LiveError {
 
 impl From<StaleCheckpoint> for LiveError {
     fn from(_: StaleCheckpoint) -> Self {
-        LiveError::Moved
+        LiveError::StaleCheckpoint
     }
 }
 
 /// A shard, and where the snapshot of the store stands: its deltas at or above that are asked for.
 /// A shard that was never claimed has no checkpoint.
-pub type Asked = (ShardId, Option<Checkpoint>);
+pub type ShardRead = (ShardId, Option<Checkpoint>);
 
 /// What each of the shards asked has answered, in any order.
-pub type Reports = Vec<(ShardId, Result<ShardReport, LiveError>)>;
+pub type ShardResults = Vec<(ShardId, Result<ShardFreshness, LiveError>)>;
 
 /// Is shown each delta of a shard.
-pub type VisitDeltas<'v> = &'v mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup);
+pub type DeltaVisitor<'v> = &'v mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup);
 
 /// The live deltas of all shards, wherever they are. Blocks, but no longer than a shard takes to
 /// apply one batch, or a call to another node may take.
@@ -85,23 +85,23 @@ pub trait LiveReader: Send + Sync + 'static {
     /// Visits the deltas of each shard at or above its checkpoint.
     fn read(
         &self,
-        asked: &[Asked],
-        question: &LiveQuestion<'_>,
+        asked: &[ShardRead],
+        question: &LiveQuery<'_>,
         matchers: &[Matcher],
-        visit: VisitDeltas<'_>,
-    ) -> Reports;
+        visit: DeltaVisitor<'_>,
+    ) -> ShardResults;
     /// Visits what each shard holds at or above its checkpoint and the catalogue lacks.
     fn catalogue(
         &self,
-        asked: &[Asked],
-        question: &CatalogueQuestion<'_>,
-        visit: &mut dyn FnMut(&Growth),
-    ) -> Reports;
+        asked: &[ShardRead],
+        question: &CatalogueQuery<'_>,
+        visit: &mut dyn FnMut(&CatalogueGrowth),
+    ) -> ShardResults;
     /// Visits what each shard has counted at or above its checkpoint.
     fn accounting(
         &self,
-        asked: &[Asked],
-        question: &AccountingQuestion<'_>,
+        asked: &[ShardRead],
+        question: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
-    ) -> Reports;
+    ) -> ShardResults;
 }

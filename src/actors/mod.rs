@@ -6,17 +6,17 @@
 //! only under the in-flight limits of the edge and of the log. Any actor may die at any time:
 //! everything worth keeping is in the log, the store or the archive.
 
+pub mod archive_maintenance;
 pub mod archiver;
 pub mod catalogue;
 pub mod clock_watch;
 pub mod dedup_watch;
+pub mod gap_reader;
 pub mod gateway;
 pub mod gateway_pool;
-pub mod heal;
 pub mod live;
-pub mod pulse;
 pub mod records;
 pub mod shard;
 pub mod shard_ports;
-pub mod slots;
-pub mod upkeep;
+pub mod shard_table;
+pub mod ticker;

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::heal::Healing;
+use super::gap_reader::GapReader;
 use super::shard_ports::ShardPorts;
-use super::slots::Slot;
+use super::shard_table::ShardEntry;
 use crate::clock::Stopwatch;
 use crate::model::flush::{FlushBatch, FlushGuard};
 use crate::model::offset::ShardId;
 use crate::model::window::Millis;
-use crate::shards::driver::startup::{ShardConfig, Started, Startup, StartupStep};
-use crate::shards::driver::{Applied, CallError, Command, EndReason, Event, FailureKind, Report};
+use crate::shards::driver::startup::{RunningShard, ShardConfig, ShardStartup, StartupProgress};
+use crate::shards::driver::{
+    AppliedRecords, CallError, EndReason, FailureKind, ShardCommand, ShardEvent, ShardNotice,
+};
 use crate::shards::state::ShardLimits;
 use crate::telemetry::{self, RepeatedLog};
 
@@ -26,7 +28,7 @@ use crate::telemetry::{self, RepeatedLog};
 const PULL_BYTES: usize = 512 * 1024;
 
 /// While the store is away, no shard of the node has anything to say that another has not said.
-static FLUSH_FAILED: RepeatedLog = RepeatedLog::new();
+static FLUSH_FAILURE_LOG: RepeatedLog = RepeatedLog::new();
 
 /// What a shard actor needs.
 #[derive(Clone)]
@@ -46,69 +48,71 @@ pub struct ShardActor {
 #[derive(Debug)]
 pub enum ShardMessage {
     /// There may be something to pull or to flush. At most one is outstanding.
-    Pulse,
+    Wakeup,
     /// What ran beside the actor has ended.
-    Ended(Event<'static>),
+    CallEnded(ShardEvent<'static>),
     /// Flush what is open; answered when that flush has ended.
     Drain(RpcReplyPort<()>),
 }
 
 /// What the shell keeps beside the driver, which is in the slot.
 #[derive(Default)]
-pub struct ShardShell {
+pub struct ShardActorState {
     draining: Vec<RpcReplyPort<()>>,
     isolation: Option<OwnedSemaphorePermit>,
     /// While the log lacks what comes next and the archive has it.
-    archived: Option<Healing>,
+    gap_reader: Option<GapReader>,
 }
 
 impl ractor::Message for ShardMessage {}
 
 impl Actor for ShardActor {
     type Msg = ShardMessage;
-    type State = ShardShell;
+    type State = ShardActorState;
     type Arguments = ();
 
     async fn pre_start(
         &self,
         _: ActorRef<ShardMessage>,
         (): (),
-    ) -> Result<ShardShell, ActorProcessingErr> {
+    ) -> Result<ShardActorState, ActorProcessingErr> {
         let actor = self.clone();
         let (started, archived) =
             tokio::task::spawn_blocking(move || actor.start()).await?.inspect_err(|reason| {
                 if reason.lost_records().is_some() {
                     metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "refused").increment(1);
                 }
-                Report::of_end(reason, None).into_iter().for_each(|report| self.report(report));
+                ShardNotice::from_end(reason, None)
+                    .into_iter()
+                    .for_each(|report| self.log_notice(report));
             })?;
-        self.ports.slots.begin(self.ports.shard, &started.claim, started.driver);
-        started.reports.into_iter().for_each(|report| self.report(report));
-        Ok(ShardShell { archived, ..ShardShell::default() })
+        self.ports.table.install_owner(self.ports.shard, &started.claim, started.driver);
+        started.notices.into_iter().for_each(|report| self.log_notice(report));
+        Ok(ShardActorState { gap_reader: archived, ..ShardActorState::default() })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<ShardMessage>,
         message: ShardMessage,
-        shell: &mut ShardShell,
+        shell: &mut ShardActorState,
     ) -> Result<(), ActorProcessingErr> {
         let event = match message {
-            ShardMessage::Pulse => {
-                self.slot().pulse_taken();
-                Event::Pulse
+            ShardMessage::Wakeup => {
+                self.entry().clear_wakeup();
+                ShardEvent::Wakeup
             }
-            ShardMessage::Ended(event) => event,
+            ShardMessage::CallEnded(event) => event,
             ShardMessage::Drain(reply) => {
                 shell.draining.push(reply);
-                Event::Drain
+                ShardEvent::Drain
             }
         };
         let mut commands = VecDeque::new();
-        self.ports.slots.drive(self.ports.shard, event, &mut commands)?;
+        self.ports.table.drive(self.ports.shard, event, &mut commands)?;
         while let Some(command) = commands.pop_front() {
             if let Some(answer) = self.perform(&myself, shell, command).await? {
-                self.ports.slots.drive(self.ports.shard, answer, &mut commands)?;
+                self.ports.table.drive(self.ports.shard, answer, &mut commands)?;
             }
         }
         Ok(())
@@ -117,21 +121,21 @@ impl Actor for ShardActor {
     async fn post_stop(
         &self,
         _: ActorRef<ShardMessage>,
-        _: &mut ShardShell,
+        _: &mut ShardActorState,
     ) -> Result<(), ActorProcessingErr> {
-        self.slot().drop_memory();
+        self.entry().drop_memory();
         Ok(())
     }
 }
 
 /// Whether an actor ended because another owner has claimed its shard.
-pub fn was_refused(error: &ActorProcessingErr) -> bool {
+pub fn is_refusal(error: &ActorProcessingErr) -> bool {
     error.downcast_ref::<EndReason>().is_some_and(EndReason::is_refusal)
 }
 
 /// Whether an actor ended because its shard cannot be served, here or elsewhere, until somebody
 /// mends its log, its store or its archive.
-pub fn cannot_be_served(error: &ActorProcessingErr) -> bool {
+pub fn needs_repair(error: &ActorProcessingErr) -> bool {
     error.downcast_ref::<EndReason>().is_some_and(EndReason::needs_repair)
 }
 
@@ -146,31 +150,32 @@ fn nonce() -> Result<u64, CallError> {
 impl ShardActor {
     /// The same for another shard.
     #[must_use]
-    pub fn of_shard(&self, shard: ShardId) -> Self {
+    pub fn for_shard(&self, shard: ShardId) -> Self {
         Self { ports: ShardPorts { shard, ..self.ports.clone() }, ..self.clone() }
     }
 
-    fn slot(&self) -> &Arc<Slot> {
-        self.ports.slots.slot(self.ports.shard)
+    fn entry(&self) -> &Arc<ShardEntry> {
+        self.ports.table.entry(self.ports.shard)
     }
 
     /// Starts the shard. Blocks.
-    fn start(&self) -> Result<(Started, Option<Healing>), EndReason> {
+    fn start(&self) -> Result<(RunningShard, Option<GapReader>), EndReason> {
         let config = ShardConfig {
             shard: self.ports.shard,
             log: self.ports.log.id(),
             exclusive: self.ports.log.is_exclusive(),
             limits: self.limits.clone(),
             max_series: self.max_series,
-            census: self.ports.names.as_ref().map(|names| names.census().clone()),
+            metric_names: self.ports.metric_names.as_ref().map(|names| names.registry().clone()),
             pull_bytes: PULL_BYTES,
         };
         let (nonce, mut archived) = (nonce()?, None);
-        let (mut startup, mut command) = Startup::begin(config, self.slot().stopped().is_some());
+        let (mut startup, mut command) =
+            ShardStartup::begin(config, self.entry().stop_reason().is_some());
         loop {
-            match startup.on(self.ports.answer(command, nonce, &mut archived))? {
-                StartupStep::Ask(next, ask) => (startup, command) = (next, ask),
-                StartupStep::Started(started) => return Ok((*started, archived)),
+            match startup.handle(self.ports.answer(command, nonce, &mut archived))? {
+                StartupProgress::Next(next, ask) => (startup, command) = (next, ask),
+                StartupProgress::Started(started) => return Ok((*started, archived)),
             }
         }
     }
@@ -179,65 +184,67 @@ impl ShardActor {
     async fn perform(
         &self,
         myself: &ActorRef<ShardMessage>,
-        shell: &mut ShardShell,
-        command: Command,
-    ) -> Result<Option<Event<'static>>, ActorProcessingErr> {
+        shell: &mut ShardActorState,
+        command: ShardCommand,
+    ) -> Result<Option<ShardEvent<'static>>, ActorProcessingErr> {
         let ports = self.ports.clone();
         match command {
-            Command::ReadLog { from, max_bytes } => {
+            ShardCommand::ReadLog { from, max_bytes } => {
                 return Ok(Some(ports.read_log(from, max_bytes)));
             }
-            Command::ReadArchive { from, max_bytes } => {
-                let mut archived = shell.archived.take();
+            ShardCommand::ReadArchive { from, max_bytes } => {
+                let mut archived = shell.gap_reader.take();
                 let read = tokio::task::spawn_blocking(move || {
                     let event = ports.read_archive(&mut archived, from, max_bytes);
                     (archived, event)
                 });
                 let (archived, event) = read.await?;
-                shell.archived = archived;
+                shell.gap_reader = archived;
                 return Ok(Some(event));
             }
-            Command::AcquireIsolation => {
+            ShardCommand::AcquireIsolation => {
                 shell.isolation = Some(self.isolation.clone().acquire_owned().await?);
-                return Ok(Some(Event::IsolationAcquired));
+                return Ok(Some(ShardEvent::IsolationAcquired));
             }
-            Command::ReleaseIsolation => shell.isolation = None,
-            Command::MarkSuspect { epoch, offset, index } => {
+            ShardCommand::ReleaseIsolation => shell.isolation = None,
+            ShardCommand::MarkSuspect { epoch, offset, index } => {
                 let marked =
                     tokio::task::spawn_blocking(move || ports.mark_suspect(epoch, offset, index));
                 return Ok(Some(marked.await?));
             }
-            Command::Commit { guard, batch, forget_ids_before } => {
-                beside(myself, move || commit(&ports, guard, &batch, forget_ids_before));
+            ShardCommand::Commit { guard, batch, forget_ids_before } => {
+                spawn_call(myself, move || commit(&ports, guard, &batch, forget_ids_before));
             }
-            Command::Reclaim => {
+            ShardCommand::Reclaim => {
                 let nonce = nonce()?;
-                beside(myself, move || ports.reclaim(nonce));
+                spawn_call(myself, move || ports.reclaim(nonce));
             }
-            Command::Confirm { next } => beside(myself, move || ports.confirm(next)),
-            Command::Drained => {
+            ShardCommand::Confirm { next } => spawn_call(myself, move || ports.confirm(next)),
+            ShardCommand::Drained => {
                 shell
                     .draining
                     .drain(..)
                     .filter(|reply| !reply.is_closed())
                     .try_for_each(|reply| reply.send(()))?;
             }
-            Command::PulseAgain if self.slot().pulse_due() => myself.cast(ShardMessage::Pulse)?,
-            Command::PulseAgain => {}
-            Command::Report(report) => self.report(report),
-            Command::End(reason) => return Err(reason.into()),
+            ShardCommand::WakeAgain if self.entry().try_begin_wakeup() => {
+                myself.cast(ShardMessage::Wakeup)?
+            }
+            ShardCommand::WakeAgain => {}
+            ShardCommand::Notify(report) => self.log_notice(report),
+            ShardCommand::End(reason) => return Err(reason.into()),
         }
         Ok(None)
     }
 
     /// Tells people.
-    fn report(&self, report: Report) {
-        let (slots, shard) = (&self.ports.slots, self.ports.shard);
+    fn log_notice(&self, report: ShardNotice) {
+        let (slots, shard) = (&self.ports.table, self.ports.shard);
         match report {
-            Report::Unclaimed(why) => {
+            ShardNotice::Unclaimed(why) => {
                 tracing::warn!(shard = shard.0, %why, "the store takes no writes: the shard answers queries, and flushes when it does");
             }
-            Report::RecoveryBegan(lost) => {
+            ShardNotice::RecoveryStarted(lost) => {
                 metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "begun").increment(1);
                 let (from, to) = (lost.from, lost.to);
                 tracing::warn!(
@@ -246,7 +253,7 @@ impl ShardActor {
                      the archive"
                 );
             }
-            Report::RecoveryEnded(lost) => {
+            ShardNotice::RecoveryEnded(lost) => {
                 metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "done").increment(1);
                 let (from, to) = (lost.from, lost.to);
                 tracing::warn!(
@@ -255,22 +262,22 @@ impl ShardActor {
                      log"
                 );
             }
-            Report::RecoveryWaits(why) => {
+            ShardNotice::RecoveryDelayed(why) => {
                 tracing::warn!(shard = shard.0, %why, "the archive cannot be reached for what the log lost, it is tried again");
             }
-            Report::Applied(applied) => {
+            ShardNotice::Applied(applied) => {
                 self.count_applied(&applied);
-                slots.note_applied(shard, &applied);
+                slots.record_applied(shard, &applied);
             }
-            Report::FlushEnded(outcome) => self.flush_ended(&outcome),
-            Report::Unconfirmed(why) => {
+            ShardNotice::FlushEnded(outcome) => self.record_flush(&outcome),
+            ShardNotice::Unconfirmed(why) => {
                 tracing::debug!(shard = shard.0, %why, "the store cannot be asked where it stands, it is tried again");
             }
-            Report::StandsStill { before, why } => slots.stop(shard, before, &why),
+            ShardNotice::Stopped { before, why } => slots.stop(shard, before, &why),
         }
     }
 
-    fn count_applied(&self, applied: &Applied) {
+    fn count_applied(&self, applied: &AppliedRecords) {
         if applied.from_archive {
             metrics::counter!(telemetry::LOG_HEALED_RECORDS).increment(applied.records as u64);
         } else if let Some(oldest) = applied.oldest {
@@ -279,7 +286,7 @@ impl ShardActor {
         }
     }
 
-    fn flush_ended(&self, outcome: &Result<(), CallError>) {
+    fn record_flush(&self, outcome: &Result<(), CallError>) {
         let label = match outcome.as_ref().map_err(|error| error.kind) {
             Ok(()) => "committed",
             Err(FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::TimedOut) => {
@@ -291,24 +298,27 @@ impl ShardActor {
         };
         metrics::counter!(telemetry::FLUSHES, "outcome" => label).increment(1);
         match outcome {
-            Ok(()) => self.slot().note_flush(Ok(())),
-            Err(why) if why.may_be_repeated() => {
-                self.slot().note_flush(Err(&why.message));
-                if let Some(silent) = FLUSH_FAILED.tell(&why.message) {
+            Ok(()) => self.entry().record_flush(Ok(())),
+            Err(why) if why.is_retryable() => {
+                self.entry().record_flush(Err(&why.message));
+                if let Some(silent) = FLUSH_FAILURE_LOG.due(&why.message) {
                     tracing::warn!(shard = self.ports.shard.0, silent, %why, "flush failed, it is tried again (told once a minute)");
                 }
             }
             Err(_) => {}
         }
-        metrics::gauge!(telemetry::FLUSHES_FAILING).set(self.ports.slots.failing() as f64);
+        metrics::gauge!(telemetry::FLUSHES_FAILING).set(self.ports.table.failing_count() as f64);
     }
 }
 
 /// Runs a call beside the actor and sends its answer back.
-fn beside(myself: &ActorRef<ShardMessage>, call: impl FnOnce() -> Event<'static> + Send + 'static) {
+fn spawn_call(
+    myself: &ActorRef<ShardMessage>,
+    call: impl FnOnce() -> ShardEvent<'static> + Send + 'static,
+) {
     let myself = myself.clone();
     tokio::task::spawn_blocking(move || {
-        if let Err(gone) = myself.cast(ShardMessage::Ended(call())) {
+        if let Err(gone) = myself.cast(ShardMessage::CallEnded(call())) {
             // The actor died meanwhile: its successor reads the outcome from the checkpoint.
             tracing::debug!(%gone, "nobody waits for this answer any more");
         }
@@ -320,10 +330,10 @@ fn commit(
     guard: FlushGuard,
     batch: &FlushBatch,
     forget_ids_before: Millis,
-) -> Event<'static> {
+) -> ShardEvent<'static> {
     let watch = Stopwatch::start();
     let ended = ports.commit(guard, batch, forget_ids_before);
-    if matches!(ended, Event::CommitEnded(Ok(()))) {
+    if matches!(ended, ShardEvent::CommitEnded(Ok(()))) {
         metrics::histogram!(telemetry::FLUSH_SECONDS).record(watch.elapsed().as_secs_f64());
         count_events(batch);
     }

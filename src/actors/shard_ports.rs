@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::heal::Healing;
-use super::slots::Slots;
+use super::gap_reader::GapReader;
+use super::shard_table::ShardTable;
 use crate::clock::Stopwatch;
 use crate::model::flush::{FlushBatch, FlushGuard};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
@@ -14,37 +14,37 @@ use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
-use crate::shards::driver::startup::{Loaded, StartupCommand, StartupEvent};
-use crate::shards::driver::{CallError, Event, FailureKind};
-use crate::shards::series::Census;
+use crate::shards::driver::startup::{LoadedShard, StartupCommand, StartupEvent};
+use crate::shards::driver::{CallError, FailureKind, ShardEvent};
+use crate::shards::series::MetricNameRegistry;
 
 /// The catalogue's names are read again by a shard that starts so long after the last one that did.
-const NAMES_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
+const NAMES_REFRESH: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The metric names of tenants, shared by the shards of a node.
 #[derive(Debug)]
-pub struct Names {
-    census: Arc<Census>,
-    read: Mutex<Option<Stopwatch>>,
+pub struct MetricNameLoader {
+    registry: Arc<MetricNameRegistry>,
+    last_read: Mutex<Option<Stopwatch>>,
 }
 
-impl Names {
+impl MetricNameLoader {
     /// Under the limits of a census that knows nothing yet.
-    pub fn new(census: Arc<Census>) -> Arc<Self> {
-        Arc::new(Self { census, read: Mutex::default() })
+    pub fn new(census: Arc<MetricNameRegistry>) -> Arc<Self> {
+        Arc::new(Self { registry: census, last_read: Mutex::default() })
     }
 
     /// The census.
-    pub fn census(&self) -> &Arc<Census> {
-        &self.census
+    pub fn registry(&self) -> &Arc<MetricNameRegistry> {
+        &self.registry
     }
 
     /// Teaches the census what the catalogue knows: no shard decides before. Shards that start
     /// together read it once.
-    fn learn(&self, store: &dyn RollupStore) -> Result<(), StoreError> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if read.is_none_or(|read| read.elapsed() > NAMES_AGAIN) {
-            self.census.learn(&store.metric_names()?);
+    fn refresh(&self, store: &dyn RollupStore) -> Result<(), StoreError> {
+        let mut read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.is_none_or(|read| read.elapsed() > NAMES_REFRESH) {
+            self.registry.extend(&store.metric_names()?);
             *read = Some(Stopwatch::start());
         }
         Ok(())
@@ -63,9 +63,9 @@ pub struct ShardPorts {
     /// Where records are read that the log lost.
     pub archive: Arc<dyn Archive>,
     /// The names of each tenant's metrics that it admits; none: all.
-    pub names: Option<Arc<Names>>,
+    pub metric_names: Option<Arc<MetricNameLoader>>,
     /// Where it publishes its position.
-    pub slots: Arc<Slots>,
+    pub table: Arc<ShardTable>,
 }
 
 impl ShardPorts {
@@ -75,11 +75,11 @@ impl ShardPorts {
         &self,
         command: StartupCommand,
         nonce: u64,
-        archived: &mut Option<Healing>,
+        archived: &mut Option<GapReader>,
     ) -> StartupEvent {
         match command {
             StartupCommand::FindCheckpoint => {
-                StartupEvent::FindCheckpoint(self.stored().map_err(CallError::from))
+                StartupEvent::FindCheckpoint(self.stored_checkpoint().map_err(CallError::from))
             }
             StartupCommand::Claim => StartupEvent::Claim(
                 self.store.claim(self.shard, self.log.id(), nonce).map_err(CallError::from),
@@ -92,29 +92,29 @@ impl ShardPorts {
             }
             StartupCommand::PlanRecovery { archived: anchor, lost } => {
                 let planned =
-                    Healing::plan(&*self.archive, self.log.id(), self.shard, anchor, lost);
+                    GapReader::plan(&*self.archive, self.log.id(), self.shard, anchor, lost);
                 StartupEvent::PlanRecovery(planned.map_err(CallError::from).map(|planned| {
                     planned.map(|healing| {
-                        let to = healing.to();
+                        let to = healing.end();
                         *archived = Some(healing);
                         to
                     })
                 }))
             }
             StartupCommand::Load => StartupEvent::Load(self.load().map_err(CallError::from)),
-            StartupCommand::NoteRule { epoch, from, rule } => {
+            StartupCommand::RecordRule { epoch, from, rule } => {
                 let noted = self.store.note_dedup_rule(self.shard, epoch, from, rule);
-                StartupEvent::NoteRule(noted.map_err(CallError::from))
+                StartupEvent::RecordRule(noted.map_err(CallError::from))
             }
         }
     }
 
     /// The order matters: the checkpoint is read after what it vouches for.
-    fn load(&self) -> Result<Loaded, StoreError> {
+    fn load(&self) -> Result<LoadedShard, StoreError> {
         let blocks = self.store.recent_ids(self.shard, i64::MIN)?;
         let admitted = self.store.admitted_series(self.shard)?;
-        if let Some(names) = &self.names {
-            names.learn(&*self.store)?;
+        if let Some(names) = &self.metric_names {
+            names.refresh(&*self.store)?;
         }
         let mut snapshot = self.store.snapshot()?;
         let (all, rules) = (snapshot.checkpoints()?, snapshot.dedup_rules(self.shard)?);
@@ -122,10 +122,10 @@ impl ShardPorts {
             .into_iter()
             .find(|(shard, _)| *shard == self.shard)
             .map(|(_, checkpoint)| checkpoint);
-        Ok(Loaded { blocks, admitted, stored, rules })
+        Ok(LoadedShard { blocks, admitted, checkpoint: stored, rules })
     }
 
-    fn stored(&self) -> Result<Option<Checkpoint>, StoreError> {
+    fn stored_checkpoint(&self) -> Result<Option<Checkpoint>, StoreError> {
         let all = self.store.snapshot()?.checkpoints()?;
         Ok(all
             .into_iter()
@@ -134,18 +134,18 @@ impl ShardPorts {
     }
 
     /// Reads the log.
-    pub fn read_log(&self, from: Offset, max_bytes: usize) -> Event<'static> {
+    pub fn read_log(&self, from: Offset, max_bytes: usize) -> ShardEvent<'static> {
         let read = self.log.read(self.shard, from, max_bytes);
-        Event::LogRead(read.map(Cow::Owned).map_err(CallError::from))
+        ShardEvent::LogRead(read.map(Cow::Owned).map_err(CallError::from))
     }
 
     /// Reads what the log lost.
     pub fn read_archive(
         &self,
-        archived: &mut Option<Healing>,
+        archived: &mut Option<GapReader>,
         from: Offset,
         max_bytes: usize,
-    ) -> Event<'static> {
+    ) -> ShardEvent<'static> {
         let read = match archived {
             Some(healing) => healing.read(&*self.archive, from, max_bytes).map_err(CallError::from),
             None => Err(CallError {
@@ -153,12 +153,12 @@ impl ShardPorts {
                 message: "no recovery was planned".to_owned(),
             }),
         };
-        Event::ArchiveRead(read)
+        ShardEvent::ArchiveRead(read)
     }
 
     /// Notes an event that is about to be applied alone.
-    pub fn mark_suspect(&self, epoch: Epoch, offset: Offset, index: u32) -> Event<'static> {
-        Event::SuspectMarked(
+    pub fn mark_suspect(&self, epoch: Epoch, offset: Offset, index: u32) -> ShardEvent<'static> {
+        ShardEvent::SuspectMarked(
             self.store.mark_suspect(self.shard, epoch, offset, index).map_err(CallError::from),
         )
     }
@@ -169,23 +169,27 @@ impl ShardPorts {
         guard: FlushGuard,
         batch: &FlushBatch,
         forget_ids_before: Millis,
-    ) -> Event<'static> {
-        Event::CommitEnded(
+    ) -> ShardEvent<'static> {
+        ShardEvent::CommitEnded(
             self.store.flush(guard, batch, forget_ids_before).map_err(CallError::from),
         )
     }
 
     /// Claims a shard whose owner here has none.
-    pub fn reclaim(&self, nonce: u64) -> Event<'static> {
-        Event::Reclaimed(
+    pub fn reclaim(&self, nonce: u64) -> ShardEvent<'static> {
+        ShardEvent::Reclaimed(
             self.store.claim(self.shard, self.log.id(), nonce).map(drop).map_err(CallError::from),
         )
     }
 
     /// Looks where the store stands. The order matters: the archiver may go on meanwhile.
-    pub fn confirm(&self, next: Offset) -> Event<'static> {
-        let archived = self.slots.slot(self.shard).archived();
-        Event::Confirmed { next, archived, stored: self.stored().map_err(CallError::from) }
+    pub fn confirm(&self, next: Offset) -> ShardEvent<'static> {
+        let archived = self.table.entry(self.shard).archived();
+        ShardEvent::Confirmed {
+            next,
+            archived,
+            stored: self.stored_checkpoint().map_err(CallError::from),
+        }
     }
 }
 
@@ -198,7 +202,7 @@ impl From<StoreError> for CallError {
             StoreError::TooLong(_) => FailureKind::TimedOut,
             StoreError::Unknown(_) => FailureKind::OutcomeUnknown,
             StoreError::Invalid(_) => FailureKind::Unusable,
-            StoreError::TooManySeries { .. } | StoreError::Ended => FailureKind::Other,
+            StoreError::TooManySeries { .. } | StoreError::QueryEnded => FailureKind::Other,
         };
         Self { kind, message: error.to_string() }
     }

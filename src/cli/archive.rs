@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::client::{ServerArgs, typed};
+use super::client::{ServerArgs, decode_answer};
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer, ExpiryRequest};
 use crate::api::status::StatusAnswer;
 use crate::clock::Stopwatch;
@@ -15,7 +15,7 @@ use crate::model::offset::{Checkpoint, ShardId};
 use crate::node::{DataDir, offline};
 
 /// How often a node is asked how far it is.
-const ASK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(super) struct ArchiveArgs {
@@ -115,12 +115,13 @@ fn complete_to(rows: &[ManifestRow], checkpoints: &[(ShardId, Checkpoint)]) -> S
 /// Asks for it, and waits until every shard has archived what it was asked for.
 #[allow(clippy::print_stdout)] // the output of the command
 fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
-    let wanted =
-        typed::<ArchiveFlushAnswer>(&server.post("/v1/archive/flush", &serde_json::json!({}))?)?
-            .shards;
+    let wanted = decode_answer::<ArchiveFlushAnswer>(
+        &server.post("/v1/archive/flush", &serde_json::json!({}))?,
+    )?
+    .shards;
     let watch = Stopwatch::start();
     loop {
-        let status: StatusAnswer = typed(&server.get("/v1/status", &[])?)?;
+        let status: StatusAnswer = decode_answer(&server.get("/v1/status", &[])?)?;
         let archived = |shard: u32| {
             status
                 .shards
@@ -141,7 +142,7 @@ fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
             wanted.len()
         );
         // Nothing tells of it: the next look at the status does.
-        std::thread::park_timeout(ASK_EVERY);
+        std::thread::park_timeout(POLL_INTERVAL);
     }
 }
 
@@ -155,9 +156,9 @@ fn expire(server: &ServerArgs, yes: bool, json: bool) -> anyhow::Result<()> {
         (true, _) => println!("{answer}"),
         (false, true) => println!(
             "{} of those that had stopped go on",
-            typed::<ExpiryGoesOnAnswer>(&answer)?.going_on
+            decode_answer::<ExpiryGoesOnAnswer>(&answer)?.going_on
         ),
-        (false, false) => println!("{}", due(&typed(&answer)?)),
+        (false, false) => println!("{}", due(&decode_answer(&answer)?)),
     }
     Ok(())
 }

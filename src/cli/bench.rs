@@ -18,9 +18,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use self::server::Server;
-use self::shape::Shape;
-use super::client::key_or_variable;
+use self::server::BenchServer;
+use self::shape::EventShape;
+use super::client::key_or_env;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -74,7 +74,7 @@ pub(super) struct BenchArgs {
     queries: bool,
     /// Load another server too, in alternating rounds, and print both beside each other
     #[arg(long, value_name = "PEER", conflicts_with_all = ["queries", "url", "data"])]
-    compare: Option<compare::Peer>,
+    compare: Option<compare::PeerServer>,
     /// Its binary [default: victoria-metrics in PATH]
     #[arg(long, value_name = "PATH", requires = "compare")]
     victoria_binary: Option<PathBuf>,
@@ -96,7 +96,7 @@ pub(super) struct BenchArgs {
 }
 
 /// Named figures, in the order in which they are shown.
-pub(super) type Figures = Vec<(&'static str, f64, &'static str)>;
+pub(super) type BenchFigures = Vec<(&'static str, f64, &'static str)>;
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
@@ -132,14 +132,14 @@ fn readable(value: f64) -> String {
     if value.fract() != 0.0 && value.abs() < 1_000.0 {
         return format!("{value:.2}");
     }
-    super::figures::grouped(&format!("{value:.0}"))
+    super::number_format::grouped(&format!("{value:.0}"))
 }
 
 /// Whether what was acknowledged is what was counted. Events of requests without an answer may be
 /// counted or not.
 fn verdict(acked: u64, unanswered: u64, counted: u64) -> anyhow::Result<()> {
     let [acked, unanswered, counted, most] = [acked, unanswered, counted, acked + unanswered]
-        .map(|n| (n, super::figures::grouped(&n.to_string())));
+        .map(|n| (n, super::number_format::grouped(&n.to_string())));
     if counted.0 < acked.0 || counted.0 > most.0 {
         bail!(
             "{} events were acknowledged, {} are in the rollups: this must never be",
@@ -159,27 +159,27 @@ fn verdict(acked: u64, unanswered: u64, counted: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(args: &BenchArgs) -> anyhow::Result<(Figures, anyhow::Result<()>)> {
+async fn measure(args: &BenchArgs) -> anyhow::Result<(BenchFigures, anyhow::Result<()>)> {
     let own = match args.url {
         Some(_) => None,
-        None => {
-            Some(Server::start(args.data.as_deref(), args.config.as_deref(), args.series).await?)
-        }
+        None => Some(
+            BenchServer::start(args.data.as_deref(), args.config.as_deref(), args.series).await?,
+        ),
     };
     let address = args.url.or(own.as_ref().map(|server| server.address)).context("no server")?;
     let run =
         getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
-    let shape = Shape {
+    let shape = EventShape {
         bytes: args.bytes as usize,
         batch: args.batch as usize,
         series: args.series,
         users: args.users,
         run,
     };
-    let target = load::Target {
+    let target = load::LoadTarget {
         address,
-        key: key_or_variable(args.key.as_deref()),
-        wire: wire::Wire::Rollmill,
+        key: key_or_env(args.key.as_deref()),
+        wire: wire::WireProtocol::Rollmill,
     };
     if args.queries {
         return queries::measure(&target, &shape, args.connections)
@@ -192,18 +192,18 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<(Figures, anyhow::Result<()
         admitted =
             Some(warm_up::each_series(&target, &shape, args.connections, own.as_ref()).await?);
     }
-    let plan = load::Plan {
+    let plan = load::LoadPlan {
         shape,
         connections: args.connections,
         seconds: args.seconds,
         rate: args.rate,
-        begin: load::Begin { events: warm_events, probes: 0 },
+        begin: load::LoadPosition { events: warm_events, probes: 0 },
     };
-    let cpu_before = own.as_ref().map(Server::cpu_seconds).transpose()?;
+    let cpu_before = own.as_ref().map(BenchServer::cpu_seconds).transpose()?;
     let outcome = load::run(&target, &plan).await?;
     let cpu = own
         .as_ref()
-        .map(Server::cpu_seconds)
+        .map(BenchServer::cpu_seconds)
         .transpose()?
         .zip(cpu_before)
         .map(|(after, before)| after - before);

@@ -20,7 +20,7 @@ const MAX_ANSWER: u64 = 1 << 30;
 pub(super) struct ServerArgs {
     /// The server [env: ROLLMILL_URL] [default: http://127.0.0.1:8080]
     #[arg(long)]
-    url: Option<Address>,
+    url: Option<ServerUrl>,
     /// API key [env: ROLLMILL_KEY]
     #[arg(long)]
     key: Option<String>,
@@ -28,9 +28,9 @@ pub(super) struct ServerArgs {
 
 /// The address of a server, without a slash at its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address(String);
+pub(super) struct ServerUrl(String);
 
-impl FromStr for Address {
+impl FromStr for ServerUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -46,34 +46,34 @@ impl FromStr for Address {
     }
 }
 
-impl std::fmt::Display for Address {
+impl std::fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
 /// A variable that is set to nothing is not set.
-fn variable(name: &str) -> Option<String> {
+fn env_var(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The API key that is given, or the one that the environment has.
-pub(super) fn key_or_variable(given: Option<&str>) -> Option<String> {
-    given.filter(|key| !key.is_empty()).map(str::to_owned).or_else(|| variable("ROLLMILL_KEY"))
+pub(super) fn key_or_env(given: Option<&str>) -> Option<String> {
+    given.filter(|key| !key.is_empty()).map(str::to_owned).or_else(|| env_var("ROLLMILL_KEY"))
 }
 
 impl ServerArgs {
     /// The server that is meant, asked with this patience.
-    pub(super) fn server(&self, patience: Duration) -> anyhow::Result<Server> {
-        let address = match (&self.url, variable("ROLLMILL_URL")) {
+    pub(super) fn server(&self, patience: Duration) -> anyhow::Result<ServerClient> {
+        let address = match (&self.url, env_var("ROLLMILL_URL")) {
             (Some(url), _) => url.clone(),
             (None, Some(text)) => {
                 text.parse().map_err(|why| UsageError(format!("ROLLMILL_URL: {why}")))?
             }
-            (None, None) => Address(DEFAULT_URL.to_owned()),
+            (None, None) => ServerUrl(DEFAULT_URL.to_owned()),
         };
-        let key = key_or_variable(self.key.as_deref());
-        Ok(Server::new(address, key, patience))
+        let key = key_or_env(self.key.as_deref());
+        Ok(ServerClient::new(address, key, patience))
     }
 
     pub(super) fn get(
@@ -101,7 +101,7 @@ impl ServerArgs {
 ///
 /// # Errors
 /// If it is of another release that speaks another language.
-pub(super) fn typed<T: serde::de::DeserializeOwned>(
+pub(super) fn decode_answer<T: serde::de::DeserializeOwned>(
     answer: &serde_json::Value,
 ) -> anyhow::Result<T> {
     T::deserialize(answer)
@@ -112,8 +112,8 @@ pub(super) fn typed<T: serde::de::DeserializeOwned>(
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server that is asked.
-pub(super) struct Server {
-    pub(super) address: Address,
+pub(super) struct ServerClient {
+    pub(super) address: ServerUrl,
     key: Option<String>,
     agent: ureq::Agent,
     /// The proxy that stands between, as people know it.
@@ -121,7 +121,7 @@ pub(super) struct Server {
 }
 
 /// An answer, whatever its status.
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub(super) status: u16,
     /// Seconds.
     pub(super) retry_after: Option<u64>,
@@ -130,7 +130,7 @@ pub(super) struct Answer {
     pub(super) completeness: Option<String>,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// Code and message of an error in the server's own shape.
     pub(super) fn error(&self) -> Option<(String, String)> {
         let parsed: serde_json::Value = serde_json::from_str(&self.text).ok()?;
@@ -150,8 +150,8 @@ impl Answer {
     }
 }
 
-impl Server {
-    fn new(address: Address, key: Option<String>, patience: Duration) -> Self {
+impl ServerClient {
+    fn new(address: ServerUrl, key: Option<String>, patience: Duration) -> Self {
         let uri: Option<Uri> = address.0.parse().ok();
         // A proxy cannot reach this machine's own loopback.
         let here = uri.as_ref().and_then(Uri::host).is_some_and(is_loopback);
@@ -169,7 +169,11 @@ impl Server {
 
     /// # Errors
     /// In words, why there is no answer.
-    pub(super) fn get(&self, path: &str, parameters: &[(&str, String)]) -> Result<Answer, String> {
+    pub(super) fn get(
+        &self,
+        path: &str,
+        parameters: &[(&str, String)],
+    ) -> Result<HttpAnswer, String> {
         let mut request = self.agent.get(format!("{}{path}", self.address));
         for (name, value) in parameters {
             request = request.query(*name, value);
@@ -182,7 +186,7 @@ impl Server {
 
     /// # Errors
     /// As [`Self::get`].
-    pub(super) fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<Answer, String> {
+    pub(super) fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<HttpAnswer, String> {
         let mut request =
             self.agent.post(format!("{}{path}", self.address)).header("content-type", kind);
         if let Some(bearer) = self.bearer() {
@@ -198,7 +202,7 @@ impl Server {
     fn answer(
         &self,
         answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> Result<Answer, String> {
+    ) -> Result<HttpAnswer, String> {
         let mut answer = answer.map_err(|error| match &self.proxy {
             None => format!(
                 "cannot reach {}: is `rollmill serve` running there? ({error})",
@@ -222,14 +226,14 @@ impl Server {
         let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
         let text =
             text.map_err(|error| format!("the answer of {} ended early: {error}", self.address))?;
-        Ok(Answer { status: answer.status().as_u16(), retry_after, text, completeness })
+        Ok(HttpAnswer { status: answer.status().as_u16(), retry_after, text, completeness })
     }
 
     /// The text of a good answer.
     ///
     /// # Errors
     /// The server's own words; wrong usage if it says that the question was wrong.
-    pub(super) fn good(&self, answer: Answer) -> anyhow::Result<String> {
+    pub(super) fn success_text(&self, answer: HttpAnswer) -> anyhow::Result<String> {
         match answer.status {
             200 => Ok(answer.text),
             400 => Err(UsageError(answer.sentence()).into()),
@@ -237,8 +241,8 @@ impl Server {
         }
     }
 
-    pub(super) fn json(&self, answer: Answer) -> anyhow::Result<serde_json::Value> {
-        let text = self.good(answer)?;
+    pub(super) fn json(&self, answer: HttpAnswer) -> anyhow::Result<serde_json::Value> {
+        let text = self.success_text(answer)?;
         serde_json::from_str(&text)
             .with_context(|| format!("the answer of {} is not JSON", self.address))
     }
@@ -273,13 +277,13 @@ mod tests {
             ("http://[::1]:8080", "http://[::1]:8080"),
         ] {
             assert_eq!(
-                text.parse::<Address>().map(|address| address.0),
+                text.parse::<ServerUrl>().map(|address| address.0),
                 Ok(url.to_owned()),
                 "{text}"
             );
         }
         for text in ["", "http://", "ftp://a", "http://a b", "http://a/?x=1"] {
-            assert!(text.parse::<Address>().is_err(), "{text}");
+            assert!(text.parse::<ServerUrl>().is_err(), "{text}");
         }
     }
 
@@ -301,7 +305,7 @@ mod tests {
 
     #[test]
     fn errors_are_sentences() {
-        let answer = |text: &str| Answer {
+        let answer = |text: &str| HttpAnswer {
             status: 503,
             retry_after: None,
             text: text.to_owned(),

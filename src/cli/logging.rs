@@ -34,22 +34,22 @@ fn start_with(default: &str, json: bool) {
     let filter = tracing_subscriber::EnvFilter::new(filter);
     let records = tracing_subscriber::fmt().with_env_filter(filter);
     if json {
-        records.json().with_writer(|| OneLine(Records)).init();
+        records.json().with_writer(|| OneLine(LogWriter)).init();
     } else if std::io::stderr().is_terminal() {
         // Colours are control characters themselves; tracing escapes those of the fields.
-        records.with_writer(|| Records).init();
+        records.with_writer(|| LogWriter).init();
     } else {
-        records.with_ansi(false).with_writer(|| OneLine(Records)).init();
+        records.with_ansi(false).with_writer(|| OneLine(LogWriter)).init();
     }
     log_panics();
 }
 
 /// Standard error, which never fails: what it does not take is lost and counted.
-struct Records;
+struct LogWriter;
 
-impl Write for Records {
+impl Write for LogWriter {
     fn write(&mut self, record: &[u8]) -> std::io::Result<usize> {
-        if !is_written(record) {
+        if !write_record(record) {
             metrics::counter!(telemetry::LOG_RECORDS_LOST).increment(1);
         }
         Ok(record.len())
@@ -59,15 +59,15 @@ impl Write for Records {
     }
 }
 
-fn is_written(record: &[u8]) -> bool {
-    static STANDS_STILL: AtomicBool = AtomicBool::new(false);
+fn write_record(record: &[u8]) -> bool {
+    static STALLED: AtomicBool = AtomicBool::new(false);
     let mut stderr = std::io::stderr().lock();
     record.chunks(AT_ONCE).all(|part| {
-        let patience = if STANDS_STILL.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
+        let patience = if STALLED.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
         // Of a pipe, a terminal or a socket; a file is always ready.
         let is_ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&patience))
             .is_ok_and(|ready| ready > 0);
-        STANDS_STILL.store(!is_ready, Ordering::Relaxed);
+        STALLED.store(!is_ready, Ordering::Relaxed);
         is_ready && stderr.write_all(part).is_ok()
     })
 }

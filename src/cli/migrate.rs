@@ -7,7 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use crate::clock::Stopwatch;
 use crate::config::Config;
-use crate::migrate::{Outcome, Report, Source, Step, run as migrate};
+use crate::migrate::{
+    MigrationOutcome, MigrationReport, MigrationSource, MigrationStep, run as migrate,
+};
 
 /// Empty records that are appended in a second: an estimate, to tell minutes from hours beforehand.
 const FILL_PER_SECOND: u64 = 500_000;
@@ -50,13 +52,14 @@ pub(super) struct MigrateArgs {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &MigrateArgs) -> anyhow::Result<()> {
-    let source = Source::open(&args.data, args.from_config.as_deref())?;
+    let source = MigrationSource::open(&args.data, args.from_config.as_deref())?;
     let target = Config::load(args.config.as_deref(), std::env::vars(), &[])?;
     let watch = Stopwatch::start();
-    let mut shown = Shown::default();
-    let report =
-        migrate(&source, &target, args.dry_run, &mut |step, done, all| shown.tell(step, done, all));
-    shown.end();
+    let mut shown = ProgressDisplay::default();
+    let report = migrate(&source, &target, args.dry_run, &mut |step, done, all| {
+        shown.update(step, done, all)
+    });
+    shown.finish();
     let (report, seconds) = (report?, watch.elapsed().as_secs_f64());
     println!("{}", if args.json { json(&report, seconds) } else { text(&report, seconds) });
     Ok(())
@@ -64,19 +67,20 @@ pub(super) fn run(args: &MigrateArgs) -> anyhow::Result<()> {
 
 /// A line for each step, and a bar on a terminal.
 #[derive(Default)]
-struct Shown {
-    step: Option<Step>,
+struct ProgressDisplay {
+    step: Option<MigrationStep>,
     bar: Option<ProgressBar>,
 }
 
-impl Shown {
-    fn tell(&mut self, step: Step, done: u64, all: u64) {
+impl ProgressDisplay {
+    fn update(&mut self, step: MigrationStep, done: u64, all: u64) {
         if self.step != Some(step) {
-            self.end();
+            self.finish();
             self.step = Some(step);
-            let (words, unit) = step.words();
-            let number = Step::ALL.iter().position(|known| *known == step).map_or(0, |at| at + 1);
-            eprintln!("{number}/{} {words}", Step::ALL.len());
+            let (words, unit) = step.labels();
+            let number =
+                MigrationStep::ALL.iter().position(|known| *known == step).map_or(0, |at| at + 1);
+            eprintln!("{number}/{} {words}", MigrationStep::ALL.len());
             let bar = ProgressBar::with_draw_target(Some(all), ProgressDrawTarget::stderr());
             self.bar = Some(bar.with_style(super::bar_style(unit)));
         }
@@ -86,22 +90,22 @@ impl Shown {
         }
     }
 
-    fn end(&mut self) {
+    fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
     }
 }
 
-fn outcome(report: &Report) -> &'static str {
+fn outcome(report: &MigrationReport) -> &'static str {
     match report.outcome {
-        Outcome::Planned => "planned",
-        Outcome::Done => "done",
-        Outcome::WasDone => "was done before",
+        MigrationOutcome::Planned => "planned",
+        MigrationOutcome::Done => "done",
+        MigrationOutcome::AlreadyDone => "was done before",
     }
 }
 
-fn json(report: &Report, seconds: f64) -> String {
+fn json(report: &MigrationReport, seconds: f64) -> String {
     serde_json::json!({
         "outcome": outcome(report), "seconds": seconds, "shards": report.shards,
         "from": {"data": report.source, "log": report.source_log.to_string(), "unflushed": report.unflushed, "unarchived": report.unarchived},
@@ -112,7 +116,7 @@ fn json(report: &Report, seconds: f64) -> String {
     .to_string()
 }
 
-fn text(report: &Report, seconds: f64) -> String {
+fn text(report: &MigrationReport, seconds: f64) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["what", "how much", "from", "to"]);
@@ -141,20 +145,20 @@ fn text(report: &Report, seconds: f64) -> String {
         format!("topic {} on cluster {}: {log}", report.topic, report.cluster),
     ]);
     let last = match report.outcome {
-        Outcome::Planned => format!(
+        MigrationOutcome::Planned => format!(
             "nothing was changed. To be flushed first: {} records; to be archived first: {}. \
              Filling the topic takes some {} s and nothing that stays",
             report.unflushed,
             report.unarchived,
             report.offsets / FILL_PER_SECOND + 1
         ),
-        Outcome::Done => format!(
+        MigrationOutcome::Done => format!(
             "done in {seconds:.1} s; every rollup is the same, byte by byte. Start the nodes of \
              the cluster, send events there, and keep {} until `rollmill verify` with the \
              cluster's configuration says equal",
             report.source
         ),
-        Outcome::WasDone => "this was done before; nothing was changed".to_owned(),
+        MigrationOutcome::AlreadyDone => "this was done before; nothing was changed".to_owned(),
     };
     format!("{table}\n{last}")
 }

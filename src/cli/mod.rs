@@ -2,24 +2,24 @@
 
 mod archive;
 mod bench;
+mod broken_pipe;
 mod client;
-mod figures;
 mod health;
+mod inspect;
 mod keys;
 mod log;
 mod logging;
 mod migrate;
-mod pipe;
+mod number_format;
 mod quarantine;
 mod query;
-mod reads;
 mod rebuild;
 mod send;
 mod status;
 mod store;
+mod time_arg;
 mod topic;
 mod verify;
-mod when;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, key};
-use crate::node::private;
+use crate::node::permissions;
 
 /// Exact metrics from billions of events: takes events over HTTP, answers time series a second
 /// later.
@@ -57,13 +57,13 @@ enum Command {
     /// Ask for a metric
     Query(query::QueryArgs),
     /// Metrics, with their labels and number of series
-    Metrics(reads::MetricsArgs),
+    Metrics(inspect::MetricsArgs),
     /// Labels of a metric, or values of a label
-    Labels(reads::LabelsArgs),
+    Labels(inspect::LabelsArgs),
     /// Every limit of a server
-    Limits(reads::LimitsArgs),
+    Limits(inspect::LimitsArgs),
     /// What became of the events, by hour of receipt
-    Accounting(reads::AccountingArgs),
+    Accounting(inspect::AccountingArgs),
     /// Recompute rollups from the raw events and compare them with the store, to the bit
     Verify(verify::VerifyArgs),
     /// Make a lost store anew from the archive and the log
@@ -141,8 +141,8 @@ pub fn check(args: &[&str]) -> Result<(), String> {
 /// more.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
-    private::umask();
-    pipe::quietly(|| match run(command) {
+    permissions::set_umask();
+    broken_pipe::run_quietly(|| match run(command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("rollmill: {error:#}");
@@ -158,10 +158,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve(args)?,
         Command::Send(args) => send::run(&args)?,
         Command::Query(args) => return query::run(&args),
-        Command::Metrics(args) => reads::metrics(&args)?,
-        Command::Labels(args) => reads::labels(&args)?,
-        Command::Limits(args) => reads::limits(&args)?,
-        Command::Accounting(args) => reads::accounting(&args)?,
+        Command::Metrics(args) => inspect::metrics(&args)?,
+        Command::Labels(args) => inspect::labels(&args)?,
+        Command::Limits(args) => inspect::limits(&args)?,
+        Command::Accounting(args) => inspect::accounting(&args)?,
         Command::Rebuild(args) => rebuild::run(&args)?,
         Command::Archive(args) => archive::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,

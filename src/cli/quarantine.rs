@@ -3,7 +3,7 @@
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::client::{ServerArgs, typed};
+use super::client::{ServerArgs, decode_answer};
 use crate::api::quarantine::{EventPlace, QuarantineAnswer, QuarantinedEvent};
 
 #[derive(Debug, Args)]
@@ -66,11 +66,11 @@ pub(super) fn run(args: &QuarantineArgs) -> anyhow::Result<()> {
     match &args.command {
         QuarantineCommand::List { all, json, server } => list(server, *all, *json),
         QuarantineCommand::Release { events, all: false, server } => {
-            each(server, "release", "released", events)
+            apply_to_each(server, "release", "released", events)
         }
         QuarantineCommand::Release { all: true, server, .. } => release_all(server),
         QuarantineCommand::Discard { events, server } => {
-            each(server, "discard", "discarded", events)
+            apply_to_each(server, "discard", "discarded", events)
         }
     }
 }
@@ -78,7 +78,7 @@ pub(super) fn run(args: &QuarantineArgs) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)] // the output of the command
 fn list(server: &ServerArgs, all: bool, json: bool) -> anyhow::Result<()> {
     let answer = server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" }, &[])?;
-    println!("{}", if json { answer.to_string() } else { table(&typed(&answer)?) });
+    println!("{}", if json { answer.to_string() } else { table(&decode_answer(&answer)?) });
     Ok(())
 }
 
@@ -113,15 +113,15 @@ fn table(answer: &QuarantineAnswer) -> String {
 }
 
 /// The events that wait. The answer is bounded, so whoever wants all asks again.
-fn waiting(server: &ServerArgs) -> anyhow::Result<(Vec<EventPlace>, bool)> {
-    let answer: QuarantineAnswer = typed(&server.get("/v1/quarantine", &[])?)?;
+fn pending_events(server: &ServerArgs) -> anyhow::Result<(Vec<EventPlace>, bool)> {
+    let answer: QuarantineAnswer = decode_answer(&server.get("/v1/quarantine", &[])?)?;
     Ok((answer.events.iter().map(QuarantinedEvent::place).collect(), answer.more > 0))
 }
 
 fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
     loop {
-        let (places, more) = waiting(server)?;
-        each(server, "release", "released", &places)?;
+        let (places, more) = pending_events(server)?;
+        apply_to_each(server, "release", "released", &places)?;
         if !more {
             return Ok(());
         }
@@ -130,7 +130,12 @@ fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
 
 /// Does it to each event; goes on after a refusal, so that one event does not hold up the others.
 #[allow(clippy::print_stdout)] // the output of the command
-fn each(server: &ServerArgs, what: &str, done: &str, places: &[EventPlace]) -> anyhow::Result<()> {
+fn apply_to_each(
+    server: &ServerArgs,
+    what: &str,
+    done: &str,
+    places: &[EventPlace],
+) -> anyhow::Result<()> {
     let mut refused = 0;
     for place in places {
         match server.post(&format!("/v1/quarantine/{what}"), &serde_json::to_value(place)?) {

@@ -8,13 +8,13 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use jiff::tz::TimeZone;
 
-use super::client::{PATIENCE, Server, ServerArgs};
-use super::figures::{grouped, short};
-use super::{UsageError, when};
+use super::client::{PATIENCE, ServerArgs, ServerClient};
+use super::number_format::{grouped, short};
+use super::{UsageError, time_arg};
 use crate::api::completeness::Completeness;
 use crate::api::query::QueryAnswer;
 use crate::clock::{Clock, Millis, SystemClock};
-use crate::model::near::near;
+use crate::model::suggest::nearest_name;
 
 /// Shards named in the warning about a partial answer.
 const NAMED: usize = 5;
@@ -54,7 +54,7 @@ pub(super) struct QueryArgs {
     step: Option<String>,
     /// Time zone of the steps, of dates without one, and of the times shown [default: UTC]
     #[arg(long, value_name = "ZONE", value_parser = zone)]
-    tz: Option<Zone>,
+    tz: Option<NamedZone>,
     /// What to compute, with commas between [default: count]
     #[arg(long, value_delimiter = ',', value_parser = AGGS)]
     agg: Vec<String>,
@@ -88,11 +88,11 @@ const AGGS: [&str; 12] =
 
 /// A zone and its name.
 #[derive(Debug, Clone)]
-struct Zone(String, TimeZone);
+struct NamedZone(String, TimeZone);
 
-fn zone(name: &str) -> Result<Zone, String> {
+fn zone(name: &str) -> Result<NamedZone, String> {
     TimeZone::get(name)
-        .map(|zone| Zone(name.to_owned(), zone))
+        .map(|zone| NamedZone(name.to_owned(), zone))
         .map_err(|_| "no such time zone".to_owned())
 }
 
@@ -108,7 +108,7 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
     }
     let answer = server.get("/v1/query", &parameters).map_err(anyhow::Error::msg)?;
     let beside = answer.completeness.clone();
-    let text = server.good(answer)?;
+    let text = server.success_text(answer)?;
     let strange = "the answer is not what this version understands";
     let said = |completeness: &Completeness| {
         warnings(completeness).iter().for_each(|warning| eprintln!("{warning}"))
@@ -130,7 +130,7 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
     said(&answer.completeness);
     if answer.series.is_empty() {
         // That there is none is no failure.
-        print(&nothing(args, &server));
+        print(&empty_reason(args, &server));
     } else {
         print(&table(args, &answer));
     }
@@ -146,9 +146,9 @@ fn print(text: &str) {
 }
 
 fn parameters(args: &QueryArgs, now: Millis) -> anyhow::Result<Vec<(&'static str, String)>> {
-    let tz = args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone());
+    let tz = args.tz.as_ref().map_or(TimeZone::UTC, |NamedZone(_, tz)| tz.clone());
     let time = |name: &str, text: &Option<String>| {
-        let parsed = text.as_ref().map(|text| when::parse(text, now, &tz)).transpose();
+        let parsed = text.as_ref().map(|text| time_arg::parse(text, now, &tz)).transpose();
         parsed
             .map(|time| time.map(|time| time.to_string()))
             .map_err(|why| UsageError(format!("--{name}: {why}")))
@@ -157,7 +157,7 @@ fn parameters(args: &QueryArgs, now: Millis) -> anyhow::Result<Vec<(&'static str
         ("from", time("from", &args.from)?),
         ("to", time("to", &args.to)?),
         ("step", args.step.clone()),
-        ("tz", args.tz.as_ref().map(|Zone(name, _)| name.clone())),
+        ("tz", args.tz.as_ref().map(|NamedZone(name, _)| name.clone())),
         ("agg", (!args.agg.is_empty()).then(|| args.agg.join(","))),
         ("by", args.by.clone()),
         ("where", args.matchers.clone()),
@@ -180,7 +180,7 @@ fn labels(args: &QueryArgs) -> Vec<&str> {
 }
 
 fn time(args: &QueryArgs, text: &str) -> String {
-    when::shown(text, args.tz.as_ref().map(|Zone(_, tz)| tz))
+    time_arg::format_time(text, args.tz.as_ref().map(|NamedZone(_, tz)| tz))
 }
 
 fn table(args: &QueryArgs, answer: &QueryAnswer) -> String {
@@ -192,9 +192,9 @@ fn table(args: &QueryArgs, answer: &QueryAnswer) -> String {
         for point in &series.points {
             let labels =
                 by.iter().map(|name| series.labels.get(*name).cloned().unwrap_or_default());
-            let values = aggs(args)
-                .into_iter()
-                .map(|agg| point.figure(agg).map_or_else(|| "-".to_owned(), |v| shown(agg, v)));
+            let values = aggs(args).into_iter().map(|agg| {
+                point.figure(agg).map_or_else(|| "-".to_owned(), |v| format_figure(agg, v))
+            });
             table.add_row(std::iter::once(time(args, point.text("t"))).chain(labels).chain(values));
         }
     }
@@ -205,7 +205,7 @@ fn table(args: &QueryArgs, answer: &QueryAnswer) -> String {
 }
 
 /// Exact figures with all their digits; averages and quantiles, which are not, with six.
-fn shown(agg: &str, value: &str) -> String {
+fn format_figure(agg: &str, value: &str) -> String {
     match (agg, value.parse::<f64>()) {
         ("count" | "sum" | "min" | "max" | "distinct", _) | (_, Err(_)) => grouped(value),
         (_, Ok(number)) => short(number),
@@ -236,7 +236,7 @@ fn warnings(completeness: &Completeness) -> Vec<String> {
 }
 
 /// Why an answer is empty.
-fn nothing(args: &QueryArgs, server: &Server) -> String {
+fn empty_reason(args: &QueryArgs, server: &ServerClient) -> String {
     let metric = &args.metric;
     let here = format!("no data for {metric} in this range");
     let Ok(known) = server.get_json("/v1/metrics", &[]) else { return here };
@@ -256,7 +256,7 @@ fn nothing(args: &QueryArgs, server: &Server) -> String {
     if known.get("next").is_some() || known["completeness"]["partial"] == true {
         return here;
     }
-    let hint = near(metric, rows.iter().map(name))
+    let hint = nearest_name(metric, rows.iter().map(name))
         .map(|name| format!("; did you mean {name}?"))
         .unwrap_or_default();
     format!("there is no metric {metric}{hint} (`rollmill metrics` lists them)")
@@ -264,9 +264,11 @@ fn nothing(args: &QueryArgs, server: &Server) -> String {
 
 fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
     let agg = aggs(args)[0];
-    let windows =
-        Windows::of(answer, args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone()));
-    let lines: Vec<plot::Line> = answer
+    let windows = AnswerWindows::of(
+        answer,
+        args.tz.as_ref().map_or(TimeZone::UTC, |NamedZone(_, tz)| tz.clone()),
+    );
+    let lines: Vec<plot::PlotLine> = answer
         .series
         .iter()
         .take(PLOTS)
@@ -282,7 +284,7 @@ fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
                     values[at] = Some(value);
                 }
             }
-            plot::Line { title: format!("{}: {agg}{}", args.metric, labels.concat()), values }
+            plot::PlotLine { title: format!("{}: {agg}{}", args.metric, labels.concat()), values }
         })
         .collect();
     let width = comfy_table::Table::new()
@@ -305,13 +307,13 @@ fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
 }
 
 /// The windows of an answer, those without data too.
-struct Windows {
+struct AnswerWindows {
     from: jiff::ZonedDateTime,
     step: String,
     count: usize,
 }
 
-impl Windows {
+impl AnswerWindows {
     fn of(answer: &QueryAnswer, tz: TimeZone) -> Self {
         let time = |text: &str| {
             text.parse::<jiff::Timestamp>().unwrap_or_default().to_zoned_datetime(tz.clone())
@@ -359,7 +361,7 @@ mod tests {
     use super::*;
     use crate::api::completeness::MissingShard;
 
-    fn windows(step: &str, from: &str, to: &str, tz: &str) -> Windows {
+    fn windows(step: &str, from: &str, to: &str, tz: &str) -> AnswerWindows {
         let completeness = Completeness {
             partial: false,
             shards: 1,
@@ -371,7 +373,7 @@ mod tests {
         let (metric, step, from, to) =
             ("m".to_owned(), step.to_owned(), from.to_owned(), to.to_owned());
         let answer = QueryAnswer { metric, step, from, to, series: Vec::new(), completeness };
-        Windows::of(&answer, TimeZone::get(tz).expect("a zone"))
+        AnswerWindows::of(&answer, TimeZone::get(tz).expect("a zone"))
     }
 
     #[test]
@@ -403,7 +405,7 @@ mod tests {
             ("avg", "0.0004", "0.0004"),
             ("p99.9", "1022.25000001", "1,022.25"),
         ] {
-            assert_eq!(shown(agg, value), text);
+            assert_eq!(format_figure(agg, value), text);
         }
     }
 

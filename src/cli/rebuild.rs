@@ -10,8 +10,8 @@ use crate::config::{Config, key};
 use crate::model::offset::LogId;
 use crate::model::window::Hour;
 use crate::node::DataDir;
-use crate::node::rebuild::{Prepared, prepare};
-use crate::recompute::rebuild::Report;
+use crate::node::rebuild::{RebuildJob, prepare};
+use crate::recompute::rebuild::RebuildReport;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -94,7 +94,7 @@ fn log_id(text: &str) -> anyhow::Result<LogId> {
     Ok(LogId(id.to_be_bytes()))
 }
 
-fn planned(prepared: &Prepared) -> String {
+fn planned(prepared: &RebuildJob) -> String {
     let size = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -121,28 +121,28 @@ fn planned(prepared: &Prepared) -> String {
     let records: u64 = prepared.plans.iter().map(|plan| plan.records()).sum();
     let objects: usize = prepared.plans.iter().map(|plan| plan.chain.len()).sum();
     let goes_on =
-        if prepared.goes_on { ", going on where an earlier attempt was ended" } else { "" };
+        if prepared.resumes { ", going on where an earlier attempt was ended" } else { "" };
     let shards = prepared.plans.len();
     format!(
         "{table}\nwould rebuild {} of {shards} shards from {objects} objects and {records} \
          records{goes_on}",
-        prepared.place()
+        prepared.location()
     )
 }
 
-fn planned_json(prepared: &Prepared) -> String {
+fn planned_json(prepared: &RebuildJob) -> String {
     let shard = |plan: &crate::recompute::rebuild::plan::ShardPlan| {
         serde_json::json!({"shard": plan.shard.0, "start": plan.start, "archived": plan.archived, "end": plan.end,
             "objects": plan.chain.iter().map(|link| &link.object.path).collect::<Vec<_>>(), "unused": plan.unused})
     };
-    serde_json::json!({"dry_run": true, "place": prepared.place(), "goes_on": prepared.goes_on,
+    serde_json::json!({"dry_run": true, "place": prepared.location(), "goes_on": prepared.resumes,
         "shards": prepared.plans.iter().map(shard).collect::<Vec<_>>()})
     .to_string()
 }
 
-fn json(report: &Report, prepared: &Prepared, seconds: f64) -> String {
+fn json(report: &RebuildReport, prepared: &RebuildJob, seconds: f64) -> String {
     let [aggregated, deduplicated, quarantined] = report.events;
-    serde_json::json!({"place": prepared.place(), "went_on": prepared.goes_on, "shards": report.shards, "objects": report.objects,
+    serde_json::json!({"place": prepared.location(), "went_on": prepared.resumes, "shards": report.shards, "objects": report.objects,
         "records": {"archive": report.records.0, "log": report.records.1},
         "events": {"aggregated": aggregated, "deduplicated": deduplicated, "quarantined": quarantined},
         "objects_without_decisions": report.undecided, "objects_without_checksum": report.unsealed, "objects_left_aside": report.unused, "damaged": report.damaged,
@@ -150,14 +150,14 @@ fn json(report: &Report, prepared: &Prepared, seconds: f64) -> String {
     .to_string()
 }
 
-fn text(report: &Report, prepared: &Prepared, seconds: f64) -> String {
+fn text(report: &RebuildReport, prepared: &RebuildJob, seconds: f64) -> String {
     let [aggregated, deduplicated, quarantined] = report.events;
     let (archive, log) = report.records;
     let mut lines = vec![
         format!(
             "rebuilt {}: {} shards, {archive} records of {} objects and {log} of the log, in \
              {seconds:.1} s",
-            prepared.place(),
+            prepared.location(),
             report.shards,
             report.objects
         ),

@@ -5,17 +5,17 @@
 //! it stays the same in every retry, and in every run that goes on from the same position
 //! (`--resume`), whatever the file is called and whatever stands beside the event.
 
+mod delivery;
 mod event;
-mod feed;
 mod input;
+mod input_reader;
 mod position;
-mod post;
 mod rejects;
 mod run;
 mod sniff;
 mod sources;
 mod split;
-mod stop;
+mod stop_signal;
 mod table;
 mod times;
 
@@ -23,8 +23,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use self::table::Columns;
-use self::times::Unit;
+use self::table::ColumnNames;
+use self::times::TimeUnit;
 use super::client::ServerArgs;
 
 #[derive(Debug, Args)]
@@ -75,7 +75,7 @@ pub(super) struct SendArgs {
     decimal_comma: bool,
     /// What a time that is a number counts since 1970 [default: told by its size]
     #[arg(long)]
-    time_unit: Option<Unit>,
+    time_unit: Option<TimeUnit>,
     /// CSV: zone of times that have none
     #[arg(long, value_name = "ZONE", requires = "csv", value_parser = jiff::tz::TimeZone::get)]
     tz: Option<jiff::tz::TimeZone>,
@@ -96,8 +96,8 @@ pub(super) struct SendArgs {
 }
 
 impl SendArgs {
-    fn columns(&self) -> Option<Columns> {
-        (self.metric.is_some() || self.metric_column.is_some()).then(|| Columns {
+    fn columns(&self) -> Option<ColumnNames> {
+        (self.metric.is_some() || self.metric_column.is_some()).then(|| ColumnNames {
             metric: self.metric.clone(),
             metric_column: self.metric_column.clone(),
             time: self.time.clone(),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::client::{ServerArgs, typed};
+use super::client::{ServerArgs, decode_answer};
 use crate::api::status::StatusAnswer;
 
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ pub(super) struct StatusArgs {
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let answer = args.server.get("/v1/status", &[])?;
-    let status: StatusAnswer = typed(&answer)?;
+    let status: StatusAnswer = decode_answer(&answer)?;
     if args.json {
         println!("{answer}");
     } else {
@@ -39,7 +39,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// A figure as people read it; what is not known is a dash.
-fn shown<T: ToString>(value: Option<T>) -> String {
+fn value_or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
@@ -107,14 +107,14 @@ fn shards(answer: &StatusAnswer) -> String {
         table.add_row([
             shard.shard.to_string(),
             shard.node.clone().unwrap_or_else(|| shard.owner.clone()),
-            shown(shard.epoch),
-            shown(shard.next),
-            shown(shard.end),
-            shown(shard.lag),
+            value_or_dash(shard.epoch),
+            value_or_dash(shard.next),
+            value_or_dash(shard.end),
+            value_or_dash(shard.lag),
             duration(shard.age_ms.and_then(|ms| u64::try_from(ms).ok())),
-            shown(shard.archived),
-            shown(shard.archive_lag),
-            shown(shard.attempts),
+            value_or_dash(shard.archived),
+            value_or_dash(shard.archive_lag),
+            value_or_dash(shard.attempts),
             shard.problem.clone().unwrap_or_default(),
         ]);
     }
@@ -134,7 +134,11 @@ fn problem(answer: &StatusAnswer) -> Option<String> {
         }
     }
     for shard in answer.shards.iter().filter(|shard| shard.problem.as_deref() == Some("stopped")) {
-        lines.push(format!("shard {} stands still: {}", shard.shard, shown(shard.why.as_ref())));
+        lines.push(format!(
+            "shard {} stands still: {}",
+            shard.shard,
+            value_or_dash(shard.why.as_ref())
+        ));
     }
     let failing = count("flush_failing");
     if failing > 0 {

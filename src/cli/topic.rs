@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use crate::config::{Config, key};
 use crate::migrate::move_topic;
-use crate::node::backends::{self, Description, Difference};
+use crate::node::backends::{self, TopicDescription, TopicDrift};
 
 #[derive(Debug, Args)]
 pub(super) struct TopicArgs {
@@ -98,12 +98,12 @@ pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
         {
             println!("{refusal}");
         }
-        description.notes().for_each(|note| println!("{note}"));
+        description.warnings().for_each(|note| println!("{note}"));
     }
     let wrong = match &args.command {
         // What nodes serve on all the same stops no set-up.
-        Command::Create { .. } => description.differences.iter().any(|d| !d.is_harmless),
-        Command::Describe(_) | Command::Move { .. } => !description.differences.is_empty(),
+        Command::Create { .. } => description.drift.iter().any(|d| !d.is_harmless),
+        Command::Describe(_) | Command::Move { .. } => !description.drift.is_empty(),
     };
     Ok(if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
@@ -114,18 +114,21 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
         |flags: &[(&str, String)]| Config::load(options.config.as_deref(), std::env::vars(), flags);
     let (old, new) = (load(&[(key!(kafka.topic), old.to_owned())])?, load(&[])?);
     let mut said = None;
-    let moved =
-        move_topic::run(&move_topic::Topics { old: &old, new: &new }, dry, &mut |step, _, _| {
+    let moved = move_topic::run(
+        &move_topic::TopicPair { old: &old, new: &new },
+        dry,
+        &mut |step, _, _| {
             if said.replace(step) != Some(step) && !options.json {
-                eprintln!("{}", step.words().0);
+                eprintln!("{}", step.labels().0);
             }
-        })?;
+        },
+    )?;
     let to = moved.to.map(|log| log.to_string());
     if options.json {
-        let (unflushed, unarchived) = moved.waiting;
+        let (unflushed, unarchived) = moved.pending;
         let outcome = if dry {
             "planned"
-        } else if moved.done_before {
+        } else if moved.already_done {
             "was done before"
         } else {
             "done"
@@ -139,7 +142,7 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
             new.kafka.topic, moved.from
         );
     } else {
-        let (unflushed, unarchived) = moved.waiting;
+        let (unflushed, unarchived) = moved.pending;
         println!(
             "nothing was changed. To be flushed first: {unflushed} records; to be archived first: \
              {unarchived}. The new topic will begin behind {} records",
@@ -149,7 +152,7 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(topic: &Description) -> comfy_table::Table {
+fn table(topic: &TopicDescription) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     let health = |shards: &[crate::model::offset::ShardId]| match shards.len() {
@@ -174,9 +177,9 @@ fn table(topic: &Description) -> comfy_table::Table {
     table
 }
 
-fn json(topic: &Description) -> serde_json::Value {
-    let difference = |d: &Difference| {
-        serde_json::json!({ "what": d.what, "found": d.found, "wanted": d.wanted, "why": d.why,
+fn json(topic: &TopicDescription) -> serde_json::Value {
+    let difference = |d: &TopicDrift| {
+        serde_json::json!({ "what": d.setting, "found": d.found, "wanted": d.expected, "why": d.why,
             "nodes_serve": d.is_harmless })
     };
     let numbers = |shards: &[crate::model::offset::ShardId]| {
@@ -193,6 +196,6 @@ fn json(topic: &Description) -> serde_json::Value {
         "under_replicated": numbers(&topic.under_replicated),
         "leaderless": numbers(&topic.leaderless),
         "settings": topic.settings,
-        "differences": topic.differences.iter().map(difference).collect::<Vec<_>>(),
+        "differences": topic.drift.iter().map(difference).collect::<Vec<_>>(),
     })
 }

@@ -7,15 +7,17 @@ use std::process::ExitCode;
 use clap::Args;
 use jiff::tz::TimeZone;
 
-use super::{UsageError, when};
+use super::{UsageError, time_arg};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::{Config, key, millis};
 use crate::model::decimal::Decimal;
 use crate::model::offset::ShardId;
-use crate::model::rollup::Figures;
+use crate::model::rollup::RollupFigures;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::node::{DataDir, offline};
-use crate::recompute::verify::{Difference, NotVerifiable, Report, Sources, VerifyError, verify};
+use crate::recompute::verify::{
+    RowDifference, UnverifiableWindows, VerifyError, VerifyReport, VerifySources, verify,
+};
 
 /// Attempts while the server moves records from the log to the archive.
 const ATTEMPTS: u32 = 5;
@@ -65,7 +67,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let hours =
         hour(args.from.as_deref(), Hour(i32::MIN))?..hour(args.to.as_deref(), Hour(i32::MAX))?;
     let (store, archive) = (offline::store(&config, &data)?, offline::archive(&config, &data)?);
-    let sources = Sources {
+    let sources = VerifySources {
         store: store.as_ref(),
         archive: archive.as_ref(),
         open_log: &|| offline::log(&config, &data),
@@ -90,7 +92,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let seconds = watch.elapsed().as_secs_f64();
     println!("{}", if args.json { json(&report, seconds) } else { text(&report, seconds) });
-    Ok(match (report.is_equal(), report.is_empty_handed()) {
+    Ok(match (report.is_equal(), report.compared_nothing()) {
         (false, _) => ExitCode::FAILURE,
         (true, true) => ExitCode::from(NOTHING_COMPARED),
         (true, false) => ExitCode::SUCCESS,
@@ -99,7 +101,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 
 fn hour(text: Option<&str>, default: Hour) -> anyhow::Result<Hour> {
     let Some(text) = text else { return Ok(default) };
-    let time = when::parse(text, SystemClock.now(), &TimeZone::UTC).map_err(UsageError)?;
+    let time = time_arg::parse(text, SystemClock.now(), &TimeZone::UTC).map_err(UsageError)?;
     // So long ago is some minute of an hour; a time that somebody has written down is meant.
     if time % HOUR_MS != 0 && !text.starts_with('-') && text != "now" {
         return Err(UsageError(format!("{text} is not the start of an hour")).into());
@@ -107,14 +109,15 @@ fn hour(text: Option<&str>, default: Hour) -> anyhow::Result<Hour> {
     Ok(Hour::of(time))
 }
 
-fn sum(figures: &Figures) -> String {
+fn sum(figures: &RollupFigures) -> String {
     Decimal::from_units(figures.sum).to_string()
 }
 
-fn json(report: &Report, seconds: f64) -> String {
-    let figures =
-        |f: &Option<Figures>| f.map(|f| serde_json::json!({"count": f.count, "sum": sum(&f)}));
-    let difference = |d: &Difference| {
+fn json(report: &VerifyReport, seconds: f64) -> String {
+    let figures = |f: &Option<RollupFigures>| {
+        f.map(|f| serde_json::json!({"count": f.count, "sum": sum(&f)}))
+    };
+    let difference = |d: &RowDifference| {
         serde_json::json!({"tenant": d.series.series.tenant, "metric": d.series.series.metric, "labels": d.series.series.labels,
             "hour": time(d.hour), "stored": figures(&d.stored), "recomputed": figures(&d.recomputed)})
     };
@@ -122,27 +125,27 @@ fn json(report: &Report, seconds: f64) -> String {
     let damages: Vec<_> = report
         .damages
         .iter()
-        .map(|d| serde_json::json!({"place": d.place, "why": d.why}))
+        .map(|d| serde_json::json!({"place": d.location, "why": d.reason}))
         .collect();
-    serde_json::json!({"equal": report.is_equal(), "damages": damages, "accounting_compared": report.books_compared,
+    serde_json::json!({"equal": report.is_equal(), "damages": damages, "accounting_compared": report.accounting_compared,
         "rows": report.rows, "records": report.records, "shards": report.shards,
-        "seconds": seconds, "differences": differences, "set_aside": report.set_aside,
+        "seconds": seconds, "differences": differences, "set_aside": report.quarantined,
         "unverified": report.unverified.iter().map(|(shard, why)| serde_json::json!({"shard": shard.0, "why": why})).collect::<Vec<_>>(),
-        "not_verifiable": report.not_verifiable.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}))})
+        "not_verifiable": report.unverifiable.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}))})
     .to_string()
 }
 
-fn text(report: &Report, seconds: f64) -> String {
-    let Report {
+fn text(report: &VerifyReport, seconds: f64) -> String {
+    let VerifyReport {
         rows,
         records,
         shards,
         differences,
-        not_verifiable,
+        unverifiable: not_verifiable,
         unverified,
-        set_aside,
+        quarantined: set_aside,
         damages,
-        books_compared,
+        accounting_compared: books_compared,
     } = report;
     let mut of =
         format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
@@ -150,7 +153,7 @@ fn text(report: &Report, seconds: f64) -> String {
         of += "\nnot compared: the accounting, because not all records from the first one on were \
                read";
     }
-    if let Some(NotVerifiable { before, rows }) = not_verifiable {
+    if let Some(UnverifiableWindows { before, rows }) = not_verifiable {
         of += &format!(
             "\nNOT VERIFIABLE: {rows} rows of windows before {}, whose raw events are older than \
              archive.keep",
@@ -176,12 +179,12 @@ fn text(report: &Report, seconds: f64) -> String {
             damages
                 .iter()
                 .take(PRINTED)
-                .map(|damage| format!("  {}: {}", damage.place, damage.why)),
+                .map(|damage| format!("  {}: {}", damage.location, damage.reason)),
         );
     }
     if differences.is_empty() {
         let what = match (
-            report.is_empty_handed(),
+            report.compared_nothing(),
             unverified.is_empty() && not_verifiable.is_none() && damages.is_empty(),
         ) {
             (true, _) => "NOTHING was verified",
@@ -200,7 +203,7 @@ fn text(report: &Report, seconds: f64) -> String {
     parts.join("\n")
 }
 
-fn rows_that_differ(differences: &[Difference]) -> comfy_table::Table {
+fn rows_that_differ(differences: &[RowDifference]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["hour", "tenant", "metric", "labels", "stored", "recomputed", ""]);
@@ -208,7 +211,7 @@ fn rows_that_differ(differences: &[Difference]) -> comfy_table::Table {
         let series = &d.series.series;
         let labels: Vec<String> =
             series.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let shown = |f: &Option<Figures>| {
+        let shown = |f: &Option<RollupFigures>| {
             f.map_or("nothing".to_owned(), |f| format!("count {} sum {}", f.count, sum(&f)))
         };
         let what = if d.stored == d.recomputed { "only sketches differ" } else { "" };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use super::peer::Peer;
+use super::peer::MeshPeer;
 use crate::model::offset::{Epoch, ShardId};
 
 /// Nodes that are remembered, those that are gone included.
@@ -16,18 +16,18 @@ pub const MAX_PEERS: usize = 128;
 
 /// The peers.
 #[derive(Default)]
-pub struct Directory {
-    peers: ArcSwap<Vec<Arc<Peer>>>,
+pub struct PeerDirectory {
+    peers: ArcSwap<Vec<Arc<MeshPeer>>>,
     writing: Mutex<()>,
 }
 
-impl Directory {
+impl PeerDirectory {
     /// A peer that has a session now; an earlier life of the same name that is gone is forgotten.
-    pub fn join(&self, peer: Arc<Peer>) {
-        self.change(|peers| {
+    pub fn join(&self, peer: Arc<MeshPeer>) {
+        self.update(|peers| {
             peers.retain(|known| known.name != peer.name || !known.is_gone());
             if peers.len() >= MAX_PEERS {
-                let at = peers.iter().position(|known| !known.answers()).unwrap_or(0);
+                let at = peers.iter().position(|known| !known.is_available()).unwrap_or(0);
                 peers.remove(at);
             }
             peers.push(peer);
@@ -35,31 +35,31 @@ impl Directory {
     }
 
     /// All peers, those that are gone included.
-    pub fn peers(&self) -> Arc<Vec<Arc<Peer>>> {
+    pub fn peers(&self) -> Arc<Vec<Arc<MeshPeer>>> {
         self.peers.load_full()
     }
 
     /// Whether a node that answers has said that it owns the shard.
-    pub fn knows(&self, shard: ShardId) -> bool {
-        let announces = |peer: &Arc<Peer>| {
-            peer.announced().is_some_and(|announced| announced.shards.contains_key(&shard.0))
+    pub fn is_owned(&self, shard: ShardId) -> bool {
+        let announces = |peer: &Arc<MeshPeer>| {
+            peer.announcement().is_some_and(|announced| announced.shards.contains_key(&shard.0))
         };
-        self.peers.load().iter().any(|peer| peer.answers() && announces(peer))
+        self.peers.load().iter().any(|peer| peer.is_available() && announces(peer))
     }
 
     /// Whom to ask for a shard: whoever announced the epoch, or else whoever announced the latest
     /// one.
-    pub fn owner(peers: &[Arc<Peer>], shard: ShardId, epoch: Epoch) -> Option<&Arc<Peer>> {
-        let announced = |peer: &Arc<Peer>| {
-            let stand = *peer.announced()?.shards.get(&shard.0)?;
+    pub fn owner(peers: &[Arc<MeshPeer>], shard: ShardId, epoch: Epoch) -> Option<&Arc<MeshPeer>> {
+        let announced = |peer: &Arc<MeshPeer>| {
+            let stand = *peer.announcement()?.shards.get(&shard.0)?;
             Some(stand.from.checkpoint().epoch)
         };
         let known = peers.iter().filter_map(|peer| Some((announced(peer)?, peer)));
-        let best = known.max_by_key(|(of, peer)| (*of == epoch, of.counter, peer.answers()));
+        let best = known.max_by_key(|(of, peer)| (*of == epoch, of.counter, peer.is_available()));
         best.map(|(_, peer)| peer)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Peer>>)) {
+    fn update(&self, change: impl FnOnce(&mut Vec<Arc<MeshPeer>>)) {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut peers = self.peers.load_full().to_vec();
         change(&mut peers);
@@ -76,8 +76,10 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
-    use crate::cluster::door::DoorMessage;
-    use crate::cluster::wire::{self, Announcement, Place, Reach, Reply, Stand};
+    use crate::cluster::endpoint::EndpointMessage;
+    use crate::cluster::wire::{
+        self, NodeAnnouncement, PeerReply, ShardAnnouncement, ShardCheckpoint, WireFreshness,
+    };
     use crate::model::offset::LogId;
 
     const SHARD: ShardId = ShardId(3);
@@ -90,13 +92,13 @@ mod tests {
     struct Announces(u64);
 
     impl Actor for Announces {
-        type Msg = DoorMessage;
+        type Msg = EndpointMessage;
         type State = ();
         type Arguments = ();
 
         async fn pre_start(
             &self,
-            _: ActorRef<DoorMessage>,
+            _: ActorRef<EndpointMessage>,
             (): (),
         ) -> Result<(), ActorProcessingErr> {
             Ok(())
@@ -104,38 +106,39 @@ mod tests {
 
         async fn handle(
             &self,
-            _: ActorRef<DoorMessage>,
-            message: DoorMessage,
+            _: ActorRef<EndpointMessage>,
+            message: EndpointMessage,
             (): &mut (),
         ) -> Result<(), ActorProcessingErr> {
-            let DoorMessage::Ask(_, reply) = message;
+            let EndpointMessage::Ask(_, reply) = message;
             let Epoch { counter, nonce } = epoch(self.0);
-            let from = Place { shard: SHARD.0, log: [7; 16], next: 0, epoch: (counter, nonce) };
-            let shards = vec![Stand {
+            let from =
+                ShardCheckpoint { shard: SHARD.0, log: [7; 16], next: 0, epoch: (counter, nonce) };
+            let shards = vec![ShardAnnouncement {
                 from,
-                reach: Reach { age_ms: 0, behind: 0, recovering: false, stopped: false },
+                reach: WireFreshness { age_ms: 0, behind: 0, recovering: false, stopped: false },
             }];
             let announcement =
-                Announcement { shards, stopped: vec![], windows: None, card: ByteBuf::new() };
-            Ok(reply.send(wire::encode(&Reply::Beat(announcement))?)?)
+                NodeAnnouncement { shards, stopped: vec![], windows: None, card: ByteBuf::new() };
+            Ok(reply.send(wire::encode(&PeerReply::Beat(announcement))?)?)
         }
     }
 
     /// A peer that has not answered yet.
-    async fn silent(name: &str, claims: u64) -> Arc<Peer> {
+    async fn silent(name: &str, claims: u64) -> Arc<MeshPeer> {
         let (door, _) = Actor::spawn(None, Announces(claims), ()).await.expect("spawned");
-        Peer::new(name.to_owned(), door, Arc::new(SystemClock), 1)
+        MeshPeer::new(name.to_owned(), door, Arc::new(SystemClock), 1)
     }
 
-    async fn heard(name: &str, claims: u64) -> Arc<Peer> {
+    async fn heard(name: &str, claims: u64) -> Arc<MeshPeer> {
         let peer = silent(name, claims).await;
-        peer.beat(Duration::from_secs(5)).await.expect("it is there");
+        peer.heartbeat(Duration::from_secs(5)).await.expect("it is there");
         peer
     }
 
-    fn owner(peers: &[&Arc<Peer>], of: Epoch) -> Option<String> {
+    fn owner(peers: &[&Arc<MeshPeer>], of: Epoch) -> Option<String> {
         let peers: Vec<_> = peers.iter().map(|peer| (*peer).clone()).collect();
-        Directory::owner(&peers, SHARD, of).map(|peer| peer.name.clone())
+        PeerDirectory::owner(&peers, SHARD, of).map(|peer| peer.name.clone())
     }
 
     #[tokio::test]
@@ -163,25 +166,28 @@ mod tests {
         assert_eq!(owner(&[&silent("mute", 2).await], epoch(2)), None, "it has announced nothing");
         let other: Vec<_> = vec![new];
         assert!(
-            Directory::owner(&other, ShardId(4), epoch(2)).is_none(),
+            PeerDirectory::owner(&other, ShardId(4), epoch(2)).is_none(),
             "nobody has announced this shard"
         );
-        let directory = Directory::default();
-        assert!(!directory.knows(SHARD));
+        let directory = PeerDirectory::default();
+        assert!(!directory.is_owned(SHARD));
         directory.join(old.clone());
-        assert!(directory.knows(SHARD) && !directory.knows(ShardId(4)));
-        assert_eq!(old.belongs_elsewhere(LogId([8; 16])), Some(LogId([7; 16])));
-        assert!(!old.answers() && !directory.knows(SHARD), "another cluster's node is not asked");
-        assert_eq!(old.belongs_elsewhere(LogId([7; 16])), None);
-        assert!(old.answers() && directory.knows(SHARD));
-        old.leave();
-        assert!(!directory.knows(SHARD), "it is gone");
+        assert!(directory.is_owned(SHARD) && !directory.is_owned(ShardId(4)));
+        assert_eq!(old.check_log(LogId([8; 16])), Some(LogId([7; 16])));
+        assert!(
+            !old.is_available() && !directory.is_owned(SHARD),
+            "another cluster's node is not asked"
+        );
+        assert_eq!(old.check_log(LogId([7; 16])), None);
+        assert!(old.is_available() && directory.is_owned(SHARD));
+        old.mark_gone();
+        assert!(!directory.is_owned(SHARD), "it is gone");
     }
 
     #[tokio::test]
     async fn whoever_answers_comes_before_whoever_is_gone() {
         let (gone, here) = (heard("gone", 2).await, heard("here", 2).await);
-        gone.leave();
+        gone.mark_gone();
         for peers in [[&gone, &here], [&here, &gone]] {
             assert_eq!(owner(&peers, epoch(2)).as_deref(), Some("here"));
         }
@@ -194,9 +200,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_comes_back_replaces_its_former_life_and_no_other() {
-        let directory = Directory::default();
+        let directory = PeerDirectory::default();
         let lives = [heard("a", 1).await, heard("a", 2).await, heard("a", 3).await];
-        lives[0].leave();
+        lives[0].mark_gone();
         for peer in [&lives[0], &heard("b", 1).await, &lives[1]] {
             directory.join(peer.clone());
         }
@@ -212,10 +218,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_number_of_peers_is_bounded_and_those_that_do_not_answer_go_first() {
-        let directory = Directory::default();
+        let directory = PeerDirectory::default();
         directory.join(heard("first", 1).await);
         let gone = heard("gone", 1).await;
-        gone.leave();
+        gone.mark_gone();
         directory.join(gone);
         for at in 2..=MAX_PEERS {
             directory.join(heard(&format!("node-{at}"), 1).await);

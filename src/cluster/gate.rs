@@ -16,24 +16,24 @@ use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// The largest frame of a peer that has not authenticated.
-const FRAME: u64 = 16 << 10;
+const MAX_FRAME: u64 = 16 << 10;
 /// All that such a peer may send.
-const ALL: usize = 64 << 10;
+const MAX_BYTES: usize = 64 << 10;
 /// Bytes taken at once meanwhile.
 const PIECE: usize = 2 << 10;
 
 /// Closed until the session behind it is authenticated.
 #[derive(Debug, Default)]
-struct Gate {
+struct AuthGate {
     open: AtomicBool,
     waiting: AtomicWaker,
 }
 
 /// The gates of all connections, by the address of the peer.
 #[derive(Debug, Default)]
-pub(super) struct Gates(Mutex<HashMap<String, Weak<Gate>>>);
+pub(super) struct AuthGates(Mutex<HashMap<String, Weak<AuthGate>>>);
 
-impl Gates {
+impl AuthGates {
     /// The session of this address is authenticated.
     pub(super) fn open(&self, address: &str) {
         let gate = self
@@ -54,26 +54,26 @@ impl Gates {
         peer: String,
         reader: impl AsyncRead + Send + Unpin + 'static,
         writer: impl tokio::io::AsyncWrite + Send + Unpin + 'static,
-    ) -> Connection {
-        let gate = Arc::new(Gate::default());
+    ) -> MeshConnection {
+        let gate = Arc::new(AuthGate::default());
         let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         gates.retain(|_, gate| gate.strong_count() > 0);
         gates.insert(peer.clone(), Arc::downgrade(&gate));
         drop(gates);
-        let reader = Guarded { inner: reader, gate, frame: Frame::default(), taken: 0 };
-        Connection { peer, reader: Box::new(reader), writer: Box::new(writer) }
+        let reader = GatedReader { inner: reader, gate, frame: FrameState::default(), taken: 0 };
+        MeshConnection { peer, reader: Box::new(reader), writer: Box::new(writer) }
     }
 }
 
 /// A connection to another node, in either direction.
-pub struct Connection {
+pub struct MeshConnection {
     /// The address at the other end.
     pub peer: String,
     reader: BoxRead,
     writer: BoxWrite,
 }
 
-impl ClusterBidiStream for Connection {
+impl ClusterBidiStream for MeshConnection {
     fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
         (self.reader, self.writer)
     }
@@ -85,22 +85,22 @@ impl ClusterBidiStream for Connection {
 
 /// Where a reader is in a frame: its length in eight bytes, big-endian, then so many bytes.
 #[derive(Debug, Default)]
-struct Frame {
+struct FrameState {
     length: [u8; 8],
     known: usize,
     left: u64,
 }
 
-impl Frame {
+impl FrameState {
     /// How much may be read without looking further.
-    fn piece(&self) -> usize {
+    fn wanted(&self) -> usize {
         match self.left {
             0 => self.length.len() - self.known,
             left => usize::try_from(left).unwrap_or(PIECE).min(PIECE),
         }
     }
 
-    fn read(&mut self, bytes: &[u8]) {
+    fn advance(&mut self, bytes: &[u8]) {
         if self.left > 0 {
             self.left -= bytes.len() as u64;
             return;
@@ -113,14 +113,14 @@ impl Frame {
     }
 }
 
-struct Guarded<R> {
+struct GatedReader<R> {
     inner: R,
-    gate: Arc<Gate>,
-    frame: Frame,
+    gate: Arc<AuthGate>,
+    frame: FrameState,
     taken: usize,
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Guarded<R> {
+impl<R: AsyncRead + Unpin> AsyncRead for GatedReader<R> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -128,23 +128,23 @@ impl<R: AsyncRead + Unpin> AsyncRead for Guarded<R> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.gate.open.load(Ordering::Acquire) {
-            if this.frame.left > FRAME {
+            if this.frame.left > MAX_FRAME {
                 this.gate.waiting.register(cx.waker());
                 if !this.gate.open.load(Ordering::Acquire) {
                     return Poll::Pending;
                 }
                 return Pin::new(&mut this.inner).poll_read(cx, buf);
             }
-            if this.taken >= ALL {
+            if this.taken >= MAX_BYTES {
                 return Poll::Ready(Err(io::Error::other(
                     "it has sent too much before it was authenticated",
                 )));
             }
             let mut piece = [0; PIECE];
-            let most = this.frame.piece().min(buf.remaining());
+            let most = this.frame.wanted().min(buf.remaining());
             let mut read = ReadBuf::new(&mut piece[..most]);
             std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
-            this.frame.read(read.filled());
+            this.frame.advance(read.filled());
             this.taken += read.filled().len();
             buf.put_slice(read.filled());
             return Poll::Ready(Ok(()));
@@ -165,7 +165,7 @@ mod tests {
         [&length.to_be_bytes()[..], &vec![7; length as usize]].concat()
     }
 
-    fn guarded(gates: &Gates) -> (tokio::io::DuplexStream, BoxRead) {
+    fn guarded(gates: &AuthGates) -> (tokio::io::DuplexStream, BoxRead) {
         let (theirs, ours) = tokio::io::duplex(1 << 20);
         let (reader, writer) = tokio::io::split(ours);
         (theirs, Box::new(gates.guard("a:1".to_owned(), reader, writer)).split().0)
@@ -173,15 +173,15 @@ mod tests {
 
     #[tokio::test]
     async fn small_frames_pass_and_a_large_one_waits_until_the_gate_is_open() {
-        let gates = Gates::default();
+        let gates = AuthGates::default();
         let (mut theirs, mut ours) = guarded(&gates);
-        let large = frame(FRAME + 1);
-        for bytes in [&frame(100), &frame(0), &frame(FRAME), &large] {
+        let large = frame(MAX_FRAME + 1);
+        for bytes in [&frame(100), &frame(0), &frame(MAX_FRAME), &large] {
             theirs.write_all(bytes).await.expect("sent");
         }
-        let mut small = vec![0; 8 + 100 + 8 + 8 + FRAME as usize];
+        let mut small = vec![0; 8 + 100 + 8 + 8 + MAX_FRAME as usize];
         ours.read_exact(&mut small).await.expect("they pass");
-        assert_eq!(small, [frame(100), frame(0), frame(FRAME)].concat());
+        assert_eq!(small, [frame(100), frame(0), frame(MAX_FRAME)].concat());
         // Of the large one, its length is seen and nothing more.
         let mut head = [0; 8];
         ours.read_exact(&mut head).await.expect("its length");
@@ -208,10 +208,10 @@ mod tests {
 
     #[tokio::test]
     async fn many_small_frames_are_too_much_as_well() {
-        let gates = Gates::default();
+        let gates = AuthGates::default();
         let (mut theirs, mut ours) = guarded(&gates);
         for _ in 0..20 {
-            theirs.write_all(&frame(FRAME)).await.expect("sent");
+            theirs.write_all(&frame(MAX_FRAME)).await.expect("sent");
         }
         let (mut read, mut piece) = (0, [0; 4_096]);
         let ended = loop {
@@ -221,7 +221,7 @@ mod tests {
             }
         };
         assert!(
-            ended.contains("before it was authenticated") && read <= ALL + PIECE,
+            ended.contains("before it was authenticated") && read <= MAX_BYTES + PIECE,
             "{ended} after {read}"
         );
     }

@@ -13,8 +13,8 @@ use ractor_cluster::NodeServerMessage;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::gate::{Connection, Gates};
-use super::tls::Tls;
+use super::gate::{AuthGates, MeshConnection};
+use super::tls::MeshTls;
 
 /// Handshakes at once: a cluster has fewer nodes; one connection more is closed at once.
 const MAX_HANDSHAKES: usize = 64;
@@ -25,8 +25,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// server of sessions.
 pub(super) async fn run(
     listener: Arc<TcpListener>,
-    tls: Option<Tls>,
-    gates: Arc<Gates>,
+    tls: Option<MeshTls>,
+    gates: Arc<AuthGates>,
     server: ActorRef<NodeServerMessage>,
     handshake: Duration,
 ) {
@@ -71,9 +71,9 @@ pub(super) async fn run(
 async fn accepted(
     stream: TcpStream,
     peer: SocketAddr,
-    tls: Option<Tls>,
-    gates: &Gates,
-) -> std::io::Result<Connection> {
+    tls: Option<MeshTls>,
+    gates: &AuthGates,
+) -> std::io::Result<MeshConnection> {
     stream.set_nodelay(true)?;
     Ok(match tls {
         None => {
@@ -93,9 +93,9 @@ async fn accepted(
 /// What failed.
 pub(super) async fn connect(
     address: &str,
-    tls: Option<&Tls>,
-    gates: &Gates,
-) -> Result<Connection, String> {
+    tls: Option<&MeshTls>,
+    gates: &AuthGates,
+) -> Result<MeshConnection, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let peer = stream.peer_addr().map_err(|e| e.to_string())?.to_string();

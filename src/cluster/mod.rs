@@ -15,13 +15,13 @@
 //! 0012): heartbeats with a deadline, dialling again, limits, an address bound on purpose.
 
 pub mod directory;
-pub mod door;
+pub mod endpoint;
 mod gate;
 mod listener;
 pub mod membership;
 pub mod peer;
 pub mod reader;
-pub mod serve;
+pub mod server;
 pub mod tls;
 pub mod wire;
 

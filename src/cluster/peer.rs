@@ -17,8 +17,10 @@ use ractor::rpc::CallResult;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-use super::door::DoorMessage;
-use super::wire::{self, Announcement, Reach, Reply, Request, Stand};
+use super::endpoint::EndpointMessage;
+use super::wire::{
+    self, NodeAnnouncement, PeerReply, PeerRequest, ShardAnnouncement, WireFreshness,
+};
 use crate::actors::live::LiveError;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
@@ -29,30 +31,36 @@ use crate::telemetry;
 
 /// What a peer has announced, ready to be looked up.
 #[derive(Debug, Default)]
-pub struct Announced {
+pub struct PeerAnnouncement {
     /// By number, the shards it owns.
-    pub shards: HashMap<u32, Stand>,
+    pub shards: HashMap<u32, ShardAnnouncement>,
     /// Shards that cannot begin there.
     stopped: HashSet<u32>,
     windows: Option<HashMap<u64, Vec<i32>>>,
     /// When it was asked for, by this node's boot clock.
-    pub asked_at: Millis,
+    pub requested_at: Millis,
     /// What it says of itself to people.
-    pub card: Vec<u8>,
+    pub node_status: Vec<u8>,
 }
 
-impl Announced {
+impl PeerAnnouncement {
     /// An announcement that was asked for at that time.
-    pub fn new(announcement: Announcement, asked_at: Millis) -> Self {
+    pub fn new(announcement: NodeAnnouncement, asked_at: Millis) -> Self {
         let shards =
             announcement.shards.into_iter().map(|stand| (stand.from.shard, stand)).collect();
         let windows = announcement.windows.map(|all| all.into_iter().collect());
         let stopped = announcement.stopped.into_iter().collect();
-        Self { shards, stopped, windows, asked_at, card: announcement.card.into_vec() }
+        Self {
+            shards,
+            stopped,
+            windows,
+            requested_at: asked_at,
+            node_status: announcement.card.into_vec(),
+        }
     }
 
     /// Whether the shard cannot begin there until somebody mends what stops it.
-    pub fn stops(&self, shard: ShardId) -> bool {
+    pub fn has_stopped(&self, shard: ShardId) -> bool {
         self.stopped.contains(&shard.0)
     }
 
@@ -66,7 +74,7 @@ impl Announced {
         at: (u32, &Checkpoint),
         metric: (&str, &str),
         hours: (Hour, Hour),
-    ) -> Option<Reach> {
+    ) -> Option<WireFreshness> {
         let (shard, checkpoint) = at;
         let stand = self.shards.get(&shard)?;
         let begins = stand.from.checkpoint();
@@ -85,41 +93,41 @@ impl Announced {
 
 /// The answer of a call.
 #[derive(Debug)]
-pub struct Heard {
+pub struct PeerAnswer {
     /// When the question was sent, by this node's clock: ages in the answer count back from here.
     pub sent_at: Millis,
     bytes: Vec<u8>,
-    reply: OnceLock<Result<Reply, CodecError>>,
+    reply: OnceLock<Result<PeerReply, CodecError>>,
 }
 
-impl Heard {
+impl PeerAnswer {
     /// What was answered; decoded once, however many wait for it.
-    pub fn reply(&self) -> &Result<Reply, CodecError> {
+    pub fn reply(&self) -> &Result<PeerReply, CodecError> {
         self.reply.get_or_init(|| wire::decode(&self.bytes))
     }
 }
 
 /// The outcome of a call, with the number that its asker gave it.
-pub type Outcome = (usize, Result<Arc<Heard>, LiveError>);
+pub type CallOutcome = (usize, Result<Arc<PeerAnswer>, LiveError>);
 
 /// One who waits for the outcome of a call.
-pub struct Waiting {
+pub struct CallWaiter {
     /// The number of the call among those of its question.
     pub number: usize,
     /// Where the outcome goes; has room for it.
-    pub to: SyncSender<Outcome>,
+    pub to: SyncSender<CallOutcome>,
 }
 
 /// A peer with a session.
-pub struct Peer {
+pub struct MeshPeer {
     /// Its name.
     pub name: String,
-    door: ActorRef<DoorMessage>,
+    endpoint: ActorRef<EndpointMessage>,
     runtime: Handle,
     clock: Arc<dyn Clock>,
     credit: Semaphore,
-    flights: Mutex<HashMap<Vec<u8>, Vec<Waiting>>>,
-    announced: ArcSwapOption<Announced>,
+    in_flight: Mutex<HashMap<Vec<u8>, Vec<CallWaiter>>>,
+    announcement: ArcSwapOption<PeerAnnouncement>,
     /// It has answered its heartbeats, and no call has passed its deadline since.
     trusted: AtomicBool,
     failures: AtomicU64,
@@ -127,49 +135,49 @@ pub struct Peer {
     /// The log of what it has announced last, if it is another than ours: it is another cluster's.
     foreign: ArcSwapOption<LogId>,
     /// Asks for a heartbeat before its time.
-    pub nudged: Notify,
+    pub poke: Notify,
 }
 
-impl std::fmt::Debug for Peer {
+impl std::fmt::Debug for MeshPeer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peer")
             .field("name", &self.name)
-            .field("answers", &self.answers())
+            .field("answers", &self.is_available())
             .finish_non_exhaustive()
     }
 }
 
-impl Peer {
+impl MeshPeer {
     /// A peer behind this door. Called within the runtime that its calls are to run in.
     pub fn new(
         name: String,
-        door: ActorRef<DoorMessage>,
+        door: ActorRef<EndpointMessage>,
         clock: Arc<dyn Clock>,
         max_calls: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
-            door,
+            endpoint: door,
             runtime: Handle::current(),
             clock,
             credit: Semaphore::new(max_calls),
-            flights: Mutex::default(),
-            announced: ArcSwapOption::empty(),
+            in_flight: Mutex::default(),
+            announcement: ArcSwapOption::empty(),
             trusted: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             foreign: ArcSwapOption::empty(),
-            nudged: Notify::new(),
+            poke: Notify::new(),
         })
     }
 
     /// What it has announced last; none if it has never answered.
-    pub fn announced(&self) -> Option<Arc<Announced>> {
-        self.announced.load_full()
+    pub fn announcement(&self) -> Option<Arc<PeerAnnouncement>> {
+        self.announcement.load_full()
     }
 
     /// Whether it answers, whatever cluster it belongs to.
-    pub fn is_there(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         self.trusted.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire)
     }
 
@@ -179,14 +187,14 @@ impl Peer {
     }
 
     /// Whether it is worth asking.
-    pub fn answers(&self) -> bool {
-        self.is_there() && self.foreign.load().is_none()
+    pub fn is_available(&self) -> bool {
+        self.is_alive() && self.foreign.load().is_none()
     }
 
     /// Looks whether its shards are of this log; if not, it is not asked, and the other log is
     /// returned.
-    pub fn belongs_elsewhere(&self, log: LogId) -> Option<LogId> {
-        let announced = self.announced.load_full()?;
+    pub fn check_log(&self, log: LogId) -> Option<LogId> {
+        let announced = self.announcement.load_full()?;
         let other = announced
             .shards
             .values()
@@ -202,7 +210,7 @@ impl Peer {
     }
 
     /// Its session has ended: it is not asked any more, but what it owned is still known.
-    pub fn leave(&self) {
+    pub fn mark_gone(&self) {
         self.gone.store(true, Ordering::Release);
     }
 
@@ -210,14 +218,15 @@ impl Peer {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn beat(&self, deadline: Duration) -> Result<(), BeatError> {
+    pub async fn heartbeat(&self, deadline: Duration) -> Result<(), HeartbeatError> {
         let failures = self.failures.load(Ordering::Acquire);
         let asked_at = self.clock.uptime();
-        let request = wire::encode(&Request::Beat).map_err(BeatError::Refused)?;
-        let bytes = self.call(request, deadline).await.map_err(|_| BeatError::Silent)?;
-        match wire::decode(&bytes).map_err(BeatError::Refused)? {
-            Reply::Beat(announcement) => {
-                self.announced.store(Some(Arc::new(Announced::new(announcement, asked_at))));
+        let request = wire::encode(&PeerRequest::Beat).map_err(HeartbeatError::Refused)?;
+        let bytes = self.call(request, deadline).await.map_err(|_| HeartbeatError::Silent)?;
+        match wire::decode(&bytes).map_err(HeartbeatError::Refused)? {
+            PeerReply::Beat(announcement) => {
+                self.announcement
+                    .store(Some(Arc::new(PeerAnnouncement::new(announcement, asked_at))));
                 // A call that has passed its deadline since says more than this answer does.
                 if self.failures.load(Ordering::Acquire) == failures {
                     self.trusted.store(true, Ordering::Release);
@@ -225,9 +234,11 @@ impl Peer {
                 Ok(())
             }
             // It answers, though it says nothing new.
-            Reply::Overloaded => Ok(()),
-            Reply::Refused(why) => Err(BeatError::Refused(CodecError::new("heartbeat", why))),
-            other => Err(BeatError::Refused(CodecError::new(
+            PeerReply::Overloaded => Ok(()),
+            PeerReply::Refused(why) => {
+                Err(HeartbeatError::Refused(CodecError::new("heartbeat", why)))
+            }
+            other => Err(HeartbeatError::Refused(CodecError::new(
                 "heartbeat",
                 format!("answered with {other:?}"),
             ))),
@@ -235,8 +246,8 @@ impl Peer {
     }
 
     /// Asks a question; the outcome goes to whoever waits. An equal question on its way is joined.
-    pub fn ask(self: &Arc<Self>, question: Vec<u8>, waiting: Waiting, deadline: Duration) {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn send(self: &Arc<Self>, question: Vec<u8>, waiting: CallWaiter, deadline: Duration) {
+        let mut flights = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(joined) = flights.get_mut(&question) {
             joined.push(waiting);
             return;
@@ -245,10 +256,10 @@ impl Peer {
         drop(flights);
         let peer = self.clone();
         self.runtime.spawn(async move {
-            let outcome = peer.question(question.clone(), deadline).await;
+            let outcome = peer.call_with_credit(question.clone(), deadline).await;
             let waiting =
-                peer.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
-            for Waiting { number, to } in waiting.into_iter().flatten() {
+                peer.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
+            for CallWaiter { number, to } in waiting.into_iter().flatten() {
                 #[expect(
                     clippy::let_underscore_must_use,
                     reason = "one whose own deadline has passed listens no more"
@@ -258,11 +269,11 @@ impl Peer {
         });
     }
 
-    async fn question(
+    async fn call_with_credit(
         &self,
         question: Vec<u8>,
         deadline: Duration,
-    ) -> Result<Arc<Heard>, LiveError> {
+    ) -> Result<Arc<PeerAnswer>, LiveError> {
         let watch = Stopwatch::start();
         let permit = tokio::time::timeout(deadline, self.credit.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
@@ -275,18 +286,18 @@ impl Peer {
         metrics::counter!(telemetry::MESH_CALLS, "outcome" => label).increment(1);
         metrics::histogram!(telemetry::MESH_CALL_SECONDS).record(watch.elapsed().as_secs_f64());
         match outcome {
-            Ok(bytes) => Ok(Arc::new(Heard { sent_at, bytes, reply: OnceLock::new() })),
+            Ok(bytes) => Ok(Arc::new(PeerAnswer { sent_at, bytes, reply: OnceLock::new() })),
             Err(error) => {
                 self.failures.fetch_add(1, Ordering::AcqRel);
                 self.trusted.store(false, Ordering::Release);
-                self.nudged.notify_one();
+                self.poke.notify_one();
                 Err(error)
             }
         }
     }
 
     async fn call(&self, bytes: Vec<u8>, deadline: Duration) -> Result<Vec<u8>, LiveError> {
-        let call = self.door.call(|reply| DoorMessage::Ask(bytes, reply), Some(deadline));
+        let call = self.endpoint.call(|reply| EndpointMessage::Ask(bytes, reply), Some(deadline));
         // The limit of ractor counts from the sending; this one from now, whatever happens in
         // between.
         match tokio::time::timeout(deadline, call).await {
@@ -298,7 +309,7 @@ impl Peer {
 
 /// Why a heartbeat failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BeatError {
+pub enum HeartbeatError {
     /// No answer in time, or the session has ended.
     Silent,
     /// An answer that this node does not understand.

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use super::directory::Directory;
-use super::peer::{Heard, Outcome, Peer, Waiting};
+use super::directory::PeerDirectory;
+use super::peer::{CallOutcome, CallWaiter, MeshPeer, PeerAnswer};
 use super::wire::{
-    self, AccountingAsk, AccountingBody, CatalogueAsk, CatalogueBody, LiveAsk, LiveBody,
-    MatcherText, Place, Reach, Reply, Request, ShardAnswer,
+    self, AccountingBody, AccountingRequest, CatalogueBody, CatalogueRequest, LiveBody,
+    LiveRequest, MatcherText, PeerReply, PeerRequest, ShardAnswer, ShardCheckpoint, WireFreshness,
 };
-use crate::actors::catalogue::{CatalogueQuestion, Growth};
-use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
-use crate::actors::slots::Slots;
+use crate::actors::catalogue::{CatalogueGrowth, CatalogueQuery};
+use crate::actors::live::{LiveError, LiveReader, ShardFreshness, ShardRead, ShardResults};
+use crate::actors::shard_table::ShardTable;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
 use crate::model::flush::{AccountingDelta, SeriesInfo};
@@ -23,15 +23,15 @@ use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{Hour, Millis};
-use crate::shards::state::{AccountingQuestion, LiveQuestion};
+use crate::shards::state::{AccountingQuery, LiveQuery};
 use crate::telemetry;
 
 /// Reads this node's slots and asks its peers.
 pub struct MeshReader {
     /// The shards owned here.
-    pub slots: Arc<Slots>,
+    pub table: Arc<ShardTable>,
     /// Who owns the others.
-    pub directory: Arc<Directory>,
+    pub directory: Arc<PeerDirectory>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// `cluster.call_timeout`.
@@ -39,47 +39,51 @@ pub struct MeshReader {
 }
 
 /// What is to be asked of one peer.
-struct Call {
-    peer: Arc<Peer>,
-    places: Vec<Place>,
+struct PeerCall {
+    peer: Arc<MeshPeer>,
+    checkpoints: Vec<ShardCheckpoint>,
 }
 
 /// The part of a reply that answers a question, and how far the body of a shard in it reaches.
-type Part<B> = (fn(&Reply) -> Option<&Vec<ShardAnswer<B>>>, fn(&B) -> Reach);
+type ReplyPart<B> = (fn(&PeerReply) -> Option<&Vec<ShardAnswer<B>>>, fn(&B) -> WireFreshness);
 
-fn live_part(reply: &Reply) -> Option<&Vec<ShardAnswer<LiveBody>>> {
-    if let Reply::Live(answers) = reply { Some(answers) } else { None }
+fn live_part(reply: &PeerReply) -> Option<&Vec<ShardAnswer<LiveBody>>> {
+    if let PeerReply::Live(answers) = reply { Some(answers) } else { None }
 }
 
-fn accounting_part(reply: &Reply) -> Option<&Vec<ShardAnswer<AccountingBody>>> {
-    if let Reply::Accounting(answers) = reply { Some(answers) } else { None }
+fn accounting_part(reply: &PeerReply) -> Option<&Vec<ShardAnswer<AccountingBody>>> {
+    if let PeerReply::Accounting(answers) = reply { Some(answers) } else { None }
 }
 
-fn catalogue_part(reply: &Reply) -> Option<&Vec<ShardAnswer<CatalogueBody>>> {
-    if let Reply::Catalogue(answers) = reply { Some(answers) } else { None }
+fn catalogue_part(reply: &PeerReply) -> Option<&Vec<ShardAnswer<CatalogueBody>>> {
+    if let PeerReply::Catalogue(answers) = reply { Some(answers) } else { None }
 }
 
 /// A delta of another node, checked.
-type Delta = (Arc<SeriesInfo>, Hour, Rollup);
+type RemoteDelta = (Arc<SeriesInfo>, Hour, Rollup);
 
 /// The calls on their way.
-struct Calls {
-    calls: Vec<Call>,
-    heard: Receiver<Outcome>,
+struct PendingCalls {
+    calls: Vec<PeerCall>,
+    outcomes: Receiver<CallOutcome>,
     watch: Stopwatch,
 }
 
 impl MeshReader {
     /// Divides the shards: those to read here, and those to ask for. What nobody answers for is
     /// reported at once.
-    fn divide(&self, asked: &[Asked], reports: &mut Reports) -> (Vec<Asked>, Vec<Call>) {
+    fn route(
+        &self,
+        asked: &[ShardRead],
+        reports: &mut ShardResults,
+    ) -> (Vec<ShardRead>, Vec<PeerCall>) {
         let peers = self.directory.peers();
-        let (mut here, mut calls) = (Vec::new(), Vec::<Call>::new());
+        let (mut here, mut calls) = (Vec::new(), Vec::<PeerCall>::new());
         for &(shard, checkpoint) in asked {
-            let owned = self.slots.epoch(shard);
+            let owned = self.table.epoch(shard);
             let elsewhere = match checkpoint {
                 Some(at) if owned != Some(at.epoch) => {
-                    Directory::owner(&peers, shard, at.epoch).map(|peer| (peer, at))
+                    PeerDirectory::owner(&peers, shard, at.epoch).map(|peer| (peer, at))
                 }
                 _ => None,
             };
@@ -88,25 +92,29 @@ impl MeshReader {
                     // What was announced is up to a heartbeat old: whoever owns it now may say so
                     // soon.
                     if checkpoint.is_some_and(|at| owned != Some(at.epoch)) {
-                        peers.iter().for_each(|peer| peer.nudged.notify_one());
+                        peers.iter().for_each(|peer| peer.poke.notify_one());
                     }
-                    let stops = |peer: &Arc<Peer>| {
-                        peer.announced().is_some_and(|announced| announced.stops(shard))
+                    let stops = |peer: &Arc<MeshPeer>| {
+                        peer.announcement().is_some_and(|announced| announced.has_stopped(shard))
                     };
-                    if owned.is_none() && peers.iter().any(|peer| peer.answers() && stops(peer)) {
+                    if owned.is_none()
+                        && peers.iter().any(|peer| peer.is_available() && stops(peer))
+                    {
                         reports.push((shard, Err(LiveError::Stopped)));
                     } else {
                         here.push((shard, checkpoint));
                     }
                 }
-                Some((peer, _)) if !peer.answers() => {
+                Some((peer, _)) if !peer.is_available() => {
                     reports.push((shard, Err(LiveError::Unreachable)))
                 }
                 Some((peer, at)) => {
-                    let place = Place::of(shard, &at);
+                    let place = ShardCheckpoint::of(shard, &at);
                     match calls.iter_mut().find(|call| Arc::ptr_eq(&call.peer, peer)) {
-                        Some(call) => call.places.push(place),
-                        None => calls.push(Call { peer: peer.clone(), places: vec![place] }),
+                        Some(call) => call.checkpoints.push(place),
+                        None => {
+                            calls.push(PeerCall { peer: peer.clone(), checkpoints: vec![place] })
+                        }
                     }
                 }
             }
@@ -115,29 +123,35 @@ impl MeshReader {
     }
 
     /// Sends every call on its way.
-    fn send(&self, calls: Vec<Call>, request: impl Fn(Vec<Place>) -> Request) -> Calls {
+    fn send(
+        &self,
+        calls: Vec<PeerCall>,
+        request: impl Fn(Vec<ShardCheckpoint>) -> PeerRequest,
+    ) -> PendingCalls {
         let (to, heard) = sync_channel(calls.len().max(1));
         for (number, call) in calls.iter().enumerate() {
-            match wire::encode(&request(call.places.clone())) {
-                Ok(question) => {
-                    call.peer.ask(question, Waiting { number, to: to.clone() }, self.call_timeout)
-                }
+            match wire::encode(&request(call.checkpoints.clone())) {
+                Ok(question) => call.peer.send(
+                    question,
+                    CallWaiter { number, to: to.clone() },
+                    self.call_timeout,
+                ),
                 // Nobody answers it: its shards are reported as such.
                 Err(why) => tracing::error!(%why, "a question cannot be asked"),
             }
         }
-        Calls { calls, heard, watch: Stopwatch::start() }
+        PendingCalls { calls, outcomes: heard, watch: Stopwatch::start() }
     }
 
     /// Waits for the calls, until the deadline; `take` is given each place with its answer.
     fn receive<B>(
         &self,
-        Calls { calls, heard, watch }: Calls,
-        reports: &mut Reports,
-        part: Part<B>,
+        PendingCalls { calls, outcomes: heard, watch }: PendingCalls,
+        reports: &mut ShardResults,
+        part: ReplyPart<B>,
         mut take: impl FnMut(ShardId, &B) -> Result<(), CodecError>,
     ) {
-        let mut waiting: HashMap<usize, Call> = calls.into_iter().enumerate().collect();
+        let mut waiting: HashMap<usize, PeerCall> = calls.into_iter().enumerate().collect();
         while !waiting.is_empty() {
             let Ok((number, outcome)) =
                 heard.recv_timeout(self.call_timeout.saturating_sub(watch.elapsed()))
@@ -146,24 +160,29 @@ impl MeshReader {
             };
             let Some(call) = waiting.remove(&number) else { continue };
             match outcome {
-                Ok(heard) => answered(&call, &heard, reports, part, &mut take),
-                Err(error) => failed(&call, error, reports),
+                Ok(heard) => report_answers(&call, &heard, reports, part, &mut take),
+                Err(error) => report_failure(&call, error, reports),
             }
         }
-        waiting.values().for_each(|call| failed(call, LiveError::Unreachable, reports));
+        waiting.values().for_each(|call| report_failure(call, LiveError::Unreachable, reports));
     }
 
     /// Leaves out the calls to peers that hold nothing of what is asked: the store has it all.
     /// Closed windows only, because what was announced is up to a heartbeat old, and the
     /// present should not be.
-    fn leave_out(&self, calls: &mut Vec<Call>, question: &LiveQuestion<'_>, reports: &mut Reports) {
+    fn skip_empty_calls(
+        &self,
+        calls: &mut Vec<PeerCall>,
+        question: &LiveQuery<'_>,
+        reports: &mut ShardResults,
+    ) {
         let now = self.clock.reading();
         if question.to > Hour::of(now.wall) {
             return;
         }
         calls.retain_mut(|call| {
-            let Some(announced) = call.peer.announced() else { return true };
-            call.places.retain(|place| {
+            let Some(announced) = call.peer.announcement() else { return true };
+            call.checkpoints.retain(|place| {
                 let at = (place.shard, &place.checkpoint());
                 let nothing = announced.holds_nothing(
                     at,
@@ -172,34 +191,34 @@ impl MeshReader {
                 );
                 if let Some(reach) = nothing {
                     // It has grown older since it was announced.
-                    let age_ms =
-                        reach.age_ms.max(0) + now.uptime.saturating_sub(announced.asked_at).max(0);
+                    let age_ms = reach.age_ms.max(0)
+                        + now.uptime.saturating_sub(announced.requested_at).max(0);
                     reports.push((
                         ShardId(place.shard),
-                        Ok(report(Reach { age_ms, ..reach }, now.wall)),
+                        Ok(freshness(WireFreshness { age_ms, ..reach }, now.wall)),
                     ));
                 }
                 nothing.is_none()
             });
-            if call.places.is_empty() {
+            if call.checkpoints.is_empty() {
                 metrics::counter!(telemetry::MESH_CALLS, "outcome" => "left_out").increment(1);
             }
-            !call.places.is_empty()
+            !call.checkpoints.is_empty()
         });
     }
 }
 
-fn failed(call: &Call, error: LiveError, reports: &mut Reports) {
-    reports.extend(call.places.iter().map(|place| (ShardId(place.shard), Err(error))));
+fn report_failure(call: &PeerCall, error: LiveError, reports: &mut ShardResults) {
+    reports.extend(call.checkpoints.iter().map(|place| (ShardId(place.shard), Err(error))));
 }
 
 /// Takes over what a peer has answered: for each place that was asked, exactly that place, or
 /// nothing.
-fn answered<B>(
-    call: &Call,
-    heard: &Heard,
-    reports: &mut Reports,
-    (part, reach): Part<B>,
+fn report_answers<B>(
+    call: &PeerCall,
+    heard: &PeerAnswer,
+    reports: &mut ShardResults,
+    (part, reach): ReplyPart<B>,
     take: &mut impl FnMut(ShardId, &B) -> Result<(), CodecError>,
 ) {
     let refused = |why: &str| {
@@ -207,10 +226,10 @@ fn answered<B>(
         tracing::warn!(peer = %call.peer.name, why, "an answer of another node is refused");
     };
     let answers = match heard.reply() {
-        Ok(Reply::Overloaded) => return failed(call, LiveError::Overloaded, reports),
-        Ok(Reply::Refused(why)) => {
+        Ok(PeerReply::Overloaded) => return report_failure(call, LiveError::Overloaded, reports),
+        Ok(PeerReply::Refused(why)) => {
             refused(why);
-            return failed(call, LiveError::Unreachable, reports);
+            return report_failure(call, LiveError::Unreachable, reports);
         }
         Ok(reply) => part(reply),
         Err(why) => {
@@ -218,19 +237,19 @@ fn answered<B>(
             None
         }
     };
-    for place in &call.places {
+    for place in &call.checkpoints {
         let answer = answers
             .and_then(|answers| answers.iter().find(|answer| answer.place.shard == place.shard));
         let outcome = match answer {
             None => Err(LiveError::Unreachable),
             Some(answer) if answer.place != *place => {
                 refused("it is of another epoch or place than the question");
-                Err(LiveError::Moved)
+                Err(LiveError::StaleCheckpoint)
             }
             Some(answer) => match &answer.outcome {
                 Err(failure) => Err((*failure).into()),
                 Ok(body) => take(ShardId(place.shard), body)
-                    .map(|()| report(reach(body), heard.sent_at))
+                    .map(|()| freshness(reach(body), heard.sent_at))
                     .map_err(|why| refused(&why.to_string()))
                     .map_err(|()| LiveError::Unreachable),
             },
@@ -240,15 +259,15 @@ fn answered<B>(
 }
 
 /// The age counts back from the moment of asking: the owner has read its clock later.
-fn report(reach: Reach, sent_at: Millis) -> ShardReport {
+fn freshness(reach: WireFreshness, sent_at: Millis) -> ShardFreshness {
     let age_ms = reach.age_ms.max(0);
-    let Reach { behind, recovering, stopped, .. } = reach;
-    ShardReport { as_of: sent_at.saturating_sub(age_ms), age_ms, behind, recovering, stopped }
+    let WireFreshness { behind, recovering, stopped, .. } = reach;
+    ShardFreshness { as_of: sent_at.saturating_sub(age_ms), age_ms, behind, recovering, stopped }
 }
 
 /// The deltas of a body, if all of them belong to the question: no node puts another tenant's
 /// numbers into an answer.
-fn deltas(body: &LiveBody, question: &LiveQuestion<'_>) -> Result<Vec<Delta>, CodecError> {
+fn deltas(body: &LiveBody, question: &LiveQuery<'_>) -> Result<Vec<RemoteDelta>, CodecError> {
     let foreign = |what: String| {
         CodecError::new("live answer", format!("it holds {what}, which was not asked for"))
     };
@@ -263,7 +282,7 @@ fn deltas(body: &LiveBody, question: &LiveQuestion<'_>) -> Result<Vec<Delta>, Co
             Ok(Arc::new(SeriesInfo { id: SeriesId::of_key(key), series }))
         })
         .collect::<Result<_, CodecError>>()?;
-    let delta = |row: &super::wire::Row| {
+    let delta = |row: &super::wire::DeltaRow| {
         let hour = Hour(row.hour);
         if hour < question.from || question.to <= hour {
             return Err(foreign(format!("hour {}", row.hour)));
@@ -276,9 +295,9 @@ fn deltas(body: &LiveBody, question: &LiveQuestion<'_>) -> Result<Vec<Delta>, Co
     body.rows.iter().map(delta).collect()
 }
 
-fn books<'b>(
+fn accounting_rows<'b>(
     body: &'b AccountingBody,
-    question: &AccountingQuestion<'b>,
+    question: &AccountingQuery<'b>,
 ) -> Result<Vec<AccountingDelta>, CodecError> {
     let rows: Vec<_> = body.rows(question.tenant).collect();
     match rows.iter().find(|row| row.hour < question.from || question.to <= row.hour) {
@@ -292,21 +311,21 @@ fn books<'b>(
 
 impl LiveReader for MeshReader {
     fn shard_count(&self) -> u32 {
-        self.slots.shard_count()
+        self.table.shard_count()
     }
 
     fn read(
         &self,
-        asked: &[Asked],
-        question: &LiveQuestion<'_>,
+        asked: &[ShardRead],
+        question: &LiveQuery<'_>,
         matchers: &[Matcher],
         visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Reports {
+    ) -> ShardResults {
         let mut reports = Vec::with_capacity(asked.len());
-        let (here, mut calls) = self.divide(asked, &mut reports);
-        self.leave_out(&mut calls, question, &mut reports);
+        let (here, mut calls) = self.route(asked, &mut reports);
+        self.skip_empty_calls(&mut calls, question, &mut reports);
         let request = |places| {
-            Request::Live(LiveAsk {
+            PeerRequest::Live(LiveRequest {
                 tenant: question.tenant.to_owned(),
                 metric: question.metric.to_owned(),
                 from: question.from.0,
@@ -319,7 +338,7 @@ impl LiveReader for MeshReader {
             })
         };
         let sent = self.send(calls, request);
-        reports.extend(self.slots.read(&here, question, matchers, visit));
+        reports.extend(self.table.read(&here, question, matchers, visit));
         self.receive(sent, &mut reports, (live_part, |body| body.reach), |shard, body| {
             // All of a shard's deltas are checked before the first is visited.
             deltas(body, question)?
@@ -332,15 +351,15 @@ impl LiveReader for MeshReader {
 
     fn catalogue(
         &self,
-        asked: &[Asked],
-        question: &CatalogueQuestion<'_>,
-        visit: &mut dyn FnMut(&Growth),
-    ) -> Reports {
+        asked: &[ShardRead],
+        question: &CatalogueQuery<'_>,
+        visit: &mut dyn FnMut(&CatalogueGrowth),
+    ) -> ShardResults {
         let mut reports = Vec::with_capacity(asked.len());
-        let (here, calls) = self.divide(asked, &mut reports);
-        let sent =
-            self.send(calls, |places| Request::Catalogue(CatalogueAsk::of(question, places)));
-        reports.extend(self.slots.catalogue(&here, question, visit));
+        let (here, calls) = self.route(asked, &mut reports);
+        let sent = self
+            .send(calls, |places| PeerRequest::Catalogue(CatalogueRequest::of(question, places)));
+        reports.extend(self.table.catalogue(&here, question, visit));
         self.receive(sent, &mut reports, (catalogue_part, |body| body.reach), |_, body| {
             visit(&body.growth(question)?);
             Ok(())
@@ -350,15 +369,15 @@ impl LiveReader for MeshReader {
 
     fn accounting(
         &self,
-        asked: &[Asked],
-        question: &AccountingQuestion<'_>,
+        asked: &[ShardRead],
+        question: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
-    ) -> Reports {
+    ) -> ShardResults {
         let mut reports = Vec::with_capacity(asked.len());
-        let (here, calls) = self.divide(asked, &mut reports);
+        let (here, calls) = self.route(asked, &mut reports);
         let request = |places| {
             let tenant = question.tenant.to_owned();
-            Request::Accounting(AccountingAsk {
+            PeerRequest::Accounting(AccountingRequest {
                 tenant,
                 from: question.from.0,
                 to: question.to.0,
@@ -366,9 +385,9 @@ impl LiveReader for MeshReader {
             })
         };
         let sent = self.send(calls, request);
-        reports.extend(self.slots.accounting(&here, question, visit));
+        reports.extend(self.table.accounting(&here, question, visit));
         self.receive(sent, &mut reports, (accounting_part, |body| body.reach), |shard, body| {
-            books(body, question)?.iter().for_each(|row| visit(shard, row));
+            accounting_rows(body, question)?.iter().for_each(|row| visit(shard, row));
             Ok(())
         });
         reports

@@ -9,16 +9,16 @@ use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::Semaphore;
 
-use super::directory::Directory;
-use super::door::{Door, DoorMessage};
-use super::peer::Peer;
+use super::directory::PeerDirectory;
+use super::endpoint::{EndpointMessage, PeerEndpoint};
+use super::peer::MeshPeer;
 use super::reader::MeshReader;
-use super::serve::Server;
-use super::wire::{self, Failure, Reply, Request};
-use crate::actors::catalogue::{CatalogueQuestion, MAX_NAMES, Names};
-use crate::actors::live::{Asked, LiveError, LiveReader, Reports};
+use super::server::MeshServer;
+use super::wire::{self, PeerReply, PeerRequest, ShardFailure};
+use crate::actors::catalogue::{CatalogueNames, CatalogueQuery, MAX_NAMES};
+use crate::actors::live::{LiveError, LiveReader, ShardRead, ShardResults};
 use crate::actors::records::records_of;
-use crate::actors::slots::Slots;
+use crate::actors::shard_table::ShardTable;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::batch::{RoutedSeries, ValidBatch, ValidEvent};
 use crate::model::decimal::Decimal;
@@ -31,8 +31,8 @@ use crate::persistence::log::EventLog;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
-use crate::shards::series::Admission;
-use crate::shards::state::{AccountingQuestion, Input, LiveQuestion, ShardLimits, ShardState};
+use crate::shards::series::SeriesAdmission;
+use crate::shards::state::{AccountingQuery, LiveQuery, ShardInput, ShardLimits, ShardState};
 
 const SHARDS: u32 = 4;
 /// Long enough that a busy machine does not let good answers come too late.
@@ -54,7 +54,7 @@ fn limits() -> ShardLimits {
 
 /// Slots that own these shards, all records of 400 events applied and nothing flushed, and the
 /// checkpoints of the snapshot.
-fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
+fn slots(owned: &[u32]) -> (Arc<ShardTable>, Vec<ShardRead>) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, clock.clone());
     for at in 0..400 {
@@ -76,54 +76,54 @@ fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
         drop(log.append(records_of(&batch, 1, 1)).expect("appended"));
     }
     let store = MemoryStore::new();
-    let slots = Slots::new(log.clone(), clock);
+    let slots = ShardTable::new(log.clone(), clock);
     let mut asked = Vec::new();
     for shard in (0..SHARDS).map(ShardId) {
         let claim = store.claim(shard, log.id(), 40 + u64::from(shard.0)).expect("claimed");
         asked.push((shard, Some(claim.checkpoint)));
         if owned.contains(&shard.0) {
-            let admission = Admission::limited(1_000, vec![]);
+            let admission = SeriesAdmission::limited(1_000, vec![]);
             let mut state =
                 ShardState::new(limits(), shard, &claim, vec![], admission, log.end(shard));
             state.step(
-                Input::Records(&log.read(shard, 0, usize::MAX).expect("reads")),
+                ShardInput::Records(&log.read(shard, 0, usize::MAX).expect("reads")),
                 &mut Vec::new(),
             );
-            slots.slot(shard).begin(&claim, state);
+            slots.entry(shard).install_owner(&claim, state);
         }
     }
     (slots, asked)
 }
 
-fn server(slots: &Arc<Slots>, max_answer: usize) -> Server {
-    Server {
-        slots: slots.clone(),
+fn server(slots: &Arc<ShardTable>, max_answer: usize) -> MeshServer {
+    MeshServer {
+        table: slots.clone(),
         clock: Arc::new(SystemClock),
         max_answer,
-        card: Arc::new(Vec::new),
+        node_status: Arc::new(Vec::new),
     }
 }
 
 /// What a bad door makes of an answer.
-type Twist = Arc<dyn Fn(Request, Reply) -> Option<Vec<u8>> + Send + Sync>;
+type Twist = Arc<dyn Fn(PeerRequest, PeerReply) -> Option<Vec<u8>> + Send + Sync>;
 
 /// A door that answers as its twist says, and counts the questions that are no heartbeats.
 #[derive(Clone)]
 struct Twisted {
-    server: Server,
+    server: MeshServer,
     twist: Twist,
     asked: Arc<AtomicUsize>,
     delay: Duration,
 }
 
 impl Actor for Twisted {
-    type Msg = DoorMessage;
+    type Msg = EndpointMessage;
     type State = Vec<RpcReplyPort<Vec<u8>>>;
     type Arguments = ();
 
     async fn pre_start(
         &self,
-        _: ActorRef<DoorMessage>,
+        _: ActorRef<EndpointMessage>,
         (): (),
     ) -> Result<Self::State, ActorProcessingErr> {
         Ok(Vec::new())
@@ -131,14 +131,14 @@ impl Actor for Twisted {
 
     async fn handle(
         &self,
-        _: ActorRef<DoorMessage>,
-        message: DoorMessage,
+        _: ActorRef<EndpointMessage>,
+        message: EndpointMessage,
         unanswered: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let DoorMessage::Ask(question, reply) = message;
-        let request: Request = wire::decode(&question)?;
+        let EndpointMessage::Ask(question, reply) = message;
+        let request: PeerRequest = wire::decode(&question)?;
         let honest = self.server.answer(&question)?;
-        if request == Request::Beat {
+        if request == PeerRequest::Beat {
             return Ok(reply.send(honest)?);
         }
         self.asked.fetch_add(1, Ordering::SeqCst);
@@ -156,8 +156,8 @@ impl Actor for Twisted {
 /// A node that owns shards 0 and 1, and its one peer, which owns the others.
 struct Pair {
     reader: Arc<MeshReader>,
-    peer: Arc<Peer>,
-    asked: Vec<Asked>,
+    peer: Arc<MeshPeer>,
+    asked: Vec<ShardRead>,
     questions: Arc<AtomicUsize>,
 }
 
@@ -173,16 +173,16 @@ impl Pair {
         let door =
             Twisted { server: server(&there, max_answer), twist, asked: questions.clone(), delay };
         let (door, _) = Actor::spawn(None, door, ()).await.expect("spawned");
-        let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
-        peer.beat(TIMEOUT).await.expect("it is there");
-        let directory = Arc::new(Directory::default());
+        let peer = MeshPeer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
+        peer.heartbeat(TIMEOUT).await.expect("it is there");
+        let directory = Arc::new(PeerDirectory::default());
         directory.join(peer.clone());
         let clock = Arc::new(SystemClock);
-        let reader = Arc::new(MeshReader { slots: here, directory, clock, call_timeout: TIMEOUT });
+        let reader = Arc::new(MeshReader { table: here, directory, clock, call_timeout: TIMEOUT });
         Self { reader, peer, asked, questions }
     }
 
-    async fn read(&self, to: Hour, matchers: Vec<Matcher>) -> (Rows, Reports) {
+    async fn read(&self, to: Hour, matchers: Vec<Matcher>) -> (Rows, ShardResults) {
         let (reader, asked) = (self.reader.clone(), self.asked.clone());
         tokio::task::spawn_blocking(move || read(&*reader, &asked, to, &matchers))
             .await
@@ -202,13 +202,13 @@ type Rows = BTreeMap<(u32, String, i32), Rollup>;
 
 fn read(
     reader: &dyn LiveReader,
-    asked: &[Asked],
+    asked: &[ShardRead],
     to: Hour,
     matchers: &[Matcher],
-) -> (Rows, Reports) {
+) -> (Rows, ShardResults) {
     let (tenant, metric, from) = ("acme", "views", Hour(i32::MIN));
     let question =
-        LiveQuestion { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
+        LiveQuery { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
     let mut rows = Rows::new();
     let reports = reader.read(asked, &question, matchers, &mut |shard, info, hour, rollup| {
         rows.entry((shard.0, info.series.label("page").to_owned(), hour.0))
@@ -248,8 +248,7 @@ async fn two_nodes_answer_as_one_in_one_call() {
     assert_eq!(rows, matching);
     let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
     let counted = tokio::task::spawn_blocking(move || {
-        let question =
-            AccountingQuestion { tenant: "acme", from: Hour(i32::MIN), to: Hour(i32::MAX) };
+        let question = AccountingQuery { tenant: "acme", from: Hour(i32::MIN), to: Hour(i32::MAX) };
         let mut counted = 0;
         let reports = reader.accounting(&asked, &question, &mut |_, row| counted += row.aggregated);
         (counted, reports.iter().all(|(_, report)| report.is_ok()))
@@ -261,9 +260,8 @@ async fn two_nodes_answer_as_one_in_one_call() {
 async fn pages(pair: &Pair, limit: usize) -> (BTreeSet<String>, Vec<Option<LiveError>>) {
     let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
     let listed = tokio::task::spawn_blocking(move || {
-        let names = Names::Values("page", Some("views"));
-        let question =
-            CatalogueQuestion { tenant: "acme", names, prefix: "/1", after: "/11", limit };
+        let names = CatalogueNames::Values("page", Some("views"));
+        let question = CatalogueQuery { tenant: "acme", names, prefix: "/1", after: "/11", limit };
         let mut pages = BTreeSet::new();
         let mut reports =
             reader.catalogue(&asked, &question, &mut |growth| pages.extend(growth.values.clone()));
@@ -305,11 +303,11 @@ async fn names_come_from_all_nodes_bounded_and_checked() {
         },
     ] {
         let twisted: Twist = Arc::new(move |_, reply| {
-            let Reply::Catalogue(mut answers) = reply else { panic!("{reply:?}") };
+            let PeerReply::Catalogue(mut answers) = reply else { panic!("{reply:?}") };
             answers
                 .iter_mut()
                 .for_each(|answer| twist(answer.outcome.as_mut().expect("an answer")));
-            wire::encode(&Reply::Catalogue(answers)).ok()
+            wire::encode(&PeerReply::Catalogue(answers)).ok()
         });
         assert_eq!(
             pages(&Pair::new(twisted).await, MAX_NAMES).await,
@@ -327,17 +325,17 @@ async fn a_shard_that_stands_still_says_so_to_every_node() {
     there.stop(ShardId(3), None, "its log is damaged");
     let (door, _) = Actor::spawn(
         None,
-        Door { server: server(&there, 1 << 20), permits: Arc::new(Semaphore::new(4)) },
+        PeerEndpoint { server: server(&there, 1 << 20), permits: Arc::new(Semaphore::new(4)) },
         (),
     )
     .await
     .expect("spawned");
-    let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
-    peer.beat(TIMEOUT).await.expect("it is there");
-    let directory = Arc::new(Directory::default());
+    let peer = MeshPeer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
+    peer.heartbeat(TIMEOUT).await.expect("it is there");
+    let directory = Arc::new(PeerDirectory::default());
     directory.join(peer);
     let clock = Arc::new(SystemClock);
-    let reader = MeshReader { slots: here, directory, clock, call_timeout: TIMEOUT };
+    let reader = MeshReader { table: here, directory, clock, call_timeout: TIMEOUT };
     let for_there = asked.clone();
     let (_, mut reports) =
         tokio::task::spawn_blocking(move || read(&reader, &asked, Hour(i32::MAX), &[]))
@@ -358,9 +356,9 @@ async fn a_shard_that_stands_still_says_so_to_every_node() {
 async fn answers_that_are_not_to_the_question_are_refused_whole() {
     let live = |twist: fn(&mut Vec<wire::ShardAnswer<wire::LiveBody>>)| -> Twist {
         Arc::new(move |_, reply| {
-            let Reply::Live(mut answers) = reply else { panic!("{reply:?}") };
+            let PeerReply::Live(mut answers) = reply else { panic!("{reply:?}") };
             twist(&mut answers);
-            Some(wire::encode(&Reply::Live(answers)).expect("encodes"))
+            Some(wire::encode(&PeerReply::Live(answers)).expect("encodes"))
         })
     };
     let both = |error| vec![None, None, Some(error), Some(error)];
@@ -376,22 +374,22 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
         (
             "an old epoch",
             live(|all| all.iter_mut().for_each(|a| a.place.epoch.0 -= 1)),
-            both(LiveError::Moved),
+            both(LiveError::StaleCheckpoint),
         ),
         (
             "the nonce of another life",
             live(|all| all.iter_mut().for_each(|a| a.place.epoch.1 ^= 1)),
-            both(LiveError::Moved),
+            both(LiveError::StaleCheckpoint),
         ),
         (
             "another offset",
             live(|all| all.iter_mut().for_each(|a| a.place.next += 1)),
-            both(LiveError::Moved),
+            both(LiveError::StaleCheckpoint),
         ),
         (
             "another log",
             live(|all| all.iter_mut().for_each(|a| a.place.log[0] ^= 1)),
-            both(LiveError::Moved),
+            both(LiveError::StaleCheckpoint),
         ),
         ("another tenant's series", live(foreign), both(LiveError::Unreachable)),
         (
@@ -401,8 +399,8 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
         ),
         (
             "a failure of one shard",
-            live(|all| all[0].outcome = Err(Failure::Moved)),
-            vec![None, None, Some(LiveError::Moved), None],
+            live(|all| all[0].outcome = Err(ShardFailure::Moved)),
+            vec![None, None, Some(LiveError::StaleCheckpoint), None],
         ),
         (
             "an hour that was not asked for",
@@ -432,12 +430,12 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
         ("another version", Arc::new(|_, _| Some(vec![9, 0x80])), both(LiveError::Unreachable)),
         (
             "the answer to another question",
-            Arc::new(|_, _| wire::encode(&Reply::Accounting(vec![])).ok()),
+            Arc::new(|_, _| wire::encode(&PeerReply::Accounting(vec![])).ok()),
             both(LiveError::Unreachable),
         ),
         (
             "no room",
-            Arc::new(|_, _| wire::encode(&Reply::Overloaded).ok()),
+            Arc::new(|_, _| wire::encode(&PeerReply::Overloaded).ok()),
             both(LiveError::Overloaded),
         ),
     ];
@@ -469,9 +467,9 @@ async fn a_peer_that_does_not_answer_costs_one_deadline_and_then_nothing() {
     }
     assert!(watch.elapsed() < TIMEOUT, "it is not asked any more: {:?}", watch.elapsed());
     assert_eq!(pair.questions.load(Ordering::SeqCst), 1);
-    pair.peer.beat(TIMEOUT).await.expect("it answers again");
-    assert!(pair.peer.answers(), "a heartbeat after the failure makes it worth asking");
-    pair.peer.leave();
+    pair.peer.heartbeat(TIMEOUT).await.expect("it answers again");
+    assert!(pair.peer.is_available(), "a heartbeat after the failure makes it worth asking");
+    pair.peer.mark_gone();
     assert_eq!(
         pair.outcomes().await.1,
         unreachable,
@@ -539,7 +537,8 @@ async fn the_word_of_another_epoch_does_not_count_for_silence() {
     }
     let (rows, reports) = pair.read(START, vec![]).await;
     assert!(rows.is_empty());
-    let moved = reports.iter().filter(|(_, report)| *report == Err(LiveError::Moved)).count();
+    let moved =
+        reports.iter().filter(|(_, report)| *report == Err(LiveError::StaleCheckpoint)).count();
     assert_eq!(
         (moved, pair.questions.load(Ordering::SeqCst)),
         (4, 1),
@@ -551,15 +550,15 @@ async fn the_word_of_another_epoch_does_not_count_for_silence() {
 async fn a_door_refuses_at_once_what_it_has_no_permit_for() {
     let (there, asked) = slots(&[2, 3]);
     let permits = Arc::new(Semaphore::new(1));
-    let door = Door { server: server(&there, 1 << 20), permits: permits.clone() };
+    let door = PeerEndpoint { server: server(&there, 1 << 20), permits: permits.clone() };
     let (door, _) = Actor::spawn(None, door, ()).await.expect("spawned");
-    let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
-    peer.beat(TIMEOUT).await.expect("it is there");
-    let directory = Arc::new(Directory::default());
+    let peer = MeshPeer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
+    peer.heartbeat(TIMEOUT).await.expect("it is there");
+    let directory = Arc::new(PeerDirectory::default());
     directory.join(peer.clone());
     let (here, _) = slots(&[]);
     let reader = Arc::new(MeshReader {
-        slots: here,
+        table: here,
         directory,
         clock: Arc::new(SystemClock),
         call_timeout: TIMEOUT,
@@ -575,7 +574,7 @@ async fn a_door_refuses_at_once_what_it_has_no_permit_for() {
         2,
         "{reports:?}"
     );
-    peer.beat(TIMEOUT).await.expect("to be busy is to be alive");
+    peer.heartbeat(TIMEOUT).await.expect("to be busy is to be alive");
     drop(held);
     let reports = ask().await.expect("no panic");
     assert_eq!(reports.iter().filter(|(_, report)| report.is_ok()).count(), 2, "{reports:?}");

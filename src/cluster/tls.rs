@@ -14,14 +14,14 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Both sides of TLS.
 #[derive(Clone)]
-pub struct Tls {
+pub struct MeshTls {
     /// For connections that come in.
     pub acceptor: TlsAcceptor,
     /// For connections that go out.
     pub connector: TlsConnector,
 }
 
-impl std::fmt::Debug for Tls {
+impl std::fmt::Debug for MeshTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tls")
     }
@@ -40,7 +40,7 @@ fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, 
     if found.is_empty() { Err(read(&"no certificate is in it (PEM)")) } else { Ok(found) }
 }
 
-impl Tls {
+impl MeshTls {
     /// Reads this node's certificates and key, and the authority that signs those of all nodes (PEM
     /// files).
     ///
@@ -86,9 +86,9 @@ impl Tls {
 
 /// Has no certificate for anybody.
 #[derive(Debug)]
-struct Nobody;
+struct NoCertificate;
 
-impl ResolvesServerCert for Nobody {
+impl ResolvesServerCert for NoCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         None
     }
@@ -104,6 +104,6 @@ pub fn refuse_all() -> Result<TlsAcceptor, String> {
     let server = server
         .map_err(|e| e.to_string())?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Nobody));
+        .with_cert_resolver(Arc::new(NoCertificate));
     Ok(TlsAcceptor::from(Arc::new(server)))
 }

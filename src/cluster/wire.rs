@@ -8,14 +8,16 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::actors::catalogue::{CatalogueQuestion, Growth, MAX_NAMES, Names, NewMetric};
+use crate::actors::catalogue::{
+    CatalogueGrowth, CatalogueNames, CatalogueQuery, MAX_NAMES, NewMetric,
+};
 use crate::actors::live::LiveError;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::flush::AccountingDelta;
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
-use crate::model::rollup::{Figures, Rollup};
+use crate::model::rollup::{Rollup, RollupFigures};
 use crate::model::window::Hour;
 
 /// Version of everything below.
@@ -26,22 +28,22 @@ const REGEX_BYTES: usize = 1 << 20;
 
 /// What one node asks of another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Request {
+pub enum PeerRequest {
     /// Are you there, and what do you own?
     Beat,
     /// The live deltas of some shards.
-    Live(LiveAsk),
+    Live(LiveRequest),
     /// What some shards have counted.
-    Accounting(AccountingAsk),
+    Accounting(AccountingRequest),
     /// The names that some shards add to the catalogue.
-    Catalogue(CatalogueAsk),
+    Catalogue(CatalogueRequest),
 }
 
 /// What it answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Reply {
+pub enum PeerReply {
     /// What it owns.
-    Beat(Announcement),
+    Beat(NodeAnnouncement),
     /// The answer of each shard asked.
     Live(Vec<ShardAnswer<LiveBody>>),
     /// The answer of each shard asked.
@@ -56,7 +58,7 @@ pub enum Reply {
 
 /// A shard and the exact place in it from which on it is asked, or from which on it has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ShardCheckpoint {
     /// The shard.
     pub shard: u32,
     /// The log.
@@ -67,7 +69,7 @@ pub struct Place {
     pub epoch: (u64, u64),
 }
 
-impl Place {
+impl ShardCheckpoint {
     /// Where the snapshot of a query stands.
     pub fn of(shard: ShardId, at: &Checkpoint) -> Self {
         Self {
@@ -132,7 +134,7 @@ impl MatcherText {
 
 /// A question about live deltas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LiveAsk {
+pub struct LiveRequest {
     /// Whose.
     pub tenant: String,
     /// Which metric.
@@ -150,12 +152,12 @@ pub struct LiveAsk {
     /// All must match.
     pub matchers: Vec<MatcherText>,
     /// Which shards, from where on.
-    pub places: Vec<Place>,
+    pub places: Vec<ShardCheckpoint>,
 }
 
 /// A question about accounting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AccountingAsk {
+pub struct AccountingRequest {
     /// Whose.
     pub tenant: String,
     /// First hour of append.
@@ -163,12 +165,12 @@ pub struct AccountingAsk {
     /// First hour behind.
     pub to: i32,
     /// Which shards, from where on.
-    pub places: Vec<Place>,
+    pub places: Vec<ShardCheckpoint>,
 }
 
 /// A question about names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CatalogueAsk {
+pub struct CatalogueRequest {
     /// Whose.
     pub tenant: String,
     /// The label whose values are wanted, of one metric or of all; otherwise the names of metrics
@@ -181,15 +183,17 @@ pub struct CatalogueAsk {
     /// At most so many, the first ones.
     pub limit: u64,
     /// Which shards, from where on.
-    pub places: Vec<Place>,
+    pub places: Vec<ShardCheckpoint>,
 }
 
-impl CatalogueAsk {
+impl CatalogueRequest {
     /// A question about these shards.
-    pub fn of(question: &CatalogueQuestion<'_>, places: Vec<Place>) -> Self {
+    pub fn of(question: &CatalogueQuery<'_>, places: Vec<ShardCheckpoint>) -> Self {
         let values = match question.names {
-            Names::Metrics => None,
-            Names::Values(label, metric) => Some((label.to_owned(), metric.map(str::to_owned))),
+            CatalogueNames::Metrics => None,
+            CatalogueNames::Values(label, metric) => {
+                Some((label.to_owned(), metric.map(str::to_owned)))
+            }
         };
         let (prefix, after) = (question.prefix.to_owned(), question.after.to_owned());
         Self {
@@ -206,7 +210,7 @@ impl CatalogueAsk {
     ///
     /// # Errors
     /// If it is for more names than nodes send to each other.
-    pub fn question(&self) -> Result<CatalogueQuestion<'_>, CodecError> {
+    pub fn query(&self) -> Result<CatalogueQuery<'_>, CodecError> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         if limit > MAX_NAMES {
             return Err(CodecError::new(
@@ -215,10 +219,10 @@ impl CatalogueAsk {
             ));
         }
         let names = match &self.values {
-            None => Names::Metrics,
-            Some((label, metric)) => Names::Values(label, metric.as_deref()),
+            None => CatalogueNames::Metrics,
+            Some((label, metric)) => CatalogueNames::Values(label, metric.as_deref()),
         };
-        Ok(CatalogueQuestion {
+        Ok(CatalogueQuery {
             tenant: &self.tenant,
             names,
             prefix: &self.prefix,
@@ -232,7 +236,7 @@ impl CatalogueAsk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogueBody {
     /// How far they reach.
-    pub reach: Reach,
+    pub reach: WireFreshness,
     /// Metrics, ascending.
     pub metrics: Vec<MetricRow>,
     /// Values, ascending.
@@ -256,7 +260,7 @@ pub struct MetricRow {
 
 impl CatalogueBody {
     /// What a shard adds.
-    pub fn of(reach: Reach, growth: Growth) -> Self {
+    pub fn of(reach: WireFreshness, growth: CatalogueGrowth) -> Self {
         let row = |(metric, new): (String, NewMetric)| MetricRow {
             metric,
             labels: new.labels.into_iter().collect(),
@@ -275,19 +279,19 @@ impl CatalogueBody {
     ///
     /// # Errors
     /// If it holds what was not asked for.
-    pub fn growth(&self, question: &CatalogueQuestion<'_>) -> Result<Growth, CodecError> {
+    pub fn growth(&self, question: &CatalogueQuery<'_>) -> Result<CatalogueGrowth, CodecError> {
         let foreign = |what: &str| {
             CodecError::new("catalogue", format!("it holds {what}, which was not asked for"))
         };
         let (count, alone) = match question.names {
-            Names::Metrics => (self.metrics.len(), self.values.is_empty()),
-            Names::Values(..) => (self.values.len(), self.metrics.is_empty()),
+            CatalogueNames::Metrics => (self.metrics.len(), self.values.is_empty()),
+            CatalogueNames::Values(..) => (self.values.len(), self.metrics.is_empty()),
         };
         if count > question.limit || !alone {
             return Err(foreign("other names, or more of them"));
         }
         let mut names = self.metrics.iter().map(|row| &row.metric).chain(&self.values);
-        if let Some(name) = names.find(|name| !question.holds(name)) {
+        if let Some(name) = names.find(|name| !question.contains(name)) {
             return Err(foreign(&format!("the name {name:?}")));
         }
         let new = |row: &MetricRow| NewMetric {
@@ -297,7 +301,7 @@ impl CatalogueBody {
             hours: row.hours.map(|(first, last)| (Hour(first), Hour(last))),
         };
         let metrics = self.metrics.iter().map(|row| (row.metric.clone(), new(row))).collect();
-        Ok(Growth { metrics, values: self.values.iter().cloned().collect() })
+        Ok(CatalogueGrowth { metrics, values: self.values.iter().cloned().collect() })
     }
 }
 
@@ -305,14 +309,14 @@ impl CatalogueBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShardAnswer<B> {
     /// Exactly the place that was asked for, or the answer is not for this question.
-    pub place: Place,
+    pub place: ShardCheckpoint,
     /// The answer, or why there is none.
-    pub outcome: Result<B, Failure>,
+    pub outcome: Result<B, ShardFailure>,
 }
 
 /// Why a shard has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Failure {
+pub enum ShardFailure {
     /// Its owner or its batches moved.
     Moved,
     /// It is not owned there.
@@ -323,33 +327,33 @@ pub enum Failure {
     Stopped,
 }
 
-impl From<LiveError> for Failure {
+impl From<LiveError> for ShardFailure {
     fn from(error: LiveError) -> Self {
         match error {
-            LiveError::Moved => Failure::Moved,
-            LiveError::TooLarge => Failure::TooLarge,
-            LiveError::Stopped => Failure::Stopped,
+            LiveError::StaleCheckpoint => ShardFailure::Moved,
+            LiveError::TooLarge => ShardFailure::TooLarge,
+            LiveError::Stopped => ShardFailure::Stopped,
             LiveError::Unavailable | LiveError::Unreachable | LiveError::Overloaded => {
-                Failure::NotHere
+                ShardFailure::NotHere
             }
         }
     }
 }
 
-impl From<Failure> for LiveError {
-    fn from(failure: Failure) -> Self {
+impl From<ShardFailure> for LiveError {
+    fn from(failure: ShardFailure) -> Self {
         match failure {
-            Failure::Moved => LiveError::Moved,
-            Failure::NotHere => LiveError::Unavailable,
-            Failure::TooLarge => LiveError::TooLarge,
-            Failure::Stopped => LiveError::Stopped,
+            ShardFailure::Moved => LiveError::StaleCheckpoint,
+            ShardFailure::NotHere => LiveError::Unavailable,
+            ShardFailure::TooLarge => LiveError::TooLarge,
+            ShardFailure::Stopped => LiveError::Stopped,
         }
     }
 }
 
 /// How far an answer reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reach {
+pub struct WireFreshness {
     /// How long ago everything appended was applied, by the owner's clock.
     pub age_ms: i64,
     /// Records of the log not applied yet.
@@ -364,17 +368,17 @@ pub struct Reach {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LiveBody {
     /// How far they reach.
-    pub reach: Reach,
+    pub reach: WireFreshness,
     /// The keys of the series.
     pub series: Vec<ByteBuf>,
     /// The deltas.
-    pub rows: Vec<Row>,
+    pub rows: Vec<DeltaRow>,
 }
 
 /// One delta: index of the series, hour, figures, sketches as they are stored (empty if not
 /// wanted).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct DeltaRow {
     /// Index of its series.
     pub series: u32,
     /// The window.
@@ -408,7 +412,7 @@ fn from_units(bytes: &ByteBuf) -> Result<Option<i128>, CodecError> {
     }
 }
 
-impl Row {
+impl DeltaRow {
     /// A delta, with the sketches that are wanted.
     pub fn of(series: u32, hour: Hour, rollup: &Rollup, distinct: bool, quantiles: bool) -> Self {
         let figures = &rollup.figures;
@@ -438,7 +442,7 @@ impl Row {
     /// # Errors
     /// If a number or a sketch does not decode.
     pub fn rollup(&self) -> Result<Rollup, CodecError> {
-        let figures = Figures {
+        let figures = RollupFigures {
             count: self.counts.0,
             value_count: self.counts.1,
             sum: from_units(&self.sum)?.unwrap_or(0),
@@ -458,7 +462,7 @@ impl Row {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountingBody {
     /// How far it reaches.
-    pub reach: Reach,
+    pub reach: WireFreshness,
     /// Hour of append; aggregated, de-duplicated, quarantined.
     pub hours: Vec<(i32, [u64; 3])>,
 }
@@ -478,9 +482,9 @@ impl AccountingBody {
 
 /// What a node owns, and which windows it holds in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Announcement {
+pub struct NodeAnnouncement {
     /// The shards it owns.
-    pub shards: Vec<Stand>,
+    pub shards: Vec<ShardAnnouncement>,
     /// Shards that cannot begin there until somebody mends what stops them.
     pub stopped: Vec<u32>,
     /// By hash of tenant and metric, the hours that any of these shards holds deltas of; none if
@@ -492,11 +496,11 @@ pub struct Announcement {
 
 /// Where an owned shard stands: its memory holds the records `[from, applied)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stand {
+pub struct ShardAnnouncement {
     /// Where its memory begins, and its epoch.
-    pub from: Place,
+    pub from: ShardCheckpoint,
     /// How far it reaches.
-    pub reach: Reach,
+    pub reach: WireFreshness,
 }
 
 /// The bytes of a message.
@@ -543,31 +547,31 @@ mod tests {
 
     #[test]
     fn golden_bytes_of_a_question_and_an_answer() {
-        let place = Place { shard: 3, log: [9; 16], next: 5, epoch: (2, 77) };
-        let ask = AccountingAsk { tenant: "t".to_owned(), from: 1, to: 2, places: vec![place] };
-        let bytes = encode(&Request::Accounting(ask.clone())).expect("encodes");
+        let place = ShardCheckpoint { shard: 3, log: [9; 16], next: 5, epoch: (2, 77) };
+        let ask = AccountingRequest { tenant: "t".to_owned(), from: 1, to: 2, places: vec![place] };
+        let bytes = encode(&PeerRequest::Accounting(ask.clone())).expect("encodes");
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         let log = "09".repeat(16);
         assert_eq!(hex, format!("0381aa4163636f756e74696e6794a1740102919403dc0010{log}0592024d"));
-        assert_eq!(decode::<Request>(&bytes), Ok(Request::Accounting(ask)));
-        let row = Row::of(0, Hour(4), &rollup(), false, false);
+        assert_eq!(decode::<PeerRequest>(&bytes), Ok(PeerRequest::Accounting(ask)));
+        let row = DeltaRow::of(0, Hour(4), &rollup(), false, false);
         let body = LiveBody {
-            reach: Reach { age_ms: 1, behind: 2, recovering: true, stopped: false },
+            reach: WireFreshness { age_ms: 1, behind: 2, recovering: true, stopped: false },
             series: vec![ByteBuf::from(*b"k")],
             rows: vec![row],
         };
-        let reply = Reply::Live(vec![
+        let reply = PeerReply::Live(vec![
             ShardAnswer { place, outcome: Ok(body) },
-            ShardAnswer { place, outcome: Err(Failure::Moved) },
+            ShardAnswer { place, outcome: Err(ShardFailure::Moved) },
         ]);
-        assert_eq!(decode::<Reply>(&encode(&reply).expect("encodes")), Ok(reply));
+        assert_eq!(decode::<PeerReply>(&encode(&reply).expect("encodes")), Ok(reply));
     }
 
     #[test]
     fn rollups_come_back_to_the_bit_and_sketches_only_when_wanted() {
         let rollup = rollup();
-        assert_eq!(Row::of(0, Hour(4), &rollup, true, true).rollup(), Ok(rollup.clone()));
-        let bare = Row::of(0, Hour(4), &rollup, false, false).rollup().expect("decodes");
+        assert_eq!(DeltaRow::of(0, Hour(4), &rollup, true, true).rollup(), Ok(rollup.clone()));
+        let bare = DeltaRow::of(0, Hour(4), &rollup, false, false).rollup().expect("decodes");
         assert_eq!(
             (bare.figures, bare.distinct.is_empty(), bare.quantiles.is_empty()),
             (rollup.figures, true, true)
@@ -603,14 +607,17 @@ mod tests {
 
     #[test]
     fn another_version_and_garbage_are_refused_by_name() {
-        let mut bytes = encode(&Request::Beat).expect("encodes");
+        let mut bytes = encode(&PeerRequest::Beat).expect("encodes");
         bytes[0] = 4;
-        let why = decode::<Request>(&bytes).expect_err("refused").to_string();
+        let why = decode::<PeerRequest>(&bytes).expect_err("refused").to_string();
         assert!(why.contains("version 4") && why.contains("version 3"), "{why}");
-        assert!(decode::<Request>(&[]).is_err());
-        assert!(decode::<Request>(&[VERSION, 0xc1, 0xff]).is_err());
+        assert!(decode::<PeerRequest>(&[]).is_err());
+        assert!(decode::<PeerRequest>(&[VERSION, 0xc1, 0xff]).is_err());
         let huge = [VERSION, 0x81, 0xa4, b'L', b'i', b'v', b'e', 0xdd, 0xff, 0xff, 0xff, 0xff];
-        assert!(decode::<Reply>(&huge).is_err(), "a length without its bytes allocates nothing");
+        assert!(
+            decode::<PeerReply>(&huge).is_err(),
+            "a length without its bytes allocates nothing"
+        );
         let too_large = MatcherText::Regex("a".to_owned(), "(a{1000}){1000}".to_owned());
         assert!(too_large.compile().is_err());
     }

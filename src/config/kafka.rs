@@ -1,14 +1,14 @@
 //! `kafka.properties`: settings of Kafka's client, checked against the promises and against what
 //! this build can do.
 
-use super::lists::parts;
-use super::values::{Kind, Setting};
+use super::lists::list_items;
+use super::values::{ConfigValue, ValueKind};
 
 /// Whether this build speaks TLS and SCRAM with Kafka.
 const TLS: bool = cfg!(feature = "kafka-tls");
 
 /// Settings that are ours: another value would break a promise without a word.
-const OURS: &[&str] = &[
+const RESERVED: &[&str] = &[
     "acks",
     "auto.offset.reset",
     "bootstrap.servers",
@@ -30,15 +30,15 @@ const OURS: &[&str] = &[
 /// Settings for the clients beyond ours, such as those of SASL and TLS. Never printed: they may
 /// hold passwords.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Properties(Vec<(String, String)>);
+pub struct KafkaProperties(Vec<(String, String)>);
 
-impl std::fmt::Debug for Properties {
+impl std::fmt::Debug for KafkaProperties {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
 }
 
-impl Properties {
+impl KafkaProperties {
     /// Reads `name=value,name=value`; a comma inside a value is written `\,`.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Properties {
         for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {
             let (name, value) = pair.split_once('=').ok_or("write name=value,name=value")?;
             let name = name.trim();
-            if OURS.contains(&name) {
+            if RESERVED.contains(&name) {
                 return Err(format!(
                     "{name} is set by Rollmill, because its promises depend on it: leave it out"
                 ));
@@ -107,8 +107,8 @@ impl Properties {
     }
 }
 
-impl Setting for Properties {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for KafkaProperties {
+    const KIND: ValueKind = ValueKind::Text;
     const IS_SECRET: bool = true;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -146,9 +146,9 @@ fn split(text: &str) -> Vec<String> {
 /// `kafka.passed_gaps`: ranges of offsets of which a person says that Rollmill has written nothing
 /// there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Gaps(Vec<(u32, std::ops::Range<u64>)>);
+pub struct PassedGaps(Vec<(u32, std::ops::Range<u64>)>);
 
-impl Gaps {
+impl PassedGaps {
     /// Whether all of `[from, to)` of the shard is in one of them.
     pub fn covers(&self, shard: u32, from: u64, to: u64) -> bool {
         self.0.iter().any(|(of, range)| *of == shard && range.start <= from && to <= range.end)
@@ -156,8 +156,8 @@ impl Gaps {
 }
 
 /// `shard:from-to,shard:from-to`; the first offset is in the gap, the last one behind it.
-impl Setting for Gaps {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for PassedGaps {
+    const KIND: ValueKind = ValueKind::Text;
 
     fn parse(text: &str) -> Result<Self, String> {
         let gap = |text: &str| {
@@ -166,7 +166,7 @@ impl Setting for Gaps {
             let range = from.trim().parse().ok()?..to.trim().parse().ok()?;
             (range.start < range.end).then_some((shard.trim().parse().ok()?, range))
         };
-        let all = parts(text);
+        let all = list_items(text);
         all.map(|text| {
             gap(text).ok_or_else(|| {
                 format!("{text:?} is no gap: write SHARD:FROM-TO, as the log names it")
@@ -192,7 +192,7 @@ mod tests {
     fn properties_are_read_and_never_shown() {
         let text =
             r"security.protocol=SASL_PLAINTEXT, sasl.mechanism=PLAIN,sasl.password=a=b\,c\d,";
-        let properties = Properties::parse(text).expect("valid");
+        let properties = KafkaProperties::parse(text).expect("valid");
         let expected = [
             ("security.protocol", "SASL_PLAINTEXT"),
             ("sasl.mechanism", "PLAIN"),
@@ -203,22 +203,22 @@ mod tests {
             format!("{properties:?}"),
             r#"["security.protocol", "sasl.mechanism", "sasl.password"]"#
         );
-        assert_eq!(Properties::parse(""), Ok(Properties::default()));
+        assert_eq!(KafkaProperties::parse(""), Ok(KafkaProperties::default()));
     }
 
     #[test]
     fn promises_cannot_be_overridden() {
         for wrong in ["acks=1", "linger.ms=5,auto.offset.reset=latest", "group.instance.id=a"] {
             assert!(
-                Properties::parse(wrong).is_err_and(|why| why.contains("set by Rollmill")),
+                KafkaProperties::parse(wrong).is_err_and(|why| why.contains("set by Rollmill")),
                 "{wrong}"
             );
         }
-        assert!(Properties::parse("secret").is_err_and(|why| !why.contains("secret")));
+        assert!(KafkaProperties::parse("secret").is_err_and(|why| !why.contains("secret")));
     }
 
     fn checked(pairs: &[(&str, &str)], tls: bool) -> Result<(), String> {
-        Properties(
+        KafkaProperties(
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         )
         .check(tls)
@@ -268,15 +268,18 @@ mod tests {
 
     #[test]
     fn gaps_are_named_by_shard_and_offsets() {
-        let gaps = Gaps::parse("3:120-122, 7:0-1,").expect("two");
+        let gaps = PassedGaps::parse("3:120-122, 7:0-1,").expect("two");
         assert!(gaps.covers(3, 120, 122) && gaps.covers(3, 121, 122) && gaps.covers(7, 0, 1));
         assert!(
             !gaps.covers(3, 119, 121) && !gaps.covers(3, 121, 123) && !gaps.covers(2, 120, 121)
         );
         assert_eq!(gaps.text(), "3:120-122,7:0-1");
-        assert_eq!(Gaps::parse(""), Ok(Gaps::default()));
+        assert_eq!(PassedGaps::parse(""), Ok(PassedGaps::default()));
         for wrong in ["3", "3:5", "3:5-5", "3:6-5", "x:1-2", "3:-1-2", "3:1-2;4:1-2"] {
-            assert!(Gaps::parse(wrong).is_err_and(|why| why.contains("SHARD:FROM-TO")), "{wrong}");
+            assert!(
+                PassedGaps::parse(wrong).is_err_and(|why| why.contains("SHARD:FROM-TO")),
+                "{wrong}"
+            );
         }
     }
 }

@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::kafka::{Gaps, Properties};
-use super::lists::{HostList, Origins};
+use super::kafka::{KafkaProperties, PassedGaps};
+use super::lists::{HostList, OriginList};
 use super::roles::Roles;
 use super::table::config;
-use super::values::{ByteSize, Url, days, gib, hours, kib, mib, minutes, ms, seconds};
+use super::values::{ByteSize, SecretUrl, days, gib, hours, kib, mib, minutes, ms, seconds};
 
 config! {
     /// This node.
@@ -24,7 +24,7 @@ config! {
         listen: String = "127.0.0.1:8080".to_owned();
         /// Pages that may send and read, `https://shop.example,http://localhost:3000`: their
         /// origins as browsers name them. Empty: none.
-        cors_origins: Origins = Origins::default();
+        cors_origins: OriginList = OriginList::default();
         /// Connections at once. Those on which no valid key came in have three quarters, the oldest
         /// gives way; one of several tenants has a quarter.
         max_connections: usize = 4096, 1..=1_000_000;
@@ -132,10 +132,10 @@ config! {
         min_isr: u32 = 1, 1..=32;
         /// More settings of the client, `name=value,name=value`, such as those of SASL and TLS;
         /// never shown.
-        properties: Properties = Properties::default();
+        properties: KafkaProperties = KafkaProperties::default();
         /// Gaps of partitions that hold nothing of Rollmill's, `SHARD:FROM-TO,…`, when the log asks
         /// for it: docs/operations.md, "Kafka".
-        passed_gaps: Gaps = Gaps::default();
+        passed_gaps: PassedGaps = PassedGaps::default();
         /// Patience with one request to Kafka.
         timeout: Duration = seconds(5), ms(100)..=minutes(10);
         /// A node silent for this long loses its shards: most of the time until they are served
@@ -160,9 +160,9 @@ config! {
     store: StoreConfig {
         /// PostgreSQL or TimescaleDB that holds the rollups:
         /// `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`. Empty: SQLite in `data.dir`.
-        url: Option<Url> = None;
+        url: Option<SecretUrl> = None;
         /// The same primary, as a role that may only read, for queries. Empty: `store.url`.
-        read_url: Option<Url> = None;
+        read_url: Option<SecretUrl> = None;
         /// PEM file of the authorities of the server's certificate, for URLs with
         /// `sslmode=require`. Empty: those of the system.
         tls_ca: Option<PathBuf> = None;
@@ -208,10 +208,10 @@ config! {
         max_delay: Duration = minutes(10), ms(100)..=days(1);
         /// Where raw events are archived: `file:///path` or `s3://bucket/prefix`. Empty: `archive`
         /// in the data directory.
-        url: Option<Url> = None;
+        url: Option<SecretUrl> = None;
         /// Endpoint of the object storage, such as `http://127.0.0.1:9000`. Empty: AWS, or that of
         /// the environment.
-        endpoint: Option<Url> = None;
+        endpoint: Option<SecretUrl> = None;
         /// Its region. Empty: that of the environment, or us-east-1.
         region: Option<String> = None;
         /// Its credentials, in the form of the AWS tools. Empty: the environment
@@ -222,7 +222,7 @@ config! {
         timeout: Duration = seconds(60), ms(100)..=hours(1);
         /// Where old objects move to, on the same endpoint or in a directory; must be another
         /// place. Empty: they stay.
-        cold_url: Option<Url> = None;
+        cold_url: Option<SecretUrl> = None;
         /// Storage class of moved objects, such as STANDARD_IA. Empty: the bucket's.
         cold_class: Option<String> = None;
         /// Objects older than this move.
@@ -264,7 +264,7 @@ config! {
         cache: ByteSize = mib(96), ByteSize::ZERO..=gib(64);
         /// A second query cache that nodes share, behind query.cache:
         /// `redis://[[user]:password@]host[:port][/database]`. Empty: none.
-        redis: Option<Url> = None;
+        redis: Option<SecretUrl> = None;
         /// A query waits no longer for it, and after three failures not at all.
         redis_timeout: Duration = ms(10), ms(1)..=seconds(1);
         /// How long it keeps a part.

@@ -1,13 +1,13 @@
 //! Lists with commas between: origins of pages, in the form in which browsers name them, and hosts.
 
-use super::values::{Kind, Setting};
+use super::values::{ConfigValue, ValueKind};
 
 /// Origins of pages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Origins(pub Vec<String>);
+pub struct OriginList(pub Vec<String>);
 
-impl Setting for Origins {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for OriginList {
+    const KIND: ValueKind = ValueKind::Text;
 
     fn parse(text: &str) -> Result<Self, String> {
         let checked = |origin: &str| {
@@ -19,7 +19,7 @@ impl Setting for Origins {
                  small letters, without a path"
             ))
         };
-        parts(text).map(checked).collect::<Result<_, _>>().map(Self)
+        list_items(text).map(checked).collect::<Result<_, _>>().map(Self)
     }
 
     fn text(&self) -> String {
@@ -31,11 +31,11 @@ impl Setting for Origins {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostList(pub Vec<String>);
 
-impl Setting for HostList {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for HostList {
+    const KIND: ValueKind = ValueKind::Text;
 
     fn parse(text: &str) -> Result<Self, String> {
-        Ok(Self(parts(text).map(str::to_owned).collect()))
+        Ok(Self(list_items(text).map(str::to_owned).collect()))
     }
 
     fn text(&self) -> String {
@@ -44,7 +44,7 @@ impl Setting for HostList {
 }
 
 /// The parts of a list, without those that are empty.
-pub(super) fn parts(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn list_items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
@@ -74,10 +74,10 @@ mod tests {
     fn origins_are_as_browsers_name_them() {
         let good = "https://shop.example, http://localhost:3000,http://[::1]:8080,";
         assert_eq!(
-            Origins::parse(good).expect("origins").text(),
+            OriginList::parse(good).expect("origins").text(),
             "https://shop.example,http://localhost:3000,http://[::1]:8080"
         );
-        assert_eq!(Origins::parse(""), Ok(Origins::default()));
+        assert_eq!(OriginList::parse(""), Ok(OriginList::default()));
         for bad in [
             "*",
             "null",
@@ -90,7 +90,7 @@ mod tests {
             "http://:80",
             "ftp://a",
         ] {
-            assert!(Origins::parse(bad).is_err(), "{bad}");
+            assert!(OriginList::parse(bad).is_err(), "{bad}");
         }
     }
 }

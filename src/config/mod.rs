@@ -18,16 +18,16 @@ mod values;
 use std::path::Path;
 use std::sync::LazyLock;
 
-pub use kafka::{Gaps, Properties};
+pub use kafka::{KafkaProperties, PassedGaps};
 pub use keys::*;
-pub use lists::{HostList, Origins};
+pub use lists::{HostList, OriginList};
 pub use roles::Roles;
 use service_links::is_service_link;
-pub use table::Entry;
+pub use table::KeyEntry;
 pub(crate) use table::key;
-pub use values::{ByteSize, Kind, Url, millis};
+pub use values::{ByteSize, SecretUrl, ValueKind, millis};
 
-use crate::model::near::near;
+use crate::model::suggest::nearest_name;
 
 /// Everything that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +35,7 @@ use crate::model::near::near;
 pub struct ConfigErrors(pub Vec<String>);
 
 /// Every key, with its default.
-pub static KEYS: LazyLock<Vec<Entry>> = LazyLock::new(|| Config::defaults().entries());
+pub static KEYS: LazyLock<Vec<KeyEntry>> = LazyLock::new(|| Config::defaults().entries());
 
 impl Config {
     /// Reads the file, if one is given, then the environment, then the flags; later ones win.
@@ -92,7 +92,7 @@ impl Config {
                 }
                 None if IGNORED.contains(&name.as_str()) || is_service_link(&name, &value) => {}
                 None => {
-                    let nearest = nearest_of(&name, KEYS.iter().map(Entry::env));
+                    let nearest = nearest_of(&name, KEYS.iter().map(KeyEntry::env));
                     mistakes.push(format!("environment {name}: no such key{nearest}"));
                 }
             }
@@ -214,7 +214,7 @@ impl Config {
     /// The whole of it as a file that gives the same configuration. A password is not shown: its
     /// key is a remark.
     pub fn to_toml(&self) -> String {
-        let line = |entry: &Entry| {
+        let line = |entry: &KeyEntry| {
             let remark =
                 if entry.is_secret { "# holds a password, which is not shown: " } else { "" };
             format!("{remark}{} = {}\n", entry.name, entry.toml())
@@ -234,7 +234,7 @@ const IGNORED: &[&str] = &[
 ];
 
 fn nearest_of(name: &str, known: impl Iterator<Item = String>) -> String {
-    near(name, known).map(|best| format!("; did you mean {best}?")).unwrap_or_default()
+    nearest_name(name, known).map(|best| format!("; did you mean {best}?")).unwrap_or_default()
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn what_needs_a_name_is_refused_without_one() {
         let named: Vec<_> =
-            KEYS.iter().filter(|key| key.kind == Kind::Text && !key.text.is_empty()).collect();
+            KEYS.iter().filter(|key| key.kind == ValueKind::Text && !key.text.is_empty()).collect();
         assert!(
             ["data.dir", "server.listen", "kafka.topic"]
                 .iter()
@@ -455,16 +455,16 @@ mod tests {
     fn every_key_is_read_into_the_field_of_its_name() {
         for key in KEYS.iter() {
             let text = match key.kind {
-                Kind::Number | Kind::Bytes | Kind::Duration => {
+                ValueKind::Number | ValueKind::Bytes | ValueKind::Duration => {
                     let (least, most) = key.range.clone().expect("a range");
                     if most == key.text { least } else { most }
                 }
-                Kind::Bool => "true".to_owned(),
-                Kind::Text if key.name == key!(node.roles) => "shards,query".to_owned(),
-                Kind::Text if key.name == key!(server.cors_origins) => "https://a".to_owned(),
-                Kind::Text if key.name == key!(kafka.passed_gaps) => "1:2-3".to_owned(),
-                Kind::Text if key.name == key!(kafka.properties) => "linger.ms=1".to_owned(),
-                Kind::Text => "other".to_owned(),
+                ValueKind::Bool => "true".to_owned(),
+                ValueKind::Text if key.name == key!(node.roles) => "shards,query".to_owned(),
+                ValueKind::Text if key.name == key!(server.cors_origins) => "https://a".to_owned(),
+                ValueKind::Text if key.name == key!(kafka.passed_gaps) => "1:2-3".to_owned(),
+                ValueKind::Text if key.name == key!(kafka.properties) => "linger.ms=1".to_owned(),
+                ValueKind::Text => "other".to_owned(),
             };
             let mut config = Config::defaults();
             assert!(config.set(key.name, &text).is_some_and(|read| read.is_ok()), "{}", key.name);

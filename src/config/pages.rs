@@ -3,22 +3,22 @@
 
 use std::path::Path;
 
-use super::{Entry, KEYS, Kind};
+use super::{KEYS, KeyEntry, ValueKind};
 
 const WIDTH: usize = 100;
 
-fn row(key: &Entry) -> String {
+fn row(key: &KeyEntry) -> String {
     let default =
         if key.text.is_empty() { "(empty)".to_owned() } else { format!("`{}`", key.text) };
     let range = match (&key.range, key.kind) {
         (Some((least, most)), _) => format!("`{least}` to `{most}`"),
-        (None, Kind::Bool) => "`true` or `false`".to_owned(),
+        (None, ValueKind::Bool) => "`true` or `false`".to_owned(),
         (None, _) => String::new(),
     };
     format!("| `{}` | {default} | {range} | {} |\n", key.name, key.doc)
 }
 
-fn example(key: &Entry) -> String {
+fn example(key: &KeyEntry) -> String {
     format!("\n{}{} = {}\n", comment(key.doc), key.name, key.toml())
 }
 

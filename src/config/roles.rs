@@ -1,8 +1,8 @@
 //! What a node does.
 
-use super::lists::parts;
+use super::lists::list_items;
 use super::nearest_of;
-use super::values::{Kind, Setting};
+use super::values::{ConfigValue, ValueKind};
 
 /// The roles of a node; each can be on any node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Roles {
 const NAMES: [&str; 3] = ["gateway", "shards", "query"];
 
 /// A role that earlier releases accepted and that did nothing.
-const NOT_YET: &str = "replay";
+const REMOVED_ROLE: &str = "replay";
 
 impl Roles {
     /// Every role.
@@ -29,10 +29,10 @@ impl Roles {
     /// # Errors
     /// If a name is none of a role, with the nearest one, or there is none at all.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let names: Vec<&str> = parts(text).collect();
-        if names.contains(&NOT_YET) {
+        let names: Vec<&str> = list_items(text).collect();
+        if names.contains(&REMOVED_ROLE) {
             return Err(format!(
-                "this release has no role {NOT_YET} (it did nothing in earlier ones): leave it out"
+                "this release has no role {REMOVED_ROLE} (it did nothing in earlier ones): leave it out"
             ));
         }
         if let Some(wrong) = names.iter().find(|name| !NAMES.contains(name)) {
@@ -55,13 +55,13 @@ impl Roles {
     }
 
     /// Whether the node reads or writes the store; one that only takes writes does not.
-    pub fn need_store(self) -> bool {
+    pub fn needs_store(self) -> bool {
         self.shards || self.query
     }
 }
 
-impl Setting for Roles {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for Roles {
+    const KIND: ValueKind = ValueKind::Text;
 
     fn parse(text: &str) -> Result<Self, String> {
         Self::parse(text)
@@ -79,9 +79,9 @@ mod tests {
     #[test]
     fn roles_are_named_in_any_order() {
         let roles = Roles::parse(" query, gateway,").expect("roles");
-        assert_eq!((roles.names(), roles.need_store()), (vec!["gateway", "query"], true));
+        assert_eq!((roles.names(), roles.needs_store()), (vec!["gateway", "query"], true));
         assert_eq!(Roles::parse("gateway,shards,query"), Ok(Roles::ALL));
-        assert!(!Roles::parse("gateway").expect("a role").need_store());
+        assert!(!Roles::parse("gateway").expect("a role").needs_store());
         assert_eq!(
             Roles::parse("gatway").unwrap_err(),
             "no such role: gatway; did you mean gateway?"

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::values::{Kind, Setting};
+use super::values::{ConfigValue, ValueKind};
 
 /// Makes of each section a struct with typed fields, and of all of them [`Config`](super::Config):
 /// its defaults, its reading by key, and the list of its keys. A row is `name: Type = default;` or
@@ -31,7 +31,7 @@ macro_rules! config {
             }
 
             /// Reads the text of a key. `None` if there is no such key.
-            pub(super) fn set(&mut self, name: &str, text: &str) -> Option<Result<(), super::table::Refusal>> {
+            pub(super) fn set(&mut self, name: &str, text: &str) -> Option<Result<(), super::table::ValueRefusal>> {
                 $($(
                     if name == concat!(stringify!($section), ".", stringify!($field)) {
                         let value = &mut self.$section.$field;
@@ -42,7 +42,7 @@ macro_rules! config {
             }
 
             /// Every key with its value here, in the order of the table.
-            pub fn entries(&self) -> Vec<super::table::Entry> {
+            pub fn entries(&self) -> Vec<super::table::KeyEntry> {
                 vec![$($(
                     super::table::entry(
                         concat!(stringify!($section), ".", stringify!($field)),
@@ -80,13 +80,13 @@ pub(super) use {config, range};
 
 /// A key and its value in one configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct KeyEntry {
     /// The key.
     pub name: &'static str,
     /// What it is for.
     pub doc: &'static str,
     /// What it takes.
-    pub kind: Kind,
+    pub kind: ValueKind,
     /// The value as a file has it, without quotes; a password is `***`.
     pub text: String,
     /// Whether the value holds a secret, so that `text` is not all of it.
@@ -97,7 +97,7 @@ pub struct Entry {
     pub range: Option<(String, String)>,
 }
 
-impl Entry {
+impl KeyEntry {
     /// Its environment variable.
     pub fn env(&self) -> String {
         format!("ROLLMILL_{}", self.name.replace('.', "_").to_uppercase())
@@ -106,8 +106,8 @@ impl Entry {
     /// The value as TOML.
     pub fn toml(&self) -> String {
         match self.kind {
-            Kind::Number | Kind::Bool => self.text.clone(),
-            Kind::Bytes | Kind::Duration | Kind::Text => {
+            ValueKind::Number | ValueKind::Bool => self.text.clone(),
+            ValueKind::Bytes | ValueKind::Duration | ValueKind::Text => {
                 toml::Value::from(self.text.as_str()).to_string()
             }
         }
@@ -115,31 +115,31 @@ impl Entry {
 }
 
 /// Why a text was not taken.
-pub(super) struct Refusal {
+pub(super) struct ValueRefusal {
     /// Why.
     pub why: String,
     /// Whether the text must not be shown.
     pub is_secret: bool,
 }
 
-pub(super) fn read<T: Setting>(
+pub(super) fn read<T: ConfigValue>(
     value: &mut T,
     text: &str,
     default: &T,
     range: Option<RangeInclusive<T>>,
-) -> Result<(), Refusal> {
-    *value =
-        checked(text, default, range).map_err(|why| Refusal { why, is_secret: T::IS_SECRET })?;
+) -> Result<(), ValueRefusal> {
+    *value = checked(text, default, range)
+        .map_err(|why| ValueRefusal { why, is_secret: T::IS_SECRET })?;
     Ok(())
 }
 
-fn checked<T: Setting>(
+fn checked<T: ConfigValue>(
     text: &str,
     default: &T,
     range: Option<RangeInclusive<T>>,
 ) -> Result<T, String> {
     // Where empty means something, it is the default.
-    if T::KIND == Kind::Text && text.trim().is_empty() && !default.text().is_empty() {
+    if T::KIND == ValueKind::Text && text.trim().is_empty() && !default.text().is_empty() {
         return Err(format!("must not be empty: leave it out for {}", default.text()));
     }
     let value = T::parse(text)?;
@@ -151,13 +151,13 @@ fn checked<T: Setting>(
     Ok(value)
 }
 
-pub(super) fn entry<T: Setting>(
+pub(super) fn entry<T: ConfigValue>(
     name: &'static str,
     doc: &'static str,
     value: &T,
     range: Option<RangeInclusive<T>>,
-) -> Entry {
-    Entry {
+) -> KeyEntry {
+    KeyEntry {
         name,
         doc,
         kind: T::KIND,

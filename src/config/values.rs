@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// What a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// A whole number.
     Number,
     /// `64MiB`.
@@ -19,9 +19,9 @@ pub enum Kind {
 }
 
 /// A type of values.
-pub(super) trait Setting: Sized {
+pub(super) trait ConfigValue: Sized {
     /// What a key of this type takes.
-    const KIND: Kind;
+    const KIND: ValueKind;
     /// Whether a text of this type is never shown, not even in the message that refuses it.
     const IS_SECRET: bool = false;
 
@@ -41,8 +41,8 @@ pub(super) trait Setting: Sized {
 
 macro_rules! numbers {
     ($($type:ty)+) => {$(
-        impl Setting for $type {
-            const KIND: Kind = Kind::Number;
+        impl ConfigValue for $type {
+            const KIND: ValueKind = ValueKind::Number;
             fn parse(text: &str) -> Result<Self, String> {
                 text.parse().map_err(|_| "expected a whole number".to_owned())
             }
@@ -115,8 +115,8 @@ const DURATIONS: &[(&str, u64)] =
     &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
 
-impl Setting for ByteSize {
-    const KIND: Kind = Kind::Bytes;
+impl ConfigValue for ByteSize {
+    const KIND: ValueKind = ValueKind::Bytes;
     fn parse(text: &str) -> Result<Self, String> {
         with_unit(text, SIZES).map(Self).ok_or_else(|| "expected a size such as 64MiB".to_owned())
     }
@@ -128,8 +128,8 @@ impl Setting for ByteSize {
     }
 }
 
-impl Setting for Duration {
-    const KIND: Kind = Kind::Duration;
+impl ConfigValue for Duration {
+    const KIND: ValueKind = ValueKind::Duration;
     fn parse(text: &str) -> Result<Self, String> {
         with_unit(text, DURATIONS)
             .map(ms)
@@ -162,8 +162,8 @@ fn in_largest_unit(number: u64, units: &[(&str, u64)]) -> String {
     whole.map_or_else(|| "0".to_owned(), |(name, unit)| format!("{}{name}", number / unit))
 }
 
-impl Setting for bool {
-    const KIND: Kind = Kind::Bool;
+impl ConfigValue for bool {
+    const KIND: ValueKind = ValueKind::Bool;
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| "neither true nor false".to_owned())
     }
@@ -172,8 +172,8 @@ impl Setting for bool {
     }
 }
 
-impl Setting for String {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for String {
+    const KIND: ValueKind = ValueKind::Text;
     fn parse(text: &str) -> Result<Self, String> {
         Ok(text.to_owned())
     }
@@ -182,8 +182,8 @@ impl Setting for String {
     }
 }
 
-impl Setting for PathBuf {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for PathBuf {
+    const KIND: ValueKind = ValueKind::Text;
     fn parse(text: &str) -> Result<Self, String> {
         Ok(Self::from(text))
     }
@@ -193,8 +193,8 @@ impl Setting for PathBuf {
 }
 
 /// What is not there is empty in a file.
-impl<T: Setting> Setting for Option<T> {
-    const KIND: Kind = T::KIND;
+impl<T: ConfigValue> ConfigValue for Option<T> {
+    const KIND: ValueKind = T::KIND;
     const IS_SECRET: bool = T::IS_SECRET;
     fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() { Ok(None) } else { T::parse(text).map(Some) }
@@ -207,37 +207,37 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
-/// The address of a server, which may hold a password. Only [`Url::expose`] shows that.
+/// The address of a server, which may hold a password. Only [`SecretUrl::expose`] shows that.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Url(String);
+pub struct SecretUrl(String);
 
-impl Url {
+impl SecretUrl {
     /// All of it, for whoever connects.
     pub fn expose(&self) -> &str {
         &self.0
     }
 }
 
-impl From<&str> for Url {
+impl From<&str> for SecretUrl {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
     }
 }
 
-impl std::fmt::Display for Url {
+impl std::fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&without_password(&self.0))
     }
 }
 
-impl std::fmt::Debug for Url {
+impl std::fmt::Debug for SecretUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
     }
 }
 
-impl Setting for Url {
-    const KIND: Kind = Kind::Text;
+impl ConfigValue for SecretUrl {
+    const KIND: ValueKind = ValueKind::Text;
     fn parse(text: &str) -> Result<Self, String> {
         Ok(Self(text.to_owned()))
     }
@@ -269,12 +269,12 @@ mod tests {
         );
         assert_eq!(without_password("redis://secret@cache"), "redis://:***@cache");
         assert_eq!(without_password("http://127.0.0.1:9000"), "http://127.0.0.1:9000");
-        let url = Url::parse("postgres://me:top@se:cret@db,db2/rollmill").expect("a text");
+        let url = SecretUrl::parse("postgres://me:top@se:cret@db,db2/rollmill").expect("a text");
         assert_eq!(
             format!("{url} {url:?}"),
             "postgres://me:***@db,db2/rollmill postgres://me:***@db,db2/rollmill"
         );
-        assert!(url.is_secret() && !Url::parse("redis://cache").expect("a text").is_secret());
+        assert!(url.is_secret() && !SecretUrl::parse("redis://cache").expect("a text").is_secret());
     }
 
     #[test]

@@ -11,23 +11,23 @@ use axum::response::Response;
 
 use super::auth::Scope;
 use super::error::ApiError;
-use super::extract::{GivenParams, json, params};
-use super::{Gateway, decode, reads};
+use super::extract::{QueryString, checked_params, json};
+use super::{Gateway, decode, read_routes};
 use crate::api::archive::ExpiryRequest;
 use crate::api::quarantine::EventPlace;
-use crate::model::budget::Budget;
-use crate::operate::service::{KeyReach, OperateError, QuarantineService};
+use crate::model::budget::QueryBudget;
+use crate::operate::service::{OperateError, QuarantineScope, QuarantineService};
 
-type Edge = State<Arc<Gateway>>;
+type GatewayState = State<Arc<Gateway>>;
 
 /// `GET /v1/status`
 pub(super) async fn status(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
-    params(q, &[])?;
+    checked_params(q, &[])?;
     let _turn = gateway.status.lock().await;
     let status = gateway.deps.status.clone();
     let answer = tokio::task::spawn_blocking(move || status.status()).await.map_err(|error| {
@@ -38,27 +38,27 @@ pub(super) async fn status(
             "the request crashed, the log of the server says why",
         )
     })?;
-    Ok(json(reads::json(&answer)?))
+    Ok(json(read_routes::json(&answer)?))
 }
 
 /// `POST /v1/archive/flush`
 pub(super) async fn archive_flush(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
-    params(q, &[])?;
-    Ok(json(reads::json(&gateway.deps.status.archive_now())?))
+    checked_params(q, &[])?;
+    Ok(json(read_routes::json(&gateway.deps.status.archive_now())?))
 }
 
 /// `GET /v1/quarantine`
 pub(super) async fn quarantine(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
-    let (reach, params) = (reach(&gateway, &headers)?, params(q, &["all"])?);
+    let (reach, params) = (quarantine_access(&gateway, &headers)?, checked_params(q, &["all"])?);
     let all = match params.first().map(|(_, value)| value.as_str()) {
         None | Some("false") => false,
         Some("true") => true,
@@ -71,22 +71,24 @@ pub(super) async fn quarantine(
         }
     };
     let tenant = reach.tenant.clone();
-    operate(&gateway, &tenant, move |quarantine, budget| quarantine.list(&reach, all, budget)).await
+    run_operation(&gateway, &tenant, move |quarantine, budget| quarantine.list(&reach, all, budget))
+        .await
 }
 
 /// `POST /v1/quarantine/release`
 pub(super) async fn release(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let reach = reach(&gateway, &headers)?;
-    params(q, &[])?;
+    let reach = quarantine_access(&gateway, &headers)?;
+    checked_params(q, &[])?;
     let tenant = reach.tenant.clone();
-    let place = place(&gateway, &tenant, &headers, body).await?;
+    let place = event_place(&gateway, &tenant, &headers, body).await?;
     let answer =
-        operate(&gateway, &tenant, move |quarantine, _| quarantine.release(&reach, place)).await;
+        run_operation(&gateway, &tenant, move |quarantine, _| quarantine.release(&reach, place))
+            .await;
     if answer.is_ok() {
         tracing::info!(
             shard = place.shard,
@@ -100,17 +102,18 @@ pub(super) async fn release(
 
 /// `POST /v1/quarantine/discard`
 pub(super) async fn discard(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let reach = reach(&gateway, &headers)?;
-    params(q, &[])?;
+    let reach = quarantine_access(&gateway, &headers)?;
+    checked_params(q, &[])?;
     let tenant = reach.tenant.clone();
-    let place = place(&gateway, &tenant, &headers, body).await?;
+    let place = event_place(&gateway, &tenant, &headers, body).await?;
     let answer =
-        operate(&gateway, &tenant, move |quarantine, _| quarantine.discard(&reach, place)).await;
+        run_operation(&gateway, &tenant, move |quarantine, _| quarantine.discard(&reach, place))
+            .await;
     if answer.is_ok() {
         tracing::info!(
             shard = place.shard,
@@ -124,40 +127,41 @@ pub(super) async fn discard(
 
 /// Which events a key reaches: those of its tenant with the scope `admin`, and with `operator`
 /// those that are nobody's.
-fn reach(gateway: &Gateway, headers: &HeaderMap) -> Result<KeyReach, ApiError> {
+fn quarantine_access(gateway: &Gateway, headers: &HeaderMap) -> Result<QuarantineScope, ApiError> {
     let operator = gateway.tenant(headers, Scope::Operator);
     let unowned = operator.is_ok();
     match gateway.tenant(headers, Scope::Admin) {
-        Ok(tenant) => Ok(KeyReach { tenant, unowned }),
+        Ok(tenant) => Ok(QuarantineScope { tenant, unowned }),
         // No tenant has the empty name, so nothing but what is nobody's is reached.
-        Err(_) if unowned => Ok(KeyReach { tenant: Arc::from(""), unowned }),
+        Err(_) if unowned => Ok(QuarantineScope { tenant: Arc::from(""), unowned }),
         Err(refused) => Err(refused),
     }
 }
 
 /// `GET /v1/archive/expiry`
 pub(super) async fn expiry(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
-    params(q, &[])?;
+    checked_params(q, &[])?;
     let expiry = gateway.deps.expiry.clone();
-    let answer = gateway.blocking(&tenant, move |budget| expiry.list(budget)).await?;
-    Ok(json(reads::json(&answer)?))
+    let answer = gateway.run_blocking(&tenant, move |budget| expiry.list(budget)).await?;
+    Ok(json(read_routes::json(&answer)?))
 }
 
 /// `POST /v1/archive/expiry`
 pub(super) async fn expire(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
     body: Body,
 ) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
-    params(q, &[])?;
-    let said: ExpiryRequest = said(&gateway, &tenant, &headers, body, r#"{"yes":true}"#).await?;
+    checked_params(q, &[])?;
+    let said: ExpiryRequest =
+        json_body(&gateway, &tenant, &headers, body, r#"{"yes":true}"#).await?;
     if !said.yes {
         return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
@@ -166,14 +170,14 @@ pub(super) async fn expire(
         ));
     }
     let expiry = gateway.deps.expiry.clone();
-    let answer = gateway.blocking(&tenant, move |_| expiry.say_yes()).await?;
+    let answer = gateway.run_blocking(&tenant, move |_| expiry.approve()).await?;
     tracing::warn!("a person said yes: what had stopped to expire goes on");
-    Ok(json(reads::json(&answer)?))
+    Ok(json(read_routes::json(&answer)?))
 }
 
 /// JSON said to be JSON: a page of another site cannot send that to a server on loopback without
 /// being asked first.
-async fn said<T: serde::de::DeserializeOwned>(
+async fn json_body<T: serde::de::DeserializeOwned>(
     gateway: &Arc<Gateway>,
     tenant: &Arc<str>,
     headers: &HeaderMap,
@@ -194,21 +198,21 @@ async fn said<T: serde::de::DeserializeOwned>(
     })
 }
 
-async fn place(
+async fn event_place(
     gateway: &Arc<Gateway>,
     tenant: &Arc<str>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<EventPlace, ApiError> {
-    said(gateway, tenant, headers, body, "{\"shard\":…,\"offset\":…,\"index\":…}").await
+    json_body(gateway, tenant, headers, body, "{\"shard\":…,\"offset\":…,\"index\":…}").await
 }
 
-async fn operate<T: serde::Serialize + Send + 'static>(
+async fn run_operation<T: serde::Serialize + Send + 'static>(
     gateway: &Gateway,
     tenant: &Arc<str>,
-    work: impl FnOnce(&dyn QuarantineService, &Budget) -> Result<T, OperateError> + Send + 'static,
+    work: impl FnOnce(&dyn QuarantineService, &QueryBudget) -> Result<T, OperateError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let quarantine = gateway.deps.quarantine.clone();
-    let answer = gateway.blocking(tenant, move |budget| work(&*quarantine, budget)).await?;
-    Ok(json(reads::json(&answer)?))
+    let answer = gateway.run_blocking(tenant, move |budget| work(&*quarantine, budget)).await?;
+    Ok(json(read_routes::json(&answer)?))
 }

@@ -11,20 +11,20 @@ use super::error::ApiError;
 use crate::clock::Stopwatch;
 use crate::config::TenantsConfig;
 
-struct Bucket {
+struct TokenBucket {
     tokens: f64,
     at: f64,
 }
 
 /// Who may send how much.
-pub struct Admission {
-    buckets: DashMap<Arc<str>, Bucket>,
+pub struct AdmissionControl {
+    buckets: DashMap<Arc<str>, TokenBucket>,
     started: Stopwatch,
     rate: f64,
     burst: f64,
 }
 
-impl Admission {
+impl AdmissionControl {
     /// With the budget of each tenant.
     pub fn new(config: &TenantsConfig) -> Self {
         Self {
@@ -48,8 +48,10 @@ impl Admission {
             return Ok(());
         }
         // Tenants come from the keys file, so the map is as bounded as that file.
-        let mut bucket =
-            self.buckets.entry(tenant.clone()).or_insert(Bucket { tokens: self.burst, at: now });
+        let mut bucket = self
+            .buckets
+            .entry(tenant.clone())
+            .or_insert(TokenBucket { tokens: self.burst, at: now });
         bucket.tokens = (bucket.tokens + (now - bucket.at).max(0.0) * self.rate).min(self.burst);
         bucket.at = now;
         if bucket.tokens <= 0.0 || (bucket.tokens < events as f64 && bucket.tokens < self.burst) {
@@ -68,7 +70,7 @@ impl Admission {
 
     /// Returns the tokens of events that were not kept, so that the retry they ask for is not
     /// refused on their account.
-    pub fn give_back(&self, tenant: &Arc<str>, events: usize) {
+    pub fn refund(&self, tenant: &Arc<str>, events: usize) {
         if let Some(mut bucket) = self.buckets.get_mut(tenant) {
             bucket.tokens = (bucket.tokens + events as f64).min(self.burst);
         }
@@ -86,7 +88,7 @@ mod tests {
             c.tenants.max_events_per_second = 10;
             c.tenants.burst = 20;
         });
-        let admission = Admission::new(&config.tenants);
+        let admission = AdmissionControl::new(&config.tenants);
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         assert_eq!(admission.take_at(&a, 20, 0.0), Ok(()));
         assert_eq!(admission.take_at(&a, 1, 0.0).unwrap_err().retry_after, Some(1));
@@ -99,9 +101,9 @@ mod tests {
             "larger than the burst: goes into debt once the bucket is full"
         );
         assert_eq!(admission.take_at(&a, 1, 4.0).unwrap_err().retry_after, Some(48));
-        admission.give_back(&a, 500);
+        admission.refund(&a, 500);
         assert_eq!(admission.take_at(&a, 20, 4.0), Ok(()), "what was not kept costs nothing");
-        admission.give_back(&a, 500);
+        admission.refund(&a, 500);
         assert!(
             admission.take_at(&a, 21, 4.0).is_ok() && admission.take_at(&a, 1, 4.0).is_err(),
             "never more than the burst"

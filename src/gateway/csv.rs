@@ -5,9 +5,9 @@
 //! every other reader. docs/api.md says so.
 
 use super::error::ApiError;
-use super::render::{self, Decimals};
+use super::render::{self, DecimalFormat};
 use crate::model::window::Millis;
-use crate::query::answer::{Figure, QueryAnswer};
+use crate::query::answer::{FigureValue, QueryOutput};
 use crate::query::error::QueryError;
 
 /// Shards that are named beside a table: a header of HTTP holds so much anywhere.
@@ -15,7 +15,7 @@ const MISSING: usize = 32;
 
 /// An answer as CSV, and beside it what a table has no place for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
+pub struct CsvAnswer {
     /// The rows.
     pub csv: String,
     /// How complete they are, as JSON that fits into a header.
@@ -26,9 +26,12 @@ pub struct Table {
 ///
 /// # Errors
 /// Why the query has ended meanwhile.
-pub(super) fn table(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<Table, ApiError> {
+pub(super) fn table(
+    answer: &mut QueryOutput<'_>,
+    decimals: DecimalFormat,
+) -> Result<CsvAnswer, ApiError> {
     // Who wants no figure read as a double gets every cell quoted.
-    let quotes = if decimals == Decimals::Strings {
+    let quotes = if decimals == DecimalFormat::Strings {
         csv::QuoteStyle::Always
     } else {
         csv::QuoteStyle::Necessary
@@ -40,27 +43,29 @@ pub(super) fn table(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<
     let request = answer.request;
     let labels = request.group_by.iter().map(String::as_str);
     let figures = request.aggregates.iter().map(|aggregate| aggregate.name());
-    writer.write_record(std::iter::once("time").chain(labels).chain(figures)).map_err(broken)?;
+    writer
+        .write_record(std::iter::once("time").chain(labels).chain(figures))
+        .map_err(write_failed)?;
     let mut charged = 0;
     for at in 0..answer.series.len() {
-        rows(answer, at, &mut writer).map_err(broken)?;
+        rows(answer, at, &mut writer).map_err(write_failed)?;
         let written = writer.get_ref().len();
         if let Some(why) = answer.charge(written - charged) {
             return Err(QueryError::ended(why, 0).into());
         }
         charged = written;
     }
-    let bytes = writer.into_inner().map_err(broken)?;
-    let csv = String::from_utf8(bytes).map_err(broken)?;
+    let bytes = writer.into_inner().map_err(write_failed)?;
+    let csv = String::from_utf8(bytes).map_err(write_failed)?;
     let mut completeness = render::completeness(&answer.completeness);
     completeness.more = completeness.missing.len().saturating_sub(MISSING) as u64;
     completeness.missing.truncate(MISSING);
-    Ok(Table { csv, completeness: serde_json::to_string(&completeness).map_err(broken)? })
+    Ok(CsvAnswer { csv, completeness: serde_json::to_string(&completeness).map_err(write_failed)? })
 }
 
 /// Writes the points of a series.
 fn rows(
-    answer: &QueryAnswer<'_>,
+    answer: &QueryOutput<'_>,
     series: usize,
     writer: &mut csv::Writer<Vec<u8>>,
 ) -> csv::Result<()> {
@@ -74,8 +79,8 @@ fn rows(
         for &aggregate in &answer.request.aggregates {
             cell.clear();
             match answer.figure(aggregate, *start, rollup) {
-                Figure::Absent => {}
-                figure => render::figure(&mut cell, figure, Decimals::Numbers),
+                FigureValue::Absent => {}
+                figure => render::figure(&mut cell, figure, DecimalFormat::Numbers),
             }
             writer.write_field(&cell)?;
         }
@@ -85,13 +90,13 @@ fn rows(
 }
 
 /// A table in memory cannot be written: never, and if so it is a bug.
-fn broken(error: impl std::fmt::Display) -> ApiError {
+fn write_failed(error: impl std::fmt::Display) -> ApiError {
     tracing::error!(%error, "an answer cannot be written as CSV");
     ApiError::internal()
 }
 
 /// The start of a window, by the clocks of the zone that was asked for.
-fn time(answer: &QueryAnswer<'_>, start: Millis) -> String {
+fn time(answer: &QueryOutput<'_>, start: Millis) -> String {
     let Some(at) = crate::api::timestamp(start) else { return String::new() };
     if answer.request.tz == jiff::tz::TimeZone::UTC {
         return at.to_string();

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 
 use super::error::ApiError;
 use super::{Gateway, shares};
-use crate::model::share::Held;
+use crate::model::share::ShareLease;
 
 /// Memory is reserved in steps of this.
 const STEP: usize = 64 * 1024;
@@ -22,7 +22,7 @@ pub const MAX_MEMBERS: usize = 1_000;
 
 /// The format of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum BodyFormat {
     /// One event or an array.
     Json,
     /// One event a line.
@@ -39,22 +39,22 @@ enum Encoding {
 }
 
 /// Memory reserved for a body, given back when dropped.
-pub struct Reservation(Held);
+pub struct BodyReservation(ShareLease);
 
-impl Reservation {
+impl BodyReservation {
     /// Nothing yet.
     ///
     /// # Errors
     /// Never: nothing is always there.
     pub(super) fn new(gateway: &Gateway, tenant: &Arc<str>) -> Result<Self, ApiError> {
-        shares::take(&gateway.shares.inflight, tenant, 0).map(Self)
+        shares::reserve(&gateway.shares.inflight, tenant, 0).map(Self)
     }
 
     /// Reserves more, if `bytes` is more than what is reserved.
     ///
     /// # Errors
     /// 429 or 503 when too much is in flight.
-    pub(super) fn cover(&mut self, bytes: usize) -> Result<(), ApiError> {
+    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         let more = (bytes as u64).saturating_sub(self.0.amount());
         if more > 0 {
             shares::grow(&mut self.0, more.next_multiple_of(STEP as u64))
@@ -65,7 +65,7 @@ impl Reservation {
 
     /// Makes room for more bytes of a body that has at most `max`, with `beside` in memory at the
     /// same time. What is reserved is what is allocated, before it is.
-    fn make_room(
+    fn reserve_for(
         &mut self,
         whole: &mut Vec<u8>,
         more: usize,
@@ -74,11 +74,11 @@ impl Reservation {
     ) -> Result<(), ApiError> {
         let needed = whole.len() + more;
         if needed > max {
-            return Err(over(max));
+            return Err(body_too_large(max));
         }
         if needed > whole.capacity() {
             let capacity = needed.max(2 * whole.capacity()).max(STEP).min(max);
-            self.cover(beside + capacity)?;
+            self.grow_to(beside + capacity)?;
             whole.reserve_exact(capacity - whole.len());
         }
         Ok(())
@@ -90,16 +90,16 @@ impl Reservation {
 ///
 /// # Errors
 /// 415.
-pub fn format_of(headers: &HeaderMap, is_listed: bool) -> Result<Format, ApiError> {
+pub fn format_of(headers: &HeaderMap, is_listed: bool) -> Result<BodyFormat, ApiError> {
     // What is no text is another type, and not none.
     let named = headers
         .get(header::CONTENT_TYPE)
         .map_or("application/json", |named| named.to_str().unwrap_or("?"));
     match named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
-        "application/json" => Ok(Format::Json),
-        "text/plain" if is_listed => Ok(Format::Json),
-        "application/x-ndjson" | "application/ndjson" => Ok(Format::Ndjson),
-        "application/msgpack" | "application/x-msgpack" => Ok(Format::MessagePack),
+        "application/json" => Ok(BodyFormat::Json),
+        "text/plain" if is_listed => Ok(BodyFormat::Json),
+        "application/x-ndjson" | "application/ndjson" => Ok(BodyFormat::Ndjson),
+        "application/msgpack" | "application/x-msgpack" => Ok(BodyFormat::MessagePack),
         _ => Err(unsupported(
             "Content-Type is application/json, application/x-ndjson or application/msgpack",
         )),
@@ -138,7 +138,7 @@ pub async fn read_body(
     tenant: &Arc<str>,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(Bytes, Reservation), ApiError> {
+) -> Result<(Bytes, BodyReservation), ApiError> {
     let encoding = encoding_of(headers)?;
     let deadline = gateway.deps.config.server.body_timeout;
     let read =
@@ -151,8 +151,9 @@ pub async fn read_body(
         return Ok((packed, reservation));
     }
     let max = gateway.deps.config.accept.max_body.in_memory();
-    let work =
-        move || unpack(max, encoding, &packed, &mut reservation).map(|body| (body, reservation));
+    let work = move || {
+        decompress(max, encoding, &packed, &mut reservation).map(|body| (body, reservation))
+    };
     gateway.readers.run(tenant, work).await.map_err(|_| {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "decompression crashed")
     })?
@@ -162,34 +163,34 @@ async fn collect(
     gateway: &Gateway,
     tenant: &Arc<str>,
     mut body: Body,
-) -> Result<(Bytes, Reservation), ApiError> {
+) -> Result<(Bytes, BodyReservation), ApiError> {
     let max = gateway.deps.config.accept.max_body.in_memory();
     // What the head says is believed before anything is read, and before a client that waits for it
     // is told to go on.
     if body.size_hint().lower() > max as u64 {
-        return Err(over(max));
+        return Err(body_too_large(max));
     }
-    let (mut whole, mut reservation) = (Vec::new(), Reservation::new(gateway, tenant)?);
+    let (mut whole, mut reservation) = (Vec::new(), BodyReservation::new(gateway, tenant)?);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| ApiError::unreadable(format!("the body broke off: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
-        reservation.make_room(&mut whole, data.len(), max, 0)?;
+        reservation.reserve_for(&mut whole, data.len(), max, 0)?;
         whole.extend_from_slice(&data);
     }
     Ok((Bytes::from(whole), reservation))
 }
 
-fn over(max: usize) -> ApiError {
+fn body_too_large(max: usize) -> ApiError {
     ApiError::too_large(format!(
         "a body is at most {max} bytes decompressed (accept.max_body): send several"
     ))
 }
 
-fn unpack(
+fn decompress(
     max: usize,
     encoding: Encoding,
     packed: &[u8],
-    reservation: &mut Reservation,
+    reservation: &mut BodyReservation,
 ) -> Result<Bytes, ApiError> {
     let broken =
         |e: std::io::Error| ApiError::unreadable(format!("the body does not decompress: {e}"));
@@ -222,7 +223,7 @@ fn take_member(
     member: &mut dyn Read,
     packed_bytes: usize,
     whole: &mut Vec<u8>,
-    reservation: &mut Reservation,
+    reservation: &mut BodyReservation,
 ) -> Result<(), ApiError> {
     let mut chunk = vec![0; STEP];
     loop {
@@ -232,7 +233,7 @@ fn take_member(
         if n == 0 {
             return Ok(());
         }
-        reservation.make_room(whole, n, max, packed_bytes)?;
+        reservation.reserve_for(whole, n, max, packed_bytes)?;
         whole.extend_from_slice(&chunk[..n]);
     }
 }

@@ -12,11 +12,11 @@ use super::Gateway;
 use super::error::ApiError;
 
 /// The gateway, as a handler is given it.
-pub(super) type Edge = State<Arc<Gateway>>;
+pub(super) type GatewayState = State<Arc<Gateway>>;
 /// Parameters.
-pub(super) type Params = Vec<(String, String)>;
+pub(super) type ParamList = Vec<(String, String)>;
 /// A query string, perhaps one that cannot be read.
-pub(super) type GivenParams = RawQuery;
+pub(super) type QueryString = RawQuery;
 
 /// A finished JSON body.
 pub(super) fn json(body: String) -> Response {
@@ -42,7 +42,7 @@ pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiErr
 ///
 /// # Errors
 /// 400.
-pub(super) fn part(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+pub(super) fn path_segment(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
     path.map(|Path(part)| part).map_err(|_| {
         ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8")
     })
@@ -53,12 +53,12 @@ pub(super) fn part(path: Result<Path<String>, PathRejection>) -> Result<String, 
 ///
 /// # Errors
 /// 400.
-pub(super) fn given(RawQuery(query): GivenParams) -> Result<Params, ApiError> {
+pub(super) fn decode_query(RawQuery(query): QueryString) -> Result<ParamList, ApiError> {
     let query = query.unwrap_or_default();
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let decoded = pairs.map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        unescaped(name).zip(unescaped(value)).ok_or(pair)
+        percent_decode(name).zip(percent_decode(value)).ok_or(pair)
     });
     decoded.collect::<Result<_, _>>().map_err(|pair| {
         let pair: String = pair.escape_debug().take(100).collect();
@@ -71,7 +71,7 @@ pub(super) fn given(RawQuery(query): GivenParams) -> Result<Params, ApiError> {
 }
 
 /// A name or value without its escapes, if they are such.
-fn unescaped(text: &str) -> Option<String> {
+fn percent_decode(text: &str) -> Option<String> {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.bytes());
     while let Some(byte) = rest.next() {
         let mut digit = || char::from(rest.next()?).to_digit(16);
@@ -89,9 +89,9 @@ fn unescaped(text: &str) -> Option<String> {
 /// what a route takes.
 ///
 /// # Errors
-/// 400: see [`super::params::Params::read`].
-pub(super) fn params(query: GivenParams, known: &[&str]) -> Result<Params, ApiError> {
-    let given = given(query)?;
-    super::params::Params::read(&given, known)?;
+/// 400: see [`super::params::QueryParams::read`].
+pub(super) fn checked_params(query: QueryString, known: &[&str]) -> Result<ParamList, ApiError> {
+    let given = decode_query(query)?;
+    super::params::QueryParams::read(&given, known)?;
     Ok(given)
 }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Gateway;
-use super::decode::Format;
+use super::decode::BodyFormat;
 use super::error::ApiError;
 use super::msgpack;
-use super::parse::{self, Fields, Number, Text, Time};
-use crate::actors::gateway::Submit;
+use super::parse::{self, EventFields, NumberField, TextField, TimeField};
+use crate::actors::gateway::BatchSink;
 use crate::api::events::{IngestAnswer, RefusedEvent};
 use crate::model::batch::{ValidBatch, ValidEvent};
 use crate::model::decimal::{Decimal, DecimalError};
@@ -23,26 +23,26 @@ use crate::persistence::log::AppendError;
 use crate::telemetry;
 
 fn text<'a>(
-    field: &'a Text<'_>,
+    field: &'a TextField<'_>,
     wrong: EventErrorCode,
     what: &str,
 ) -> Result<Option<&'a str>, EventError> {
     match field {
-        Text::Absent => Ok(None),
-        Text::Is(text) => Ok(Some(text)),
-        Text::Wrong => Err(EventError::new(wrong, format!("{what} is not a string"))),
+        TextField::Absent => Ok(None),
+        TextField::Present(text) => Ok(Some(text)),
+        TextField::Invalid => Err(EventError::new(wrong, format!("{what} is not a string"))),
     }
 }
 
-fn value(field: &Number<'_>) -> Result<Option<Decimal>, EventError> {
+fn value(field: &NumberField<'_>) -> Result<Option<Decimal>, EventError> {
     match field {
-        Number::Absent => Ok(Some(Decimal::ONE)),
-        Number::Null => Ok(None),
-        Number::Wrong => Err(EventError::new(
+        NumberField::Absent => Ok(Some(Decimal::ONE)),
+        NumberField::Null => Ok(None),
+        NumberField::Invalid => Err(EventError::new(
             EventErrorCode::ValueInvalid,
             "a value is a finite number, a decimal string or null",
         )),
-        Number::Text(text) => Decimal::parse(text).map(Some).map_err(|e| match e {
+        NumberField::Text(text) => Decimal::parse(text).map(Some).map_err(|e| match e {
             DecimalError::Syntax => EventError::new(
                 EventErrorCode::ValueInvalid,
                 "a value is a finite number, a decimal string or null",
@@ -56,13 +56,13 @@ fn value(field: &Number<'_>) -> Result<Option<Decimal>, EventError> {
 }
 
 /// What all events of a request share.
-pub struct Request<'a> {
+pub struct IngestRequest<'a> {
     /// The edge.
     pub gateway: &'a Gateway,
     /// Whose.
     pub tenant: &'a Arc<str>,
     /// The format.
-    pub format: Format,
+    pub format: BodyFormat,
     /// `Idempotency-Key`.
     pub idempotency: Option<&'a str>,
     /// The metric of events that name none.
@@ -71,13 +71,13 @@ pub struct Request<'a> {
     pub now: i64,
 }
 
-impl Request<'_> {
-    fn timestamp(&self, field: &Time<'_>) -> Result<i64, EventError> {
+impl IngestRequest<'_> {
+    fn timestamp(&self, field: &TimeField<'_>) -> Result<i64, EventError> {
         let at = match field {
-            Time::Absent => return Ok(self.now),
-            Time::Millis(at) => *at,
-            Time::Text(text) => event::parse_rfc3339(text)?,
-            Time::Wrong => {
+            TimeField::Absent => return Ok(self.now),
+            TimeField::Millis(at) => *at,
+            TimeField::Text(text) => event::parse_rfc3339(text)?,
+            TimeField::Invalid => {
                 return Err(EventError::new(
                     EventErrorCode::TimestampInvalid,
                     "a timestamp is RFC 3339 or integer milliseconds",
@@ -87,7 +87,7 @@ impl Request<'_> {
         event::check_timestamp(at, self.now, &self.gateway.event_limits).map(|()| at)
     }
 
-    fn id(&self, index: usize, field: &Text<'_>) -> Result<Option<String>, EventError> {
+    fn id(&self, index: usize, field: &TextField<'_>) -> Result<Option<String>, EventError> {
         let id = match (text(field, EventErrorCode::IdInvalid, "id")?, self.idempotency) {
             (Some(id), _) => Cow::Borrowed(id),
             (None, Some(key)) => Cow::Owned(format!("{key}/{index}")),
@@ -97,9 +97,9 @@ impl Request<'_> {
         Ok(Some(id.into_owned()))
     }
 
-    fn valid(
+    fn validate(
         &self,
-        fields: &Fields<'_>,
+        fields: &EventFields<'_>,
         id: Option<String>,
         raw: Range<usize>,
     ) -> Result<ValidEvent, EventError> {
@@ -110,7 +110,7 @@ impl Request<'_> {
         let parse = || {
             let labels = match (fields.labels.is_empty(), self.format) {
                 (true, _) => Vec::new(),
-                (false, Format::MessagePack) => msgpack::labels(fields.labels)?,
+                (false, BodyFormat::MessagePack) => msgpack::labels(fields.labels)?,
                 (false, _) => parse::json_labels(fields.labels)?,
             };
             labels.iter().try_for_each(|(name, value)| event::check_label(name, value))?;
@@ -130,9 +130,9 @@ impl Request<'_> {
     pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
         let max = self.gateway.deps.config.accept.max_events;
         let ranges = match self.format {
-            Format::Json => parse::split_json(body, max)?,
-            Format::Ndjson => parse::split_ndjson(body, max)?,
-            Format::MessagePack => msgpack::split(body, max)?,
+            BodyFormat::Json => parse::split_json(body, max)?,
+            BodyFormat::Ndjson => parse::split_ndjson(body, max)?,
+            BodyFormat::MessagePack => msgpack::split(body, max)?,
         };
         self.read_ranges(body, ranges)
     }
@@ -155,7 +155,7 @@ impl Request<'_> {
             }
         }
         // What is refused is not kept, and costs nothing.
-        self.gateway.admission.give_back(self.tenant, refusals.len());
+        self.gateway.admission.refund(self.tenant, refusals.len());
         Ok((events, refusals))
     }
 
@@ -181,29 +181,31 @@ impl Request<'_> {
                 raw.len()
             );
             let error = EventError::new(EventErrorCode::EventTooLarge, message);
-            return Err(refuse(self.unread_id(index, event), error));
+            return Err(refuse(self.id_of_unreadable(index, event), error));
         }
         let fields = match self.format {
-            Format::MessagePack => msgpack::event(event),
+            BodyFormat::MessagePack => msgpack::event(event),
             _ => parse::json_event(event),
         };
         let fields = fields.map_err(|why| {
             refuse(
-                self.unread_id(index, event),
+                self.id_of_unreadable(index, event),
                 EventError::new(EventErrorCode::EventUnreadable, why),
             )
         })?;
         let id = self.id(index, &fields.id).map_err(|error| refuse(None, error))?;
-        self.valid(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
+        self.validate(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
     }
 
     /// The id of an event whose fields were not read.
-    fn unread_id(&self, index: usize, event: &[u8]) -> Option<String> {
+    fn id_of_unreadable(&self, index: usize, event: &[u8]) -> Option<String> {
         let id = match self.format {
-            Format::MessagePack => msgpack::id(event),
+            BodyFormat::MessagePack => msgpack::id(event),
             _ => parse::json_id(event),
         };
-        self.id(index, &id.map_or(Text::Absent, |id| Text::Is(id.into()))).ok().flatten()
+        self.id(index, &id.map_or(TextField::Absent, |id| TextField::Present(id.into())))
+            .ok()
+            .flatten()
     }
 }
 
@@ -220,15 +222,16 @@ pub async fn append(
 ) -> Result<IngestAnswer, ApiError> {
     let accepted = events.len();
     let Some(submit) = &gateway.deps.submit else {
-        gateway.admission.give_back(&tenant, accepted);
+        gateway.admission.refund(&tenant, accepted);
         let message = "this node has no gateway role (node.roles): write to a node that has";
         return Err(ApiError::unavailable("no_gateway_role", message, 1));
     };
     if accepted > 0 {
         if let Err(error) =
-            durable(gateway, &**submit, ValidBatch { tenant: tenant.clone(), body, events }).await
+            append_in_time(gateway, &**submit, ValidBatch { tenant: tenant.clone(), body, events })
+                .await
         {
-            gateway.admission.give_back(&tenant, accepted);
+            gateway.admission.refund(&tenant, accepted);
             return Err(unavailable(error));
         }
         metrics::counter!(telemetry::EVENTS_ACCEPTED).increment(accepted as u64);
@@ -236,9 +239,9 @@ pub async fn append(
     Ok(IngestAnswer { accepted, rejected: errors.len(), errors })
 }
 
-async fn durable(
+async fn append_in_time(
     gateway: &Gateway,
-    submit: &dyn Submit,
+    submit: &dyn BatchSink,
     batch: ValidBatch,
 ) -> Result<(), AppendError> {
     let unknown = |why: &str| AppendError::Unknown(why.to_owned());

@@ -96,7 +96,7 @@ impl Interner {
             }
         };
         let series = entry.series.clone();
-        self.remember(&generations, hash, entry);
+        self.insert(&generations, hash, entry);
         Ok(series)
     }
 
@@ -111,7 +111,7 @@ impl Interner {
         hasher.finish()
     }
 
-    fn remember(&self, generations: &Arc<Generations>, hash: u64, entry: Entry) {
+    fn insert(&self, generations: &Arc<Generations>, hash: u64, entry: Entry) {
         let current = &generations.current;
         let size = ENTRY_BYTES + entry.labels.len() + entry.series.key.len();
         let bytes = current.bytes.fetch_add(size, Ordering::Relaxed) + size;

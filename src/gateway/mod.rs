@@ -8,32 +8,32 @@
 mod admin;
 pub mod admission;
 pub mod auth;
+mod compression;
 mod connections;
 mod csv;
 pub mod decode;
 pub mod error;
 mod extract;
-mod frames;
+mod fair_pool;
+mod frame_tracker;
 pub mod ingest;
 pub mod interner;
+mod json_scan;
 pub mod keys_file;
-mod lanes;
 pub mod msgpack;
-mod pack;
+pub mod origin_policy;
 mod pages;
 pub mod params;
 pub mod parse;
-mod patient;
-pub mod reads;
+pub mod read_routes;
 pub mod render;
 pub mod rest_proxy;
 pub mod routes;
-mod scan;
 pub mod server;
 pub mod shares;
-pub mod sites;
 mod socket;
 pub mod starting;
+mod write_timeout;
 pub mod ws;
 
 #[cfg(test)]
@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::actors::gateway::Submit;
+use crate::actors::gateway::BatchSink;
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::model::event::EventLimits;
@@ -51,21 +51,21 @@ use crate::operate::service::{ExpiryService, QuarantineService, StatusService};
 use crate::query::service::QueryService;
 
 /// Whether the node is ready for a role, or for all of its own; if it is not, why.
-pub type ReadyFor = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
+pub type ReadyCheck = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
 
 /// How many metric names a tenant may use, and how many it does.
-pub type MetricNames = Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + Sync>;
+pub type MetricNameUsage = Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + Sync>;
 
 /// What the edge stands on.
 pub struct GatewayDeps {
     /// Takes validated requests; none on a node without the gateway role.
-    pub submit: Option<Arc<dyn Submit>>,
+    pub submit: Option<Arc<dyn BatchSink>>,
     /// Answers queries.
     pub queries: Arc<dyn QueryService>,
     /// What was set aside.
     pub quarantine: Arc<dyn QuarantineService>,
     /// Under which names it answers, and which pages may use it.
-    pub sites: sites::Sites,
+    pub origin_policy: origin_policy::OriginPolicy,
     /// What is noted before anything expires.
     pub expiry: Arc<dyn ExpiryService>,
     /// The API keys; the node stores a new table when the file changes.
@@ -81,10 +81,10 @@ pub struct GatewayDeps {
     /// Where nodes and shards stand.
     pub status: Arc<dyn StatusService>,
     /// Whether the node does what its roles ask of it.
-    pub ready: ReadyFor,
+    pub ready: ReadyCheck,
     /// How many metric names a tenant may use, and how many it does; none on a node without
     /// shards.
-    pub metric_names: MetricNames,
+    pub metric_names: MetricNameUsage,
 }
 
 /// The edge, shared by all connections.
@@ -93,15 +93,15 @@ pub struct Gateway {
     pub deps: GatewayDeps,
     event_limits: EventLimits,
     interner: interner::Interner,
-    admission: admission::Admission,
+    admission: admission::AdmissionControl,
     /// What tenants share.
     pub shares: shares::TenantShares,
-    connections: Arc<connections::Connections>,
-    queries: lanes::Lanes,
+    connections: Arc<connections::ConnectionTable>,
+    queries: fair_pool::FairPool,
     /// Unpack and read large bodies.
-    readers: lanes::Lanes,
+    readers: fair_pool::FairPool,
     /// Places for answers that are being packed.
-    packing: Arc<tokio::sync::Semaphore>,
+    compression_permits: Arc<tokio::sync::Semaphore>,
     /// One status at a time, beside the queries: it must answer while they are too many.
     status: tokio::sync::Mutex<()>,
     stopping: tokio::sync::watch::Sender<bool>,
@@ -119,13 +119,13 @@ impl Gateway {
     ///
     /// # Errors
     /// What reading it says; 500 if that crashed.
-    async fn read<T: Send + 'static>(
+    async fn read_in_turn<T: Send + 'static>(
         self: &Arc<Self>,
         tenant: &Arc<str>,
         bytes: usize,
         work: impl FnOnce(&Arc<Self>) -> Result<T, error::ApiError> + Send + 'static,
     ) -> Result<T, error::ApiError> {
-        let alone = self.shares.one_tenant().load(std::sync::atomic::Ordering::Relaxed);
+        let alone = self.shares.single_tenant().load(std::sync::atomic::Ordering::Relaxed);
         if bytes < if alone { LARGE } else { LARGE_AMONG_SEVERAL } {
             return work(self);
         }
@@ -146,7 +146,7 @@ impl Gateway {
         let (interned, interned_bytes) =
             (config.gateway.max_interned, config.gateway.max_interned_bytes.in_memory());
         let connections =
-            connections::Connections::new(max, per_address, shares.connections.clone());
+            connections::ConnectionTable::new(max, per_address, shares.connections.clone());
         Arc::new(Self {
             connections,
             event_limits: EventLimits {
@@ -154,16 +154,23 @@ impl Gateway {
                 max_ahead_ms: millis(config.accept.max_ahead),
             },
             interner: interner::Interner::new(deps.shard_count, interned, interned_bytes),
-            admission: admission::Admission::new(&config.tenants),
-            queries: lanes::Lanes::new(
+            admission: admission::AdmissionControl::new(&config.tenants),
+            queries: fair_pool::FairPool::new(
                 "query",
                 10,
-                lanes::query_threads(config, cores),
-                shares.one_tenant().clone(),
+                fair_pool::query_threads(config, cores),
+                shares.single_tenant().clone(),
             ),
-            readers: lanes::Lanes::new("reader", 5, cores.max(2), shares.one_tenant().clone()),
+            readers: fair_pool::FairPool::new(
+                "reader",
+                5,
+                cores.max(2),
+                shares.single_tenant().clone(),
+            ),
             shares,
-            packing: Arc::new(tokio::sync::Semaphore::new(pack::places())),
+            compression_permits: Arc::new(tokio::sync::Semaphore::new(
+                compression::max_concurrent(),
+            )),
             status: tokio::sync::Mutex::new(()),
             stopping: tokio::sync::watch::channel(false).0,
             deps,

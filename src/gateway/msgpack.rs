@@ -7,10 +7,12 @@ use std::ops::Range;
 use rmp::Marker;
 
 use super::error::ApiError;
-use super::parse::{Fields, LabelList, MAX_DEPTH, Number, Text, Time, too_many};
+use super::parse::{
+    EventFields, LabelList, MAX_DEPTH, NumberField, TextField, TimeField, too_many,
+};
 use crate::model::event::{EventError, EventErrorCode};
 
-struct Reader<'a> {
+struct ValueReader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
@@ -27,23 +29,23 @@ enum Token<'a> {
     Map(u32),
 }
 
-type Why = &'static str;
+type DecodeReason = &'static str;
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Why> {
+impl<'a> ValueReader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeReason> {
         let rest = &self.bytes[self.at..];
         let (taken, _) = rest.split_at_checked(n).ok_or("cut off")?;
         self.at += n;
         Ok(taken)
     }
-    fn uint(&mut self, n: usize) -> Result<u64, Why> {
+    fn uint(&mut self, n: usize) -> Result<u64, DecodeReason> {
         Ok(self.take(n)?.iter().fold(0, |v, &b| (v << 8) | u64::from(b)))
     }
-    fn blob(&mut self, width: usize, extra: usize) -> Result<&'a [u8], Why> {
+    fn blob(&mut self, width: usize, extra: usize) -> Result<&'a [u8], DecodeReason> {
         let len = usize::try_from(self.uint(width)?).map_err(|_| "a length is too long")?;
         self.take(len.saturating_add(extra))
     }
-    fn token(&mut self) -> Result<Token<'a>, Why> {
+    fn token(&mut self) -> Result<Token<'a>, DecodeReason> {
         let marker = Marker::from_u8(self.take(1)?[0]);
         Ok(match marker {
             Marker::Null => Token::Nil,
@@ -89,7 +91,7 @@ impl<'a> Reader<'a> {
     /// Passes over one value, however deep: of what is open only the number of values that are
     /// missing is kept. Every one costs at least a byte of the body, so a huge count ends at
     /// the body's end.
-    fn pass(&mut self) -> Result<Range<usize>, Why> {
+    fn skip_value(&mut self) -> Result<Range<usize>, DecodeReason> {
         let (start, mut missing) = (self.at, 1u64);
         while missing > 0 {
             missing = missing.saturating_sub(1).saturating_add(match self.token()? {
@@ -102,7 +104,7 @@ impl<'a> Reader<'a> {
     }
     /// Passes over one value that is kept: readable, and not too deep for whoever reads the archive
     /// later.
-    fn skip(&mut self) -> Result<Range<usize>, Why> {
+    fn skip_checked(&mut self) -> Result<Range<usize>, DecodeReason> {
         let start = self.at;
         let mut open: smallvec::SmallVec<[u64; 16]> = smallvec::smallvec![1];
         while let Some(left) = open.last_mut() {
@@ -125,7 +127,7 @@ impl<'a> Reader<'a> {
     }
     /// Whether every string of what is kept is text. Beside it there is `bin` for bytes, which
     /// readers of the archive expect to be any.
-    fn check_text(&mut self) -> Result<(), Why> {
+    fn check_text(&mut self) -> Result<(), DecodeReason> {
         while self.at < self.bytes.len() {
             if let Token::Str(text) = self.token()? {
                 std::str::from_utf8(text).map_err(|_| "a string in the properties is not UTF-8")?;
@@ -141,8 +143,8 @@ impl<'a> Reader<'a> {
 /// 400 if it is no map or array, or its events cannot be told apart; 413 for more than `max`
 /// events.
 pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
-    let mut reader = Reader { bytes: body, at: 0 };
-    let broken = |at: usize, why: Why| {
+    let mut reader = ValueReader { bytes: body, at: 0 };
+    let broken = |at: usize, why: DecodeReason| {
         ApiError::unreadable(format!("not readable MessagePack: {why}, at byte {at}"))
     };
     let count = match reader.token().map_err(|why| broken(0, why))? {
@@ -157,7 +159,7 @@ pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
     let mut events = Vec::new();
     for _ in 0..count {
         let at = reader.at;
-        events.push(reader.pass().map_err(|why| broken(at, why))?);
+        events.push(reader.skip_value().map_err(|why| broken(at, why))?);
     }
     if reader.at != body.len() {
         Err(broken(reader.at, "bytes behind the end"))
@@ -173,40 +175,40 @@ const NAMES: [&[u8]; 7] =
 ///
 /// # Errors
 /// Why it cannot be read: no map, unknown or repeated fields, nested too deeply.
-pub fn event(raw: &[u8]) -> Result<Fields<'_>, String> {
+pub fn event(raw: &[u8]) -> Result<EventFields<'_>, String> {
     fields(raw).map_err(|why| format!("not a readable event: {why}"))
 }
 
 /// The id of an event that cannot be read or is not to be read, if that much can be: it stands
 /// there once, before what is broken.
 pub fn id(raw: &[u8]) -> Option<String> {
-    let mut reader = Reader { bytes: raw, at: 0 };
+    let mut reader = ValueReader { bytes: raw, at: 0 };
     let Ok(Token::Map(count)) = reader.token() else { return None };
     let mut found: Option<&[u8]> = None;
     for _ in 0..count {
-        let (Ok(name), Ok(value)) = (reader.pass(), reader.pass()) else { break };
-        if matches!(Reader { bytes: &raw[name], at: 0 }.token(), Ok(Token::Str(b"id")))
+        let (Ok(name), Ok(value)) = (reader.skip_value(), reader.skip_value()) else { break };
+        if matches!(ValueReader { bytes: &raw[name], at: 0 }.token(), Ok(Token::Str(b"id")))
             && found.replace(&raw[value]).is_some()
         {
             return None;
         }
     }
-    match (Reader { bytes: found?, at: 0 }).token() {
+    match (ValueReader { bytes: found?, at: 0 }).token() {
         Ok(Token::Str(id)) => String::from_utf8(id.to_vec()).ok(),
         _ => None,
     }
 }
 
-fn fields(raw: &[u8]) -> Result<Fields<'_>, Why> {
-    let mut reader = Reader { bytes: raw, at: 0 };
+fn fields(raw: &[u8]) -> Result<EventFields<'_>, DecodeReason> {
+    let mut reader = ValueReader { bytes: raw, at: 0 };
     let Token::Map(count) = reader.token()? else { return Err("an event is a map") };
-    let mut fields = Fields {
-        metric: Text::Absent,
-        timestamp: Time::Absent,
-        value: Number::Absent,
+    let mut fields = EventFields {
+        metric: TextField::Absent,
+        timestamp: TimeField::Absent,
+        value: NumberField::Absent,
         labels: &[],
-        user: Text::Absent,
-        id: Text::Absent,
+        user: TextField::Absent,
+        id: TextField::Absent,
     };
     let mut seen = [false; NAMES.len()];
     for _ in 0..count {
@@ -220,28 +222,29 @@ fn fields(raw: &[u8]) -> Result<Fields<'_>, Why> {
             1 => fields.timestamp = time(reader.token_of_scalar()?),
             2 => fields.value = number(reader.token_of_scalar()?),
             3 => {
-                fields.labels =
-                    Some(&raw[reader.skip()?]).filter(|raw| **raw != [0xc0]).unwrap_or_default()
+                fields.labels = Some(&raw[reader.skip_checked()?])
+                    .filter(|raw| **raw != [0xc0])
+                    .unwrap_or_default()
             }
             4 => fields.user = text(reader.token_of_scalar()?),
             5 => fields.id = text(reader.token_of_scalar()?),
             _ => {
-                let raw = &raw[reader.skip()?];
-                Reader { bytes: raw, at: 0 }.check_text()?;
+                let raw = &raw[reader.skip_checked()?];
+                ValueReader { bytes: raw, at: 0 }.check_text()?;
             }
         }
     }
     Ok(fields)
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ValueReader<'a> {
     /// A scalar; an array or map is passed over and reads as [`Token::Other`].
-    fn token_of_scalar(&mut self) -> Result<Token<'a>, Why> {
+    fn token_of_scalar(&mut self) -> Result<Token<'a>, DecodeReason> {
         let start = self.at;
         match self.token()? {
             Token::Array(_) | Token::Map(_) => {
                 self.at = start;
-                self.skip().map(|_| Token::Other)
+                self.skip_checked().map(|_| Token::Other)
             }
             Token::Reserved => Err("a reserved marker"),
             scalar => Ok(scalar),
@@ -249,37 +252,37 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn text(token: Token<'_>) -> Text<'_> {
+fn text(token: Token<'_>) -> TextField<'_> {
     match token {
-        Token::Nil => Text::Absent,
-        Token::Str(s) => std::str::from_utf8(s).map_or(Text::Wrong, |s| Text::Is(Cow::Borrowed(s))),
-        _ => Text::Wrong,
+        Token::Nil => TextField::Absent,
+        Token::Str(s) => std::str::from_utf8(s)
+            .map_or(TextField::Invalid, |s| TextField::Present(Cow::Borrowed(s))),
+        _ => TextField::Invalid,
     }
 }
 
-fn time(token: Token<'_>) -> Time<'_> {
+fn time(token: Token<'_>) -> TimeField<'_> {
     match token {
-        Token::Nil => Time::Absent,
-        Token::Int(n) => i64::try_from(n).map_or(Time::Wrong, Time::Millis),
+        Token::Nil => TimeField::Absent,
+        Token::Int(n) => i64::try_from(n).map_or(TimeField::Invalid, TimeField::Millis),
         Token::Str(s) => {
-            std::str::from_utf8(s).map_or(Time::Wrong, |s| Time::Text(Cow::Borrowed(s)))
+            std::str::from_utf8(s).map_or(TimeField::Invalid, |s| TimeField::Text(Cow::Borrowed(s)))
         }
-        _ => Time::Wrong,
+        _ => TimeField::Invalid,
     }
 }
 
 /// Doubles become decimals by their shortest text, so that 0.1 is 0.1; what is not finite has no
 /// such text.
-fn number(token: Token<'_>) -> Number<'_> {
+fn number(token: Token<'_>) -> NumberField<'_> {
     match token {
-        Token::Nil => Number::Null,
-        Token::Int(n) => Number::Text(Cow::Owned(n.to_string())),
-        Token::Float(f) if f.is_finite() => Number::Text(Cow::Owned(f.to_string())),
-        Token::Float32(f) if f.is_finite() => Number::Text(Cow::Owned(f.to_string())),
-        Token::Str(s) => {
-            std::str::from_utf8(s).map_or(Number::Wrong, |s| Number::Text(Cow::Borrowed(s)))
-        }
-        _ => Number::Wrong,
+        Token::Nil => NumberField::Null,
+        Token::Int(n) => NumberField::Text(Cow::Owned(n.to_string())),
+        Token::Float(f) if f.is_finite() => NumberField::Text(Cow::Owned(f.to_string())),
+        Token::Float32(f) if f.is_finite() => NumberField::Text(Cow::Owned(f.to_string())),
+        Token::Str(s) => std::str::from_utf8(s)
+            .map_or(NumberField::Invalid, |s| NumberField::Text(Cow::Borrowed(s))),
+        _ => NumberField::Invalid,
     }
 }
 
@@ -294,8 +297,8 @@ pub fn labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
             format!("labels are a map of strings: {why}"),
         )
     };
-    let mut reader = Reader { bytes: raw, at: 0 };
-    let string = |reader: &mut Reader<'_>| match reader.token() {
+    let mut reader = ValueReader { bytes: raw, at: 0 };
+    let string = |reader: &mut ValueReader<'_>| match reader.token() {
         Ok(Token::Str(s)) => String::from_utf8(s.to_vec()).map_err(|_| wrong("not UTF-8")),
         _ => Err(wrong("not a string")),
     };

@@ -13,7 +13,7 @@ use base64::Engine;
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
-use super::extract::{GivenParams, params, part};
+use super::extract::{QueryString, checked_params, path_segment};
 
 const INDEX: &str = include_str!("index.html");
 
@@ -42,8 +42,8 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 });
 
 /// `/`.
-pub(super) async fn index(q: GivenParams) -> Result<Response, ApiError> {
-    params(q, &[])?;
+pub(super) async fn index(q: QueryString) -> Result<Response, ApiError> {
+    checked_params(q, &[])?;
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY.clone())], INDEX)
         .into_response())
@@ -52,10 +52,10 @@ pub(super) async fn index(q: GivenParams) -> Result<Response, ApiError> {
 /// `/docs/{page}`: as text, which every browser shows.
 pub(super) async fn doc(
     name: Result<Path<String>, PathRejection>,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
-    let name = part(name)?;
-    params(q, &[])?;
+    let name = path_segment(name)?;
+    checked_params(q, &[])?;
     let Some((_, text)) = DOCS.iter().find(|(known, _)| name.strip_suffix(".md") == Some(*known))
     else {
         let all: Vec<String> = DOCS.iter().map(|(name, _)| format!("{name}.md")).collect();

@@ -7,7 +7,7 @@
 use super::error::ApiError;
 use crate::model::event::parse_rfc3339;
 use crate::model::window::Millis;
-use crate::query::request::shown;
+use crate::query::request::excerpt;
 
 /// What is nearer than this to a known name was perhaps meant.
 const NEAR: f64 = 0.75;
@@ -17,9 +17,9 @@ const LAST: Millis = 253_370_764_800_000;
 
 /// Parameters that were checked.
 #[derive(Debug, Clone, Copy)]
-pub struct Params<'p>(&'p [(String, String)]);
+pub struct QueryParams<'p>(&'p [(String, String)]);
 
-impl<'p> Params<'p> {
+impl<'p> QueryParams<'p> {
     /// Checks that each parameter is one of the known ones, is there once, and has a value.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl<'p> Params<'p> {
                 let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
                 Err(ApiError::bad(
                     code,
-                    format!("{name} is one of {}, not {:?}", all.join(", "), shown(text)),
+                    format!("{name} is one of {}, not {:?}", all.join(", "), excerpt(text)),
                 ))
             }
         }
@@ -91,7 +91,7 @@ impl<'p> Params<'p> {
 }
 
 fn unknown(name: &str, known: &[&str]) -> String {
-    let likeness = |known: &str| strsim::jaro_winkler(&shown(name).to_lowercase(), known);
+    let likeness = |known: &str| strsim::jaro_winkler(&excerpt(name).to_lowercase(), known);
     let nearest = known
         .iter()
         .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
@@ -101,14 +101,14 @@ fn unknown(name: &str, known: &[&str]) -> String {
         None if known.is_empty() => "this route takes none".to_owned(),
         None => format!("there are {}", known.join(", ")),
     };
-    format!("there is no parameter {:?}: {advice}", shown(name))
+    format!("there is no parameter {:?}: {advice}", excerpt(name))
 }
 
 fn time(name: &str, text: &str) -> Result<Millis, ApiError> {
     let parsed = text.parse::<i64>().ok().or_else(|| parse_rfc3339(text).ok());
     parsed.filter(|t| (-LAST..=LAST).contains(t)).ok_or_else(|| {
         let expected = "is a time such as 2026-01-01T10:00:00Z, or milliseconds since 1970";
-        ApiError::bad("time_invalid", format!("{name} {expected}; not {:?}", shown(text)))
+        ApiError::bad("time_invalid", format!("{name} {expected}; not {:?}", excerpt(text)))
     })
 }
 
@@ -123,13 +123,13 @@ mod tests {
     }
 
     fn refusal(params: &[(&str, &str)]) -> ApiError {
-        Params::read(&owned(params), KNOWN).map(|_| ()).expect_err("refused")
+        QueryParams::read(&owned(params), KNOWN).map(|_| ()).expect_err("refused")
     }
 
     #[test]
     fn a_parameter_is_known_given_once_and_not_empty() {
         let given = owned(&[("metric", "m"), ("agg", "count")]);
-        let params = Params::read(&given, KNOWN).expect("good");
+        let params = QueryParams::read(&given, KNOWN).expect("good");
         assert_eq!((params.get("metric"), params.get("from")), (Some("m"), None));
         for (params, code) in [
             (&[("metric", "a"), ("metric", "a")][..], "parameter_repeated"),
@@ -157,7 +157,7 @@ mod tests {
         let message = refusal(&[("zzz", "x")]).message;
         assert!(message.ends_with("there are metric, from, where, agg"), "{message}");
         let message =
-            Params::read(&owned(&[("a", "x")]), &[]).map(|_| ()).expect_err("refused").message;
+            QueryParams::read(&owned(&[("a", "x")]), &[]).map(|_| ()).expect_err("refused").message;
         assert!(message.ends_with("this route takes none"), "{message}");
         assert!(
             refusal(&[(&"x".repeat(60_000), "x")]).message.len() < 300,
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn times_are_text_or_milliseconds() {
         let of = |text: &str| {
-            Params::read(&owned(&[("from", text)]), KNOWN).and_then(|p| p.time("from"))
+            QueryParams::read(&owned(&[("from", text)]), KNOWN).and_then(|p| p.time("from"))
         };
         assert_eq!(of("1767225600000"), Ok(Some(1_767_225_600_000)));
         assert_eq!(of("2026-01-01T01:00:00+01:00"), Ok(Some(1_767_225_600_000)));

@@ -13,7 +13,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
-use super::scan::{self, Broken, Members};
+use super::json_scan::{self, JsonMembers, ScanError};
 use crate::model::event::{self, EventError, EventErrorCode, MAX_LABELS};
 
 /// Deepest nesting of `properties`: whoever reads the archive later may recurse.
@@ -21,18 +21,18 @@ pub const MAX_DEPTH: usize = 64;
 
 /// A field that is a string.
 #[derive(Debug)]
-pub enum Text<'a> {
+pub enum TextField<'a> {
     /// Not there, or null.
     Absent,
     /// There.
-    Is(Cow<'a, str>),
+    Present(Cow<'a, str>),
     /// Of another type.
-    Wrong,
+    Invalid,
 }
 
 /// A timestamp as sent.
 #[derive(Debug)]
-pub enum Time<'a> {
+pub enum TimeField<'a> {
     /// Not there, or null.
     Absent,
     /// Milliseconds.
@@ -40,12 +40,12 @@ pub enum Time<'a> {
     /// RFC 3339.
     Text(Cow<'a, str>),
     /// Neither.
-    Wrong,
+    Invalid,
 }
 
 /// A value as sent.
 #[derive(Debug)]
-pub enum Number<'a> {
+pub enum NumberField<'a> {
     /// Not there: 1.
     Absent,
     /// Null: counts without a value.
@@ -53,24 +53,24 @@ pub enum Number<'a> {
     /// A decimal.
     Text(Cow<'a, str>),
     /// Neither, or not finite.
-    Wrong,
+    Invalid,
 }
 
 /// An event as sent, whatever the format.
 #[derive(Debug)]
-pub struct Fields<'a> {
+pub struct EventFields<'a> {
     /// `metric`.
-    pub metric: Text<'a>,
+    pub metric: TextField<'a>,
     /// `timestamp`.
-    pub timestamp: Time<'a>,
+    pub timestamp: TimeField<'a>,
     /// `value`.
-    pub value: Number<'a>,
+    pub value: NumberField<'a>,
     /// `labels`, unparsed; empty if absent.
     pub labels: &'a [u8],
     /// `user`.
-    pub user: Text<'a>,
+    pub user: TextField<'a>,
     /// `id`.
-    pub id: Text<'a>,
+    pub id: TextField<'a>,
 }
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
@@ -101,28 +101,34 @@ struct JsonEvent<'a> {
 /// # Errors
 /// Why it cannot be read: no object, no JSON, unknown or repeated fields, properties that readers
 /// of the archive could not decode.
-pub fn json_event(raw: &[u8]) -> Result<Fields<'_>, String> {
+pub fn json_event(raw: &[u8]) -> Result<EventFields<'_>, String> {
     // Serde would take an array of fields for a struct.
-    if raw.get(scan::skip_space(raw, 0)) != Some(&b'{') {
+    if raw.get(json_scan::skip_space(raw, 0)) != Some(&b'{') {
         return Err("an event is an object".to_owned());
     }
     let text = std::str::from_utf8(raw)
         .map_err(|e| format!("not UTF-8 from byte {} of the event on", e.valid_up_to()))?;
-    let event: JsonEvent<'_> =
-        serde_json::from_str(text).map_err(|e| format!("not a readable event: {}", shown(&e)))?;
-    event.properties.map_or(Ok(()), |properties| check_kept("properties", properties.get()))?;
-    Ok(Fields {
+    let event: JsonEvent<'_> = serde_json::from_str(text)
+        .map_err(|e| format!("not a readable event: {}", quoted_error(&e)))?;
+    event
+        .properties
+        .map_or(Ok(()), |properties| check_stored_json("properties", properties.get()))?;
+    Ok(EventFields {
         metric: string(event.metric),
         timestamp: match event.timestamp.map(RawValue::get) {
-            None | Some("null") => Time::Absent,
-            Some(raw) if raw.starts_with('"') => unquote(raw).map_or(Time::Wrong, Time::Text),
-            Some(raw) => raw.parse().map_or(Time::Wrong, Time::Millis),
+            None | Some("null") => TimeField::Absent,
+            Some(raw) if raw.starts_with('"') => {
+                unquote(raw).map_or(TimeField::Invalid, TimeField::Text)
+            }
+            Some(raw) => raw.parse().map_or(TimeField::Invalid, TimeField::Millis),
         },
         value: match event.value.map(RawValue::get) {
-            None => Number::Absent,
-            Some("null") => Number::Null,
-            Some(raw) if raw.starts_with('"') => unquote(raw).map_or(Number::Wrong, Number::Text),
-            Some(raw) => Number::Text(Cow::Borrowed(raw)),
+            None => NumberField::Absent,
+            Some("null") => NumberField::Null,
+            Some(raw) if raw.starts_with('"') => {
+                unquote(raw).map_or(NumberField::Invalid, NumberField::Text)
+            }
+            Some(raw) => NumberField::Text(Cow::Borrowed(raw)),
         },
         labels: event
             .labels
@@ -137,22 +143,24 @@ pub fn json_event(raw: &[u8]) -> Result<Fields<'_>, String> {
 /// The id of an event that cannot be read or is not to be read, if that much can be: it stands
 /// there once, before what is broken.
 pub fn json_id(raw: &[u8]) -> Option<String> {
-    let members = Members::of(raw, scan::skip_space(raw, 0)).map_while(Result::ok);
+    let members = JsonMembers::of(raw, json_scan::skip_space(raw, 0)).map_while(Result::ok);
     let mut ids = members.filter(|member| &raw[member.name.clone()] == b"\"id\"");
     let (Some(id), None) = (ids.next(), ids.next()) else { return None };
     serde_json::from_slice(&raw[id.value]).ok()
 }
 
 /// The message may quote what the client sent: escaped and cut.
-pub(super) fn shown(error: &serde_json::Error) -> String {
+pub(super) fn quoted_error(error: &serde_json::Error) -> String {
     error.to_string().escape_debug().take(200).collect()
 }
 
-fn string(raw: Option<&RawValue>) -> Text<'_> {
+fn string(raw: Option<&RawValue>) -> TextField<'_> {
     match raw.map(RawValue::get) {
-        None | Some("null") => Text::Absent,
-        Some(raw) if raw.starts_with('"') => unquote(raw).map_or(Text::Wrong, Text::Is),
-        Some(_) => Text::Wrong,
+        None | Some("null") => TextField::Absent,
+        Some(raw) if raw.starts_with('"') => {
+            unquote(raw).map_or(TextField::Invalid, TextField::Present)
+        }
+        Some(_) => TextField::Invalid,
     }
 }
 
@@ -168,7 +176,7 @@ fn unquote(raw: &str) -> Option<Cow<'_, str>> {
 ///
 /// # Errors
 /// If it is nested too deeply, or a string holds half of a surrogate pair, which is no character.
-pub(super) fn check_kept(what: &str, json: &str) -> Result<(), String> {
+pub(super) fn check_stored_json(what: &str, json: &str) -> Result<(), String> {
     let (bytes, mut depth, mut quoted, mut at) = (json.as_bytes(), 0usize, false, 0);
     while let Some(byte) = bytes.get(at) {
         match byte {
@@ -225,15 +233,15 @@ pub fn split_json_in(
     max: usize,
 ) -> Result<Vec<Range<usize>>, ApiError> {
     let text = &text[..part.end];
-    let start = scan::skip_space(text, part.start);
+    let start = json_scan::skip_space(text, part.start);
     match text.get(start) {
         None => Err(ApiError::unreadable("the body is empty")),
         Some(b'[') => split_array(text, start, max),
-        Some(b'{') => match scan::only(text, start) {
+        Some(b'{') => match json_scan::whole_value(text, start) {
             Ok(event) => Ok(vec![event]),
             Err(broken) => {
                 let hint = "several events are an array, or lines of application/x-ndjson";
-                Err(ApiError::unreadable(format!("broken JSON: {}; {hint}", broken.shown(text))))
+                Err(ApiError::unreadable(format!("broken JSON: {}; {hint}", broken.describe(text))))
             }
         },
         Some(_) => Err(ApiError::unreadable(
@@ -252,14 +260,14 @@ pub(super) fn split_array(
     max: usize,
 ) -> Result<Vec<Range<usize>>, ApiError> {
     let broken =
-        |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(text)));
-    let (found, end) = scan::elements(text, start, max).map_err(broken)?;
+        |broken: ScanError| ApiError::unreadable(format!("broken JSON: {}", broken.describe(text)));
+    let (found, end) = json_scan::elements(text, start, max).map_err(broken)?;
     if found.len() > max {
         return Err(too_many(max));
     }
-    match scan::skip_space(text, end) {
+    match json_scan::skip_space(text, end) {
         at if at < text.len() => {
-            Err(broken(Broken { at, begun: at, why: "something stands behind the end" }))
+            Err(broken(ScanError { at, part_start: at, why: "something stands behind the end" }))
         }
         _ => Ok(found),
     }
@@ -358,7 +366,7 @@ pub fn json_labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
     input.deserialize_map(Labels).map(LabelList::into_labels).map_err(|e| {
         EventError::new(
             EventErrorCode::LabelsInvalid,
-            format!("labels are an object of strings: {}", shown(&e)),
+            format!("labels are an object of strings: {}", quoted_error(&e)),
         )
     })
 }

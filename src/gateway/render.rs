@@ -6,12 +6,12 @@ use std::fmt::Write;
 
 use crate::api;
 use crate::api::timestamp;
-use crate::model::budget::Ended;
+use crate::model::budget::AbortReason;
 use crate::model::decimal::write_units;
 use crate::model::rollup::Rollup;
 use crate::model::window::Millis;
-use crate::query::answer::{Figure, QueryAnswer};
-use crate::query::completeness::Completeness;
+use crate::query::answer::{FigureValue, QueryOutput};
+use crate::query::completeness::QueryCompleteness;
 
 /// Bytes of an answer beside its points, and of a point, for the first guess.
 const ANSWER_BYTES: usize = 256;
@@ -19,7 +19,7 @@ const POINT_BYTES: usize = 64;
 
 /// How decimals are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Decimals {
+pub enum DecimalFormat {
     /// As JSON numbers.
     #[default]
     Numbers,
@@ -31,7 +31,10 @@ pub enum Decimals {
 ///
 /// # Errors
 /// Why the query has ended meanwhile.
-pub fn query_answer(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<String, Ended> {
+pub fn query_answer(
+    answer: &mut QueryOutput<'_>,
+    decimals: DecimalFormat,
+) -> Result<String, AbortReason> {
     let mut out = String::new();
     write_answer(&mut out, "{", answer, decimals)?;
     Ok(out)
@@ -44,9 +47,9 @@ pub fn query_answer(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<
 /// Why the query has ended meanwhile.
 pub fn update(
     name: &str,
-    answer: &mut QueryAnswer<'_>,
-    decimals: Decimals,
-) -> Result<(String, u128), Ended> {
+    answer: &mut QueryOutput<'_>,
+    decimals: DecimalFormat,
+) -> Result<(String, u128), AbortReason> {
     let mut out = String::new();
     let mut head = "{\"update\":".to_owned();
     string(&mut head, name);
@@ -54,7 +57,7 @@ pub fn update(
     let figures = write_answer(&mut out, &head, answer, decimals)?;
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
     hash.update(&out.as_bytes()[head.len()..figures]);
-    hash.update(&[u8::from(answer.completeness.partial())]);
+    hash.update(&[u8::from(answer.completeness.is_partial())]);
     hash.update(&answer.completeness.overflow.unwrap_or(0).to_be_bytes());
     Ok((out, hash.digest128()))
 }
@@ -63,12 +66,12 @@ pub fn update(
 fn write_answer(
     out: &mut String,
     head: &str,
-    answer: &mut QueryAnswer<'_>,
-    decimals: Decimals,
-) -> Result<usize, Ended> {
+    answer: &mut QueryOutput<'_>,
+    decimals: DecimalFormat,
+) -> Result<usize, AbortReason> {
     let room = head.len() + ANSWER_BYTES + answer.points() * POINT_BYTES;
     let mut charged = 0;
-    let mut charge = |answer: &mut QueryAnswer<'_>, bytes: usize| {
+    let mut charge = |answer: &mut QueryOutput<'_>, bytes: usize| {
         let more = bytes.saturating_sub(charged);
         charged = charged.max(bytes);
         answer.charge(more).map_or(Ok(()), Err)
@@ -118,15 +121,15 @@ fn write_answer(
 }
 
 /// How much of the truth an answer is, on the wire.
-pub fn completeness(of: &Completeness) -> api::completeness::Completeness {
+pub fn completeness(of: &QueryCompleteness) -> api::completeness::Completeness {
     let missing =
-        |missing: &crate::query::completeness::MissingShard| api::completeness::MissingShard {
+        |missing: &crate::query::completeness::IncompleteShard| api::completeness::MissingShard {
             shard: missing.shard.0,
             reason: missing.reason.to_owned(),
             behind_ms: missing.behind_ms,
         };
     api::completeness::Completeness {
-        partial: of.partial(),
+        partial: of.is_partial(),
         shards: of.shards as u32,
         missing: of.missing.iter().map(missing).collect(),
         more: 0,
@@ -157,10 +160,10 @@ fn time(out: &mut String, t: Millis) {
 
 fn point(
     out: &mut String,
-    answer: &QueryAnswer<'_>,
+    answer: &QueryOutput<'_>,
     start: Millis,
     rollup: &Rollup,
-    decimals: Decimals,
+    decimals: DecimalFormat,
 ) {
     out.push_str("{\"t\":");
     time(out, start);
@@ -173,19 +176,19 @@ fn point(
 }
 
 /// One figure; `null` if there is none.
-pub(super) fn figure(out: &mut String, figure: Figure, decimals: Decimals) {
-    let quotes =
-        decimals == Decimals::Strings && matches!(figure, Figure::Units(_) | Figure::Value(_));
+pub(super) fn figure(out: &mut String, figure: FigureValue, decimals: DecimalFormat) {
+    let quotes = decimals == DecimalFormat::Strings
+        && matches!(figure, FigureValue::Units(_) | FigureValue::Value(_));
     if quotes {
         out.push('"');
     }
     // Writing to a String cannot fail.
     _ = match figure {
-        Figure::Whole(number) => write!(out, "{number}"),
-        Figure::Rate(number) => write!(out, "{number}"),
-        Figure::Units(units) => write_units(units, out),
-        Figure::Value(value) => write!(out, "{value}"),
-        Figure::Absent => write!(out, "null"),
+        FigureValue::Whole(number) => write!(out, "{number}"),
+        FigureValue::Rate(number) => write!(out, "{number}"),
+        FigureValue::Units(units) => write_units(units, out),
+        FigureValue::Value(value) => write!(out, "{value}"),
+        FigureValue::Absent => write!(out, "null"),
     };
     if quotes {
         out.push('"');

@@ -15,12 +15,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use self::records::{Embedded, Record};
+use self::records::{EmbeddedFormat, ProduceRecord};
 use super::Gateway;
 use super::auth::Scope;
-use super::decode::{self, Format};
+use super::decode::{self, BodyFormat};
 use super::error::ApiError;
-use super::extract::{GivenParams, idempotency_of, params, part};
+use super::extract::{QueryString, checked_params, idempotency_of, path_segment};
 use super::ingest;
 use crate::api::events::RefusedEvent;
 use crate::model::batch::ValidEvent;
@@ -36,7 +36,7 @@ const UNKNOWN_OFFSET: i64 = -1;
 
 /// One entry per record, in the order of the request.
 #[derive(Debug, Serialize)]
-struct Entry {
+struct OffsetEntry {
     partition: Option<u32>,
     offset: Option<i64>,
     error_code: Option<u32>,
@@ -44,8 +44,8 @@ struct Entry {
 }
 
 #[derive(Debug, Serialize)]
-struct Answer {
-    offsets: Vec<Entry>,
+struct ProduceAnswer {
+    offsets: Vec<OffsetEntry>,
     key_schema_id: Option<u32>,
     value_schema_id: Option<u32>,
 }
@@ -55,10 +55,10 @@ pub async fn produce(
     State(gateway): State<Arc<Gateway>>,
     topic: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
     body: Body,
 ) -> Response {
-    match take(&gateway, topic, &headers, q, body).await {
+    match produce_records(&gateway, topic, &headers, q, body).await {
         Ok(answer) => axum::Json(answer).into_response().with_type(kind_of(&headers)),
         Err(error) => refuse(error, &headers),
     }
@@ -89,17 +89,17 @@ impl WithType for Response {
     }
 }
 
-async fn take(
+async fn produce_records(
     gateway: &Arc<Gateway>,
     topic: Result<Path<String>, PathRejection>,
     headers: &HeaderMap,
-    q: GivenParams,
+    q: QueryString,
     body: Body,
-) -> Result<Answer, ApiError> {
+) -> Result<ProduceAnswer, ApiError> {
     let tenant = gateway.tenant_or_basic(headers, Scope::Write)?;
-    params(q, &[])?;
-    let topic: &str = &part(topic)?;
-    let embedded = embedded_of(headers)?;
+    checked_params(q, &[])?;
+    let topic: &str = &path_segment(topic)?;
+    let embedded = embedded_format(headers)?;
     event::check_metric(topic).map_err(|error| {
         let message = format!("a topic is the metric of events that name none: {}", error.message);
         ApiError::new(StatusCode::NOT_FOUND, "topic_not_found", message)
@@ -107,8 +107,8 @@ async fn take(
     let idempotency = idempotency_of(headers)?;
     // Held until the answer, so that what waits for the log stays counted.
     let (body, mut reservation) = decode::read_body(gateway, &tenant, headers, body).await?;
-    if embedded == Embedded::Binary {
-        reservation.cover(2 * body.len())?;
+    if embedded == EmbeddedFormat::Binary {
+        reservation.grow_to(2 * body.len())?;
     }
     let now = gateway.deps.clock.now();
     let (owner, topic, idempotency) =
@@ -118,35 +118,35 @@ async fn take(
         let (kept, records) =
             records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
         gateway.admission.take(&owner, records.len())?;
-        let request = ingest::Request {
+        let request = ingest::IngestRequest {
             gateway,
             tenant: &owner,
-            format: Format::Json,
+            format: BodyFormat::Json,
             idempotency: idempotency.as_deref(),
             default_metric: Some(&topic),
             now,
         };
-        let sorted = sorted(&request, &kept, records);
-        gateway.admission.give_back(&owner, sorted.2.len());
+        let sorted = sort_records(&request, &kept, records);
+        gateway.admission.refund(&owner, sorted.2.len());
         Ok((kept, sorted))
     };
-    let (kept, (entries, events, refusals)) = gateway.read(&tenant, bytes, read).await?;
+    let (kept, (entries, events, refusals)) = gateway.read_in_turn(&tenant, bytes, read).await?;
     ingest::append(gateway, tenant.clone(), kept, (events, refusals)).await?;
-    Ok(Answer { offsets: entries, key_schema_id: None, value_schema_id: None })
+    Ok(ProduceAnswer { offsets: entries, key_schema_id: None, value_schema_id: None })
 }
 
 /// The entry of each record, the events, and why the others are none.
-fn sorted(
-    request: &ingest::Request<'_>,
+fn sort_records(
+    request: &ingest::IngestRequest<'_>,
     kept: &[u8],
-    records: Vec<Result<Record, String>>,
-) -> (Vec<Entry>, Vec<ValidEvent>, Vec<RefusedEvent>) {
+    records: Vec<Result<ProduceRecord, String>>,
+) -> (Vec<OffsetEntry>, Vec<ValidEvent>, Vec<RefusedEvent>) {
     let (mut entries, mut events, mut refusals) =
         (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
     for (index, record) in records.into_iter().enumerate() {
-        match valid(request, index, kept, record) {
+        match validate_record(request, index, kept, record) {
             Ok(event) => {
-                entries.push(Entry {
+                entries.push(OffsetEntry {
                     partition: Some(event.series.shard.0),
                     offset: Some(UNKNOWN_OFFSET),
                     error_code: None,
@@ -156,7 +156,7 @@ fn sorted(
             }
             Err(refusal) => {
                 let error = Some(format!("{}: {}", refusal.code, refusal.message));
-                entries.push(Entry {
+                entries.push(OffsetEntry {
                     partition: None,
                     offset: None,
                     error_code: Some(NOT_RETRIABLE),
@@ -170,17 +170,17 @@ fn sorted(
 }
 
 /// The event of a record.
-fn valid(
-    request: &ingest::Request<'_>,
+fn validate_record(
+    request: &ingest::IngestRequest<'_>,
     index: usize,
     kept: &[u8],
-    record: Result<Record, String>,
+    record: Result<ProduceRecord, String>,
 ) -> Result<ValidEvent, RefusedEvent> {
     let refuse = |message: String| {
         metrics::counter!(telemetry::EVENTS_REJECTED, "code" => "record_invalid").increment(1);
         RefusedEvent { index, id: None, code: "record_invalid".into(), message }
     };
-    let Record { event, raw } = record.map_err(refuse)?;
+    let ProduceRecord { event, raw } = record.map_err(refuse)?;
     request.read_one(index, &kept[event], raw)
 }
 
@@ -195,13 +195,13 @@ fn kind_of(headers: &HeaderMap) -> &'static str {
 }
 
 /// What the records hold, by `Content-Type`. Version 1 without a format is binary.
-fn embedded_of(headers: &HeaderMap) -> Result<Embedded, ApiError> {
+fn embedded_format(headers: &HeaderMap) -> Result<EmbeddedFormat, ApiError> {
     let named = content_type(headers);
     let format =
         named.strip_prefix("application/vnd.kafka.").and_then(|rest| rest.strip_suffix("+json"));
     match format {
-        Some("json.v2" | "json.v1") => Ok(Embedded::Json),
-        Some("binary.v2" | "binary.v1" | "v1") => Ok(Embedded::Binary),
+        Some("json.v2" | "json.v1") => Ok(EmbeddedFormat::Json),
+        Some("binary.v2" | "binary.v1" | "v1") => Ok(EmbeddedFormat::Binary),
         _ => {
             let with_schema =
                 ["avro", "protobuf", "jsonschema"].iter().any(|schema| named.contains(schema));

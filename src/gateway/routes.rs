@@ -12,16 +12,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use super::auth::Scope;
-use super::connections::Connection;
-use super::csv::Table;
+use super::connections::ClientConnection;
+use super::csv::CsvAnswer;
 use super::error::ApiError;
-use super::extract::{Edge, GivenParams, given, idempotency_of, json, params, part};
+use super::extract::{
+    GatewayState, QueryString, checked_params, decode_query, idempotency_of, json, path_segment,
+};
 use super::{
-    Gateway, admin, auth, decode, ingest, pack, pages, parse, reads, rest_proxy, shares, sites, ws,
+    Gateway, admin, auth, compression, decode, ingest, origin_policy, pages, parse, read_routes,
+    rest_proxy, shares, ws,
 };
 use crate::clock::Stopwatch;
 use crate::config::millis;
-use crate::model::budget::{Budget, Ended};
+use crate::model::budget::{AbortReason, QueryBudget};
 use crate::model::event;
 use crate::query::error::QueryError;
 use crate::query::service::QueryService;
@@ -46,10 +49,10 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/archive/expiry", post(admin::expire))
         .route("/topics/{topic}", post(rest_proxy::produce))
         .route("/topics/{topic}/partitions/{id}", post(rest_proxy::produce_to_partition))
-        .route("/healthz", get(|q: GivenParams| async { params(q, &[]).map(|_| "ok\n") }))
+        .route("/healthz", get(|q: QueryString| async { checked_params(q, &[]).map(|_| "ok\n") }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
-        .route("/openapi.json", get(interface))
+        .route("/openapi.json", get(openapi))
         .route("/", get(pages::index))
         .route("/docs/{page}", get(pages::doc))
         .fallback(|| async {
@@ -64,23 +67,23 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         })
         // One layer for all that stands around a route: a small request costs as much as a few of
         // them.
-        .layer(axum::middleware::from_fn_with_state(gateway.clone(), around))
+        .layer(axum::middleware::from_fn_with_state(gateway.clone(), edge_middleware))
         .with_state(gateway)
 }
 
 /// Counts requests by route and status.
 pub(super) async fn count(request: Request, next: Next) -> Response {
-    let counted = Counted::begin(&request);
+    let counted = RequestMetrics::begin(&request);
     counted.end(next.run(request).await)
 }
 
 /// A request that is counted when it is answered.
-struct Counted {
+struct RequestMetrics {
     route: String,
     watch: Stopwatch,
 }
 
-impl Counted {
+impl RequestMetrics {
     fn begin(request: &Request) -> Self {
         // The route, never the path: a path is as many metrics as a client likes.
         let route = request
@@ -105,30 +108,30 @@ impl Counted {
 
 /// What stands around every route: counts, whose the connection is, which sites may ask, packed
 /// answers, and how much of its tenant's answers wait to be taken.
-async fn around(State(gateway): Edge, request: Request, next: Next) -> Response {
-    let counted = Counted::begin(&request);
+async fn edge_middleware(State(gateway): GatewayState, request: Request, next: Next) -> Response {
+    let counted = RequestMetrics::begin(&request);
     let authorization = request.headers().get(header::AUTHORIZATION);
     let tenant = gateway.deps.keys.load().owner(authorization, gateway.deps.clock.now());
     if let (Some(tenant), Some(connection)) =
-        (&tenant, request.extensions().get::<Arc<Connection>>())
-        && let Err(error) = connection.belongs_to(tenant, authorization)
+        (&tenant, request.extensions().get::<Arc<ClientConnection>>())
+        && let Err(error) = connection.set_owner(tenant, authorization)
     {
         let mut response = error.into_response();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return counted.end(response);
     }
-    let sites = &gateway.deps.sites;
-    let listed = sites.listed(request.headers());
-    let mut response = match sites::answer_at_once(&gateway, &request, listed.is_some()) {
+    let policy = &gateway.deps.origin_policy;
+    let listed = policy.allowed_origin(request.headers());
+    let mut response = match origin_policy::early_answer(&gateway, &request, listed.is_some()) {
         Some(response) => response,
         None => {
-            let coding = pack::wanted(request.headers());
-            pack::pack(&gateway, coding, next.run(request).await).await
+            let coding = compression::negotiate(request.headers());
+            compression::compress_response(&gateway, coding, next.run(request).await).await
         }
     };
-    sites.allow(listed, response.headers_mut());
+    policy.add_cors_headers(listed, response.headers_mut());
     counted.end(match tenant {
-        Some(tenant) => shares::hold_answer(&gateway.shares, &tenant, response),
+        Some(tenant) => shares::reserve_answer(&gateway.shares, &tenant, response),
         None => response,
     })
 }
@@ -140,12 +143,12 @@ impl Gateway {
     /// 401, 403.
     pub fn tenant(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
         let keys = self.deps.keys.load();
-        self.shares.learn(&keys);
+        self.shares.update_tenants(&keys);
         keys.authenticate(headers, scope, self.deps.clock.now())
     }
 
     /// Whether this is a valid key's.
-    pub(super) fn knows(&self, authorization: &HeaderValue) -> bool {
+    pub(super) fn is_valid_key(&self, authorization: &HeaderValue) -> bool {
         self.deps.keys.load().owner(Some(authorization), self.deps.clock.now()).is_some()
     }
 
@@ -155,9 +158,11 @@ impl Gateway {
     /// 401, 403.
     pub fn tenant_or_basic(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
         let keys = self.deps.keys.load();
-        self.shares.learn(&keys);
+        self.shares.update_tenants(&keys);
         // Browsers send a password by themselves, for whatever page.
-        if !keys.is_open() && auth::is_basic(headers) && self.deps.sites.is_of_another_page(headers)
+        if !keys.is_open()
+            && auth::is_basic(headers)
+            && self.deps.origin_policy.is_foreign_page(headers)
         {
             let message =
                 "a page may not use a password: send the key as Authorization: Bearer KEY";
@@ -172,13 +177,13 @@ impl Gateway {
     /// # Errors
     /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the question
     /// says.
-    pub(super) async fn ask<T: Send + 'static>(
+    pub(super) async fn run_query<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
-        question: impl FnOnce(&dyn QueryService, &Budget) -> Result<T, ApiError> + Send + 'static,
+        question: impl FnOnce(&dyn QueryService, &QueryBudget) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let queries = self.deps.queries.clone();
-        self.blocking(tenant, move |budget| question(&*queries, budget)).await
+        self.run_blocking(tenant, move |budget| question(&*queries, budget)).await
     }
 
     /// Works outside of the event loop, under the limits of queries, within a budget that ends when
@@ -187,27 +192,30 @@ impl Gateway {
     /// # Errors
     /// 429 or 503 when too many run; 503 when it takes too long; 500 when it crashes, which harms
     /// nothing else; whatever the work says.
-    pub(super) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
+    pub(super) async fn run_blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
         &self,
         tenant: &Arc<str>,
-        work: impl FnOnce(&Budget) -> Result<T, E> + Send + 'static,
+        work: impl FnOnce(&QueryBudget) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let turn = shares::take(&self.shares.queries, tenant, 1)?;
-        let budget =
-            Arc::new(Budget::from_share(shares::take(&self.shares.query_memory, tenant, 0)?));
-        let _ends = EndOnDrop(budget.clone());
+        let turn = shares::reserve(&self.shares.queries, tenant, 1)?;
+        let budget = Arc::new(QueryBudget::from_share(shares::reserve(
+            &self.shares.query_memory,
+            tenant,
+            0,
+        )?));
+        let _ends = AbandonOnDrop(budget.clone());
         let limit = self.deps.config.query.timeout;
         let own = budget.clone();
         let answer = self.queries.run(tenant, move || {
             // Held until the work is really over, whoever has stopped waiting.
             let _turn = turn;
-            match own.ended() {
+            match own.abort_reason() {
                 Some(_) => Err(ApiError::from(QueryError::Abandoned)),
                 None => work(&own).map_err(Into::into),
             }
         });
         let Ok(answer) = tokio::time::timeout(limit, answer).await else {
-            budget.end(Ended::Late);
+            budget.abort(AbortReason::TimedOut);
             let message = format!(
                 "no answer within {} s (query.timeout): ask for a shorter range or fewer series, \
                  or retry",
@@ -220,23 +228,24 @@ impl Gateway {
 }
 
 /// Ends a query for which nobody waits any more.
-struct EndOnDrop(Arc<Budget>);
+struct AbandonOnDrop(Arc<QueryBudget>);
 
-impl Drop for EndOnDrop {
+impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
-        self.0.end(Ended::Abandoned);
+        self.0.abort(AbortReason::Abandoned);
     }
 }
 
 async fn post_events(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
     body: Body,
 ) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
-    params(q, &[])?;
-    let format = decode::format_of(&headers, gateway.deps.sites.listed(&headers).is_some())?;
+    checked_params(q, &[])?;
+    let format =
+        decode::format_of(&headers, gateway.deps.origin_policy.allowed_origin(&headers).is_some())?;
     let idempotency = idempotency_of(&headers)?;
     // Held until the answer, so that what waits for the log stays counted.
     let (body, _reservation) = decode::read_body(&gateway, &tenant, &headers, body).await?;
@@ -245,10 +254,10 @@ async fn post_events(
         (tenant.clone(), body.clone(), idempotency.map(str::to_owned));
     let read = move |gateway: &Arc<Gateway>| {
         let (tenant, idempotency) = (&owner, idempotency.as_deref());
-        ingest::Request { gateway, tenant, format, idempotency, default_metric: None, now }
+        ingest::IngestRequest { gateway, tenant, format, idempotency, default_metric: None, now }
             .read(&whole)
     };
-    let read = gateway.read(&tenant, body.len(), read).await?;
+    let read = gateway.read_in_turn(&tenant, body.len(), read).await?;
     let outcome = ingest::append(&gateway, tenant.clone(), body, read).await?;
     let all_bad = outcome.accepted == 0 && outcome.rejected > 0;
     let status = if all_bad { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::ACCEPTED };
@@ -256,20 +265,20 @@ async fn post_events(
 }
 
 async fn query(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
-    let (tenant, mut params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
+    let (tenant, mut params) = (gateway.tenant(&headers, Scope::Read)?, decode_query(q)?);
     let now = gateway.deps.clock.now();
     let asker = tenant.clone();
     if !params.iter().any(|(name, _)| name == "format") && accepts_csv(&headers) {
         params.push(("format".to_owned(), "csv".to_owned()));
     }
     let mut response = if params.iter().any(|(name, value)| name == "format" && value == "csv") {
-        let Table { csv, completeness } = gateway
-            .ask(&asker, move |queries, budget| {
-                reads::table(queries, &tenant, &params, now, budget)
+        let CsvAnswer { csv, completeness } = gateway
+            .run_query(&asker, move |queries, budget| {
+                read_routes::table(queries, &tenant, &params, now, budget)
             })
             .await?;
         let completeness = HeaderValue::from_str(&completeness).map_err(|error| {
@@ -284,8 +293,8 @@ async fn query(
         ([(header::CONTENT_TYPE, kind), (COMPLETENESS, completeness)], csv).into_response()
     } else {
         gateway
-            .ask(&asker, move |queries, budget| {
-                reads::query(queries, &tenant, &params, now, budget)
+            .run_query(&asker, move |queries, budget| {
+                read_routes::query(queries, &tenant, &params, now, budget)
             })
             .await
             .map(json)?
@@ -315,57 +324,60 @@ fn accepts_csv(headers: &HeaderMap) -> bool {
 }
 
 async fn list_metrics(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
-    let (tenant, given) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
+    let (tenant, given) = (gateway.tenant(&headers, Scope::Read)?, decode_query(q)?);
     let asker = tenant.clone();
     gateway
-        .ask(&asker, move |queries, budget| reads::metrics(queries, &tenant, &given, budget))
+        .run_query(&asker, move |queries, budget| {
+            read_routes::metrics(queries, &tenant, &given, budget)
+        })
         .await
         .map(json)
 }
 
 async fn label_values(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
-    let (tenant, name, given) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, given(q)?);
+    let (tenant, name, given) =
+        (gateway.tenant(&headers, Scope::Read)?, path_segment(name)?, decode_query(q)?);
     let asker = tenant.clone();
     gateway
-        .ask(&asker, move |queries, budget| {
-            reads::label_values(queries, &tenant, &name, &given, budget)
+        .run_query(&asker, move |queries, budget| {
+            read_routes::label_values(queries, &tenant, &name, &given, budget)
         })
         .await
         .map(json)
 }
 
 async fn accounting(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
     let (tenant, given, now) =
-        (gateway.tenant(&headers, Scope::Read)?, given(q)?, gateway.deps.clock.now());
+        (gateway.tenant(&headers, Scope::Read)?, decode_query(q)?, gateway.deps.clock.now());
     let asker = tenant.clone();
     gateway
-        .ask(&asker, move |queries, budget| {
-            reads::accounting(queries, &tenant, &given, now, budget)
+        .run_query(&asker, move |queries, budget| {
+            read_routes::accounting(queries, &tenant, &given, now, budget)
         })
         .await
         .map(json)
 }
 
 async fn limits(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Read)?;
-    params(q, &[])?;
+    checked_params(q, &[])?;
     let status = gateway.deps.status.clone();
     let nodes =
         tokio::task::spawn_blocking(move || status.dedup_horizons()).await.map_err(|error| {
@@ -399,7 +411,7 @@ async fn limits(
         "tenant": {"events_per_second": config.tenants.max_events_per_second, "burst": config.tenants.burst},
         "query": {"max_concurrent": config.query.max_concurrent, "timeout_ms": millis(config.query.timeout)},
         "config": numbers.collect::<serde_json::Map<_, _>>(),
-        "shares": gateway.shares.shown(&tenant),
+        "shares": gateway.shares.to_json(&tenant),
         "metrics": (gateway.deps.metric_names)(&tenant).map(|(max, used)| serde_json::json!({"max": max, "used": used})),
         "ws": {"window": ws.window, "max_message_bytes": ws.max_message.bytes(), "max_subscriptions": ws.max_subscriptions},
         "dedup": {"horizon_ms": millis(dedup.horizon), "max_ids_per_shard": dedup.max_ids, "effective_horizon_ms": effective,
@@ -410,8 +422,8 @@ async fn limits(
 
 /// Ready for every role of the node, or for the one that is asked for: writes need no shards, so a
 /// load balancer of writes asks for the gateway alone.
-async fn ready(State(gateway): Edge, query: GivenParams) -> Result<Response, ApiError> {
-    let params = params(query, &["role"])?;
+async fn ready(State(gateway): GatewayState, query: QueryString) -> Result<Response, ApiError> {
+    let params = checked_params(query, &["role"])?;
     let role = params.iter().find(|(name, _)| name == "role").map(|(_, role)| role.as_str());
     match (gateway.deps.ready)(role) {
         Ok(()) => Ok("ready\n".into_response()),
@@ -420,19 +432,19 @@ async fn ready(State(gateway): Edge, query: GivenParams) -> Result<Response, Api
 }
 
 async fn prometheus(
-    State(gateway): Edge,
+    State(gateway): GatewayState,
     headers: HeaderMap,
-    q: GivenParams,
+    q: QueryString,
 ) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
-    params(q, &[])?;
-    gateway.shares.measure();
+    checked_params(q, &[])?;
+    gateway.shares.record_metrics();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (gateway.deps.render_metrics)())
         .into_response())
 }
 
 /// Not copied for each reader, of whom there may be many that read nothing.
-async fn interface(q: GivenParams) -> Result<Response, ApiError> {
-    params(q, &[])?;
+async fn openapi(q: QueryString) -> Result<Response, ApiError> {
+    checked_params(q, &[])?;
     Ok(([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response())
 }

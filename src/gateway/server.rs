@@ -14,27 +14,27 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::connections::{Connection, Connections, Cut, count_cut};
+use super::connections::{ClientConnection, ConnectionTable, DisconnectReason, count_disconnect};
 use super::error::ApiError;
-use super::patient::Patient;
-use super::socket::Socket;
+use super::socket::ClientSocket;
+use super::write_timeout::WriteTimeout;
 use super::{Gateway, routes};
 use crate::config::{ServerConfig, key};
-use crate::model::share::Shares;
+use crate::model::share::SharePool;
 
 /// How long an accept error (no file descriptors) is waited out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long open requests may take after the signal to stop; then their connection is cut.
-const DRAIN: Duration = Duration::from_secs(8);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How often a connection whose answer is not taken is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that the kernel takes of an answer, of which it books twice as many: by itself it takes
 /// megabytes of each that nobody reads.
 const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes that are read ahead of a request, and so how many of them may come at once.
 const MAX_BUFFER: usize = 64 * 1024;
 /// How long the cut connections may take to be gone.
-const CUT: Duration = Duration::from_secs(1);
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is true; then takes no more connections and lets open requests end.
 pub async fn serve(
@@ -56,7 +56,7 @@ pub async fn serve(
         match accepted {
             Ok(Some(accepted)) => {
                 let (router, stopping) = (router.clone(), gateway.stopping.subscribe());
-                let (gateway, patience) = (gateway.clone(), Patience::of(config));
+                let (gateway, patience) = (gateway.clone(), ClientTimeouts::of(config));
                 tasks.spawn(async move {
                     connection(router, accepted, patience, stopping, Some(&gateway)).await
                 });
@@ -73,7 +73,7 @@ pub async fn serve(
     }
     gateway.stopping.send_replace(true);
     tasks.close();
-    if tokio::time::timeout(DRAIN + CUT, tasks.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN_TIMEOUT + CUT_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(open = tasks.len(), "connections are still open after they were cut");
     }
     Ok(())
@@ -81,7 +81,7 @@ pub async fn serve(
 
 /// Serves `router` until it is dropped; then connections end as at a stop, and the listener takes
 /// new ones for whoever is next.
-pub(super) async fn hold(
+pub(super) async fn serve_until_dropped(
     router: Router,
     listener: &TcpListener,
     max_connections: usize,
@@ -89,12 +89,12 @@ pub(super) async fn hold(
 ) -> Infallible {
     let slots = Arc::new(Semaphore::new(max_connections));
     let one_tenant = Arc::new(AtomicBool::new(true));
-    let places = Connections::new(
+    let places = ConnectionTable::new(
         max_connections,
         0,
-        Shares::new(key!(server.max_connections), u64::MAX, one_tenant),
+        SharePool::new(key!(server.max_connections), u64::MAX, one_tenant),
     );
-    let patience = Patience { head, write: head };
+    let patience = ClientTimeouts { head, write: head };
     // Dropped with the rest, which is the signal.
     let (_stop, stopping) = watch::channel(false);
     loop {
@@ -116,25 +116,25 @@ pub(super) async fn hold(
 
 /// How long a client may take.
 #[derive(Clone, Copy)]
-struct Patience {
+struct ClientTimeouts {
     head: Duration,
     write: Duration,
 }
 
-impl Patience {
+impl ClientTimeouts {
     fn of(config: &ServerConfig) -> Self {
         Self { head: config.header_timeout, write: config.write_timeout }
     }
 }
 
 /// A connection, in its place.
-type Accepted = (Socket, Arc<Connection>);
+type AcceptedConnection = (ClientSocket, Arc<ClientConnection>);
 
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-    places: &Arc<Connections>,
-) -> std::io::Result<Option<Accepted>> {
+    places: &Arc<ConnectionTable>,
+) -> std::io::Result<Option<AcceptedConnection>> {
     loop {
         let (stream, address) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -143,7 +143,7 @@ async fn accept(
             Ok(slot) => slot,
             Err(_) => {
                 // If there is no connection of nobody, this one waits until any other ends.
-                places.make_room();
+                places.evict_one();
                 let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(None) };
                 slot
             }
@@ -152,7 +152,7 @@ async fn accept(
             refuse(&stream);
             continue;
         };
-        return Ok(Some((Socket::new(stream, slot, connection.clone()), connection)));
+        return Ok(Some((ClientSocket::new(stream, slot, connection.clone()), connection)));
     }
 }
 
@@ -171,12 +171,12 @@ fn refuse(stream: &TcpStream) {
 
 async fn connection(
     router: Router,
-    (socket, of): Accepted,
-    patience: Patience,
+    (socket, of): AcceptedConnection,
+    patience: ClientTimeouts,
     mut stopping: watch::Receiver<bool>,
     gateway: Option<&Arc<Gateway>>,
 ) {
-    let socket = Patient::new(socket, of.clone(), patience.write);
+    let socket = WriteTimeout::new(socket, of.clone(), patience.write);
     let requests = of.clone();
     let router = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(requests.clone());
@@ -191,13 +191,13 @@ async fn connection(
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        cut = cut(&of, gateway) => {
-            count_cut(cut);
+        cut = await_disconnect(&of, gateway) => {
+            count_disconnect(cut);
             return;
         }
         () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
             connection.as_mut().graceful_shutdown();
-            let Ok(ended) = tokio::time::timeout(DRAIN, connection).await else {
+            let Ok(ended) = tokio::time::timeout(DRAIN_TIMEOUT, connection).await else {
                 tracing::warn!("a connection still open after the drain time is cut");
                 return;
             };
@@ -210,16 +210,19 @@ async fn connection(
 }
 
 /// Waits until the connection has to give way, or holds an answer that is of no valid key any more.
-async fn cut(connection: &Connection, gateway: Option<&Arc<Gateway>>) -> Cut {
+async fn await_disconnect(
+    connection: &ClientConnection,
+    gateway: Option<&Arc<Gateway>>,
+) -> DisconnectReason {
     loop {
-        if tokio::time::timeout(LOOK, connection.give_way.notified()).await.is_ok() {
-            return Cut::GaveWay;
+        if tokio::time::timeout(CHECK_INTERVAL, connection.evict_notify.notified()).await.is_ok() {
+            return DisconnectReason::Evicted;
         }
         let valid = |gateway: &Arc<Gateway>| {
-            connection.authorization().is_none_or(|key| gateway.knows(&key))
+            connection.authorization().is_none_or(|key| gateway.is_valid_key(&key))
         };
         if connection.is_stalled() && !gateway.is_none_or(valid) {
-            return Cut::Revoked;
+            return DisconnectReason::KeyRevoked;
         }
     }
 }

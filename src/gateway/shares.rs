@@ -17,7 +17,7 @@ use hyper::body::{Frame, SizeHint};
 use super::auth::KeyTable;
 use super::error::ApiError;
 use crate::config::{Config, key};
-use crate::model::share::{Exceeded, Held, Shares};
+use crate::model::share::{ShareExceeded, ShareLease, SharePool};
 use crate::telemetry;
 
 /// Answers of fewer bytes are not worth counting: each connection holds one at most.
@@ -25,26 +25,26 @@ const SMALL_ANSWER: u64 = 4 * 1024;
 
 /// Everything of which a tenant has a part.
 pub struct TenantShares {
-    one_tenant: Arc<AtomicBool>,
+    single_tenant: Arc<AtomicBool>,
     /// `query.max_concurrent`: queries that run or wait for their turn.
-    pub queries: Arc<Shares>,
+    pub queries: Arc<SharePool>,
     /// `query.max_memory`: bytes of queries while they run.
-    pub query_memory: Arc<Shares>,
+    pub query_memory: Arc<SharePool>,
     /// `accept.max_inflight`: bytes of requests that are read or wait for the log.
-    pub inflight: Arc<Shares>,
+    pub inflight: Arc<SharePool>,
     /// `server.max_answers`: bytes of answers that are not taken yet.
-    pub answers: Arc<Shares>,
+    pub answers: Arc<SharePool>,
     /// `server.max_connections`: connections on which a valid key came in.
-    pub connections: Arc<Shares>,
+    pub connections: Arc<SharePool>,
     /// `ws.max_all_subscriptions`: of all WebSockets.
-    pub subscriptions: Arc<Shares>,
+    pub subscriptions: Arc<SharePool>,
 }
 
 impl TenantShares {
     /// With the limits of this configuration.
     pub fn new(config: &Config, keys: &KeyTable) -> Self {
         let one_tenant = Arc::new(AtomicBool::new(keys.tenants() < 2));
-        let shares = |name, total: usize| Shares::new(name, total as u64, one_tenant.clone());
+        let shares = |name, total: usize| SharePool::new(name, total as u64, one_tenant.clone());
         Self {
             queries: shares(key!(query.max_concurrent), config.query.max_concurrent),
             query_memory: shares(key!(query.max_memory), config.query.max_memory.in_memory()),
@@ -52,22 +52,22 @@ impl TenantShares {
             answers: shares(key!(server.max_answers), config.server.max_answers.in_memory()),
             connections: shares(key!(server.max_connections), config.server.max_connections),
             subscriptions: shares(key!(ws.max_all_subscriptions), config.ws.max_all_subscriptions),
-            one_tenant,
+            single_tenant: one_tenant,
         }
     }
 
     /// Whether there is nobody to share with, as it stands at any moment.
-    pub fn one_tenant(&self) -> &Arc<AtomicBool> {
-        &self.one_tenant
+    pub fn single_tenant(&self) -> &Arc<AtomicBool> {
+        &self.single_tenant
     }
 
     /// Learns how many tenants the keys in force name.
-    pub fn learn(&self, keys: &KeyTable) {
-        self.one_tenant.store(keys.tenants() < 2, Ordering::Relaxed);
+    pub fn update_tenants(&self, keys: &KeyTable) {
+        self.single_tenant.store(keys.tenants() < 2, Ordering::Relaxed);
     }
 
     /// All of them.
-    pub fn all(&self) -> [&Arc<Shares>; 6] {
+    pub fn all(&self) -> [&Arc<SharePool>; 6] {
         [
             &self.queries,
             &self.query_memory,
@@ -79,7 +79,7 @@ impl TenantShares {
     }
 
     /// Shows in the metrics what is held.
-    pub fn measure(&self) {
+    pub fn record_metrics(&self) {
         for shares in self.all() {
             metrics::gauge!(telemetry::SHARE_USED, "limit" => shares.name)
                 .set(shares.usage("").held as f64);
@@ -87,11 +87,11 @@ impl TenantShares {
     }
 
     /// Limits and their use, as a tenant sees them.
-    pub fn shown(&self, tenant: &str) -> serde_json::Value {
-        let of = |shares: &Arc<Shares>| {
+    pub fn to_json(&self, tenant: &str) -> serde_json::Value {
+        let of = |shares: &Arc<SharePool>| {
             let usage = shares.usage(tenant);
             let value = serde_json::json!({
-                "total": usage.share.total, "tenant": usage.share.each, "used": usage.held, "used_by_tenant": usage.own
+                "total": usage.limits.total, "tenant": usage.limits.per_tenant, "used": usage.held, "used_by_tenant": usage.held_by_tenant
             });
             (shares.name.to_owned(), value)
         };
@@ -103,34 +103,38 @@ impl TenantShares {
 ///
 /// # Errors
 /// 429 if the tenant holds its part, 503 if all is held, both with `Retry-After`.
-pub fn take(shares: &Arc<Shares>, tenant: &Arc<str>, amount: u64) -> Result<Held, ApiError> {
+pub fn reserve(
+    shares: &Arc<SharePool>,
+    tenant: &Arc<str>,
+    amount: u64,
+) -> Result<ShareLease, ApiError> {
     shares.take(tenant, amount).map_err(|exceeded| refused(shares, exceeded))
 }
 
 /// An answer that counts as held until its last byte is taken, or one that says that there is no
 /// room for it.
-pub fn hold_answer(shares: &TenantShares, tenant: &Arc<str>, response: Response) -> Response {
+pub fn reserve_answer(shares: &TenantShares, tenant: &Arc<str>, response: Response) -> Response {
     let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes >= SMALL_ANSWER)
     else {
         return response;
     };
     // An answer that is larger than the whole part takes all of it.
-    let amount = bytes.min(shares.answers.share().each);
-    let held = match take(&shares.answers, tenant, amount) {
+    let amount = bytes.min(shares.answers.limits().per_tenant);
+    let held = match reserve(&shares.answers, tenant, amount) {
         Ok(held) => Arc::new(held),
         Err(error) => return error.into_response(),
     };
     // Dropped with the bytes, that is when they are written, not when they are handed over.
-    response.map(|body| Body::new(Answer { body, held }))
+    response.map(|body| Body::new(ReservedBody { body, held }))
 }
 
 /// A body whose bytes are held until they are dropped.
-struct Answer {
+struct ReservedBody {
     body: Body,
-    held: Arc<Held>,
+    held: Arc<ShareLease>,
 }
 
-impl HttpBody for Answer {
+impl HttpBody for ReservedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -140,7 +144,7 @@ impl HttpBody for Answer {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         let held = &self.held;
-        let hold = |data| Bytes::from_owner(Waiting { data, _held: held.clone() });
+        let hold = |data| Bytes::from_owner(ReservedBytes { data, _held: held.clone() });
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(hold))))
     }
 
@@ -154,12 +158,12 @@ impl HttpBody for Answer {
 }
 
 /// Bytes that wait to be written.
-struct Waiting {
+struct ReservedBytes {
     data: Bytes,
-    _held: Arc<Held>,
+    _held: Arc<ShareLease>,
 }
 
-impl AsRef<[u8]> for Waiting {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
@@ -168,20 +172,20 @@ impl AsRef<[u8]> for Waiting {
 /// Takes more.
 ///
 /// # Errors
-/// As [`take`].
-pub fn grow(held: &mut Held, more: u64) -> Result<(), ApiError> {
-    held.grow(more).map_err(|exceeded| refused(held.of(), exceeded))
+/// As [`reserve`].
+pub fn grow(held: &mut ShareLease, more: u64) -> Result<(), ApiError> {
+    held.grow(more).map_err(|exceeded| refused(held.pool(), exceeded))
 }
 
-fn refused(shares: &Shares, exceeded: Exceeded) -> ApiError {
-    let (name, each) = (shares.name, shares.share().each);
+fn refused(shares: &SharePool, exceeded: ShareExceeded) -> ApiError {
+    let (name, each) = (shares.name, shares.limits().per_tenant);
     let (by, error) = match exceeded {
-        Exceeded::Own => {
+        ShareExceeded::Own => {
             let message =
                 format!("the tenant uses all that one may have of {name} ({each}): retry");
             ("tenant", ApiError::busy("tenant_overloaded", message, 1))
         }
-        Exceeded::Total => (
+        ShareExceeded::Total => (
             "total",
             ApiError::unavailable(
                 "overloaded",

@@ -13,26 +13,30 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::connections::Connection;
+use super::connections::ClientConnection;
 
 /// How long what a client still sends is read and thrown away.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long it may pause in that.
-const QUIET: Duration = Duration::from_secs(2);
+const LINGER_IDLE: Duration = Duration::from_secs(2);
 
 /// A connection of a client, and its place among all of them.
-pub(super) struct Socket {
+pub(super) struct ClientSocket {
     /// None only while it is dropped.
     stream: Option<TcpStream>,
     slot: Option<OwnedSemaphorePermit>,
-    of: Arc<Connection>,
+    of: Arc<ClientConnection>,
     /// The client has said that it sends nothing more, or is gone.
     ended: bool,
 }
 
-impl Socket {
+impl ClientSocket {
     /// In this place.
-    pub(super) fn new(stream: TcpStream, slot: OwnedSemaphorePermit, of: Arc<Connection>) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        slot: OwnedSemaphorePermit,
+        of: Arc<ClientConnection>,
+    ) -> Self {
         Self { stream: Some(stream), slot: Some(slot), of, ended: false }
     }
 
@@ -41,7 +45,7 @@ impl Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for ClientSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -54,7 +58,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for ClientSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -80,13 +84,13 @@ impl AsyncWrite for Socket {
     }
 }
 
-impl Drop for Socket {
+impl Drop for ClientSocket {
     fn drop(&mut self) {
         let (Some(stream), Ok(runtime)) = (self.stream.take(), Handle::try_current()) else {
             return;
         };
         // Whoever has to give way has no time to say goodbye: another one waits for the place.
-        if !self.ended && !self.of.has_to_give_way() {
+        if !self.ended && !self.of.is_evicted() {
             runtime.spawn(linger(stream, self.slot.take()));
         }
     }
@@ -97,7 +101,7 @@ async fn linger(mut stream: TcpStream, slot: Option<OwnedSemaphorePermit>) {
     let discard = async {
         let mut rest = vec![0; 16 * 1024];
         stream.shutdown().await?;
-        while let Ok(read) = tokio::time::timeout(QUIET, stream.read(&mut rest)).await {
+        while let Ok(read) = tokio::time::timeout(LINGER_IDLE, stream.read(&mut rest)).await {
             if read? == 0 {
                 break;
             }

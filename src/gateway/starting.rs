@@ -25,7 +25,7 @@ pub async fn serve(
     max_connections: usize,
     headers: Duration,
 ) -> Infallible {
-    server::hold(router(why), listener, max_connections, headers).await
+    server::serve_until_dropped(router(why), listener, max_connections, headers).await
 }
 
 fn router(why: Arc<ArcSwap<String>>) -> Router {

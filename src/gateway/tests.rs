@@ -27,9 +27,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tower::ServiceExt;
 
 use super::auth::{KeyTable, KeysFile, Scope, StoredKey, new_key};
-use super::sites::Sites;
+use super::origin_policy::OriginPolicy;
 use super::{Gateway, GatewayDeps, routes, server};
-use crate::actors::gateway::Submit;
+use crate::actors::gateway::BatchSink;
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::api::quarantine::{
     DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName,
@@ -38,21 +38,21 @@ use crate::api::status::StatusAnswer;
 use crate::clock::ManualClock;
 use crate::config::{ByteSize, Config};
 use crate::model::batch::ValidBatch;
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 use crate::model::window::Hour;
 use crate::operate::absent::NoStore;
 use crate::operate::service::{
-    ExpiryService, KeyReach, OperateError, QuarantineService, StatusService,
+    ExpiryService, OperateError, QuarantineScope, QuarantineService, StatusService,
 };
 use crate::persistence::log::{AppendError, AppendTicket};
 use crate::persistence::store::MetricInfo;
 use crate::query::absent::NoQueries;
-use crate::query::accounting::AccountingAnswer;
-use crate::query::answer::{LabelValuesAnswer, MetricsAnswer, PageRequest, QueryAnswer};
-use crate::query::charge::Charge;
-use crate::query::completeness::Completeness;
+use crate::query::accounting::AccountingOutput;
+use crate::query::answer::{LabelValuesPage, MetricsPage, PageRequest, QueryOutput};
+use crate::query::charge::QueryCharge;
+use crate::query::completeness::QueryCompleteness;
 use crate::query::error::QueryError;
-use crate::query::groups::Group;
+use crate::query::groups::SeriesGroup;
 use crate::query::request::QueryRequest;
 use crate::query::service::QueryService;
 
@@ -64,7 +64,7 @@ struct Log {
     fails: Mutex<Option<AppendError>>,
 }
 
-impl Submit for Log {
+impl BatchSink for Log {
     fn submit(&self, batch: ValidBatch) -> Result<AppendTicket, AppendError> {
         let (reply, ticket) = oneshot::channel();
         self.batches.lock().unwrap().push(batch);
@@ -86,14 +86,14 @@ impl QueryService for Queries {
         &self,
         tenant: &str,
         request: &'a QueryRequest,
-        budget: &'a Budget,
-    ) -> Result<QueryAnswer<'a>, QueryError> {
+        budget: &'a QueryBudget,
+    ) -> Result<QueryOutput<'a>, QueryError> {
         if request.metric == "wait" {
             let held = self.held.lock().unwrap().take().expect("something to wait for");
             held.recv().expect_err("nobody sends");
         }
         if request.metric == "until_ended" {
-            while budget.ended().is_none() {
+            while budget.abort_reason().is_none() {
                 std::thread::yield_now();
             }
             return Err(QueryError::Abandoned);
@@ -101,16 +101,17 @@ impl QueryService for Queries {
         let value = |label: &String| {
             if label == "pad" { "x".repeat(request.limit.unwrap_or(0)) } else { tenant.to_owned() }
         };
-        let series = Group { key: request.group_by.iter().map(value).collect(), points: vec![] };
-        let completeness = Completeness::of(&[], &Vec::new(), NOW, 1);
-        Ok(QueryAnswer::new(request, vec![series], completeness, Charge::new(budget)).unwrap())
+        let series =
+            SeriesGroup { key: request.group_by.iter().map(value).collect(), points: vec![] };
+        let completeness = QueryCompleteness::of(&[], &Vec::new(), NOW, 1);
+        Ok(QueryOutput::new(request, vec![series], completeness, QueryCharge::new(budget)).unwrap())
     }
     fn metrics(
         &self,
         tenant: &str,
         _: &PageRequest,
-        _: &Budget,
-    ) -> Result<MetricsAnswer, QueryError> {
+        _: &QueryBudget,
+    ) -> Result<MetricsPage, QueryError> {
         let metric = MetricInfo {
             metric: tenant.to_owned(),
             labels: vec![],
@@ -118,10 +119,10 @@ impl QueryService for Queries {
             first: None,
             last: None,
         };
-        Ok(MetricsAnswer {
+        Ok(MetricsPage {
             items: vec![metric],
             next: None,
-            completeness: Completeness::of(&[], &Vec::new(), NOW, 1),
+            completeness: QueryCompleteness::of(&[], &Vec::new(), NOW, 1),
         })
     }
     fn label_values(
@@ -130,12 +131,12 @@ impl QueryService for Queries {
         _: &str,
         _: Option<&str>,
         _: &PageRequest,
-        _: &Budget,
-    ) -> Result<LabelValuesAnswer, QueryError> {
-        Ok(LabelValuesAnswer {
+        _: &QueryBudget,
+    ) -> Result<LabelValuesPage, QueryError> {
+        Ok(LabelValuesPage {
             items: vec![tenant.to_owned()],
             next: None,
-            completeness: Completeness::of(&[], &Vec::new(), NOW, 1),
+            completeness: QueryCompleteness::of(&[], &Vec::new(), NOW, 1),
         })
     }
     /// As many records are nobody's as the tenant's name is long.
@@ -143,24 +144,24 @@ impl QueryService for Queries {
         &self,
         tenant: &str,
         _: Range<Hour>,
-        _: &Budget,
-    ) -> Result<AccountingAnswer, QueryError> {
-        Ok(AccountingAnswer {
+        _: &QueryBudget,
+    ) -> Result<AccountingOutput, QueryError> {
+        Ok(AccountingOutput {
             hours: vec![],
             unowned: tenant.len() as u64,
-            completeness: Completeness::of(&[], &Vec::new(), NOW, 1),
+            completeness: QueryCompleteness::of(&[], &Vec::new(), NOW, 1),
         })
     }
 }
 
 /// Lists one event, whose tenant is the key's, and whose reason says what else the key reaches.
-struct SetAside;
-impl QuarantineService for SetAside {
+struct FakeQuarantine;
+impl QuarantineService for FakeQuarantine {
     fn list(
         &self,
-        reach: &KeyReach,
+        reach: &QuarantineScope,
         all: bool,
-        _: &Budget,
+        _: &QueryBudget,
     ) -> Result<QuarantineAnswer, OperateError> {
         let event = QuarantinedEvent {
             shard: 1,
@@ -175,18 +176,26 @@ impl QuarantineService for SetAside {
         };
         Ok(QuarantineAnswer { events: vec![event], more: 0 })
     }
-    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<ReleaseAnswer, OperateError> {
+    fn release(
+        &self,
+        reach: &QuarantineScope,
+        place: EventPlace,
+    ) -> Result<ReleaseAnswer, OperateError> {
         assert_ne!(place.index, 13, "a fault to be caught");
         let counted_in = SeriesName { metric: reach.tenant.to_string(), labels: BTreeMap::new() };
         Ok(ReleaseAnswer { released: place, counted_in: Some(counted_in) })
     }
-    fn discard(&self, _: &KeyReach, place: EventPlace) -> Result<DiscardAnswer, OperateError> {
+    fn discard(
+        &self,
+        _: &QuarantineScope,
+        place: EventPlace,
+    ) -> Result<DiscardAnswer, OperateError> {
         Err(OperateError::NotQuarantined { place, why: "is gone" })
     }
 }
 
-struct Standing;
-impl StatusService for Standing {
+struct FakeStatus;
+impl StatusService for FakeStatus {
     fn archive_now(&self) -> ArchiveFlushAnswer {
         ArchiveFlushAnswer { shards: vec![] }
     }
@@ -198,11 +207,11 @@ impl StatusService for Standing {
     }
 }
 
-impl ExpiryService for Standing {
-    fn list(&self, _: &Budget) -> Result<ExpiryAnswer, OperateError> {
+impl ExpiryService for FakeStatus {
+    fn list(&self, _: &QueryBudget) -> Result<ExpiryAnswer, OperateError> {
         Ok(ExpiryAnswer { stopped: 0, due: vec![] })
     }
-    fn say_yes(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
+    fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
         Ok(ExpiryGoesOnAnswer { going_on: 0, of: vec![] })
     }
 }
@@ -214,17 +223,17 @@ fn gateway(config: Config, keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
 
 fn deps(log: Option<Arc<Log>>, config: Config, keys: KeyTable) -> GatewayDeps {
     GatewayDeps {
-        submit: log.map(|log| log as Arc<dyn Submit>),
+        submit: log.map(|log| log as Arc<dyn BatchSink>),
         queries: Arc::new(Queries::default()),
-        quarantine: Arc::new(SetAside),
-        sites: Sites::default(),
-        expiry: Arc::new(Standing),
+        quarantine: Arc::new(FakeQuarantine),
+        origin_policy: OriginPolicy::new("", vec![]),
+        expiry: Arc::new(FakeStatus),
         keys: Arc::new(ArcSwap::from_pointee(keys)),
         config: Arc::new(config),
         clock: ManualClock::at(NOW),
         shard_count: 64,
         render_metrics: Arc::new(String::new),
-        status: Arc::new(Standing),
+        status: Arc::new(FakeStatus),
         metric_names: Arc::new(|_| Some((10, 3))),
         ready: Arc::new(|role| match role {
             None | Some("gateway") => Ok(()),

@@ -26,18 +26,18 @@ use futures::stream::{FuturesOrdered, FuturesUnordered, SplitSink};
 use futures::{SinkExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use self::message::{Incoming, Unread};
+use self::message::{ClientMessage, MessageError};
 use super::auth::Scope;
-use super::connections::Connection;
-use super::decode::Format;
+use super::connections::ClientConnection;
+use super::decode::BodyFormat;
 use super::error::ApiError;
-use super::{Gateway, extract, ingest, parse, reads, shares};
+use super::{Gateway, extract, ingest, parse, read_routes, shares};
 use crate::api::error::ErrorAnswer;
 use crate::api::events::RefusedEvent;
 use crate::clock::Stopwatch;
 use crate::model::batch::ValidEvent;
-use crate::model::budget::Budget;
-use crate::model::share::Held;
+use crate::model::budget::QueryBudget;
+use crate::model::share::ShareLease;
 use crate::query::service::QueryService;
 
 const GOING_AWAY: u16 = 1001;
@@ -53,13 +53,13 @@ const MAX_REQUEST: usize = 16 * 1024;
 /// Bytes read ahead of a message.
 const READ_BUFFER: usize = 16 * 1024;
 /// How often an unfinished message is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Answers that may wait for a slow reader beyond the window.
-const SLACK: usize = 32;
+const QUEUE_SLACK: usize = 32;
 /// How long a client may take to answer a close frame, or to take the last one.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long acknowledgements are waited for when the server stops.
-const LAST_ACKS: Duration = Duration::from_secs(5);
+const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest reason of a close frame, in bytes.
 const MAX_REASON: usize = 123;
 /// The subprotocol by which a browser sends a key: a script cannot set a header.
@@ -69,41 +69,41 @@ struct Subscription {
     params: Vec<(String, String)>,
     /// A hash of the last answer: the answer itself may be large.
     last: Option<u128>,
-    _place: Option<Held>,
+    _place: Option<ShareLease>,
     running: bool,
     generation: u64,
 }
 
 /// What counts an update as unsent, and its bytes as not taken, until it is dropped.
-type Unsent = (Arc<()>, Option<Held>);
+type UnsentGuard = (Arc<()>, Option<ShareLease>);
 /// A message, and with an update what counts it.
-type Outgoing = (Message, Option<Unsent>);
+type OutgoingMessage = (Message, Option<UnsentGuard>);
 /// An answer's subscription and its generation; the update, and a hash of what is worth one.
-type Update = (String, u64, Result<(String, u128), ApiError>);
+type SubscriptionUpdate = (String, u64, Result<(String, u128), ApiError>);
 
 /// How a connection ends.
 #[derive(Debug)]
-enum End {
+enum CloseReason {
     /// The client closes it and is answered.
-    Theirs,
+    ByClient,
     /// The client is gone.
-    Gone,
+    Disconnected,
     /// The reader is too slow: at once, whatever waits for it.
     TooSlow,
     /// With this code and reason, after the acknowledgements that are due.
-    Ours(u16, String),
+    ByServer(u16, String),
     /// The same for what is no message, and first the error itself.
     Refused(u16, ApiError),
 }
 
-impl End {
-    fn ours(code: u16, reason: &str) -> Self {
-        Self::Ours(code, reason.to_owned())
+impl CloseReason {
+    fn by_server(code: u16, reason: &str) -> Self {
+        Self::ByServer(code, reason.to_owned())
     }
 
     /// Of a connection whose frames cannot be read any more. The library's kinds of error are not
     /// ours to name, their texts are.
-    fn of(error: &axum::Error) -> Self {
+    fn from_error(error: &axum::Error) -> Self {
         let why = error.to_string();
         let code = if why.contains("Space limit") {
             TOO_LARGE
@@ -112,23 +112,23 @@ impl End {
         } else if why.contains("WebSocket protocol") && !why.contains("without closing handshake") {
             PROTOCOL
         } else {
-            return Self::Gone;
+            return Self::Disconnected;
         };
         let code_name = if code == TOO_LARGE { "message_too_large" } else { "message_unreadable" };
         Self::Refused(code, ApiError::new(StatusCode::BAD_REQUEST, code_name, why))
     }
 }
 
-struct Session {
+struct WsSession {
     gateway: Arc<Gateway>,
     headers: HeaderMap,
-    out: mpsc::Sender<Outgoing>,
+    out: mpsc::Sender<OutgoingMessage>,
     unsent: Arc<()>,
     acks: FuturesOrdered<BoxFuture<'static, String>>,
-    updates: FuturesUnordered<BoxFuture<'static, Update>>,
+    updates: FuturesUnordered<BoxFuture<'static, SubscriptionUpdate>>,
     subscriptions: HashMap<String, Subscription>,
     generation: u64,
-    heard: Stopwatch,
+    last_received: Stopwatch,
 }
 
 /// Upgrades a connection. The key needs the scope of whatever is then asked; one of write and read
@@ -139,8 +139,8 @@ struct Session {
 pub async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
     mut headers: HeaderMap,
-    connection: Option<Extension<Arc<Connection>>>,
-    q: extract::GivenParams,
+    connection: Option<Extension<Arc<ClientConnection>>>,
+    q: extract::QueryString,
     ws: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     key_from_protocol(&mut headers)?;
@@ -149,15 +149,15 @@ pub async fn upgrade(
     let max =
         if writer.is_ok() { gateway.deps.config.ws.max_message.in_memory() } else { MAX_REQUEST };
     let tenant = writer.or_else(|_| gateway.tenant(&headers, Scope::Read))?;
-    extract::params(q, &[])?;
+    extract::checked_params(q, &[])?;
     // The key first: whether a path speaks WebSocket is nobody else's business.
     let ws = ws.map_err(|refused| {
         ApiError::new(refused.status(), "websocket_expected", refused.body_text())
     })?;
     let connection = connection.map(|Extension(connection)| connection);
     if let Some(connection) = &connection {
-        connection.belongs_to(&tenant, headers.get(header::AUTHORIZATION))?;
-        connection.becomes_websocket(shares::take(&gateway.shares.inflight, &tenant, 0)?);
+        connection.set_owner(&tenant, headers.get(header::AUTHORIZATION))?;
+        connection.set_websocket(shares::reserve(&gateway.shares.inflight, &tenant, 0)?);
     }
     let ws = ws
         .protocols([BEARER])
@@ -191,18 +191,18 @@ async fn run(
     gateway: Arc<Gateway>,
     headers: HeaderMap,
     socket: WebSocket,
-    connection: Option<Arc<Connection>>,
+    connection: Option<Arc<ClientConnection>>,
 ) {
     let config = gateway.deps.config.clone();
     let (sink, mut incoming) = socket.split();
-    let (out, queue) = mpsc::channel(config.ws.window + SLACK);
+    let (out, queue) = mpsc::channel(config.ws.window + QUEUE_SLACK);
     let (cut, was_cut) = oneshot::channel();
     let mut writer = tokio::spawn(write(sink, queue, was_cut, config.ws.idle_timeout));
     let mut stopping = gateway.stopping.subscribe();
     let mut tick = tokio::time::interval(config.ws.update_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut late = std::pin::pin!(late(connection.clone(), config.server.body_timeout));
-    let mut session = Session {
+    let mut late = std::pin::pin!(message_timeout(connection.clone(), config.server.body_timeout));
+    let mut session = WsSession {
         gateway,
         headers,
         out,
@@ -211,20 +211,20 @@ async fn run(
         updates: FuturesUnordered::new(),
         subscriptions: HashMap::new(),
         generation: 0,
-        heard: Stopwatch::start(),
+        last_received: Stopwatch::start(),
     };
     let end = loop {
         let step = tokio::select! {
             _ = &mut writer => return,
-            () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(End::ours(GOING_AWAY, "the server stops")),
-            () = &mut late => Err(End::ours(POLICY, "a message was not whole in time (server.body_timeout)")),
+            () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(CloseReason::by_server(GOING_AWAY, "the server stops")),
+            () = &mut late => Err(CloseReason::by_server(POLICY, "a message was not whole in time (server.body_timeout)")),
             message = incoming.next(), if session.acks.len() < config.ws.window => match message {
                 Some(Ok(message)) => session.on_message(message).await,
                 Some(Err(_)) if connection.as_ref().is_some_and(|c| c.overloaded.load(Ordering::Relaxed)) => {
-                    Err(End::ours(TRY_LATER, "there is no room for the message (accept.max_inflight)"))
+                    Err(CloseReason::by_server(TRY_LATER, "there is no room for the message (accept.max_inflight)"))
                 }
-                Some(Err(error)) => Err(End::of(&error)),
-                None => Err(End::Gone),
+                Some(Err(error)) => Err(CloseReason::from_error(&error)),
+                None => Err(CloseReason::Disconnected),
             },
             Some(ack) = session.acks.next() => session.send(Message::Text(ack.into()), None).await,
             Some(update) = session.updates.next() => session.on_update(update).await,
@@ -234,10 +234,10 @@ async fn run(
             break end;
         }
     };
-    if matches!(end, End::Theirs) {
+    if matches!(end, CloseReason::ByClient) {
         // Reading on is what sends the answer to a close frame.
         let answered = async { while incoming.next().await.is_some() {} };
-        drop(tokio::time::timeout(FAREWELL, answered).await);
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, answered).await);
     }
     // Kept until the writer has ended, which waits for it beside its queue.
     let _cut = session.finish(end, cut).await;
@@ -247,14 +247,14 @@ async fn run(
     // Until the client has answered the close frame, or as long as it may take: what it still sends
     // would otherwise be answered with a reset, which takes the frame from it.
     let answered = async { while let Some(Ok(_)) = incoming.next().await {} };
-    drop(tokio::time::timeout(FAREWELL, answered).await);
+    drop(tokio::time::timeout(CLOSE_TIMEOUT, answered).await);
 }
 
 /// Waits until a message that has begun is not whole in time. Pings in between do not help it.
-async fn late(connection: Option<Arc<Connection>>, limit: Duration) {
+async fn message_timeout(connection: Option<Arc<ClientConnection>>, limit: Duration) {
     let Some(connection) = connection else { return std::future::pending().await };
-    while connection.unfinished_for().is_none_or(|since| since <= limit) {
-        tokio::time::sleep(LOOK).await;
+    while connection.message_age().is_none_or(|since| since <= limit) {
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
@@ -262,7 +262,7 @@ async fn late(connection: Option<Arc<Connection>>, limit: Duration) {
 /// the reader is too slow.
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
-    mut queue: mpsc::Receiver<Outgoing>,
+    mut queue: mpsc::Receiver<OutgoingMessage>,
     mut cut: oneshot::Receiver<()>,
     patience: Duration,
 ) {
@@ -282,7 +282,7 @@ async fn write(
         }
     }
     let frame = close_frame(TRY_LATER, "the reader is too slow");
-    if tokio::time::timeout(FAREWELL, sink.send(frame)).await.is_err() {
+    if tokio::time::timeout(CLOSE_TIMEOUT, sink.send(frame)).await.is_err() {
         tracing::debug!("a WebSocket was cut: its reader does not even take the close frame");
     }
 }
@@ -308,39 +308,43 @@ fn nack(seq: u64, error: &ApiError) -> String {
 }
 
 /// What a message asks for.
-enum Asked {
-    Append(u64, Box<Batch>),
+enum MessageAction {
+    Append(u64, Box<EventBatch>),
     Answer(String),
     Subscribe { name: String, query: Option<Vec<(String, String)>> },
     Unsubscribe(String),
 }
 
 /// Events that were read, and what holds the memory of them.
-struct Batch {
+struct EventBatch {
     tenant: Arc<str>,
     body: Bytes,
     events: (Vec<ValidEvent>, Vec<RefusedEvent>),
-    reservation: Held,
+    reservation: ShareLease,
 }
 
 /// Reads a message.
-fn read(gateway: &Gateway, headers: &HeaderMap, text: Bytes) -> Result<Asked, End> {
+fn read(gateway: &Gateway, headers: &HeaderMap, text: Bytes) -> Result<MessageAction, CloseReason> {
     let bytes = text.len();
     match message::read(&text) {
-        Ok(incoming) if bytes > MAX_REQUEST && !matches!(incoming, Incoming::Events { .. }) => {
-            Err(End::ours(POLICY, "a message without events is at most 16 KiB"))
+        Ok(incoming)
+            if bytes > MAX_REQUEST && !matches!(incoming, ClientMessage::Events { .. }) =>
+        {
+            Err(CloseReason::by_server(POLICY, "a message without events is at most 16 KiB"))
         }
-        Ok(Incoming::Events { seq, events }) => {
+        Ok(ClientMessage::Events { seq, events }) => {
             Ok(match read_events(gateway, headers, text, events) {
-                Ok(batch) => Asked::Append(seq, Box::new(batch)),
-                Err(error) => Asked::Answer(nack(seq, &error)),
+                Ok(batch) => MessageAction::Append(seq, Box::new(batch)),
+                Err(error) => MessageAction::Answer(nack(seq, &error)),
             })
         }
-        Ok(Incoming::Subscribe { name, query }) => Ok(Asked::Subscribe { name, query }),
-        Ok(Incoming::Unsubscribe(name)) => Ok(Asked::Unsubscribe(name)),
+        Ok(ClientMessage::Subscribe { name, query }) => {
+            Ok(MessageAction::Subscribe { name, query })
+        }
+        Ok(ClientMessage::Unsubscribe(name)) => Ok(MessageAction::Unsubscribe(name)),
         // What cannot be read is refused for good, and its neighbours are answered.
-        Err(Unread { seq: Some(seq), error }) => Ok(Asked::Answer(nack(seq, &error))),
-        Err(Unread { seq: None, error }) => Err(End::Refused(PROTOCOL, error)),
+        Err(MessageError { seq: Some(seq), error }) => Ok(MessageAction::Answer(nack(seq, &error))),
+        Err(MessageError { seq: None, error }) => Err(CloseReason::Refused(PROTOCOL, error)),
     }
 }
 
@@ -349,21 +353,27 @@ fn read_events(
     headers: &HeaderMap,
     body: Bytes,
     events: Range<usize>,
-) -> Result<Batch, ApiError> {
+) -> Result<EventBatch, ApiError> {
     let tenant = gateway.tenant(headers, Scope::Write)?;
-    let reservation = shares::take(&gateway.shares.inflight, &tenant, body.len() as u64)?;
+    let reservation = shares::reserve(&gateway.shares.inflight, &tenant, body.len() as u64)?;
     let now = gateway.deps.clock.now();
-    let (format, idempotency, default_metric) = (Format::Json, None, None);
-    let request =
-        ingest::Request { gateway, tenant: &tenant, format, idempotency, default_metric, now };
+    let (format, idempotency, default_metric) = (BodyFormat::Json, None, None);
+    let request = ingest::IngestRequest {
+        gateway,
+        tenant: &tenant,
+        format,
+        idempotency,
+        default_metric,
+        now,
+    };
     let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events)?;
     let events = request.read_ranges(&body, ranges)?;
-    Ok(Batch { tenant, body, events, reservation })
+    Ok(EventBatch { tenant, body, events, reservation })
 }
 
 /// Appends events; what is said of them.
-async fn append(gateway: Arc<Gateway>, seq: u64, batch: Batch) -> String {
-    let Batch { tenant, body, events, reservation } = batch;
+async fn append(gateway: Arc<Gateway>, seq: u64, batch: EventBatch) -> String {
+    let EventBatch { tenant, body, events, reservation } = batch;
     let outcome = ingest::append(&gateway, tenant, body, events).await;
     drop(reservation);
     match outcome {
@@ -372,19 +382,27 @@ async fn append(gateway: Arc<Gateway>, seq: u64, batch: Batch) -> String {
     }
 }
 
-impl Session {
+impl WsSession {
     /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a
     /// reader that stays stuck is too slow.
-    async fn send(&mut self, message: Message, unsent: Option<Unsent>) -> Result<(), End> {
+    async fn send(
+        &mut self,
+        message: Message,
+        unsent: Option<UnsentGuard>,
+    ) -> Result<(), CloseReason> {
         let patience = self.gateway.deps.config.ws.idle_timeout;
-        self.out.send_timeout((message, unsent), patience).await.map_err(|_| End::TooSlow)
+        self.out.send_timeout((message, unsent), patience).await.map_err(|_| CloseReason::TooSlow)
     }
 
     /// Says what is still to be said. Nothing more is read, so nothing more becomes due. Unless the
     /// writer had to be cut short, what would do so comes back.
-    async fn finish(mut self, end: End, cut: oneshot::Sender<()>) -> Option<oneshot::Sender<()>> {
+    async fn finish(
+        mut self,
+        end: CloseReason,
+        cut: oneshot::Sender<()>,
+    ) -> Option<oneshot::Sender<()>> {
         let (last, patience) = match end {
-            End::TooSlow => {
+            CloseReason::TooSlow => {
                 #[expect(
                     clippy::let_underscore_must_use,
                     reason = "if the writer is gone already there is nobody to tell"
@@ -392,16 +410,18 @@ impl Session {
                 let _ = cut.send(());
                 return None;
             }
-            End::Theirs | End::Gone => (vec![], None),
-            End::Ours(code, reason) => (vec![close_frame(code, &reason)], Some(LAST_ACKS)),
-            End::Refused(code, error) => {
+            CloseReason::ByClient | CloseReason::Disconnected => (vec![], None),
+            CloseReason::ByServer(code, reason) => {
+                (vec![close_frame(code, &reason)], Some(LAST_ACKS_TIMEOUT))
+            }
+            CloseReason::Refused(code, error) => {
                 let why = format!("{}: {}", error.code, error.message);
                 (vec![Message::Text(error.body().into()), close_frame(code, &why)], None)
             }
         };
         // As long as the log may take, except where the server itself cannot wait.
         let patience =
-            patience.unwrap_or(self.gateway.deps.config.gateway.append_timeout + FAREWELL);
+            patience.unwrap_or(self.gateway.deps.config.gateway.append_timeout + CLOSE_TIMEOUT);
         let said = async {
             while let Some(ack) = self.acks.next().await {
                 // Those of a client that is gone are waited for, too: what was read before it went
@@ -412,7 +432,8 @@ impl Session {
             }
             Ok(())
         };
-        let said: Result<(), End> = tokio::time::timeout(patience, said).await.unwrap_or(Ok(()));
+        let said: Result<(), CloseReason> =
+            tokio::time::timeout(patience, said).await.unwrap_or(Ok(()));
         for message in last {
             if said.is_err() || self.send(message, None).await.is_err() {
                 #[expect(
@@ -426,14 +447,14 @@ impl Session {
         Some(cut)
     }
 
-    async fn on_message(&mut self, message: Message) -> Result<(), End> {
-        self.heard = Stopwatch::start();
+    async fn on_message(&mut self, message: Message) -> Result<(), CloseReason> {
+        self.last_received = Stopwatch::start();
         match message {
             Message::Text(text) => self.on_text(Bytes::from(text)).await,
-            Message::Close(_) => Err(End::Theirs),
+            Message::Close(_) => Err(CloseReason::ByClient),
             Message::Binary(_) => {
                 let error = ApiError::unreadable("a message is text, not binary");
-                Err(End::Refused(UNSUPPORTED, error))
+                Err(CloseReason::Refused(UNSUPPORTED, error))
             }
             Message::Ping(_) | Message::Pong(_) => Ok(()),
         }
@@ -441,29 +462,29 @@ impl Session {
 
     /// A message is read to its end before the next one, so that what comes first is also appended
     /// first.
-    async fn on_text(&mut self, text: Bytes) -> Result<(), End> {
+    async fn on_text(&mut self, text: Bytes) -> Result<(), CloseReason> {
         let (headers, bytes) = (self.headers.clone(), text.len());
         // Whose turn it is; without the right to send events no message is large.
         let tenant = self.gateway.tenant(&self.headers, Scope::Write).unwrap_or_default();
         let asked = self
             .gateway
-            .read(&tenant, bytes, move |gateway| Ok(read(gateway, &headers, text)))
+            .read_in_turn(&tenant, bytes, move |gateway| Ok(read(gateway, &headers, text)))
             .await;
-        match asked.map_err(|error| End::Ours(INTERNAL, error.message))?? {
-            Asked::Append(seq, batch) => {
+        match asked.map_err(|error| CloseReason::ByServer(INTERNAL, error.message))?? {
+            MessageAction::Append(seq, batch) => {
                 let gateway = self.gateway.clone();
                 self.acks.push_back(Box::pin(append(gateway, seq, *batch)));
                 Ok(())
             }
-            Asked::Answer(text) => {
-                self.say(text);
+            MessageAction::Answer(text) => {
+                self.push_answer(text);
                 Ok(())
             }
-            Asked::Subscribe { name, query } => self.subscribe(name, query),
-            Asked::Unsubscribe(name) => {
+            MessageAction::Subscribe { name, query } => self.subscribe(name, query),
+            MessageAction::Unsubscribe(name) => {
                 if self.subscriptions.remove(&name).is_none() {
                     let message = format!("there is no subscription {name:.128}");
-                    self.say(
+                    self.push_answer(
                         ApiError::new(StatusCode::NOT_FOUND, "no_such_subscription", message)
                             .body(),
                     );
@@ -474,17 +495,24 @@ impl Session {
     }
 
     /// In the order of what was asked, and within the window.
-    fn say(&mut self, text: String) {
+    fn push_answer(&mut self, text: String) {
         self.acks.push_back(Box::pin(std::future::ready(text)));
     }
 
-    fn subscribe(&mut self, name: String, query: Option<Vec<(String, String)>>) -> Result<(), End> {
+    fn subscribe(
+        &mut self,
+        name: String,
+        query: Option<Vec<(String, String)>>,
+    ) -> Result<(), CloseReason> {
         let max = self.gateway.deps.config.ws.max_subscriptions;
         if name.len() > 128 {
-            return Err(End::ours(POLICY, "the name of a subscription is at most 128 bytes"));
+            return Err(CloseReason::by_server(
+                POLICY,
+                "the name of a subscription is at most 128 bytes",
+            ));
         }
         if self.subscriptions.len() >= max && !self.subscriptions.contains_key(&name) {
-            return Err(End::Ours(
+            return Err(CloseReason::ByServer(
                 POLICY,
                 format!("at most {max} subscriptions (ws.max_subscriptions)"),
             ));
@@ -496,7 +524,7 @@ impl Session {
                 "query_invalid",
                 "query is an object of strings",
             );
-            self.say(failed_update(&name, &error));
+            self.push_answer(failed_update(&name, &error));
             return Ok(());
         };
         let tenant = self.gateway.tenant(&self.headers, Scope::Read);
@@ -504,8 +532,8 @@ impl Session {
         self.subscriptions.remove(&name);
         let _place = match tenant {
             Ok(tenant) => Some(
-                shares::take(&self.gateway.shares.subscriptions, &tenant, 1)
-                    .map_err(|error| End::Ours(TRY_LATER, error.message))?,
+                shares::reserve(&self.gateway.shares.subscriptions, &tenant, 1)
+                    .map_err(|error| CloseReason::ByServer(TRY_LATER, error.message))?,
             ),
             // What it may not ask it is told as an update.
             Err(_) => None,
@@ -519,10 +547,10 @@ impl Session {
             generation: self.generation,
         };
         self.subscriptions.insert(name, subscription);
-        self.ask()
+        self.start_updates()
     }
 
-    fn ask(&mut self) -> Result<(), End> {
+    fn start_updates(&mut self) -> Result<(), CloseReason> {
         let unsent = Arc::strong_count(&self.unsent) - 1;
         let room = self
             .gateway
@@ -543,10 +571,10 @@ impl Session {
                 let answer = match gateway.tenant(&headers, Scope::Read) {
                     Ok(tenant) => {
                         let (asker, name) = (tenant.clone(), name.clone());
-                        let asked = move |queries: &dyn QueryService, budget: &Budget| {
-                            reads::update(queries, &tenant, (&name, &params), now, budget)
+                        let asked = move |queries: &dyn QueryService, budget: &QueryBudget| {
+                            read_routes::update(queries, &tenant, (&name, &params), now, budget)
                         };
-                        gateway.ask(&asker, asked).await
+                        gateway.run_query(&asker, asked).await
                     }
                     Err(error) => Err(error),
                 };
@@ -556,7 +584,10 @@ impl Session {
         Ok(())
     }
 
-    async fn on_update(&mut self, (name, generation, answer): Update) -> Result<(), End> {
+    async fn on_update(
+        &mut self,
+        (name, generation, answer): SubscriptionUpdate,
+    ) -> Result<(), CloseReason> {
         let Some(subscription) =
             self.subscriptions.get_mut(&name).filter(|s| s.generation == generation)
         else {
@@ -580,10 +611,12 @@ impl Session {
         let answers = &self.gateway.shares.answers;
         // Only what is large is worth counting, and only who may read has anything that is.
         let held = match self.gateway.tenant(&self.headers, Scope::Read) {
-            Ok(tenant) => {
-                shares::take(answers, &tenant, (update.len() as u64).min(answers.share().each))
-                    .map(Some)
-            }
+            Ok(tenant) => shares::reserve(
+                answers,
+                &tenant,
+                (update.len() as u64).min(answers.limits().per_tenant),
+            )
+            .map(Some),
             Err(_) => Ok(None),
         };
         let Ok(held) = held else {
@@ -595,27 +628,27 @@ impl Session {
         self.send(Message::Text(update.into()), Some(unsent)).await
     }
 
-    async fn on_tick(&mut self) -> Result<(), End> {
+    async fn on_tick(&mut self) -> Result<(), CloseReason> {
         let idle = self.gateway.deps.config.ws.idle_timeout;
-        if self.heard.elapsed() > idle && self.acks.is_empty() {
+        if self.last_received.elapsed() > idle && self.acks.is_empty() {
             // Silent because it does not read is too slow; silent though nothing waits for it is
             // gone.
             let waits = Arc::strong_count(&self.unsent) > 1
                 || self.out.capacity() < self.out.max_capacity();
             return Err(if waits {
-                End::TooSlow
+                CloseReason::TooSlow
             } else {
-                End::ours(GOING_AWAY, "nothing was heard for ws.idle_timeout")
+                CloseReason::by_server(GOING_AWAY, "nothing was heard for ws.idle_timeout")
             });
         }
         self.gateway
             .tenant(&self.headers, Scope::Write)
             .or_else(|_| self.gateway.tenant(&self.headers, Scope::Read))
-            .map_err(|_| End::ours(POLICY, "the key is not valid any more"))?;
-        if self.heard.elapsed() > idle / 3 {
+            .map_err(|_| CloseReason::by_server(POLICY, "the key is not valid any more"))?;
+        if self.last_received.elapsed() > idle / 3 {
             self.send(Message::Ping(Bytes::new()), None).await?;
         }
-        self.ask()
+        self.start_updates()
     }
 }
 

@@ -5,8 +5,8 @@
 //! partition where the shard's log ended (docs/adr/0017-migrate.md). The steps, each of which may
 //! be killed and is done again, or gone on with, by the next run:
 //!
-//! 1. the embedded node comes to rest: all of its log is in store and archive ([`rest`]);
-//! 2. the directory is marked ([`mark`](crate::node::migration_mark)): from now on nobody serves from it;
+//! 1. the embedded node comes to rest: all of its log is in store and archive ([`quiesce`]);
+//! 2. the directory is marked ([`mark`](crate::node::migration_marker)): from now on nobody serves from it;
 //! 3. archive objects are copied;
 //! 4. the topic is made, without an identity, and filled: no node opens it;
 //! 5. the store is copied in one transaction, and compared, byte by byte;
@@ -15,7 +15,7 @@
 //! 7. the mark says that it is done.
 
 pub mod move_topic;
-mod rest;
+mod quiesce;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,22 +24,22 @@ use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context, bail, ensure};
 
-use self::rest::Stand;
+use self::quiesce::SourceState;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Url, key, millis};
+use crate::config::{Config, SecretUrl, key, millis};
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::LogId;
 use crate::model::window::Hour;
-use crate::node::backends::{self, Moving, NewTopic};
-use crate::node::migration_mark::Mark;
+use crate::node::backends::{self, ArchivePair, TopicTarget};
+use crate::node::migration_marker::MigrationMarker;
 use crate::node::{DataDir, lock, offline};
 use crate::persistence::archive::ArchiveError;
-use crate::persistence::log::kafka::fill::{Unfit, fill};
-use crate::persistence::log::kafka::topic::{self, Description};
+use crate::persistence::log::kafka::fill::{self, FillError};
+use crate::persistence::log::kafka::topic::{self, TopicDescription};
 use crate::persistence::store::RollupStore;
-use crate::persistence::store::postgres::{Contents, PostgresStore};
+use crate::persistence::store::postgres::{PostgresStore, StoreContents};
 use crate::persistence::store::sqlite::SqliteStore;
-use crate::persistence::store::transfer::{Extent, Piece};
+use crate::persistence::store::transfer::{StoreCounts, TransferBatch};
 
 /// Objects copied at once: each is in memory, `archive.max_bytes` raw at most, a tenth of it
 /// usually.
@@ -50,9 +50,9 @@ const TOPICS: usize = 3;
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Step {
+pub enum MigrationStep {
     /// The embedded node comes to rest; counted in records.
-    Rest,
+    Quiesce,
     /// Objects are copied; counted in bytes.
     Archive,
     /// The topic is filled; counted in offsets.
@@ -65,37 +65,37 @@ pub enum Step {
     Open,
 }
 
-impl Step {
+impl MigrationStep {
     /// In order.
     pub const ALL: [Self; 6] =
-        [Self::Rest, Self::Archive, Self::Topic, Self::Store, Self::Compare, Self::Open];
+        [Self::Quiesce, Self::Archive, Self::Topic, Self::Store, Self::Compare, Self::Open];
 
     /// In words, and what is counted.
-    pub fn words(self) -> (&'static str, &'static str) {
+    pub fn labels(self) -> (&'static str, &'static str) {
         match self {
-            Step::Rest => ("bringing the node to rest", "records"),
-            Step::Archive => ("copying the archive", "bytes"),
-            Step::Topic => ("filling the topic", "offsets"),
-            Step::Store => ("copying the store", "rows"),
-            Step::Compare => ("comparing the stores", "rollups"),
-            Step::Open => ("opening the cluster", "steps"),
+            MigrationStep::Quiesce => ("bringing the node to rest", "records"),
+            MigrationStep::Archive => ("copying the archive", "bytes"),
+            MigrationStep::Topic => ("filling the topic", "offsets"),
+            MigrationStep::Store => ("copying the store", "rows"),
+            MigrationStep::Compare => ("comparing the stores", "rollups"),
+            MigrationStep::Open => ("opening the cluster", "steps"),
         }
     }
 }
 
 /// Told of progress: step, done, of how many.
-pub type Tell<'a> = &'a mut dyn FnMut(Step, u64, u64);
+pub type ProgressFn<'a> = &'a mut dyn FnMut(MigrationStep, u64, u64);
 
 /// An embedded node.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct MigrationSource {
     /// Its configuration.
     pub config: Config,
     /// Its directory.
     pub data: DataDir,
 }
 
-impl Source {
+impl MigrationSource {
     /// The node of a directory. The environment is the cluster's, so it says nothing of the node.
     ///
     /// # Errors
@@ -127,20 +127,20 @@ impl Source {
 
 /// What became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum MigrationOutcome {
     /// It was only looked at.
     Planned,
     /// It is done.
     Done,
     /// It had been done before.
-    WasDone,
+    AlreadyDone,
 }
 
 /// What goes where.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct MigrationReport {
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: MigrationOutcome,
     /// The data directory.
     pub source: String,
     /// Its log.
@@ -158,7 +158,7 @@ pub struct Report {
     /// Their bytes.
     pub object_bytes: u64,
     /// What is in the store.
-    pub extent: Extent,
+    pub extent: StoreCounts,
     /// The topic.
     pub topic: String,
     /// Id of its cluster.
@@ -176,15 +176,20 @@ pub struct Report {
 ///
 /// # Errors
 /// Names the thing and the way out. What was done stays, and the next run goes on.
-pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyhow::Result<Report> {
-    fits(source, target)?;
+pub fn run(
+    source: &MigrationSource,
+    target: &Config,
+    dry: bool,
+    tell: ProgressFn<'_>,
+) -> anyhow::Result<MigrationReport> {
+    check_compatible(source, target)?;
     let _lock = if dry { None } else { Some(lock::lock(source.data.root())?) };
-    let topic = backends::new_topic(target)?;
-    let cluster = topic.admin.cluster().map_err(|why| anyhow::anyhow!(why))?;
-    let mark = Mark::read(&source.data)?;
+    let topic = backends::topic_target(target)?;
+    let cluster = topic.admin.cluster_id().map_err(|why| anyhow::anyhow!(why))?;
+    let mark = MigrationMarker::read(&source.data)?;
     let place = (cluster.clone(), topic.connection.topic.clone());
     if let Some(mark) = &mark {
-        same_target(source, mark, &place, target)?;
+        check_same_target(source, mark, &place, target)?;
     }
     let store = backends::import_target(target, dry)?;
     let open = is_open(&topic, mark.as_ref())?;
@@ -195,17 +200,18 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
          to: name that one",
         topic.connection.topic
     );
-    let mut stand = rest::stand(&source.config, &source.data)?;
+    let mut stand = quiesce::source_state(&source.config, &source.data)?;
     let mut report = report(source, target, &stand, &topic, cluster)?;
     report.log = mark.as_ref().map(|mark| mark.log.clone());
     if dry || mark.as_ref().is_some_and(|mark| mark.done) {
-        report.outcome = if dry { Outcome::Planned } else { Outcome::WasDone };
+        report.outcome =
+            if dry { MigrationOutcome::Planned } else { MigrationOutcome::AlreadyDone };
         return Ok(report);
     }
     let store = store.context("the tables of the store were not laid")?;
     if !open {
-        tell(Step::Rest, 0, stand.unflushed.max(stand.unarchived));
-        stand = rest::rest(source, &mut |done, all| tell(Step::Rest, done, all))?;
+        tell(MigrationStep::Quiesce, 0, stand.unflushed.max(stand.unarchived));
+        stand = quiesce::quiesce(source, &mut |done, all| tell(MigrationStep::Quiesce, done, all))?;
     }
     let mut mark = match mark {
         Some(mark) => mark,
@@ -223,9 +229,11 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
             copy_store(source, &store, log, &tiers, tell)?;
         }
         compare(source, &store, tell)?;
-        tell(Step::Open, 0, 1);
-        let opened =
-            topic.admin.finish(&topic.wish, mark.identity).map_err(|why| anyhow::anyhow!(why))?;
+        tell(MigrationStep::Open, 0, 1);
+        let opened = topic
+            .admin
+            .assign_identity(&topic.spec, mark.identity)
+            .map_err(|why| anyhow::anyhow!(why))?;
         ensure!(
             opened.log == Some(log),
             "the topic shows log {:?} instead of {log}",
@@ -234,14 +242,14 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
     }
     mark.done = true;
     mark.write(&source.data)?;
-    tell(Step::Open, 1, 1);
+    tell(MigrationStep::Open, 1, 1);
     report = self::report(source, target, &stand, &topic, mark.cluster.clone())?;
     report.log = Some(mark.log);
     Ok(report)
 }
 
 /// Whether the configurations go together.
-fn fits(source: &Source, target: &Config) -> anyhow::Result<()> {
+fn check_compatible(source: &MigrationSource, target: &Config) -> anyhow::Result<()> {
     ensure!(
         target.kafka.brokers.is_some(),
         "the configuration of the cluster names no Kafka: set kafka.brokers, store.url and \
@@ -276,13 +284,13 @@ fn fits(source: &Source, target: &Config) -> anyhow::Result<()> {
 }
 
 fn archive_url(config: &Config) -> &str {
-    config.archive.url.as_ref().map_or("", Url::expose)
+    config.archive.url.as_ref().map_or("", SecretUrl::expose)
 }
 
 /// A migration that was interrupted goes on to where it went.
-fn same_target(
-    source: &Source,
-    mark: &Mark,
+fn check_same_target(
+    source: &MigrationSource,
+    mark: &MigrationMarker,
     place: &(String, String),
     target: &Config,
 ) -> anyhow::Result<()> {
@@ -304,22 +312,22 @@ fn same_target(
     )
 }
 
-fn described(topic: &NewTopic) -> anyhow::Result<Option<Description>> {
+fn describe_if_exists(topic: &TopicTarget) -> anyhow::Result<Option<TopicDescription>> {
     if !topic.admin.exists().map_err(|why| anyhow::anyhow!(why))? {
         return Ok(None);
     }
-    Ok(Some(topic.admin.describe(&topic.wish)?))
+    Ok(Some(topic.admin.describe(&topic.spec)?))
 }
 
 /// Whether the topic has its identity already; refuses one that is not of this migration.
-fn is_open(topic: &NewTopic, mark: Option<&Mark>) -> anyhow::Result<bool> {
-    let Some(found) = described(topic)? else { return Ok(false) };
+fn is_open(topic: &TopicTarget, mark: Option<&MigrationMarker>) -> anyhow::Result<bool> {
+    let Some(found) = describe_if_exists(topic)? else { return Ok(false) };
     let log = found.log.map(|log| log.to_string());
     if let Some(mark) = mark {
         if log.as_deref() == Some(&*mark.log) {
             return Ok(true);
         }
-        if found.unfinished == Some(mark.identity) {
+        if found.pending_identity == Some(mark.identity) {
             return Ok(false);
         }
     }
@@ -334,34 +342,37 @@ fn is_open(topic: &NewTopic, mark: Option<&Mark>) -> anyhow::Result<bool> {
 }
 
 /// Whether the store was copied already; refuses one that holds anything else.
-fn is_imported(store: Option<&PostgresStore>, mark: Option<&Mark>) -> anyhow::Result<bool> {
+fn is_imported(
+    store: Option<&PostgresStore>,
+    mark: Option<&MigrationMarker>,
+) -> anyhow::Result<bool> {
     let Some(store) = store else { return Ok(false) };
     let what = match store.contents()? {
-        Contents::Nothing => return Ok(false),
-        Contents::Log(log) if mark.is_some_and(|mark| mark.log == log.to_string()) => {
+        StoreContents::Empty => return Ok(false),
+        StoreContents::Log(log) if mark.is_some_and(|mark| mark.log == log.to_string()) => {
             return Ok(true);
         }
-        Contents::Log(log) => format!("the rollups of log {log}"),
-        Contents::Rows => "rows without a checkpoint".to_owned(),
+        StoreContents::Log(log) => format!("the rollups of log {log}"),
+        StoreContents::OrphanRows => "rows without a checkpoint".to_owned(),
     };
-    bail!("{} holds {what}: name an empty database with store.url", store.place())
+    bail!("{} holds {what}: name an empty database with store.url", store.address())
 }
 
 /// Marks the directory.
 fn begin(
-    source: &Source,
+    source: &MigrationSource,
     place: (String, String),
     store: &PostgresStore,
     target: &Config,
-) -> anyhow::Result<Mark> {
+) -> anyhow::Result<MigrationMarker> {
     let random = getrandom::u64()
         .map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
     let identity = topic::migrated_identity(random);
-    let mark = Mark::new(
+    let mark = MigrationMarker::new(
         SystemClock.now(),
         place,
         identity,
-        store.place(),
+        store.address(),
         archive_url(target).to_owned(),
     );
     mark.write(&source.data)?;
@@ -369,14 +380,14 @@ fn begin(
 }
 
 fn report(
-    source: &Source,
+    source: &MigrationSource,
     target: &Config,
-    stand: &Stand,
-    topic: &NewTopic,
+    stand: &SourceState,
+    topic: &TopicTarget,
     cluster: String,
-) -> anyhow::Result<Report> {
-    Ok(Report {
-        outcome: Outcome::Done,
+) -> anyhow::Result<MigrationReport> {
+    Ok(MigrationReport {
+        outcome: MigrationOutcome::Done,
         source: source.data.root().display().to_string(),
         source_log: stand.log,
         shards: stand.ends.len(),
@@ -385,27 +396,29 @@ fn report(
         unarchived: stand.unarchived,
         objects: stand.manifest.len() as u64,
         object_bytes: stand.manifest.iter().map(|row| row.bytes).sum(),
-        extent: SqliteStore::open_read_only(source.data.store())?.extent()?,
+        extent: SqliteStore::open_read_only(source.data.store())?.counts()?,
         topic: topic.connection.topic.clone(),
         cluster,
         log: None,
-        store: backends::store_place(target)?,
+        store: backends::store_address(target)?,
         archive: archive_url(target).to_owned(),
     })
 }
 
 /// Copies the objects of the manifest; the tier in which each is now.
 fn copy_archive(
-    moving: &Moving,
+    moving: &ArchivePair,
     rows: &[ManifestRow],
-    tell: Tell<'_>,
+    tell: ProgressFn<'_>,
 ) -> anyhow::Result<HashMap<String, Tier>> {
     let all: u64 = rows.iter().map(|row| row.bytes).sum();
-    tell(Step::Archive, 0, all);
+    tell(MigrationStep::Archive, 0, all);
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (sender, receiver) = sync_channel::<(usize, Result<Tier, ArchiveError>)>(COPIES);
     let copy = |row: &ManifestRow| {
-        moving.to.take_over(row, &moving.from, |tier| moving.stays[usize::from(tier == Tier::Cold)])
+        moving
+            .to
+            .copy_from(row, &moving.from, |tier| moving.unchanged[usize::from(tier == Tier::Cold)])
     };
     std::thread::scope(|scope| {
         for _ in 0..COPIES.min(rows.len()) {
@@ -431,7 +444,7 @@ fn copy_archive(
                 tier.with_context(|| format!("cannot copy the archive object {}", row.path))?,
             );
             done += row.bytes;
-            tell(Step::Archive, done, all);
+            tell(MigrationStep::Archive, done, all);
         }
         Ok(tiers)
     })
@@ -439,32 +452,32 @@ fn copy_archive(
 
 /// Makes the topic, and brings its partitions to the offsets at which the shards ended.
 fn fill_topic(
-    topic: &NewTopic,
+    topic: &TopicTarget,
     identity: u64,
-    stand: &Stand,
-    tell: Tell<'_>,
+    stand: &SourceState,
+    tell: ProgressFn<'_>,
 ) -> anyhow::Result<()> {
     let all: u64 = stand.ends.iter().sum();
-    tell(Step::Topic, 0, all);
+    tell(MigrationStep::Topic, 0, all);
     let failed = |why: String| anyhow::anyhow!(why);
     for _ in 0..TOPICS {
-        let found = match described(topic)? {
+        let found = match describe_if_exists(topic)? {
             Some(found) => found,
-            None => topic.admin.create_unfinished(&topic.wish, identity).map_err(failed)?,
+            None => topic.admin.create_unfinished(&topic.spec, identity).map_err(failed)?,
         };
-        if let Some(difference) = found.differences.iter().find(|d| d.what != topic::IDENTITY_KEY) {
+        if let Some(difference) = found.drift.iter().find(|d| d.setting != topic::IDENTITY_KEY) {
             let why = found.refusal(&topic.connection.brokers).unwrap_or_default();
             bail!(
                 "{}: {why}\nor delete the topic and run migrate again, it makes a new one",
-                difference.what
+                difference.setting
             );
         }
-        let filled = fill(&topic.admin, &topic.connection, &stand.ends, &mut |done| {
-            tell(Step::Topic, done, all)
+        let filled = fill::fill_topic(&topic.admin, &topic.connection, &stand.ends, &mut |done| {
+            tell(MigrationStep::Topic, done, all)
         });
         match filled {
             Ok(()) => return Ok(()),
-            Err(Unfit::TooLong { .. }) => topic.admin.delete().map_err(failed)?,
+            Err(FillError::TooLong { .. }) => topic.admin.delete().map_err(failed)?,
             Err(other) => return Err(other).context("run migrate again, it goes on where it was"),
         }
     }
@@ -475,27 +488,27 @@ fn fill_topic(
 }
 
 fn copy_store(
-    source: &Source,
+    source: &MigrationSource,
     target: &PostgresStore,
     log: LogId,
     tiers: &HashMap<String, Tier>,
-    tell: Tell<'_>,
+    tell: ProgressFn<'_>,
 ) -> anyhow::Result<()> {
     let from = SqliteStore::open_read_only(source.data.store())?;
-    let all = from.extent()?.rows;
+    let all = from.counts()?.rows;
     let mut done = 0;
-    tell(Step::Store, done, all);
-    let days = from.days()?;
+    tell(MigrationStep::Store, done, all);
+    let days = from.rollup_days()?;
     let copied = target.import(log, &days, |take| {
         from.export(&mut |mut piece| {
-            if let Piece::Manifest(rows) = &mut piece {
+            if let TransferBatch::Manifest(rows) = &mut piece {
                 rows.iter_mut()
                     .for_each(|row| row.tier = tiers.get(&row.path).copied().unwrap_or(row.tier));
             }
             let rows = piece.len() as u64;
             take(piece)?;
             done += rows;
-            tell(Step::Store, done, all);
+            tell(MigrationStep::Store, done, all);
             Ok(())
         })
     });
@@ -503,21 +516,25 @@ fn copy_store(
 }
 
 /// That both stores hold the same bytes.
-fn compare(source: &Source, target: &PostgresStore, tell: Tell<'_>) -> anyhow::Result<()> {
+fn compare(
+    source: &MigrationSource,
+    target: &PostgresStore,
+    tell: ProgressFn<'_>,
+) -> anyhow::Result<()> {
     let from = SqliteStore::open_read_only(source.data.store())?;
-    let all = from.extent()?.rollups;
-    tell(Step::Compare, 0, 2 * all);
+    let all = from.counts()?.rollups;
+    tell(MigrationStep::Compare, 0, 2 * all);
     let mut done = 0;
     let mut tell = |rows: u64| {
         done += rows;
-        tell(Step::Compare, done, 2 * all);
+        tell(MigrationStep::Compare, done, 2 * all);
     };
     let (here, there) = (digest(from.as_ref(), &mut tell)?, digest(target, &mut tell)?);
     ensure!(
         here == there,
         "{} holds {} rollups that differ from the {} of {}: somebody else writes there; empty the \
          database and run migrate again",
-        target.place(),
+        target.address(),
         there.0,
         here.0,
         source.data.store().display()

@@ -14,19 +14,19 @@
 
 use anyhow::{bail, ensure};
 
-use super::rest::{Stand, rest_of, stand};
-use super::{Step, Tell, described, fill_topic};
+use super::quiesce::{SourceState, quiesce_config, source_state};
+use super::{MigrationStep, ProgressFn, describe_if_exists, fill_topic};
 use crate::config::Config;
 use crate::model::offset::{LogId, ShardId};
 use crate::node::{DataDir, backends, lock, offline};
 use crate::persistence::log::kafka::topic;
-use crate::persistence::store::postgres::Contents;
+use crate::persistence::store::postgres::StoreContents;
 
 /// What went where.
 #[derive(Debug, Clone)]
-pub struct Moved {
+pub struct TopicMoveReport {
     /// Whether anything was done by this run.
-    pub done_before: bool,
+    pub already_done: bool,
     /// The old log.
     pub from: LogId,
     /// The new one; none if it was only looked at.
@@ -34,11 +34,11 @@ pub struct Moved {
     /// Records of the old topic, over all shards: the new one begins behind them.
     pub offsets: u64,
     /// Records that are not in the store, and not in the archive, before it begins.
-    pub waiting: (u64, u64),
+    pub pending: (u64, u64),
 }
 
 /// The configurations of the cluster before and after.
-pub struct Topics<'a> {
+pub struct TopicPair<'a> {
     /// With the old topic.
     pub old: &'a Config,
     /// With the new topic.
@@ -49,8 +49,12 @@ pub struct Topics<'a> {
 ///
 /// # Errors
 /// Names the thing and the way out. What was done stays, and the next run goes on.
-pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Moved> {
-    let Topics { old, new } = topics;
+pub fn run(
+    topics: &TopicPair<'_>,
+    dry: bool,
+    tell: ProgressFn<'_>,
+) -> anyhow::Result<TopicMoveReport> {
+    let TopicPair { old, new } = topics;
     let name = |config: &Config| config.kafka.topic.clone();
     ensure!(new.kafka.brokers.is_some(), "the log is not Kafka's: kafka.brokers is empty");
     ensure!(
@@ -60,26 +64,26 @@ pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Mov
     );
     let data = DataDir::new(&old.data.dir);
     let _lock = lock::lock(data.root())?;
-    let topic = backends::new_topic(new)?;
-    let cluster = topic.admin.cluster().map_err(|why| anyhow::anyhow!(why))?;
+    let topic = backends::topic_target(new)?;
+    let cluster = topic.admin.cluster_id().map_err(|why| anyhow::anyhow!(why))?;
     let Some(store) = backends::import_target(old, true)? else {
         bail!("the database of store.url holds no store")
     };
-    let Contents::Log(current) = store.contents()? else {
+    let StoreContents::Log(current) = store.contents()? else {
         bail!("the database of store.url holds no checkpoints")
     };
     let log_of = |identity| topic::log_id(&cluster, &name(new), identity);
-    let identity = match described(&topic)? {
+    let identity = match describe_if_exists(&topic)? {
         Some(found) if found.log == Some(current) => {
-            return Ok(Moved {
-                done_before: true,
+            return Ok(TopicMoveReport {
+                already_done: true,
                 from: current,
                 to: Some(current),
                 offsets: 0,
-                waiting: (0, 0),
+                pending: (0, 0),
             });
         }
-        Some(found) => match found.unfinished {
+        Some(found) => match found.pending_identity {
             Some(identity) => identity,
             None => bail!(
                 "the topic {} is there already, and it is another log: name a new one with \
@@ -92,10 +96,15 @@ pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Mov
         ),
     };
     let to = log_of(identity);
-    let mut moved =
-        Moved { done_before: false, from: current, to: Some(to), offsets: 0, waiting: (0, 0) };
+    let mut moved = TopicMoveReport {
+        already_done: false,
+        from: current,
+        to: Some(to),
+        offsets: 0,
+        pending: (0, 0),
+    };
     if current != to {
-        let before = stand(old, &data)?;
+        let before = source_state(old, &data)?;
         ensure!(
             before.log == current,
             "the store belongs to log {current}, but the topic {} is log {}",
@@ -103,30 +112,32 @@ pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Mov
             before.log
         );
         moved.offsets = before.ends.iter().sum();
-        moved.waiting = (before.unflushed, before.unarchived);
+        moved.pending = (before.unflushed, before.unarchived);
         if dry {
             moved.to = None;
             return Ok(moved);
         }
-        tell(Step::Rest, 0, before.unflushed.max(before.unarchived));
-        let stand = rest_of(old, &data, &mut |done, all| tell(Step::Rest, done, all))?;
+        tell(MigrationStep::Quiesce, 0, before.unflushed.max(before.unarchived));
+        let stand =
+            quiesce_config(old, &data, &mut |done, all| tell(MigrationStep::Quiesce, done, all))?;
         fill_topic(&topic, identity, &stand, tell)?;
-        nobody_writes(old, &data, &stand)?;
-        store.go_on_in(current, to, &stand.ends)?;
+        check_no_writers(old, &data, &stand)?;
+        store.switch_log(current, to, &stand.ends)?;
     }
-    tell(Step::Open, 0, 1);
-    let former = backends::new_topic(old)?;
-    if described(&former)?.is_some() {
-        former.admin.retire(&former.wish).map_err(|why| anyhow::anyhow!(why))?;
+    tell(MigrationStep::Open, 0, 1);
+    let former = backends::topic_target(old)?;
+    if describe_if_exists(&former)?.is_some() {
+        former.admin.retire(&former.spec).map_err(|why| anyhow::anyhow!(why))?;
     }
-    let opened = topic.admin.finish(&topic.wish, identity).map_err(|why| anyhow::anyhow!(why))?;
+    let opened =
+        topic.admin.assign_identity(&topic.spec, identity).map_err(|why| anyhow::anyhow!(why))?;
     ensure!(opened.log == Some(to), "the topic shows another log than {to}");
-    tell(Step::Open, 1, 1);
+    tell(MigrationStep::Open, 1, 1);
     Ok(moved)
 }
 
 /// A gateway that still runs would have writes acknowledged that nobody reads.
-fn nobody_writes(old: &Config, data: &DataDir, stand: &Stand) -> anyhow::Result<()> {
+fn check_no_writers(old: &Config, data: &DataDir, stand: &SourceState) -> anyhow::Result<()> {
     let log = offline::log(old, data).map_err(|why| anyhow::anyhow!(why))?;
     for (shard, end) in (0..).map(ShardId).zip(&stand.ends) {
         let (_, now) = log.bounds(shard)?;

@@ -7,102 +7,108 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::share::{Exceeded, Held};
+use super::share::{ShareExceeded, ShareLease};
 
 /// Memory is taken from the share in steps of this.
 const STEP: u64 = 256 * 1024;
 
 /// Why a query ended before it had an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum AbortReason {
     /// Nobody waits for it any more.
     Abandoned,
     /// It took longer than a query may.
-    Late,
+    TimedOut,
     /// Its answer has more points than one may have.
-    Points,
+    TooManyPoints,
     /// It alone needs more memory than its tenant may use for queries.
-    Memory,
+    TooMuchMemory,
     /// The memory for queries is in use by others of its tenant.
     TenantBusy,
     /// The memory for queries is in use.
     Busy,
 }
 
-const ALL: [Ended; 6] =
-    [Ended::Abandoned, Ended::Late, Ended::Points, Ended::Memory, Ended::TenantBusy, Ended::Busy];
+const ALL: [AbortReason; 6] = [
+    AbortReason::Abandoned,
+    AbortReason::TimedOut,
+    AbortReason::TooManyPoints,
+    AbortReason::TooMuchMemory,
+    AbortReason::TenantBusy,
+    AbortReason::Busy,
+];
 
 /// The budget of one query.
 #[derive(Debug, Default)]
-pub struct Budget {
+pub struct QueryBudget {
     /// 0 while it goes on; otherwise one more than the place in [`ALL`].
-    ended: Arc<AtomicU8>,
+    aborted: Arc<AtomicU8>,
     bytes: AtomicU64,
     points: AtomicU64,
     /// How much of it is taken from the share.
-    covered: AtomicU64,
+    reserved: AtomicU64,
     /// Memory taken from the tenant's share; without it there is no bound.
-    memory: Option<Mutex<Held>>,
+    memory: Option<Mutex<ShareLease>>,
 }
 
 /// Whether a query has ended, for what works for it and may outlive it.
 #[derive(Debug, Clone)]
-pub struct Ending(Arc<AtomicU8>);
+pub struct CancelFlag(Arc<AtomicU8>);
 
-impl Ending {
+impl CancelFlag {
     /// Whether it has ended.
-    pub fn has_come(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire) != 0
     }
 }
 
-impl Budget {
+impl QueryBudget {
     /// A query that takes its memory from a share.
-    pub fn from_share(memory: Held) -> Self {
+    pub fn from_share(memory: ShareLease) -> Self {
         Self { memory: Some(Mutex::new(memory)), ..Self::default() }
     }
 
     /// Ends the query; an earlier reason stays.
-    pub fn end(&self, why: Ended) {
+    pub fn abort(&self, why: AbortReason) {
         let code = ALL.iter().position(|other| *other == why).map_or(0, |at| at as u8 + 1);
-        let _earlier = self.ended.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        let _earlier = self.aborted.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Why it ended, if it has.
-    pub fn ended(&self) -> Option<Ended> {
-        match self.ended.load(Ordering::Acquire) {
+    pub fn abort_reason(&self) -> Option<AbortReason> {
+        match self.aborted.load(Ordering::Acquire) {
             0 => None,
             code => ALL.get(usize::from(code) - 1).copied(),
         }
     }
 
     /// What tells whether it has ended.
-    pub fn ending(&self) -> Ending {
-        Ending(self.ended.clone())
+    pub fn cancel_flag(&self) -> CancelFlag {
+        CancelFlag(self.aborted.clone())
     }
 
     /// Charges memory; the query ends if there is no more.
     pub fn charge(&self, bytes: usize) {
         let now = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         let Some(memory) =
-            self.memory.as_ref().filter(|_| now > self.covered.load(Ordering::Relaxed))
+            self.memory.as_ref().filter(|_| now > self.reserved.load(Ordering::Relaxed))
         else {
             return;
         };
         let mut held = memory.lock().unwrap_or_else(PoisonError::into_inner);
-        if now <= held.amount() || self.ended().is_some() {
+        if now <= held.amount() || self.abort_reason().is_some() {
             return;
         }
         let more = (now - held.amount()).next_multiple_of(STEP);
         if let Err(exceeded) = held.grow(more) {
-            let alone = now.next_multiple_of(STEP) > held.of().share().each;
-            self.end(match exceeded {
-                _ if alone => Ended::Memory,
-                Exceeded::Own => Ended::TenantBusy,
-                Exceeded::Total => Ended::Busy,
+            let alone = now.next_multiple_of(STEP) > held.pool().limits().per_tenant;
+            self.abort(match exceeded {
+                _ if alone => AbortReason::TooMuchMemory,
+                ShareExceeded::Own => AbortReason::TenantBusy,
+                ShareExceeded::Total => AbortReason::Busy,
             });
         }
-        self.covered.store(held.amount(), Ordering::Relaxed);
+        self.reserved.store(held.amount(), Ordering::Relaxed);
     }
 
     /// Gives memory back. What was taken from the share stays with the query until it ends: it will
@@ -112,9 +118,9 @@ impl Budget {
     }
 
     /// Counts a new point of the answer; the query ends if it has more than `max`.
-    pub fn point(&self, max: usize) {
+    pub fn count_point(&self, max: usize) {
         if self.points.fetch_add(1, Ordering::Relaxed) >= max as u64 {
-            self.end(Ended::Points);
+            self.abort(AbortReason::TooManyPoints);
         }
     }
 
@@ -124,7 +130,7 @@ impl Budget {
     }
 
     /// Memory charged now.
-    pub fn bytes(&self) -> u64 {
+    pub fn charged_bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 }
@@ -135,53 +141,61 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::model::share::Shares;
+    use crate::model::share::SharePool;
 
-    fn memory(total: u64) -> (Arc<Shares>, Arc<str>) {
-        (Shares::new("query_memory", total, Arc::new(AtomicBool::new(false))), "t".into())
+    fn memory(total: u64) -> (Arc<SharePool>, Arc<str>) {
+        (SharePool::new("query_memory", total, Arc::new(AtomicBool::new(false))), "t".into())
     }
 
     #[test]
     fn the_first_reason_stays() {
-        let budget = Budget::default();
-        assert_eq!(budget.ended(), None);
+        let budget = QueryBudget::default();
+        assert_eq!(budget.abort_reason(), None);
         for why in ALL {
-            let budget = Budget::default();
-            budget.end(why);
-            budget.end(Ended::Abandoned);
-            assert_eq!((budget.ended(), budget.ending().has_come()), (Some(why), true));
+            let budget = QueryBudget::default();
+            budget.abort(why);
+            budget.abort(AbortReason::Abandoned);
+            assert_eq!((budget.abort_reason(), budget.cancel_flag().is_set()), (Some(why), true));
         }
     }
 
     #[test]
     fn memory_ends_the_query_that_needs_too_much_and_says_whose_fault_it_is() {
         let (shares, tenant) = memory(64 * STEP);
-        let take = || Budget::from_share(shares.take(&tenant, 0).expect("nothing is always there"));
+        let take =
+            || QueryBudget::from_share(shares.take(&tenant, 0).expect("nothing is always there"));
         let large = take();
         large.charge(17 * STEP as usize);
-        assert_eq!(large.ended(), Some(Ended::Memory), "more than a quarter alone");
-        assert_eq!(shares.usage("t").own, 0);
+        assert_eq!(
+            large.abort_reason(),
+            Some(AbortReason::TooMuchMemory),
+            "more than a quarter alone"
+        );
+        assert_eq!(shares.usage("t").held_by_tenant, 0);
         let (first, second) = (take(), take());
         first.charge(10 * STEP as usize);
         second.charge(10 * STEP as usize);
-        assert_eq!((first.ended(), second.ended()), (None, Some(Ended::TenantBusy)));
+        assert_eq!(
+            (first.abort_reason(), second.abort_reason()),
+            (None, Some(AbortReason::TenantBusy))
+        );
         drop(first);
         let third = take();
         third.charge(10 * STEP as usize);
         third.release(9 * STEP as usize);
         third.charge(9 * STEP as usize);
-        assert_eq!((third.ended(), shares.usage("t").own), (None, 10 * STEP));
+        assert_eq!((third.abort_reason(), shares.usage("t").held_by_tenant), (None, 10 * STEP));
     }
 
     #[test]
     fn points_are_counted_as_they_come() {
-        let budget = Budget::default();
-        (0..5).for_each(|_| budget.point(5));
-        assert_eq!(budget.ended(), None);
+        let budget = QueryBudget::default();
+        (0..5).for_each(|_| budget.count_point(5));
+        assert_eq!(budget.abort_reason(), None);
         budget.release_points(1);
-        budget.point(5);
-        assert_eq!(budget.ended(), None);
-        budget.point(5);
-        assert_eq!(budget.ended(), Some(Ended::Points));
+        budget.count_point(5);
+        assert_eq!(budget.abort_reason(), None);
+        budget.count_point(5);
+        assert_eq!(budget.abort_reason(), Some(AbortReason::TooManyPoints));
     }
 }

@@ -13,7 +13,7 @@ pub const LEAP_MS: i64 = 60_000;
 
 /// What the machine's clocks show at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reading {
+pub struct ClockReading {
     /// The wall clock.
     pub wall: Millis,
     /// The boot clock: milliseconds since the machine began, suspension included.
@@ -22,36 +22,37 @@ pub struct Reading {
     pub boot: u64,
 }
 
-impl Reading {
+impl ClockReading {
     /// What has passed since an earlier reading; none if that was before another start of the
     /// machine.
-    pub fn since(&self, earlier: &Reading) -> Option<i64> {
+    pub fn elapsed_since(&self, earlier: &ClockReading) -> Option<i64> {
         let same = self.boot == earlier.boot && self.boot != 0;
         Some(self.uptime.saturating_sub(earlier.uptime)).filter(|passed| same && *passed >= 0)
     }
 
     /// By how much the wall clock has leapt since an earlier reading, if that is more than
     /// [`LEAP_MS`] and can be told.
-    pub fn leapt_since(&self, earlier: &Reading) -> Option<i64> {
-        let leapt = self.wall.saturating_sub(earlier.wall).saturating_sub(self.since(earlier)?);
+    pub fn leap_since(&self, earlier: &ClockReading) -> Option<i64> {
+        let leapt =
+            self.wall.saturating_sub(earlier.wall).saturating_sub(self.elapsed_since(earlier)?);
         Some(leapt).filter(|leapt| leapt.saturating_abs() > LEAP_MS)
     }
 }
 
 /// What a frame of the log says of the time at which it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
+pub struct AppendStamp {
     /// Append time: for the machine. It never decreases.
     pub appended: Millis,
     /// The clocks: the wall clock is the received time, for people; the boot clock lets the next
     /// start go on from here.
-    pub read: Reading,
+    pub clocks: ClockReading,
 }
 
-impl Stamp {
+impl AppendStamp {
     /// A stamp of an older format, which has one time that is both.
-    pub fn of_one_time(time: Millis) -> Self {
-        Self { appended: time, read: Reading { wall: time, ..Reading::default() } }
+    pub fn from_single_time(time: Millis) -> Self {
+        Self { appended: time, clocks: ClockReading { wall: time, ..ClockReading::default() } }
     }
 }
 
@@ -67,17 +68,19 @@ impl AppendClock {
     /// A clock that goes on behind the last stamp of its log, if there is one. Within one start of
     /// the machine it goes on as if it had run; otherwise nothing says how long the log was
     /// closed, and the wall clock counts if it is later.
-    pub fn start(last: Option<Stamp>, now: Reading) -> Self {
+    pub fn start(last: Option<AppendStamp>, now: ClockReading) -> Self {
         let at = |time: Millis, uptime| Self { halves: i128::from(time) * 2, uptime };
         match last {
-            Some(last) if now.since(&last.read).is_some() => at(last.appended, last.read.uptime),
+            Some(last) if now.elapsed_since(&last.clocks).is_some() => {
+                at(last.appended, last.clocks.uptime)
+            }
             Some(last) => at(last.appended.max(now.wall), now.uptime),
             None => at(now.wall, now.uptime),
         }
     }
 
     /// What it shows now.
-    pub fn read(&mut self, now: Reading) -> Millis {
+    pub fn read(&mut self, now: ClockReading) -> Millis {
         let passed = i128::from(now.uptime.saturating_sub(self.uptime).max(0)) * 2;
         self.uptime = self.uptime.max(now.uptime);
         let wall = i128::from(now.wall) * 2;
@@ -88,8 +91,8 @@ impl AppendClock {
     }
 
     /// The stamp of a frame that is written now.
-    pub fn stamp(&mut self, now: Reading) -> Stamp {
-        Stamp { appended: self.read(now), read: now }
+    pub fn stamp(&mut self, now: ClockReading) -> AppendStamp {
+        AppendStamp { appended: self.read(now), clocks: now }
     }
 }
 
@@ -102,8 +105,8 @@ mod tests {
     const DAY_MS: i64 = 86_400_000;
     const NOW: i64 = 1_780_000_000_000;
 
-    fn at(wall: Millis, uptime: Millis) -> Reading {
-        Reading { wall, uptime, boot: 7 }
+    fn at(wall: Millis, uptime: Millis) -> ClockReading {
+        ClockReading { wall, uptime, boot: 7 }
     }
 
     #[test]
@@ -143,8 +146,8 @@ mod tests {
 
     #[test]
     fn a_start_goes_on_within_one_start_of_the_machine_and_takes_the_wall_clock_otherwise() {
-        let stamp = Stamp { appended: NOW, read: at(NOW, 10_000) };
-        let start = |now: Reading| AppendClock::start(Some(stamp), now).read(now);
+        let stamp = AppendStamp { appended: NOW, clocks: at(NOW, 10_000) };
+        let start = |now: ClockReading| AppendClock::start(Some(stamp), now).read(now);
         assert_eq!(
             start(at(NOW + 400 * DAY_MS, 11_000)),
             NOW + 2_000,
@@ -152,10 +155,10 @@ mod tests {
         );
         assert_eq!(start(at(NOW - DAY_MS, 11_000)), NOW + 500);
         assert_eq!(start(at(NOW + 60_000, 70_000)), NOW + 60_000);
-        let other = |wall| start(Reading { wall, uptime: 3, boot: 8 });
+        let other = |wall| start(ClockReading { wall, uptime: 3, boot: 8 });
         assert_eq!((other(NOW + DAY_MS), other(NOW - DAY_MS)), (NOW + DAY_MS, NOW));
-        let unknown = Stamp::of_one_time(NOW);
-        let now = Reading { wall: NOW + 5, uptime: 9, boot: 0 };
+        let unknown = AppendStamp::from_single_time(NOW);
+        let now = ClockReading { wall: NOW + 5, uptime: 9, boot: 0 };
         assert_eq!(AppendClock::start(Some(unknown), now).read(now), NOW + 5);
         assert_eq!(
             start(at(NOW + DAY_MS, 9_999)),
@@ -167,12 +170,12 @@ mod tests {
     #[test]
     fn leaps_are_told_from_time_that_passes() {
         let before = at(NOW, 0);
-        assert_eq!(at(NOW + DAY_MS, DAY_MS).leapt_since(&before), None);
-        assert_eq!(at(NOW + LEAP_MS + 1_000, 1_000).leapt_since(&before), None);
-        assert_eq!(at(NOW + LEAP_MS + 1_001, 1_000).leapt_since(&before), Some(LEAP_MS + 1));
-        assert_eq!(at(NOW - DAY_MS, 0).leapt_since(&before), Some(-DAY_MS));
+        assert_eq!(at(NOW + DAY_MS, DAY_MS).leap_since(&before), None);
+        assert_eq!(at(NOW + LEAP_MS + 1_000, 1_000).leap_since(&before), None);
+        assert_eq!(at(NOW + LEAP_MS + 1_001, 1_000).leap_since(&before), Some(LEAP_MS + 1));
+        assert_eq!(at(NOW - DAY_MS, 0).leap_since(&before), Some(-DAY_MS));
         assert_eq!(
-            Reading { boot: 8, ..at(NOW + DAY_MS, 1) }.leapt_since(&before),
+            ClockReading { boot: 8, ..at(NOW + DAY_MS, 1) }.leap_since(&before),
             None,
             "nobody knows what has passed"
         );

@@ -34,7 +34,7 @@ impl Decimal {
     }
     /// From units of 10^-9 that somebody else has written: only what [`Self::parse`] accepts too,
     /// or sums could overflow.
-    pub fn from_foreign_units(units: i128) -> Option<Self> {
+    pub fn checked_from_units(units: i128) -> Option<Self> {
         (units.unsigned_abs() <= (MAX_MAGNITUDE * UNITS_PER_ONE).unsigned_abs())
             .then_some(Self(units))
     }

@@ -22,7 +22,7 @@ const DENSE_TAG: u8 = 2;
 
 /// Counts distinct 64-bit hashes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Distinct(State);
+pub struct DistinctSketch(State);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
@@ -49,7 +49,7 @@ fn densify(hashes: &[u64]) -> Box<[u8]> {
     registers
 }
 
-impl Distinct {
+impl DistinctSketch {
     /// Adds a hash.
     pub fn insert(&mut self, hash: u64) {
         match &mut self.0 {
@@ -64,7 +64,7 @@ impl Distinct {
     }
 
     /// Adds all of another.
-    pub fn merge(&mut self, other: &Distinct) {
+    pub fn merge(&mut self, other: &DistinctSketch) {
         match (&mut self.0, &other.0) {
             (State::Dense(mine), State::Dense(theirs)) => {
                 mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
@@ -211,13 +211,13 @@ mod tests {
         xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())
     }
 
-    fn of(hashes: impl IntoIterator<Item = u64>) -> Distinct {
-        let mut distinct = Distinct::default();
+    fn of(hashes: impl IntoIterator<Item = u64>) -> DistinctSketch {
+        let mut distinct = DistinctSketch::default();
         hashes.into_iter().for_each(|h| distinct.insert(h));
         distinct
     }
 
-    fn bytes(distinct: &Distinct) -> Vec<u8> {
+    fn bytes(distinct: &DistinctSketch) -> Vec<u8> {
         let mut out = Vec::new();
         distinct.encode(&mut out);
         out
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(bytes(&of([2, 1])), [1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]);
         let dense = bytes(&of((0..2000).map(hash)));
         assert_eq!(dense.len(), 1 + REGISTERS);
-        assert_eq!(Distinct::decode(&dense), Ok(of((0..2000).map(hash))));
+        assert_eq!(DistinctSketch::decode(&dense), Ok(of((0..2000).map(hash))));
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
             &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1],
             &[2, 0],
         ] {
-            assert!(Distinct::decode(bad).is_err(), "{bad:?}");
+            assert!(DistinctSketch::decode(bad).is_err(), "{bad:?}");
         }
     }
 
@@ -265,7 +265,7 @@ mod tests {
             let mut merged = of((cut..n).rev().map(hash));
             merged.merge(&of((0..cut).map(|i| hash((i + turn) % cut.max(1)))));
             prop_assert_eq!(bytes(&merged), bytes(&whole));
-            prop_assert_eq!(Distinct::decode(&bytes(&whole)), Ok(whole));
+            prop_assert_eq!(DistinctSketch::decode(&bytes(&whole)), Ok(whole));
         }
     }
 }

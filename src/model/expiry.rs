@@ -10,42 +10,42 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::clock::Reading;
+use super::clock::ClockReading;
 use super::window::Millis;
 
 /// Parts of the time to gather: what becomes due within one of them is noted together.
 const PARTS: i64 = 24;
 /// More than this share of everything, as a divisor, is much.
-const MUCH: u64 = 20;
+const BULK_DIVISOR: u64 = 20;
 /// Orphans noted at once; others wait until these are gone.
 const MAX_ORPHANS: usize = 1_000;
 
 /// When something noted may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
+pub struct ExpiryRules {
     /// Time to gather before a deletion.
-    pub gather_ms: i64,
+    pub grace_ms: i64,
     /// `expiry.max_at_once`: more than this, and more than a twentieth of everything, does not
     /// become due at once without a person's yes.
     pub max_at_once: u64,
 }
 
-impl Rules {
+impl ExpiryRules {
     /// A day.
-    pub const GATHER_MS: i64 = 24 * 3_600_000;
+    pub const DEFAULT_GRACE_MS: i64 = 24 * 3_600_000;
 
     /// What is noted now may be deleted when so much has gathered: at the end of a part, so that
     /// notes stay short.
     fn due_at(&self, gathered_ms: i64) -> i64 {
-        let part = (self.gather_ms / PARTS).max(1);
-        gathered_ms.saturating_add(self.gather_ms).saturating_add(part - 1) / part * part
+        let part = (self.grace_ms / PARTS).max(1);
+        gathered_ms.saturating_add(self.grace_ms).saturating_add(part - 1) / part * part
     }
 }
 
 /// Why nothing is deleted for the time being.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stop {
+pub enum ExpiryStop {
     /// Much became due at once.
     AtOnce {
         /// So many,
@@ -60,46 +60,46 @@ pub enum Stop {
     },
 }
 
-impl std::fmt::Display for Stop {
+impl std::fmt::Display for ExpiryStop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Stop::AtOnce { due, of } => write!(f, "{due} of {of} became due at once"),
-            Stop::Leapt { by_ms } => write!(f, "the wall clock leapt by {} s", by_ms / 1_000),
+            ExpiryStop::AtOnce { due, of } => write!(f, "{due} of {of} became due at once"),
+            ExpiryStop::Leapt { by_ms } => write!(f, "the wall clock leapt by {} s", by_ms / 1_000),
         }
     }
 }
 
 /// Everything below a place that may be deleted when so much has gathered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
+struct DeletionMark {
     to: i64,
     at_ms: i64,
 }
 
 /// Who looked last, and what the clocks showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Seen {
+struct LastSample {
     run: u64,
     wall: Millis,
     uptime: Millis,
     boot: u64,
 }
 
-impl Seen {
-    fn reading(&self) -> Reading {
-        Reading { wall: self.wall, uptime: self.uptime, boot: self.boot }
+impl LastSample {
+    fn reading(&self) -> ClockReading {
+        ClockReading { wall: self.wall, uptime: self.uptime, boot: self.boot }
     }
 }
 
 /// What is noted of one shard, or of the weeks of rollups.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Note {
+pub struct ExpiryState {
     gathered_ms: i64,
-    marks: Vec<Mark>,
-    stopped: Option<Stop>,
+    marks: Vec<DeletionMark>,
+    stopped: Option<ExpiryStop>,
     /// How often a person had said yes when it was heard last.
     said: i64,
-    seen: Option<Seen>,
+    seen: Option<LastSample>,
     /// Orphans, each with the gathered time at which it may be removed.
     #[serde(default)]
     orphans: BTreeMap<String, i64>,
@@ -107,56 +107,58 @@ pub struct Note {
 
 /// What somebody sees who looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
+pub struct ExpirySample {
     /// Tells the life of who looks from every other: only within one is the time known that passes
     /// between two looks.
-    pub run: u64,
+    pub run_id: u64,
     /// The clocks.
-    pub now: Reading,
+    pub now: ClockReading,
     /// Where what there is begins: everything below is gone.
     pub floor: i64,
     /// Everything below is due.
     pub due_to: Option<i64>,
     /// How many of it are not noted yet.
-    pub new: u64,
+    pub newly_due: u64,
     /// How many there are in all.
-    pub of: u64,
+    pub total: u64,
     /// How often a person has said yes.
-    pub said: i64,
+    pub approvals: i64,
 }
 
 /// What follows from a look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ExpiryDecision {
     /// Everything below may be deleted now.
     pub delete_below: Option<i64>,
     /// It stopped in this look.
-    pub stopped: Option<Stop>,
+    pub new_stop: Option<ExpiryStop>,
 }
 
-impl Note {
+impl ExpiryState {
     /// Everything below is noted.
-    pub fn noted_to(&self) -> Option<i64> {
+    pub fn recorded_to(&self) -> Option<i64> {
         self.marks.last().map(|mark| mark.to)
     }
 
     /// Why nothing is deleted.
-    pub fn stopped(&self) -> Option<Stop> {
+    pub fn stop(&self) -> Option<ExpiryStop> {
         self.stopped
     }
 
     /// Whether somebody looked within the last so many milliseconds.
-    pub fn is_of(&self, now: &Reading, ms: i64) -> bool {
-        self.seen.and_then(|seen| now.since(&seen.reading())).is_some_and(|since| since <= ms)
+    pub fn is_recent(&self, now: &ClockReading, ms: i64) -> bool {
+        self.seen
+            .and_then(|seen| now.elapsed_since(&seen.reading()))
+            .is_some_and(|since| since <= ms)
     }
 
     /// Who looked last.
-    pub fn run(&self) -> Option<u64> {
+    pub fn run_id(&self) -> Option<u64> {
         self.seen.map(|seen| seen.run)
     }
 
     /// How much has still to gather until something of what is noted may be deleted.
-    pub fn left_ms(&self) -> Option<i64> {
+    pub fn remaining_ms(&self) -> Option<i64> {
         self.marks.first().map(|mark| mark.at_ms.saturating_sub(self.gathered_ms).max(0))
     }
 
@@ -166,50 +168,51 @@ impl Note {
     }
 
     /// Looks once more.
-    pub fn look(&mut self, rules: &Rules, look: &Look) -> Verdict {
-        let leapt = self.pass_time(look);
-        self.keep_what_is_due(look);
+    pub fn update(&mut self, rules: &ExpiryRules, look: &ExpirySample) -> ExpiryDecision {
+        let leapt = self.add_elapsed(look);
+        self.retain_due(look);
         let mut stop = None;
-        let new = look.due_to.filter(|to| self.noted_to().unwrap_or(look.floor) < *to);
+        let new = look.due_to.filter(|to| self.recorded_to().unwrap_or(look.floor) < *to);
         if let Some(to) = new {
             let at_ms = rules.due_at(self.gathered_ms);
             match self.marks.last_mut().filter(|mark| mark.at_ms == at_ms) {
                 Some(mark) => mark.to = to,
-                None => self.marks.push(Mark { to, at_ms }),
+                None => self.marks.push(DeletionMark { to, at_ms }),
             }
-            let much = look.new > rules.max_at_once && look.new.saturating_mul(MUCH) > look.of;
-            stop = much.then_some(Stop::AtOnce { due: look.new, of: look.of });
+            let much = look.newly_due > rules.max_at_once
+                && look.newly_due.saturating_mul(BULK_DIVISOR) > look.total;
+            stop = much.then_some(ExpiryStop::AtOnce { due: look.newly_due, of: look.total });
         }
         if !self.marks.is_empty() {
-            stop = stop.or(leapt.map(|by_ms| Stop::Leapt { by_ms }));
+            stop = stop.or(leapt.map(|by_ms| ExpiryStop::Leapt { by_ms }));
         }
         let stopped = stop.filter(|_| self.stopped.is_none());
         self.stopped = self.stopped.or(stop);
-        if look.said > self.said {
-            (self.said, self.stopped) = (look.said, None);
+        if look.approvals > self.said {
+            (self.said, self.stopped) = (look.approvals, None);
         }
         let ripe =
             self.marks.iter().rfind(|mark| mark.at_ms <= self.gathered_ms).map(|mark| mark.to);
-        Verdict {
+        ExpiryDecision {
             delete_below: ripe.filter(|_| self.stopped.is_none()),
-            stopped: stopped.filter(|_| self.stopped.is_some()),
+            new_stop: stopped.filter(|_| self.stopped.is_some()),
         }
     }
 
     /// Gathers what has passed since the last look of this life; by how much the wall clock has
     /// leapt since the last one of any.
-    fn pass_time(&mut self, look: &Look) -> Option<i64> {
-        let Reading { wall, uptime, boot } = look.now;
-        let before = self.seen.replace(Seen { run: look.run, wall, uptime, boot })?;
-        if before.run == look.run {
-            let passed = look.now.since(&before.reading()).unwrap_or(0);
+    fn add_elapsed(&mut self, look: &ExpirySample) -> Option<i64> {
+        let ClockReading { wall, uptime, boot } = look.now;
+        let before = self.seen.replace(LastSample { run: look.run_id, wall, uptime, boot })?;
+        if before.run == look.run_id {
+            let passed = look.now.elapsed_since(&before.reading()).unwrap_or(0);
             self.gathered_ms = self.gathered_ms.saturating_add(passed);
         }
-        look.now.leapt_since(&before.reading())
+        look.now.leap_since(&before.reading())
     }
 
     /// Forgets what is gone, and what is not due any more.
-    fn keep_what_is_due(&mut self, look: &Look) {
+    fn retain_due(&mut self, look: &ExpirySample) {
         let due_to = look.due_to.unwrap_or(look.floor);
         let mut from = look.floor;
         self.marks.retain_mut(|mark| {
@@ -224,7 +227,7 @@ impl Note {
     }
 
     /// Notes the objects that nothing needs, and forgets the others; those that may be removed.
-    pub fn orphans(&mut self, rules: &Rules, needless: &[&str]) -> Vec<String> {
+    pub fn record_orphans(&mut self, rules: &ExpiryRules, needless: &[&str]) -> Vec<String> {
         self.orphans.retain(|path, _| needless.contains(&path.as_str()));
         for path in needless {
             if self.orphans.len() < MAX_ORPHANS && !self.orphans.contains_key(*path) {
@@ -242,25 +245,26 @@ impl Note {
 /// Which of the first rows are due, each being where it ends and when the last of it was received,
 /// in order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Due {
+pub struct DueRows {
     /// How many.
     pub rows: u64,
     /// Where the last of them ends.
     pub to: Option<i64>,
     /// Rows behind them that are not decided: those that come may make them due.
-    pub open: u64,
+    pub undecided: u64,
 }
 
-impl Due {
+impl DueRows {
     /// Goes on with further rows; whether those behind may be due as well. What was received before
     /// `before` is due. A row that was received in the future says nothing of its age, because
     /// its clock was ahead: it was received before the row behind it.
     pub fn add(&mut self, rows: &[(i64, Millis)], before: Millis, now: Millis) -> bool {
         for (to, received) in rows {
             if *received > now {
-                self.open += 1;
+                self.undecided += 1;
             } else if *received < before {
-                (self.rows, self.to, self.open) = (self.rows + self.open + 1, Some(*to), 0);
+                (self.rows, self.to, self.undecided) =
+                    (self.rows + self.undecided + 1, Some(*to), 0);
             } else {
                 return false;
             }
@@ -277,11 +281,11 @@ mod tests {
 
     const HOUR: i64 = 3_600_000;
     const DAY: i64 = 24 * HOUR;
-    const RULES: Rules = Rules { gather_ms: DAY, max_at_once: 100 };
+    const RULES: ExpiryRules = ExpiryRules { grace_ms: DAY, max_at_once: 100 };
 
     /// A shard of objects, one an hour, that is looked at every five minutes.
     struct Shard {
-        note: Note,
+        note: ExpiryState,
         wall: i64,
         uptime: i64,
         run: u64,
@@ -290,7 +294,7 @@ mod tests {
         floor: i64,
         of: i64,
         keep: i64,
-        stops: Vec<Stop>,
+        stops: Vec<ExpiryStop>,
     }
 
     impl Shard {
@@ -298,23 +302,30 @@ mod tests {
         /// than `keep` hours are due.
         fn new(of: i64, keep: i64) -> Self {
             let wall = of * HOUR;
-            let (note, stops) = (Note::default(), Vec::new());
+            let (note, stops) = (ExpiryState::default(), Vec::new());
             Self { note, wall, uptime: 1, run: 1, boot: 9, said: 0, floor: 0, of, keep, stops }
         }
 
         fn look(&mut self) {
             let due_to =
                 Some((self.wall / HOUR - self.keep).min(self.of)).filter(|to| *to > self.floor);
-            let noted = self.note.noted_to().unwrap_or(self.floor);
+            let noted = self.note.recorded_to().unwrap_or(self.floor);
             let new = due_to.map_or(0, |to| (to - noted).max(0)).unsigned_abs();
-            let now = Reading { wall: self.wall, uptime: self.uptime, boot: self.boot };
+            let now = ClockReading { wall: self.wall, uptime: self.uptime, boot: self.boot };
             let of = (self.of - self.floor).unsigned_abs();
-            let look =
-                Look { run: self.run, now, floor: self.floor, due_to, new, of, said: self.said };
+            let look = ExpirySample {
+                run_id: self.run,
+                now,
+                floor: self.floor,
+                due_to,
+                newly_due: new,
+                total: of,
+                approvals: self.said,
+            };
             let text = serde_json::to_string(&self.note).expect("written");
             self.note = serde_json::from_str(&text).expect("read back");
-            let verdict = self.note.look(&RULES, &look);
-            self.stops.extend(verdict.stopped);
+            let verdict = self.note.update(&RULES, &look);
+            self.stops.extend(verdict.new_stop);
             self.floor = verdict.delete_below.unwrap_or(self.floor);
         }
 
@@ -333,7 +344,7 @@ mod tests {
     fn what_is_due_goes_a_day_of_gathered_time_later_and_no_sooner() {
         let mut shard = Shard::new(1_000, 1_000);
         shard.pass(10);
-        assert_eq!((shard.floor, shard.note.noted_to()), (0, Some(10)));
+        assert_eq!((shard.floor, shard.note.recorded_to()), (0, Some(10)));
         // Restarts and moves take nothing away, and nobody counts what passes between.
         for run in 2..=5 {
             shard.run = run;
@@ -364,7 +375,7 @@ mod tests {
         shard.wall += 400 * DAY;
         shard.look();
         assert_eq!(shard.stops.len(), 1, "all of it at once");
-        assert!(matches!(shard.stops[0], Stop::AtOnce { due: 8_000.., of: 8_000.. }));
+        assert!(matches!(shard.stops[0], ExpiryStop::AtOnce { due: 8_000.., of: 8_000.. }));
         shard.pass(100);
         assert_eq!(shard.floor, 0, "for as long as nobody says yes");
         shard.wall -= 400 * DAY;
@@ -390,11 +401,11 @@ mod tests {
             shard.wall += leap;
             shard.pass(40);
             assert_eq!((shard.floor, shard.stops.len()), (0, 1), "leap {leap}");
-            assert!(matches!(shard.stops[0], Stop::Leapt { .. }), "{:?}", shard.stops);
+            assert!(matches!(shard.stops[0], ExpiryStop::Leapt { .. }), "{:?}", shard.stops);
             shard.said += 1;
             shard.look();
             assert!(shard.floor > 0, "leap {leap}: a day has gathered meanwhile");
-            assert_eq!(shard.note.stopped(), None);
+            assert_eq!(shard.note.stop(), None);
         }
     }
 
@@ -409,7 +420,7 @@ mod tests {
         shard.pass(30);
         assert_eq!(
             (shard.floor, &shard.stops[..]),
-            (0, &[Stop::AtOnce { due: 200, of: 1_001 }][..])
+            (0, &[ExpiryStop::AtOnce { due: 200, of: 1_001 }][..])
         );
         shard.said = 1;
         shard.look();
@@ -419,14 +430,22 @@ mod tests {
 
     #[test]
     fn orphans_go_by_gathered_time_too() {
-        let mut note = Note::default();
-        let look = |note: &mut Note, hours: i64, paths: &[&str]| {
-            let now = Reading { wall: 400 * DAY * hours, uptime: 1 + hours * HOUR, boot: 1 };
-            note.look(
+        let mut note = ExpiryState::default();
+        let look = |note: &mut ExpiryState, hours: i64, paths: &[&str]| {
+            let now = ClockReading { wall: 400 * DAY * hours, uptime: 1 + hours * HOUR, boot: 1 };
+            note.update(
                 &RULES,
-                &Look { run: 1, now, floor: 0, due_to: None, new: 0, of: 0, said: 0 },
+                &ExpirySample {
+                    run_id: 1,
+                    now,
+                    floor: 0,
+                    due_to: None,
+                    newly_due: 0,
+                    total: 0,
+                    approvals: 0,
+                },
             );
-            note.orphans(&RULES, paths)
+            note.record_orphans(&RULES, paths)
         };
         assert!(
             look(&mut note, 0, &["a"]).is_empty() && look(&mut note, 10, &["a", "b"]).is_empty()
@@ -441,7 +460,7 @@ mod tests {
     fn rows_of_a_clock_that_was_ahead_are_as_old_as_those_behind_them() {
         let judge = |rows: &[i64]| {
             let rows: Vec<(i64, i64)> = (1..).zip(rows.iter().copied()).collect();
-            let mut due = Due::default();
+            let mut due = DueRows::default();
             let more = due.add(&rows, 100, 1_000);
             (due.rows, due.to, more)
         };
@@ -454,7 +473,7 @@ mod tests {
         assert_eq!(judge(&[10, 9_999, 100]), (1, Some(1), false));
         assert_eq!(judge(&[9_999, 9_999]), (0, None, true), "those that come may decide");
         assert_eq!(judge(&[]), (0, None, true));
-        let mut due = Due::default();
+        let mut due = DueRows::default();
         assert!(due.add(&[(1, 9_999)], 100, 1_000) && due.add(&[(2, 50)], 100, 1_000));
         assert_eq!((due.rows, due.to), (2, Some(2)));
     }

@@ -32,7 +32,7 @@ impl DedupRules {
     /// What has to be noted so that the configured rule holds from `next` on. Of a shard from
     /// before rules were noted it is assumed that it had the same configuration all the time,
     /// or the default.
-    pub fn due(&self, next: Offset, configured: DedupRule) -> Vec<(Offset, DedupRule)> {
+    pub fn pending_changes(&self, next: Offset, configured: DedupRule) -> Vec<(Offset, DedupRule)> {
         let before = match self.0.last() {
             Some((_, last)) => Some(*last),
             None if next > 0 && configured.max_ids == DEFAULT_MAX_IDS => {
@@ -47,13 +47,13 @@ impl DedupRules {
     }
 
     /// With a rule from an offset on, instead of those from there on.
-    pub fn note(&mut self, from: Offset, rule: DedupRule) {
+    pub fn record(&mut self, from: Offset, rule: DedupRule) {
         self.0.retain(|(noted, _)| *noted < from);
         self.0.push((from, rule));
     }
 
     /// The longest horizon, if any rule is noted.
-    pub fn longest_ms(&self) -> Option<i64> {
+    pub fn longest_horizon_ms(&self) -> Option<i64> {
         self.0.iter().map(|(_, rule)| rule.horizon_ms).max()
     }
 }
@@ -144,7 +144,7 @@ impl FlushGuard {
 
 /// The revision of a day after a quarantined event was merged into it. It has no epoch, so it goes
 /// on from the revision before.
-pub fn settled_revision(
+pub fn revision_after_release(
     before: u64,
     log: LogId,
     shard: ShardId,
@@ -236,12 +236,12 @@ pub struct Claim {
     /// Starts at this checkpoint without a flush since, this one included: 1 on a clean start.
     pub attempts: u32,
     /// The events above the checkpoint that were being applied alone when the shard died.
-    pub suspects: Vec<Suspect>,
+    pub suspects: Vec<SuspectEvent>,
 }
 
 /// An event that was being applied alone when its shard died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Suspect {
+pub struct SuspectEvent {
     /// Offset of its record.
     pub offset: Offset,
     /// Index in its record.
@@ -250,9 +250,9 @@ pub struct Suspect {
     pub deaths: u32,
 }
 
-impl Suspect {
+impl SuspectEvent {
     /// An event that is known to be set aside.
-    pub fn certain(offset: Offset, index: u32) -> Self {
+    pub fn quarantined(offset: Offset, index: u32) -> Self {
         Self { offset, index, deaths: u32::MAX }
     }
 }
@@ -281,16 +281,24 @@ mod tests {
         let (old, new, other) =
             (rule(9, MAX_IDS_BEFORE_RULES), rule(9, DEFAULT_MAX_IDS), rule(9, 77));
         let mut rules = DedupRules::default();
-        assert_eq!(rules.due(0, new), [(0, new)], "a new shard");
-        assert_eq!(rules.due(5, new), [(0, old), (5, new)], "one from before, by default");
-        assert_eq!(rules.due(5, other), [(0, other)], "one from before whose limit was configured");
-        rules.note(0, new);
-        assert_eq!(rules.due(5, new), []);
-        assert_eq!(rules.due(5, other), [(5, other)]);
-        rules.note(5, other);
-        rules.note(5, rule(11, 77));
+        assert_eq!(rules.pending_changes(0, new), [(0, new)], "a new shard");
         assert_eq!(
-            (rules.0.len(), rules.0[1], rules.longest_ms()),
+            rules.pending_changes(5, new),
+            [(0, old), (5, new)],
+            "one from before, by default"
+        );
+        assert_eq!(
+            rules.pending_changes(5, other),
+            [(0, other)],
+            "one from before whose limit was configured"
+        );
+        rules.record(0, new);
+        assert_eq!(rules.pending_changes(5, new), []);
+        assert_eq!(rules.pending_changes(5, other), [(5, other)]);
+        rules.record(5, other);
+        rules.record(5, rule(11, 77));
+        assert_eq!(
+            (rules.0.len(), rules.0[1], rules.longest_horizon_ms()),
             (2, (5, rule(11, 77)), Some(11)),
             "nothing lies between"
         );
@@ -312,8 +320,9 @@ mod tests {
             FlushGuard { epoch: Epoch { counter: 5, nonce: 7 }, ..guard },
             FlushGuard { epoch: Epoch { counter: 6, nonce: 6 }, ..guard },
         ];
-        let settled =
-            |before, offset, index| settled_revision(before, guard.log, guard.shard, offset, index);
+        let settled = |before, offset, index| {
+            revision_after_release(before, guard.log, guard.shard, offset, index)
+        };
         let mut all: Vec<u64> = flushes.iter().map(FlushGuard::revision).collect();
         all.extend([settled(0, 1, 1), settled(1, 1, 1), settled(0, 2, 1), settled(0, 1, 2)]);
         assert_eq!(all[0], guard.revision(), "a function of the guard");

@@ -45,7 +45,7 @@ pub struct ArchiveFloor {
 
 impl ArchiveFloor {
     /// The floor when `row`, the first of its shard, is gone too.
-    pub fn raised(before: Option<Self>, row: &ManifestRow) -> Self {
+    pub fn after_expiry(before: Option<Self>, row: &ManifestRow) -> Self {
         let touched =
             row.windows.last().map_or(Hour(i32::MIN), |(hour, _)| Hour(hour.0.saturating_add(1)));
         Self {
@@ -59,17 +59,17 @@ impl ArchiveFloor {
 /// What was decided about the records of a range and does not follow from them: a store that is
 /// rebuilt decides alike.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decisions {
+pub struct RangeDecisions {
     /// The series that the shard admitted there, each with the offset of its admission.
     pub admitted: Vec<(SeriesId, Offset)>,
     /// The events that were set aside, as offset and index, and whether they were given up by
     /// then.
-    pub set_aside: Vec<(Offset, u32, bool)>,
+    pub quarantined: Vec<(Offset, u32, bool)>,
 }
 
 /// What a rebuild writes of a shard beside its flushes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Restored {
+pub struct ShardRestore {
     /// The shard.
     pub shard: ShardId,
     /// Where it stands. `next` counts only where the shard is not known yet: from then on, flushes
@@ -149,7 +149,7 @@ impl ManifestRow {
     }
 
     /// What the name of an object of this shard says; `None` if it is not the name of one.
-    pub fn name_of(log: LogId, shard: ShardId, path: &str) -> Option<ObjectName> {
+    pub fn parse_name(log: LogId, shard: ShardId, path: &str) -> Option<ObjectName> {
         let name = path.strip_prefix(&Self::shard_prefix(log, shard))?.strip_suffix(".parquet")?;
         let mut parts = name.split('-');
         let (from, to) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -166,7 +166,7 @@ impl ManifestRow {
 ///
 /// # Errors
 /// Names the first place where they do not.
-pub fn tiles<'a>(
+pub fn check_tiling<'a>(
     rows: impl IntoIterator<Item = &'a ManifestRow>,
     floor: Offset,
     archived: Offset,
@@ -198,11 +198,11 @@ mod tests {
             (LogId([7; 16]), ShardId(12), Epoch { counter: 3, nonce: u64::MAX - 1 });
         let range = OffsetRange { from: 5, to: 70 };
         let path = ManifestRow::object_path(log, shard, range, epoch);
-        assert_eq!(ManifestRow::name_of(log, shard, &path), Some(ObjectName { range, epoch }));
+        assert_eq!(ManifestRow::parse_name(log, shard, &path), Some(ObjectName { range, epoch }));
         let empty = ManifestRow::object_path(log, shard, OffsetRange { from: 5, to: 5 }, epoch);
         let others =
             [path.replace(".parquet", ".tmp"), path.replace("-0", "-"), empty, String::new()];
-        assert!(others.iter().all(|other| ManifestRow::name_of(log, shard, other).is_none()));
-        assert_eq!(ManifestRow::name_of(log, ShardId(1), &path), None);
+        assert!(others.iter().all(|other| ManifestRow::parse_name(log, shard, other).is_none()));
+        assert_eq!(ManifestRow::parse_name(log, ShardId(1), &path), None);
     }
 }

@@ -15,13 +15,13 @@ pub mod expiry;
 pub mod flush;
 pub mod manifest;
 pub mod matcher;
-pub mod near;
 pub mod offset;
 pub mod quantiles;
 pub mod record;
 pub mod rollup;
 pub mod series;
 pub mod share;
+pub mod suggest;
 pub mod window;
 
 /// Bytes that do not decode: names the format and what is wrong with them.

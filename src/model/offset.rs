@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | `next` | | apply, advance to `next + 1` |
 //! | below `next` | | skip: it is already in the store |
-//! | above `next` | | refuse: the log lost data ([`Diverged::Gap`]) |
-//! | any, other log id | | refuse ([`Diverged::OtherLog`]) |
+//! | above `next` | | refuse: the log lost data ([`LogDivergence::Gap`]) |
+//! | any, other log id | | refuse ([`LogDivergence::OtherLog`]) |
 
 use super::window::Millis;
 
@@ -84,7 +84,7 @@ pub struct Checkpoint {
 
 /// A log that does not continue where the store stands. The shard stops: it never resets itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Diverged {
+pub enum LogDivergence {
     /// The log begins above the checkpoint.
     #[error(
         "the log continues at offset {found}, the store expects {expected}: records are missing"
@@ -101,7 +101,7 @@ pub enum Diverged {
          store whose checkpoint lies beyond them",
         lost.from, lost.to, missing.from, missing.to
     )]
-    Lost {
+    LostRecords {
         /// From the checkpoint to where the log begins.
         lost: OffsetRange,
         /// The first part that is nowhere.
@@ -113,7 +113,7 @@ pub enum Diverged {
          has its records: the log lost its tail or was replaced; put back the log that belongs to \
          the store, or the store that belongs to the log"
     )]
-    Short {
+    ShortLog {
         /// End of the log.
         end: Offset,
         /// The checkpoint, or the end of the archive.
@@ -126,7 +126,7 @@ pub enum Diverged {
          run the release of Rollmill that wrote it, or a newer one; the shard stands still before \
          it, and nothing is passed over"
     )]
-    Unread {
+    UnsupportedVersion {
         /// Where it is.
         offset: Offset,
         /// Its version.
@@ -147,7 +147,7 @@ pub enum Diverged {
 
 /// What to do with a record found at `found` when `next` is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Due {
+pub enum RecordAction {
     /// Apply it.
     Apply,
     /// It is already in the store.
@@ -157,25 +157,25 @@ pub enum Due {
 /// The comparison of the table above.
 ///
 /// # Errors
-/// [`Diverged::Gap`] if records are missing between `next` and `found`.
-pub fn due(next: Offset, found: Offset) -> Result<Due, Diverged> {
+/// [`LogDivergence::Gap`] if records are missing between `next` and `found`.
+pub fn check_offset(next: Offset, found: Offset) -> Result<RecordAction, LogDivergence> {
     match found.cmp(&next) {
-        std::cmp::Ordering::Equal => Ok(Due::Apply),
-        std::cmp::Ordering::Less => Ok(Due::Skip),
-        std::cmp::Ordering::Greater => Err(Diverged::Gap { expected: next, found }),
+        std::cmp::Ordering::Equal => Ok(RecordAction::Apply),
+        std::cmp::Ordering::Less => Ok(RecordAction::Skip),
+        std::cmp::Ordering::Greater => Err(LogDivergence::Gap { expected: next, found }),
     }
 }
 
 /// Whether a log that holds `[start, end)` continues where the store stands.
 ///
 /// # Errors
-/// [`Diverged::Short`] or [`Diverged::Gap`].
-pub fn continues(next: Offset, start: Offset, end: Offset) -> Result<(), Diverged> {
+/// [`LogDivergence::ShortLog`] or [`LogDivergence::Gap`].
+pub fn check_continuity(next: Offset, start: Offset, end: Offset) -> Result<(), LogDivergence> {
     if end < next {
-        return Err(Diverged::Short { end, checkpoint: next });
+        return Err(LogDivergence::ShortLog { end, checkpoint: next });
     }
     if start > next {
-        return Err(Diverged::Gap { expected: next, found: start });
+        return Err(LogDivergence::Gap { expected: next, found: start });
     }
     Ok(())
 }
@@ -186,17 +186,20 @@ mod tests {
 
     #[test]
     fn the_table_holds() {
-        assert_eq!(due(5, 5), Ok(Due::Apply));
-        assert_eq!(due(5, 4), Ok(Due::Skip));
-        assert_eq!(due(5, 7), Err(Diverged::Gap { expected: 5, found: 7 }));
+        assert_eq!(check_offset(5, 5), Ok(RecordAction::Apply));
+        assert_eq!(check_offset(5, 4), Ok(RecordAction::Skip));
+        assert_eq!(check_offset(5, 7), Err(LogDivergence::Gap { expected: 5, found: 7 }));
     }
 
     #[test]
     fn a_log_must_hold_the_checkpoint() {
-        assert_eq!(continues(5, 5, 5), Ok(()));
-        assert_eq!(continues(5, 0, 9), Ok(()));
-        assert_eq!(continues(5, 6, 9), Err(Diverged::Gap { expected: 5, found: 6 }));
-        assert_eq!(continues(5, 0, 4), Err(Diverged::Short { end: 4, checkpoint: 5 }));
+        assert_eq!(check_continuity(5, 5, 5), Ok(()));
+        assert_eq!(check_continuity(5, 0, 9), Ok(()));
+        assert_eq!(check_continuity(5, 6, 9), Err(LogDivergence::Gap { expected: 5, found: 6 }));
+        assert_eq!(
+            check_continuity(5, 0, 4),
+            Err(LogDivergence::ShortLog { end: 4, checkpoint: 5 })
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ const LINEAR_BITS: u32 = 6;
 
 /// A quantile sketch whose bytes do not depend on order or splitting.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Quantiles(Vec<Bucket>);
+pub struct QuantileSketch(Vec<Bucket>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bucket {
@@ -54,7 +54,7 @@ fn middle_of(index: i16) -> i128 {
     if index < 0 { -middle } else { middle }
 }
 
-impl Quantiles {
+impl QuantileSketch {
     /// Adds a value.
     pub fn insert(&mut self, value: Decimal) {
         self.add(index_of(value), 1);
@@ -68,7 +68,7 @@ impl Quantiles {
     }
 
     /// Adds all of another.
-    pub fn merge(&mut self, other: &Quantiles) {
+    pub fn merge(&mut self, other: &QuantileSketch) {
         other.0.iter().for_each(|bucket| self.add(bucket.index, bucket.count));
     }
 
@@ -160,13 +160,13 @@ mod tests {
     use super::*;
     use crate::model::decimal::{MAX_MAGNITUDE, UNITS_PER_ONE};
 
-    fn of(values: &[i128]) -> Quantiles {
-        let mut sketch = Quantiles::default();
+    fn of(values: &[i128]) -> QuantileSketch {
+        let mut sketch = QuantileSketch::default();
         values.iter().for_each(|&units| sketch.insert(Decimal::from_units(units)));
         sketch
     }
 
-    fn bytes(sketch: &Quantiles) -> Vec<u8> {
+    fn bytes(sketch: &QuantileSketch) -> Vec<u8> {
         let mut out = Vec::new();
         sketch.encode(&mut out);
         out
@@ -192,7 +192,7 @@ mod tests {
             &[1, 0, 1, 1, 0, 0, 1],
             &[1, 0, 0, 0x80, 0],
         ] {
-            assert!(Quantiles::decode(bad).is_err(), "{bad:?}");
+            assert!(QuantileSketch::decode(bad).is_err(), "{bad:?}");
         }
     }
 
@@ -219,7 +219,7 @@ mod tests {
             let mut reversed = values.clone();
             reversed.reverse();
             prop_assert_eq!(bytes(&merged), bytes(&of(&reversed)));
-            prop_assert_eq!(Quantiles::decode(&bytes(&merged)), Ok(merged));
+            prop_assert_eq!(QuantileSketch::decode(&bytes(&merged)), Ok(merged));
         }
     }
 }

@@ -234,7 +234,7 @@ fn take_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decim
         fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
             let units: [u8; 16] =
                 bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
-            let value = Decimal::from_foreign_units(i128::from_be_bytes(units));
+            let value = Decimal::checked_from_units(i128::from_be_bytes(units));
             value.map(Some).ok_or_else(|| E::custom("a value beyond ±10^18"))
         }
     }

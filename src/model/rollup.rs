@@ -2,24 +2,24 @@
 
 use super::CodecError;
 use super::decimal::Decimal;
-use super::distinct::Distinct;
-use super::quantiles::Quantiles;
+use super::distinct::DistinctSketch;
+use super::quantiles::QuantileSketch;
 
 /// Count, sum, min, max, distinct users and quantiles of a set of events. Merging is commutative
 /// and associative, in its bytes too.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rollup {
     /// The figures of the hot table.
-    pub figures: Figures,
+    pub figures: RollupFigures,
     /// Distinct users.
-    pub distinct: Distinct,
+    pub distinct: DistinctSketch,
     /// Distribution of the values.
-    pub quantiles: Quantiles,
+    pub quantiles: QuantileSketch,
 }
 
 /// The part of a rollup without sketches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Figures {
+pub struct RollupFigures {
     /// Events.
     pub count: u64,
     /// Events with a value.
@@ -33,7 +33,7 @@ pub struct Figures {
     pub max: Option<Decimal>,
 }
 
-impl Figures {
+impl RollupFigures {
     /// Adds one event.
     pub fn add(&mut self, value: Option<Decimal>) {
         self.count += 1;
@@ -46,7 +46,7 @@ impl Figures {
     }
 
     /// Adds another part.
-    pub fn merge(&mut self, other: &Figures) {
+    pub fn merge(&mut self, other: &RollupFigures) {
         self.count += other.count;
         self.value_count += other.value_count;
         self.sum += other.sum;
@@ -108,14 +108,14 @@ impl Rollup {
     /// # Errors
     /// If the bytes are of an unknown version or do not decode.
     pub fn with_sketches(
-        figures: Figures,
+        figures: RollupFigures,
         distinct: &[u8],
         quantiles: &[u8],
     ) -> Result<Self, CodecError> {
         Ok(Self {
             figures,
-            distinct: Distinct::decode(distinct)?,
-            quantiles: Quantiles::decode(quantiles)?,
+            distinct: DistinctSketch::decode(distinct)?,
+            quantiles: QuantileSketch::decode(quantiles)?,
         })
     }
 }

@@ -16,37 +16,37 @@ const PARTS: u64 = 4;
 
 /// How much there is, and how much of it one tenant may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
+pub struct ShareLimits {
     /// For all together.
     pub total: u64,
     /// For each tenant.
-    pub each: u64,
+    pub per_tenant: u64,
 }
 
 /// What is exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exceeded {
+pub enum ShareExceeded {
     /// The tenant's own part.
     Own,
     /// The whole.
     Total,
 }
 
-impl Share {
+impl ShareLimits {
     /// A quarter for each tenant; all of it, if there is only one.
     pub fn divided(total: u64, one_tenant: bool) -> Self {
-        Self { total, each: if one_tenant { total } else { total.div_ceil(PARTS) } }
+        Self { total, per_tenant: if one_tenant { total } else { total.div_ceil(PARTS) } }
     }
 
     /// Whether `more` may be taken, of which all hold `held`, and the tenant `own`.
     ///
     /// # Errors
     /// What would be exceeded.
-    pub fn admits(&self, held: u64, own: u64, more: u64) -> Result<(), Exceeded> {
-        if own.saturating_add(more) > self.each && self.each < self.total {
-            Err(Exceeded::Own)
+    pub fn admits(&self, held: u64, own: u64, more: u64) -> Result<(), ShareExceeded> {
+        if own.saturating_add(more) > self.per_tenant && self.per_tenant < self.total {
+            Err(ShareExceeded::Own)
         } else if held.saturating_add(more) > self.total {
-            Err(Exceeded::Total)
+            Err(ShareExceeded::Total)
         } else {
             Ok(())
         }
@@ -55,16 +55,16 @@ impl Share {
 
 /// Who holds how much of one thing.
 #[derive(Debug)]
-pub struct Shares {
+pub struct SharePool {
     /// What it is, as in the names of limits and metrics.
     pub name: &'static str,
     total: u64,
     one_tenant: Arc<AtomicBool>,
-    books: Mutex<Books>,
+    books: Mutex<HeldAmounts>,
 }
 
 #[derive(Debug, Default)]
-struct Books {
+struct HeldAmounts {
     held: u64,
     // Tenants come from the keys file, so the map is as bounded as that file.
     tenants: HashMap<Arc<str>, u64, FixedState>,
@@ -72,78 +72,82 @@ struct Books {
 
 /// How much is held, of how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Use {
+pub struct ShareUsage {
     /// What there is.
-    pub share: Share,
+    pub limits: ShareLimits,
     /// What all hold.
     pub held: u64,
     /// What the tenant holds.
-    pub own: u64,
+    pub held_by_tenant: u64,
 }
 
-impl Shares {
+impl SharePool {
     /// So much in all. `one_tenant` says at any moment whether there is nobody to share with.
     pub fn new(name: &'static str, total: u64, one_tenant: Arc<AtomicBool>) -> Arc<Self> {
         Arc::new(Self { name, total, one_tenant, books: Mutex::default() })
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn books(&self) -> MutexGuard<'_, HeldAmounts> {
         // Two numbers are changed under the lock and nothing in between can panic.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How much there is now.
-    pub fn share(&self) -> Share {
-        Share::divided(self.total, self.one_tenant.load(Ordering::Relaxed))
+    pub fn limits(&self) -> ShareLimits {
+        ShareLimits::divided(self.total, self.one_tenant.load(Ordering::Relaxed))
     }
 
     /// Takes for a tenant.
     ///
     /// # Errors
     /// What would be exceeded.
-    pub fn take(self: &Arc<Self>, tenant: &Arc<str>, amount: u64) -> Result<Held, Exceeded> {
-        let mut held = Held { of: self.clone(), tenant: tenant.clone(), amount: 0 };
+    pub fn take(
+        self: &Arc<Self>,
+        tenant: &Arc<str>,
+        amount: u64,
+    ) -> Result<ShareLease, ShareExceeded> {
+        let mut held = ShareLease { pool: self.clone(), tenant: tenant.clone(), amount: 0 };
         held.grow(amount)?;
         Ok(held)
     }
 
     /// How much is held, and by this tenant.
-    pub fn usage(&self, tenant: &str) -> Use {
+    pub fn usage(&self, tenant: &str) -> ShareUsage {
         let books = self.books();
-        Use {
-            share: self.share(),
+        ShareUsage {
+            limits: self.limits(),
             held: books.held,
-            own: books.tenants.get(tenant).copied().unwrap_or(0),
+            held_by_tenant: books.tenants.get(tenant).copied().unwrap_or(0),
         }
     }
 }
 
 /// What a tenant holds, until dropped.
 #[derive(Debug)]
-pub struct Held {
-    of: Arc<Shares>,
+pub struct ShareLease {
+    pool: Arc<SharePool>,
     tenant: Arc<str>,
     amount: u64,
 }
 
-impl Held {
+impl ShareLease {
     /// How much.
     pub fn amount(&self) -> u64 {
         self.amount
     }
 
     /// What it is taken from.
-    pub fn of(&self) -> &Arc<Shares> {
-        &self.of
+    pub fn pool(&self) -> &Arc<SharePool> {
+        &self.pool
     }
 
     /// Takes more.
     ///
     /// # Errors
     /// What would be exceeded; what was held is still held.
-    pub fn grow(&mut self, more: u64) -> Result<(), Exceeded> {
-        let share = self.of.share();
-        let mut books = self.of.books();
+    pub fn grow(&mut self, more: u64) -> Result<(), ShareExceeded> {
+        let share = self.pool.limits();
+        let mut books = self.pool.books();
         let own = books.tenants.get(&self.tenant).copied().unwrap_or(0);
         share.admits(books.held, own, more)?;
         books.held += more;
@@ -158,7 +162,7 @@ impl Held {
         if less == 0 {
             return;
         }
-        let mut books = self.of.books();
+        let mut books = self.pool.books();
         books.held = books.held.saturating_sub(less);
         if let Some(own) = books.tenants.get_mut(&self.tenant) {
             *own = own.saturating_sub(less);
@@ -170,7 +174,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for ShareLease {
     fn drop(&mut self) {
         self.shrink_to(0);
     }
@@ -182,8 +186,8 @@ mod tests {
 
     use super::*;
 
-    fn shares(total: u64, one_tenant: bool) -> Arc<Shares> {
-        Shares::new("things", total, Arc::new(AtomicBool::new(one_tenant)))
+    fn shares(total: u64, one_tenant: bool) -> Arc<SharePool> {
+        SharePool::new("things", total, Arc::new(AtomicBool::new(one_tenant)))
     }
 
     #[test]
@@ -191,11 +195,15 @@ mod tests {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let several = shares(64, false);
         let held = several.take(&a, 16).expect("a quarter");
-        assert_eq!(several.take(&a, 1).map(|_| ()), Err(Exceeded::Own));
+        assert_eq!(several.take(&a, 1).map(|_| ()), Err(ShareExceeded::Own));
         let other = several.take(&b, 16).expect("the other's quarter is untouched");
         assert_eq!(
             several.usage("a"),
-            Use { share: Share { total: 64, each: 16 }, held: 32, own: 16 }
+            ShareUsage {
+                limits: ShareLimits { total: 64, per_tenant: 16 },
+                held: 32,
+                held_by_tenant: 16
+            }
         );
         drop((held, other));
         assert_eq!(several.usage("a").held, 0);
@@ -208,14 +216,14 @@ mod tests {
         let held: Vec<_> =
             (0..9).map(|n| shares.take(&format!("t{n}").into(), 1).map_err(|e| (n, e))).collect();
         assert_eq!(held.iter().filter(|taken| taken.is_ok()).count(), 8);
-        assert_eq!(held[8].as_ref().map(|_| ()), Err(&(8, Exceeded::Total)));
+        assert_eq!(held[8].as_ref().map(|_| ()), Err(&(8, ShareExceeded::Total)));
     }
 
     proptest! {
         #[test]
         fn what_is_dropped_is_given_back(steps in prop::collection::vec((0_u8..5, 0_u64..40, 0_u8..3), 1..60)) {
             let shares = shares(100, false);
-            let mut held: Vec<(u8, Held)> = Vec::new();
+            let mut held: Vec<(u8, ShareLease)> = Vec::new();
             for (tenant, amount, what) in steps {
                 match what {
                     0 => { held.pop(); }
@@ -227,8 +235,8 @@ mod tests {
                 for tenant in 0..5 {
                     let own: u64 = held.iter().filter(|(of, _)| *of == tenant).map(|(_, h)| h.amount()).sum();
                     let of = shares.usage(&format!("{tenant}"));
-                    prop_assert_eq!(of.own, own);
-                    prop_assert!(of.own <= of.share.each && of.held <= of.share.total);
+                    prop_assert_eq!(of.held_by_tenant, own);
+                    prop_assert!(of.held_by_tenant <= of.limits.per_tenant && of.held <= of.limits.total);
                 }
                 prop_assert_eq!(shares.usage("0").held, held.iter().map(|(_, h)| h.amount()).sum::<u64>());
             }

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{DataDir, private};
+use super::{DataDir, permissions};
 use crate::clock::Clock;
-use crate::config::{Config, Url, key};
+use crate::config::{Config, SecretUrl, key};
 use crate::persistence::archive::Archive;
-use crate::persistence::archive::location::Location;
-use crate::persistence::archive::objects::{ObjectArchive, Place};
-use crate::persistence::cache::PartCache;
+use crate::persistence::archive::location::TierLocation;
+use crate::persistence::archive::objects::{ObjectArchive, TierStore};
+use crate::persistence::cache::SharedCache;
 use crate::persistence::cache::redis::{self, RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
-use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
-use crate::persistence::log::kafka::topic::{Admin, Wish};
-pub use crate::persistence::log::kafka::topic::{Description, Difference};
-use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, reach};
+use crate::persistence::log::embedded::{EmbeddedLog, EmbeddedLogOptions};
+use crate::persistence::log::kafka::topic::{TopicAdmin, TopicSpec};
+pub use crate::persistence::log::kafka::topic::{TopicDescription, TopicDrift};
+use crate::persistence::log::kafka::{KafkaConnection, KafkaLog, KafkaOptions, connectivity};
 use crate::persistence::store::RollupStore;
-use crate::persistence::store::postgres::{self, Keep, PostgresOptions, PostgresStore};
+use crate::persistence::store::postgres::{self, PostgresOptions, PostgresStore, RetentionPolicy};
 use crate::persistence::store::sqlite::SqliteStore;
 
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
@@ -53,7 +53,7 @@ pub(crate) fn kafka_log(
     clock: &Arc<dyn Clock>,
     owns_shards: bool,
 ) -> anyhow::Result<Arc<dyn EventLog>> {
-    let wish = wish(config);
+    let wish = topic_spec(config);
     let options = KafkaOptions {
         connection: connection(config)?,
         shard_count: wish.partitions,
@@ -74,13 +74,13 @@ pub(crate) fn kafka_log(
     Ok(log)
 }
 
-fn connection(config: &Config) -> anyhow::Result<Connection> {
+fn connection(config: &Config) -> anyhow::Result<KafkaConnection> {
     let brokers = config
         .kafka
         .brokers
         .clone()
         .context("kafka.brokers is empty: name the brokers, `host:port,host:port`")?;
-    Ok(Connection {
+    Ok(KafkaConnection {
         brokers,
         topic: config.kafka.topic.clone(),
         properties: config.kafka.properties.clone(),
@@ -88,8 +88,8 @@ fn connection(config: &Config) -> anyhow::Result<Connection> {
     })
 }
 
-fn wish(config: &Config) -> Wish {
-    Wish {
+fn topic_spec(config: &Config) -> TopicSpec {
+    TopicSpec {
         partitions: config.shards.count,
         replication: config.kafka.replication,
         min_isr: config.kafka.min_isr,
@@ -100,18 +100,18 @@ fn wish(config: &Config) -> Wish {
 ///
 /// # Errors
 /// If it cannot be reached, or refuses this node.
-pub(crate) fn reach_log(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn check_log_reachable(config: &Config) -> anyhow::Result<()> {
     match config.kafka.brokers {
         None => Ok(()),
-        Some(_) => Ok(reach::reach(&connection(config)?)?),
+        Some(_) => Ok(connectivity::check_connectivity(&connection(config)?)?),
     }
 }
 
 /// Of a cluster that answers: what it says otherwise, it says once and clearly.
-fn admin(config: &Config) -> anyhow::Result<Admin> {
+fn admin(config: &Config) -> anyhow::Result<TopicAdmin> {
     let connection = connection(config)?;
-    reach::reach(&connection)?;
-    Admin::new(&connection).map_err(|why| anyhow::anyhow!(why))
+    connectivity::check_connectivity(&connection)?;
+    TopicAdmin::new(&connection).map_err(|why| anyhow::anyhow!(why))
 }
 
 /// What is wrong with the addresses of servers, as far as it shows without asking them.
@@ -120,7 +120,7 @@ fn admin(config: &Config) -> anyhow::Result<Admin> {
 /// Names the key.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(options) = postgres(config) {
-        options.place()?;
+        options.address()?;
     }
     match &config.query.redis {
         None => Ok(()),
@@ -134,10 +134,10 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If Kafka cannot be reached, or the topic is there.
-pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
+pub fn create_topic(config: &Config) -> anyhow::Result<TopicDescription> {
     let random = getrandom::u64()
         .map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
-    let create = |admin: Admin| admin.create(&wish(config), random);
+    let create = |admin: TopicAdmin| admin.create(&topic_spec(config), random);
     create(admin(config)?).map_err(|why| anyhow::anyhow!(why))
 }
 
@@ -153,8 +153,8 @@ pub fn topic_exists(config: &Config) -> anyhow::Result<bool> {
 ///
 /// # Errors
 /// If Kafka cannot be reached, or there is no such topic.
-pub fn describe_topic(config: &Config) -> anyhow::Result<Description> {
-    Ok(admin(config)?.describe(&wish(config))?)
+pub fn describe_topic(config: &Config) -> anyhow::Result<TopicDescription> {
+    Ok(admin(config)?.describe(&topic_spec(config))?)
 }
 
 fn embedded_log(
@@ -165,7 +165,7 @@ fn embedded_log(
     let mut log_id_if_new = [0; 16];
     getrandom::fill(&mut log_id_if_new)
         .map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
-    let options = LogOptions {
+    let options = EmbeddedLogOptions {
         dir: data.log(),
         shard_count: config.shards.count,
         segment_bytes: config.log.segment_bytes.bytes(),
@@ -196,22 +196,24 @@ pub fn store(
             data.rebuilding().display()
         );
         let store: Arc<dyn RollupStore> =
-            SqliteStore::open_caching(data.store(), super::limits::match_cache(config))?;
+            SqliteStore::open_with_cache(data.store(), super::limits::match_cache(config))?;
         return Ok(store);
     };
     let store = PostgresStore::open(&options)?;
     let age = |age: Duration| Some(age).filter(|age| !age.is_zero());
-    let keep =
-        Keep { rollups: age(config.rollups.keep), compress: age(config.store.compress_after) };
+    let keep = RetentionPolicy {
+        rollups: age(config.rollups.keep),
+        compress: age(config.store.compress_after),
+    };
     if !keep.is_idle() {
-        store.maintain_regularly(clock.clone(), keep, super::limits::expiry(config))?;
+        store.spawn_maintenance(clock.clone(), keep, super::limits::expiry(config))?;
     }
     Ok(store)
 }
 
 /// How PostgreSQL is reached, if the configuration names one.
 pub(crate) fn postgres(config: &Config) -> Option<PostgresOptions> {
-    let text = |url: &Option<Url>| url.as_ref().map(|url| url.expose().to_owned());
+    let text = |url: &Option<SecretUrl>| url.as_ref().map(|url| url.expose().to_owned());
     Some(PostgresOptions {
         url: text(&config.store.url)?,
         read_url: text(&config.store.read_url),
@@ -236,7 +238,7 @@ pub fn migrate(config: &Config) -> anyhow::Result<String> {
     let options = postgres(config).context(
         "store.url is empty: name the database with --url, as the role that owns the tables",
     )?;
-    Ok(PostgresStore::open(&options)?.place())
+    Ok(PostgresStore::open(&options)?.address())
 }
 
 /// The store that `rollmill migrate` copies into; with `dry` no tables are laid, and there is none
@@ -251,15 +253,21 @@ pub(crate) fn import_target(
     let options =
         postgres(config).context("store.url is empty: name the database of the cluster")?;
     let options = PostgresOptions { timeout: options.timeout.max(IMPORT_TIMEOUT), ..options };
-    Ok(if dry { PostgresStore::look(&options)? } else { Some(PostgresStore::open(&options)?) })
+    Ok(if dry {
+        PostgresStore::open_if_created(&options)?
+    } else {
+        Some(PostgresStore::open(&options)?)
+    })
 }
 
 /// The database that a configuration names, without the password.
 ///
 /// # Errors
 /// If none is configured, or its URL is not understood.
-pub(crate) fn store_place(config: &Config) -> anyhow::Result<String> {
-    Ok(postgres(config).context("store.url is empty: name the database of the cluster")?.place()?)
+pub(crate) fn store_address(config: &Config) -> anyhow::Result<String> {
+    Ok(postgres(config)
+        .context("store.url is empty: name the database of the cluster")?
+        .address()?)
 }
 
 /// Statements that create the roles of PostgreSQL.
@@ -277,11 +285,14 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
 }
 
 /// Where the tiers of the archive are.
-fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Option<Location>)> {
+fn locations(
+    config: &Config,
+    data: &DataDir,
+) -> anyhow::Result<(TierLocation, Option<TierLocation>)> {
     if let Some(path) = &config.archive.credentials_file {
-        private::secret(key!(archive.credentials_file), path)?;
+        permissions::check_secret_file(key!(archive.credentials_file), path)?;
     }
-    let location = |url: &str| Location {
+    let location = |url: &str| TierLocation {
         url: url.to_owned(),
         endpoint: config
             .archive
@@ -306,10 +317,10 @@ fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Optio
 
 fn object_archive(
     config: &Config,
-    hot: &Location,
-    cold: Option<&Location>,
+    hot: &TierLocation,
+    cold: Option<&TierLocation>,
 ) -> anyhow::Result<ObjectArchive> {
-    let hot_place = Place::new(hot.open().context(key!(archive.url))?);
+    let hot_place = TierStore::new(hot.open().context(key!(archive.url))?);
     let cold_place = match cold {
         None => None,
         Some(cold) => {
@@ -319,8 +330,8 @@ fn object_archive(
                 "archive.cold_url is where archive.url is: name another place"
             );
             Some(
-                Place::new(store)
-                    .of_class(config.archive.cold_class.as_deref().unwrap_or_default()),
+                TierStore::new(store)
+                    .with_storage_class(config.archive.cold_class.as_deref().unwrap_or_default()),
             )
         }
     };
@@ -328,56 +339,63 @@ fn object_archive(
 }
 
 /// What `rollmill migrate` carries from one place to the other.
-pub(crate) struct Moving {
+pub(crate) struct ArchivePair {
     /// The archive of the embedded node.
     pub from: ObjectArchive,
     /// The archive of the cluster.
     pub to: ObjectArchive,
     /// Whether hot and cold are the same place in both.
-    pub stays: [bool; 2],
+    pub unchanged: [bool; 2],
 }
 
 /// Opens the archives of an embedded node and of a cluster.
 ///
 /// # Errors
 /// As [`archive`].
-pub(crate) fn archives(source: (&Config, &DataDir), target: &Config) -> anyhow::Result<Moving> {
+pub(crate) fn archives(
+    source: (&Config, &DataDir),
+    target: &Config,
+) -> anyhow::Result<ArchivePair> {
     let from = locations(source.0, source.1)?;
     let to = locations(target, &DataDir::new(&target.data.dir))?;
     let cold = matches!((&from.1, &to.1), (Some(from), Some(to)) if from.is_same_place(to));
-    Ok(Moving {
+    Ok(ArchivePair {
         from: object_archive(source.0, &from.0, from.1.as_ref())
             .context("the archive of the embedded node")?,
         to: object_archive(target, &to.0, to.1.as_ref()).context("the archive of the cluster")?,
-        stays: [from.0.is_same_place(&to.0), cold],
+        unchanged: [from.0.is_same_place(&to.0), cold],
     })
 }
 
 /// The topic of a cluster, to make it and fill it.
-pub(crate) struct NewTopic {
+pub(crate) struct TopicTarget {
     /// To make it.
-    pub admin: Admin,
+    pub admin: TopicAdmin,
     /// To fill it.
-    pub connection: Connection,
+    pub connection: KafkaConnection,
     /// What it must be.
-    pub wish: Wish,
+    pub spec: TopicSpec,
 }
 
 /// Connects to Kafka; nothing is made.
 ///
 /// # Errors
 /// If the settings are refused, or it cannot be reached.
-pub(crate) fn new_topic(config: &Config) -> anyhow::Result<NewTopic> {
-    Ok(NewTopic { admin: admin(config)?, connection: connection(config)?, wish: wish(config) })
+pub(crate) fn topic_target(config: &Config) -> anyhow::Result<TopicTarget> {
+    Ok(TopicTarget {
+        admin: admin(config)?,
+        connection: connection(config)?,
+        spec: topic_spec(config),
+    })
 }
 
 /// The second query cache, if one is configured. It need not be there: queries do without it.
 ///
 /// # Errors
 /// If its address is none.
-pub fn second_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn PartCache>>> {
+pub fn shared_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn SharedCache>>> {
     let options =
-        RedisOptions { deadline: config.query.redis_timeout, keep: config.query.redis_keep };
+        RedisOptions { deadline: config.query.redis_timeout, ttl: config.query.redis_keep };
     match &config.query.redis {
         None => Ok(None),
         Some(url) => {
@@ -394,8 +412,8 @@ mod tests {
 
     #[test]
     fn the_database_knows_a_node_by_its_name() {
-        let config =
-            Config::defaults().with(|c| c.store.url = Some(Url::from("postgres://db/rollmill")));
+        let config = Config::defaults()
+            .with(|c| c.store.url = Some(SecretUrl::from("postgres://db/rollmill")));
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         assert_eq!(postgres(&config).expect("a database").node, machine);
         assert_eq!(

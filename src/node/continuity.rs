@@ -3,9 +3,9 @@
 use anyhow::Context;
 
 use super::DataDir;
-use crate::actors::heal::Unhealed;
+use crate::actors::gap_reader::GapError;
 use crate::config::Config;
-use crate::model::offset::Diverged;
+use crate::model::offset::LogDivergence;
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
@@ -34,11 +34,12 @@ pub(crate) fn check_log(
                     .with_context(|| format!("cannot learn where shard {shard} ends"))?;
                 continues_from(archive, shard, &checkpoint, (start, end))
             }
-            false => Err(Diverged::OtherLog { expected, found }.into()),
+            false => Err(LogDivergence::OtherLog { expected, found }.into()),
         };
         let embedded = config.kafka.brokers.is_none();
-        if let Err(lost @ (Unhealed::Diverged(Diverged::Lost { .. }) | Unhealed::Archive(_))) =
-            &continued
+        if let Err(
+            lost @ (GapError::Diverged(LogDivergence::LostRecords { .. }) | GapError::Archive(_)),
+        ) = &continued
             && !embedded
         {
             tracing::error!(shard = shard.0, "this shard cannot go on, wherever it is: {lost}");

@@ -9,13 +9,13 @@ use crate::config::{Config, key};
 const RESERVE: u64 = 100;
 /// What is asked for where the system says that there is no limit: more is refused by the usual
 /// kernels.
-const PLENTY: u64 = 1 << 20;
+const MAX_DESCRIPTORS: u64 = 1 << 20;
 
 const KEY: &str = key!(server.max_connections);
 
 /// Raises the soft limit of this process to the hard one, and fits `server.max_connections` to what
 /// there is.
-pub(super) fn fit(config: &Config) -> Config {
+pub(super) fn fit_connections(config: &Config) -> Config {
     let limit = raise();
     let wanted = config.server.max_connections;
     let connections = connections(wanted as u64, limit) as usize;
@@ -36,7 +36,7 @@ pub(super) fn fit(config: &Config) -> Config {
 /// The limit that is in force then; none if there is none.
 fn raise() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let hard = maximum.unwrap_or(PLENTY);
+    let hard = maximum.unwrap_or(MAX_DESCRIPTORS);
     if current.is_some_and(|current| current < hard)
         && let Err(why) = setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum })
     {
@@ -76,7 +76,7 @@ mod tests {
         raise();
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert!(
-            current.is_none_or(|current| maximum.unwrap_or(PLENTY) <= current),
+            current.is_none_or(|current| maximum.unwrap_or(MAX_DESCRIPTORS) <= current),
             "{current:?} of {maximum:?}"
         );
     }

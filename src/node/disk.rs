@@ -11,7 +11,7 @@ use crate::persistence::store::RollupStore;
 use crate::telemetry;
 
 /// How often it is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is looked at.
 pub(super) struct DiskWatch {
@@ -43,14 +43,14 @@ impl DiskWatch {
         let watch = Arc::new(self);
         loop {
             let looking = watch.clone();
-            if let Err(error) = tokio::task::spawn_blocking(move || looking.look()).await {
+            if let Err(error) = tokio::task::spawn_blocking(move || looking.sample()).await {
                 tracing::error!(%error, "looking at the disk crashed");
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
     }
 
-    fn look(&self) {
+    fn sample(&self) {
         if let Some(free) = self.places.iter().filter_map(free).min() {
             metrics::gauge!(telemetry::DISK_FREE).set(free as f64);
         }

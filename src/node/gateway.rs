@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::Ports;
+use super::NodePorts;
 use super::{limits, tree};
-use crate::actors::gateway::Submit;
-use crate::actors::gateway_pool::{AppendHealth, GatewayActor, GatewayPool, Stamps};
+use crate::actors::gateway::BatchSink;
+use crate::actors::gateway_pool::{AppendHealth, GatewayActor, GatewayClock, GatewayPool};
 use crate::config::Config;
 use crate::supervision::supervisor::ChildSpec;
 
 /// What the gateway role adds to a node.
-pub(super) struct Gateways {
+pub(super) struct GatewayRole {
     /// Takes requests.
-    pub submit: Arc<dyn Submit>,
+    pub submit: Arc<dyn BatchSink>,
     /// Whether appends work.
     pub health: Arc<AppendHealth>,
     /// The pool.
@@ -20,7 +20,7 @@ pub(super) struct Gateways {
 }
 
 /// The gateway role.
-pub(super) fn role(config: &Config, ports: &Ports) -> anyhow::Result<Gateways> {
+pub(super) fn role(config: &Config, ports: &NodePorts) -> anyhow::Result<GatewayRole> {
     let gateway =
         getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;
     let health = Arc::new(AppendHealth::default());
@@ -28,11 +28,11 @@ pub(super) fn role(config: &Config, ports: &Ports) -> anyhow::Result<Gateways> {
         log: ports.log.clone(),
         gateway,
         health: health.clone(),
-        stamps: Stamps::begin(&*ports.clock),
+        append_clock: GatewayClock::start(&*ports.clock),
         clock: ports.clock.clone(),
     };
-    let places = tree::places(config.gateway.actors);
+    let places = tree::empty_refs(config.gateway.actors);
     let child =
         tree::gateways(actor, places.clone(), limits::restarts(config), ports.clock.clone());
-    Ok(Gateways { submit: GatewayPool::new(places), health, child })
+    Ok(GatewayRole { submit: GatewayPool::new(places), health, child })
 }

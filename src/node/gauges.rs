@@ -3,28 +3,28 @@
 
 use std::sync::Arc;
 
-use super::ready::Readiness;
-use crate::actors::slots::{Slot, Slots};
+use super::readiness::Readiness;
+use crate::actors::shard_table::{ShardEntry, ShardTable};
 use crate::model::offset::ShardId;
 use crate::shards::state::ShardState;
 use crate::telemetry;
 
 /// Renders `/metrics`.
-pub(super) type Render = Arc<dyn Fn() -> String + Send + Sync>;
+pub(super) type MetricsRenderer = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// What is read.
 pub(super) struct Gauges {
     /// Whether the node does what its roles ask of it.
     pub ready: Arc<Readiness>,
     /// Where the shards stand.
-    pub slots: Arc<Slots>,
+    pub slots: Arc<ShardTable>,
     /// `dedup.horizon` in milliseconds: what a node without shards shows.
     pub dedup_horizon_ms: i64,
 }
 
 impl Gauges {
     /// Reads all gauges before each rendering.
-    pub(super) fn before(self, render: Render) -> Render {
+    pub(super) fn wrap(self, render: MetricsRenderer) -> MetricsRenderer {
         let process = metrics_process::Collector::default();
         process.describe();
         let version = env!("CARGO_PKG_VERSION");
@@ -38,15 +38,15 @@ impl Gauges {
 
     fn collect(&self) {
         for role in self.ready.roles.names() {
-            let ready = self.ready.ask(Some(role)).is_ok();
+            let ready = self.ready.check(Some(role)).is_ok();
             metrics::gauge!(telemetry::READY, "role" => role).set(if ready { 1.0 } else { 0.0 });
         }
         let (mut owned, mut delta_bytes) = (0_u32, 0);
         for (shard, slot) in self.slots.iter() {
             owned += u32::from(self.collect_shard(shard, slot));
-            delta_bytes += slot.read(ShardState::open_bytes).unwrap_or(0);
+            delta_bytes += slot.read_state(ShardState::open_bytes).unwrap_or(0);
         }
-        let stands = self.slots.dedup_stands();
+        let stands = self.slots.dedup_statuses();
         let shortest =
             stands.iter().map(|(_, stand)| stand.horizon_ms).min().unwrap_or(self.dedup_horizon_ms);
         metrics::gauge!(telemetry::DEDUP_HORIZON_SECONDS).set(shortest as f64 / 1000.0);
@@ -56,15 +56,15 @@ impl Gauges {
 
     /// The gauges of one shard; zero for those of other nodes, so that sums over nodes are right.
     /// Whether it is owned here.
-    fn collect_shard(&self, shard: ShardId, slot: &Slot) -> bool {
-        let reach = self.slots.reach(shard);
+    fn collect_shard(&self, shard: ShardId, slot: &ShardEntry) -> bool {
+        let reach = self.slots.watermark(shard);
         let (lag, age_ms) = reach.map_or((0, 0), |reach| {
             let lag = reach.end.saturating_sub(reach.next);
             (lag, if lag == 0 { 0 } else { reach.age_ms })
         });
         let unarchived = reach.map_or(0, |reach| reach.next.saturating_sub(slot.archived()));
         let name = shard.0.to_string();
-        let stopped = if slot.stopped().is_some() { 1.0 } else { 0.0 };
+        let stopped = if slot.stop_reason().is_some() { 1.0 } else { 0.0 };
         metrics::gauge!(telemetry::SHARD_STOPPED, "shard" => name.clone()).set(stopped);
         metrics::gauge!(telemetry::SHARD_LAG_RECORDS, "shard" => name.clone()).set(lag as f64);
         metrics::gauge!(telemetry::SHARD_AGE_SECONDS, "shard" => name.clone())

@@ -17,16 +17,16 @@ use crate::config::Config;
 use crate::gateway::auth::KeyTable;
 
 /// How often the file is looked at: a revoked key is refused after this and one reading.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What tells one state of the file from another: an edit renames a new file into place.
-type Mark = Option<(u64, i64, i64, u64)>;
+type FileStamp = Option<(u64, i64, i64, u64)>;
 
 /// The keys of a node.
-pub struct Keys {
+pub struct ApiKeys {
     /// Those in force.
     pub table: Arc<ArcSwap<KeyTable>>,
-    file: Option<(PathBuf, Mark)>,
+    file: Option<(PathBuf, FileStamp)>,
     reload: Arc<Notify>,
 }
 
@@ -34,30 +34,30 @@ pub struct Keys {
 ///
 /// # Errors
 /// If the file cannot be used.
-pub fn load(config: &Config) -> anyhow::Result<Keys> {
+pub fn load(config: &Config) -> anyhow::Result<ApiKeys> {
     let Some(path) = config.auth.keys_file.clone() else {
-        return Ok(Keys {
+        return Ok(ApiKeys {
             table: Arc::new(ArcSwap::from_pointee(KeyTable::open())),
             file: None,
             reload: Arc::default(),
         });
     };
     // Before the reading: what is written in between is then read again.
-    let mark = mark(&path);
+    let mark = file_stamp(&path);
     let table = KeyTable::load(&path).context("`rollmill keys add` makes a keys file")?;
-    Ok(Keys {
+    Ok(ApiKeys {
         table: Arc::new(ArcSwap::from_pointee(table)),
         file: Some((path, mark)),
         reload: Arc::default(),
     })
 }
 
-fn mark(path: &Path) -> Mark {
+fn file_stamp(path: &Path) -> FileStamp {
     let seen = std::fs::metadata(path).ok()?;
     Some((seen.ino(), seen.mtime(), seen.mtime_nsec(), seen.len()))
 }
 
-impl Keys {
+impl ApiKeys {
     /// Whether everything is open.
     pub fn is_open(&self) -> bool {
         self.table.load().is_open()
@@ -71,7 +71,7 @@ impl Keys {
     /// Looks at the file for as long as the node runs; ends at once if there is none.
     pub async fn watch(self) {
         let Some((path, mut seen)) = self.file else { return };
-        let mut tick = tokio::time::interval(LOOK);
+        let mut tick = tokio::time::interval(CHECK_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -80,7 +80,7 @@ impl Keys {
             }
             let file = path.clone();
             let looked = tokio::task::spawn_blocking(move || {
-                let now = mark(&file);
+                let now = file_stamp(&file);
                 (now, (now != seen).then(|| KeyTable::load(&file)))
             });
             match looked.await {

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use super::Faults;
+use super::TestFaults;
+use crate::actors::archive_maintenance::MaintenanceLimits;
 use crate::actors::archiver::ArchiveLimits;
-use crate::actors::upkeep::UpkeepLimits;
 use crate::config::{Config, millis};
-use crate::gateway::sites::Sites;
-use crate::model::expiry::Rules;
+use crate::gateway::origin_policy::OriginPolicy;
+use crate::model::expiry::ExpiryRules;
 use crate::query::engine::QueryLimits;
-use crate::shards::series::Census;
+use crate::shards::series::MetricNameRegistry;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
 
-pub(crate) fn shard(config: &Config, shard_count: u32, faults: Faults) -> ShardLimits {
+pub(crate) fn shard(config: &Config, shard_count: u32, faults: TestFaults) -> ShardLimits {
     ShardLimits {
         dedup_horizon_ms: millis(config.dedup.horizon),
         dedup_max_ids: config.dedup.max_ids,
@@ -31,8 +31,8 @@ pub(crate) fn max_series(config: &Config, shard_count: u32) -> u64 {
 }
 
 /// The names of each tenant's metrics, under their limit.
-pub(crate) fn census(config: &Config) -> Arc<Census> {
-    Census::new(config.tenants.max_metrics)
+pub(crate) fn census(config: &Config) -> Arc<MetricNameRegistry> {
+    MetricNameRegistry::new(config.tenants.max_metrics)
 }
 
 pub(crate) fn restarts(config: &Config) -> RestartPolicy {
@@ -59,8 +59,8 @@ pub(crate) fn match_cache(config: &Config) -> u64 {
     config.query.cache.bytes() / 3
 }
 
-pub(crate) fn sites(config: &Config) -> Sites {
-    Sites::new(&config.server.listen, config.server.cors_origins.0.clone())
+pub(crate) fn origin_policy(config: &Config) -> OriginPolicy {
+    OriginPolicy::new(&config.server.listen, config.server.cors_origins.0.clone())
 }
 
 pub(crate) fn archive(config: &Config) -> ArchiveLimits {
@@ -71,12 +71,12 @@ pub(crate) fn archive(config: &Config) -> ArchiveLimits {
 }
 
 /// When what is due may go.
-pub(crate) fn expiry(config: &Config) -> Rules {
-    Rules { gather_ms: Rules::GATHER_MS, max_at_once: config.expiry.max_at_once }
+pub(crate) fn expiry(config: &Config) -> ExpiryRules {
+    ExpiryRules { grace_ms: ExpiryRules::DEFAULT_GRACE_MS, max_at_once: config.expiry.max_at_once }
 }
 
-pub(crate) fn upkeep(config: &Config) -> UpkeepLimits {
-    UpkeepLimits {
+pub(crate) fn upkeep(config: &Config) -> MaintenanceLimits {
+    MaintenanceLimits {
         cold_after_ms: millis(config.archive.cold_after),
         keep_ms: millis(config.archive.keep),
         expiry: expiry(config),

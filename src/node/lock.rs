@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 
-use super::private;
+use super::permissions;
 
 /// Holds the directory until dropped, or until the process ends in whatever way.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct DataLock(#[allow(dead_code)] File); // held for its lock, never read
 /// # Errors
 /// If it cannot be created, or another process holds it.
 pub fn lock(dir: &Path) -> anyhow::Result<DataLock> {
-    private::directory(dir)?;
+    permissions::secure_directory(dir)?;
     let path = dir.join("LOCK");
     // On a disk that takes no writes it is there already, and to hold it takes no writing.
     let file = File::options().create(true).truncate(false).write(true).open(&path).or_else(

@@ -6,41 +6,41 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 
-use super::ready::Knows;
-use super::{limits, name, private, tree};
+use super::readiness::ShardDiscovery;
+use super::{limits, name, permissions, tree};
 use crate::actors::live::LiveReader;
-use crate::actors::slots::Slots;
+use crate::actors::shard_table::ShardTable;
 use crate::clock::Clock;
-use crate::cluster::directory::Directory;
-use crate::cluster::membership::{Cookie, Mesh, MeshOptions};
-use crate::cluster::peer::Peer;
+use crate::cluster::directory::PeerDirectory;
+use crate::cluster::membership::{ClusterCookie, MeshActor, MeshOptions};
+use crate::cluster::peer::MeshPeer;
 use crate::cluster::reader::MeshReader;
-use crate::cluster::serve::Server;
-use crate::cluster::tls::Tls;
+use crate::cluster::server::MeshServer;
+use crate::cluster::tls::MeshTls;
 use crate::config::{Config, key};
 use crate::model::offset::LogId;
-use crate::operate::status::{NodeStatus, Peers, Status};
+use crate::operate::status::{NodeStatus, PeerStatusSource, StatusReporter};
 use crate::supervision::supervisor::ChildSpec;
 
 /// The secret in the environment, which no listing of the keys shows.
 const COOKIE: &str = "ROLLMILL_CLUSTER_COOKIE";
 
 /// What the mesh adds to a node.
-pub(super) struct Role {
+pub(super) struct MeshRole {
     /// Live reads over all nodes.
     pub live: Arc<dyn LiveReader>,
     /// The other nodes.
-    pub peers: Arc<dyn Peers>,
+    pub peers: Arc<dyn PeerStatusSource>,
     /// Whether all shards are known.
-    pub knows: Option<Knows>,
+    pub discovery: Option<ShardDiscovery>,
     /// The actor.
     pub child: ChildSpec,
-    status: Arc<OnceLock<Arc<Status>>>,
+    status: Arc<OnceLock<Arc<StatusReporter>>>,
 }
 
-impl Role {
+impl MeshRole {
     /// From now on, other nodes are told of this one.
-    pub(super) fn tell_of(&self, status: Arc<Status>) {
+    pub(super) fn publish_status(&self, status: Arc<StatusReporter>) {
         #[expect(clippy::let_underscore_must_use, reason = "there is one status for each node")]
         let _ = self.status.set(status);
     }
@@ -52,10 +52,10 @@ impl Role {
 /// Names the key and the way out.
 pub(super) async fn role(
     config: &Config,
-    slots: &Arc<Slots>,
+    slots: &Arc<ShardTable>,
     clock: &Arc<dyn Clock>,
     log: LogId,
-) -> anyhow::Result<Option<Role>> {
+) -> anyhow::Result<Option<MeshRole>> {
     let Some(address) = config.cluster.listen.as_deref() else { return Ok(None) };
     let options = Arc::new(options(config, log)?);
     let resolved: Vec<_> = tokio::net::lookup_host(address)
@@ -66,7 +66,7 @@ pub(super) async fn role(
         let listen_is_near = resolved.iter().all(|a| a.ip().is_loopback());
         let far = options.peers.iter().find(|peer| !is_loopback(peer));
         let beyond = (!listen_is_near).then_some(address).or(far.map(String::as_str));
-        plain_tcp(config, beyond)?;
+        check_plain_tcp(config, beyond)?;
         if let Some(address) = beyond {
             tracing::warn!(
                 address,
@@ -79,7 +79,7 @@ pub(super) async fn role(
     let listener = listener.with_context(|| {
         format!("cannot listen on cluster.listen = {address}: is another process there?")
     })?;
-    let status: Arc<OnceLock<Arc<Status>>> = Arc::default();
+    let status: Arc<OnceLock<Arc<StatusReporter>>> = Arc::default();
     let told = status.clone();
     let card = move || {
         told.get()
@@ -87,25 +87,34 @@ pub(super) async fn role(
             .unwrap_or_default()
     };
     let max_answer = config.cluster.max_answer.in_memory();
-    let directory = Arc::new(Directory::default());
+    let directory = Arc::new(PeerDirectory::default());
     let call_timeout = config.cluster.call_timeout;
-    let server =
-        Server { slots: slots.clone(), clock: clock.clone(), max_answer, card: Arc::new(card) };
+    let server = MeshServer {
+        table: slots.clone(),
+        clock: clock.clone(),
+        max_answer,
+        node_status: Arc::new(card),
+    };
     let live = MeshReader {
-        slots: slots.clone(),
+        table: slots.clone(),
         directory: directory.clone(),
         clock: clock.clone(),
         call_timeout,
     };
-    let peers = Arc::new(Known(directory.clone()));
+    let peers = Arc::new(MeshPeers(directory.clone()));
     let (here, there) = (slots.clone(), directory.clone());
-    let knows = Some(Knows::new(move || {
-        here.iter().all(|(shard, slot)| slot.epoch().is_some() || there.knows(shard))
+    let knows = Some(ShardDiscovery::new(move || {
+        here.iter().all(|(shard, slot)| slot.epoch().is_some() || there.is_owned(shard))
     }));
-    let mesh =
-        Mesh { options, listener: Arc::new(listener), directory, server, clock: clock.clone() };
+    let mesh = MeshActor {
+        options,
+        listener: Arc::new(listener),
+        directory,
+        server,
+        clock: clock.clone(),
+    };
     let child = tree::mesh(mesh, limits::restarts(config), clock.clone());
-    Ok(Some(Role { live: Arc::new(live), peers, knows, child, status }))
+    Ok(Some(MeshRole { live: Arc::new(live), peers, discovery: knows, child, status }))
 }
 
 /// What is wrong with the settings of the mesh is told before anything is waited for.
@@ -121,7 +130,7 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     // The address of a name is known when it is resolved: at the start.
     let is_far = |address: &&str| host(address).parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback());
     let far = options.peers.iter().map(String::as_str).find(|peer| !is_loopback(peer));
-    plain_tcp(config, Some(address).filter(is_far).or(far))
+    check_plain_tcp(config, Some(address).filter(is_far).or(far))
 }
 
 fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
@@ -134,8 +143,8 @@ fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
     }
     let tls = match (&config.cluster.cert, &config.cluster.key, &config.cluster.ca) {
         (Some(cert), Some(key), Some(ca)) => {
-            private::secret(key!(cluster.key), key)?;
-            Some(Tls::load(cert, key, ca).map_err(|why| anyhow!(why))?)
+            permissions::check_secret_file(key!(cluster.key), key)?;
+            Some(MeshTls::load(cert, key, ca).map_err(|why| anyhow!(why))?)
         }
         _ => None,
     };
@@ -152,10 +161,10 @@ fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
     })
 }
 
-fn cookie(config: &Config) -> anyhow::Result<Cookie> {
+fn cookie(config: &Config) -> anyhow::Result<ClusterCookie> {
     let (place, text) = match (&config.cluster.cookie_file, std::env::var(COOKIE)) {
         (Some(path), _) => {
-            private::secret(key!(cluster.cookie_file), path)?;
+            permissions::check_secret_file(key!(cluster.cookie_file), path)?;
             let text = std::fs::read_to_string(path);
             let place = format!("cluster.cookie_file {}", path.display());
             (place.clone(), text.with_context(|| format!("cannot read {place}"))?)
@@ -166,7 +175,7 @@ fn cookie(config: &Config) -> anyhow::Result<Cookie> {
              file on all nodes, and its path in cluster.cookie_file"
         ),
     };
-    Cookie::new(&text).map_err(|why| anyhow!("{place}: {why}"))
+    ClusterCookie::new(&text).map_err(|why| anyhow!("{place}: {why}"))
 }
 
 /// The host of `host:port`.
@@ -180,7 +189,7 @@ fn is_loopback(peer: &str) -> bool {
 }
 
 /// Plain TCP is for loopback, unless somebody says that they know what they do.
-fn plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
+fn check_plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
     let Some(beyond) = beyond else { return Ok(()) };
     if !config.cluster.insecure {
         bail!(
@@ -194,7 +203,7 @@ fn plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
 
 /// A node with our cookie and another log is shown, so that somebody gives it a cookie of its own;
 /// its shards are not ours.
-fn of_another_cluster(card: NodeStatus, log: LogId) -> NodeStatus {
+fn mark_foreign(card: NodeStatus, log: LogId) -> NodeStatus {
     let why = format!(
         "it belongs to another cluster, whose log is {log}: give each cluster a cookie of its own"
     );
@@ -202,18 +211,19 @@ fn of_another_cluster(card: NodeStatus, log: LogId) -> NodeStatus {
 }
 
 /// The other nodes, by their last heartbeats.
-struct Known(Arc<Directory>);
+struct MeshPeers(Arc<PeerDirectory>);
 
-impl Peers for Known {
+impl PeerStatusSource for MeshPeers {
     fn nodes(&self) -> Option<Vec<NodeStatus>> {
         let peers = self.0.peers();
-        let there = peers.iter().filter(|peer| peer.is_there());
+        let there = peers.iter().filter(|peer| peer.is_alive());
         // A node that is just starting, or of another release, has no card that can be read.
-        let status = |peer: &Arc<Peer>| {
-            let card: NodeStatus = serde_json::from_slice(&peer.announced()?.card).ok()?;
+        let status = |peer: &Arc<MeshPeer>| {
+            let card: NodeStatus =
+                serde_json::from_slice(&peer.announcement()?.node_status).ok()?;
             Some(match peer.foreign_log() {
                 None => card,
-                Some(log) => of_another_cluster(card, log),
+                Some(log) => mark_foreign(card, log),
             })
         };
         Some(there.filter_map(status).collect())

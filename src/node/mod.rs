@@ -13,12 +13,12 @@ pub mod keys;
 pub(crate) mod limits;
 pub mod lock;
 mod mesh;
-pub mod migration_mark;
+pub mod migration_marker;
 pub mod offline;
 mod open;
-pub mod private;
+pub mod permissions;
 mod query;
-mod ready;
+mod readiness;
 pub mod rebuild;
 pub(crate) mod shards;
 pub mod tree;
@@ -38,15 +38,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::gauges::{Gauges, Render};
-use self::ready::Readiness;
+use self::gauges::{Gauges, MetricsRenderer};
+use self::readiness::Readiness;
 use crate::actors::clock_watch;
 use crate::actors::live::LiveReader;
-use crate::actors::slots::Slots;
+use crate::actors::shard_table::ShardTable;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{Config, millis};
 use crate::gateway::{Gateway, GatewayDeps, server};
-use crate::operate::status::{NoPeers, Peers, Status};
+use crate::operate::status::{NoPeers, PeerStatusSource, StatusReporter};
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
@@ -88,7 +88,7 @@ impl DataDir {
 
 /// Faults for tests of a whole node; a node of the command line has none.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Faults {
+pub struct TestFaults {
     /// Folding an event of the user with this hash panics.
     pub panic_on_user: Option<u64>,
 }
@@ -98,18 +98,18 @@ pub struct Faults {
 /// # Errors
 /// If it cannot start: names the thing and the way out.
 pub fn serve(config: &Config) -> anyhow::Result<()> {
-    serve_with(config, Faults::default())
+    serve_with(config, TestFaults::default())
 }
 
 /// As [`serve`], with faults.
 ///
 /// # Errors
 /// As [`serve`].
-pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
-    let config = &descriptors::fit(config);
+pub fn serve_with(config: &Config, faults: TestFaults) -> anyhow::Result<()> {
+    let config = &descriptors::fit_connections(config);
     let data = DataDir::new(&config.data.dir);
     let _lock = lock::lock(data.root())?;
-    migration_mark::refuse(config, &data)?;
+    migration_marker::refuse(config, &data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -125,7 +125,7 @@ pub fn refusals(config: &Config) -> Vec<String> {
 }
 
 /// What a node stands on; a role that needs a port which is not there cannot start.
-pub struct Ports {
+pub struct NodePorts {
     /// The log.
     pub log: Arc<dyn EventLog>,
     /// The store; a node that only takes writes needs none.
@@ -135,10 +135,10 @@ pub struct Ports {
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Renders `/metrics`.
-    pub render_metrics: Render,
+    pub render_metrics: MetricsRenderer,
 }
 
-async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<()> {
+async fn run(config: &Config, data: &DataDir, faults: TestFaults) -> anyhow::Result<()> {
     let started = Stopwatch::start();
     let keys = keys::load(config)?;
     mesh::check(config)?;
@@ -158,7 +158,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     tracing::info!(%address, data = %data.root().display(), roles = config.node.roles.names().join(","), startup_ms, "serving");
     let outcome = tokio::select! {
         signal = stopped => signal,
-        () = node.gave_up() => Err(anyhow::anyhow!("the supervision tree gave up: see the log for what failed too often")),
+        () = node.await_failure() => Err(anyhow::anyhow!("the supervision tree gave up: see the log for what failed too often")),
     };
     tracing::info!("stopping");
     node.stop().await?;
@@ -170,11 +170,11 @@ pub struct Node {
     /// Where it serves.
     pub address: SocketAddr,
     /// Where its shards stand.
-    pub slots: Arc<Slots>,
+    pub slots: Arc<ShardTable>,
     log: Arc<dyn EventLog>,
     root: ActorRef<SupervisorMessage>,
     tree_ended: JoinHandle<()>,
-    shards: Option<shards::Handle>,
+    shards: Option<shards::ShardsHandle>,
     ready: Arc<Readiness>,
     drain_delay: Duration,
     /// What runs until the connections have ended.
@@ -190,14 +190,14 @@ impl Node {
     /// If a role lacks a port, or an actor cannot be spawned at all.
     pub async fn start(
         config: &Config,
-        ports: Ports,
-        keys: keys::Keys,
+        ports: NodePorts,
+        keys: keys::ApiKeys,
         listener: TcpListener,
-        faults: Faults,
+        faults: TestFaults,
     ) -> anyhow::Result<Self> {
         let (log, clock) = (ports.log.clone(), ports.clock.clone());
         let (roles, limits) = (config.node.roles, limits::shard(config, log.shard_count(), faults));
-        let slots = Slots::new(log.clone(), clock.clone());
+        let slots = ShardTable::new(log.clone(), clock.clone());
         let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
         let census = limits::census(config);
         let shards = if roles.shards {
@@ -217,27 +217,27 @@ impl Node {
             slots: slots.clone(),
             stale_after_ms: millis(config.query.stale_after),
             store: queries.store.clone(),
-            knows: mesh.as_mut().and_then(|mesh| mesh.knows.take()),
+            discovery: mesh.as_mut().and_then(|mesh| mesh.discovery.take()),
             clock: clock.clone(),
             stopping: false.into(),
         });
         let status_ready = ready.clone();
-        let status = Arc::new(Status {
+        let status = Arc::new(StatusReporter {
             name: name(config),
             roles: roles.names(),
             started: Stopwatch::start(),
-            ready: Arc::new(move || status_ready.ask(None)),
-            slots: slots.clone(),
+            ready: Arc::new(move || status_ready.check(None)),
+            table: slots.clone(),
             log: log.clone(),
             store: ports.store.clone(),
             peers: mesh
                 .as_ref()
-                .map_or(Arc::new(NoPeers) as Arc<dyn Peers>, |mesh| mesh.peers.clone()),
+                .map_or(Arc::new(NoPeers) as Arc<dyn PeerStatusSource>, |mesh| mesh.peers.clone()),
             clock: clock.clone(),
             stale_after_ms: millis(config.query.stale_after),
         });
         if let Some(mesh) = &mesh {
-            mesh.tell_of(status.clone());
+            mesh.publish_status(status.clone());
         }
         let gateway_ready = ready.clone();
         let dedup_horizon_ms = millis(config.dedup.horizon);
@@ -248,13 +248,13 @@ impl Node {
             quarantine: queries.quarantine,
             expiry: queries.expiry,
             keys: keys.table.clone(),
-            sites: limits::sites(config),
+            origin_policy: limits::origin_policy(config),
             config: Arc::new(config.clone()),
             clock: clock.clone(),
             shard_count: log.shard_count(),
-            render_metrics: gauges.before(ports.render_metrics.clone()),
+            render_metrics: gauges.wrap(ports.render_metrics.clone()),
             status,
-            ready: Arc::new(move |role| gateway_ready.ask(role)),
+            ready: Arc::new(move |role| gateway_ready.check(role)),
             metric_names: Arc::new(move |tenant| roles.shards.then(|| census.usage(tenant))),
         });
         let mut children = Vec::new();
@@ -271,7 +271,11 @@ impl Node {
             tokio::spawn(disk.run()),
             tokio::spawn(clock_watch::run(clock)),
         ];
-        tasks.extend(handle.as_ref().map(|handle: &shards::Handle| handle.pulse(config, &slots)));
+        tasks.extend(
+            handle
+                .as_ref()
+                .map(|handle: &shards::ShardsHandle| handle.start_ticker(config, &slots)),
+        );
         tasks.extend(queries.probe.map(tokio::spawn));
         let (stop, stopping) = watch::channel(false);
         let address = listener.local_addr().context("cannot read the listening address")?;
@@ -295,7 +299,7 @@ impl Node {
     }
 
     /// Ends when the supervision tree has given up.
-    pub async fn gave_up(&mut self) {
+    pub async fn await_failure(&mut self) {
         if let Err(error) = (&mut self.tree_ended).await {
             tracing::error!(%error, "the supervision tree crashed");
         }
@@ -307,7 +311,7 @@ impl Node {
     /// # Errors
     /// If closing the log crashes.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        self.ready.stop();
+        self.ready.set_stopping();
         tokio::time::sleep(self.drain_delay).await;
         self.stop.send_replace(true);
         if tokio::time::timeout(CONNECTIONS, &mut self.serving).await.is_err() {
@@ -315,7 +319,7 @@ impl Node {
         }
         self.tasks.iter().for_each(JoinHandle::abort);
         if let Some(shards) = &self.shards {
-            shards.let_go().await;
+            shards.relinquish().await;
         }
         self.root.stop(None);
         let log = self.log.clone();
@@ -351,7 +355,7 @@ fn outlive_file_limits() -> anyhow::Result<()> {
 
 /// Reads the keys file again at each SIGHUP, which operators and their tools send to reload. It
 /// never ends a node: a closed terminal is no reason to stop.
-fn reload_at_hangup(keys: &keys::Keys) -> anyhow::Result<JoinHandle<()>> {
+fn reload_at_hangup(keys: &keys::ApiKeys) -> anyhow::Result<JoinHandle<()>> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let reload = keys.reload();
     Ok(tokio::spawn(async move {

@@ -23,7 +23,7 @@ use crate::persistence::store::sqlite::SqliteStore;
 /// If there is none, or it is another version's.
 pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupStore>> {
     if let Some(options) = backends::postgres(config) {
-        let store: Arc<dyn RollupStore> = PostgresStore::open_existing(&options)?;
+        let store: Arc<dyn RollupStore> = PostgresStore::open_read_only(&options)?;
         return Ok(store);
     }
     if !data.store().is_file() {
@@ -73,7 +73,7 @@ pub fn cut_log(config: &Config, data: &DataDir) -> anyhow::Result<Option<(PathBu
         );
     }
     let _lock = super::lock::lock(data.root())?;
-    EmbeddedLog::cut_damaged(&data.log()).map_err(|why| anyhow!(why))
+    EmbeddedLog::truncate_damaged_tail(&data.log()).map_err(|why| anyhow!(why))
 }
 
 /// Opens the archive of a data directory, or the object storage that the configuration names.

@@ -13,12 +13,12 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 
 use super::continuity::check_log;
-use super::gauges::Render;
-use super::{DataDir, Ports, backends};
+use super::gauges::MetricsRenderer;
+use super::{DataDir, NodePorts, backends};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::gateway::starting;
-use crate::persistence::log::{LogError, Unopened};
+use crate::persistence::log::{LogError, LogOpenError};
 use crate::persistence::store::StoreError;
 use crate::telemetry;
 
@@ -39,40 +39,40 @@ pub(super) async fn open(
     config: &Config,
     data: &DataDir,
     listener: &TcpListener,
-) -> anyhow::Result<Ports> {
+) -> anyhow::Result<NodePorts> {
     let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new()
-        .set_buckets(telemetry::SECONDS)
+        .set_buckets(telemetry::HISTOGRAM_BUCKETS)
         .and_then(metrics_exporter_prometheus::PrometheusBuilder::install_recorder)
         .context("cannot record metrics")?;
     telemetry::describe();
-    let render: Render = Arc::new(move || prometheus.render());
+    let render: MetricsRenderer = Arc::new(move || prometheus.render());
     let error = match attempt(config, data, &render).await? {
         Ok(ports) => return Ok(ports),
         Err(error) => error,
     };
-    let what = awaited(config, &error).filter(|_| !config.server.start_wait.is_zero());
+    let what = awaited_server(config, &error).filter(|_| !config.server.start_wait.is_zero());
     let Some(what) = what else { return Err(error) };
     // Known before the first request is answered.
     let why = Arc::new(ArcSwap::from_pointee(waits_for(what)));
     let connections = config.server.max_connections;
     tokio::select! {
-        ports = patiently(config, data, &render, error, &why) => ports,
+        ports = retry_open(config, data, &render, error, &why) => ports,
         never = starting::serve(listener, why.clone(), connections, config.server.header_timeout) => match never {},
     }
 }
 
 /// Tries again after `error`, and says why, each reason once.
-async fn patiently(
+async fn retry_open(
     config: &Config,
     data: &DataDir,
-    render: &Render,
+    render: &MetricsRenderer,
     mut error: anyhow::Error,
     why: &ArcSwap<String>,
-) -> anyhow::Result<Ports> {
+) -> anyhow::Result<NodePorts> {
     let (limit, watch) = (config.server.start_wait, Stopwatch::start());
     let (mut pause, mut told) = (PAUSE_MIN, BTreeSet::new());
     loop {
-        let Some(what) = awaited(config, &error) else { return Err(error) };
+        let Some(what) = awaited_server(config, &error) else { return Err(error) };
         why.store(Arc::new(waits_for(what)));
         let left = limit.saturating_sub(watch.elapsed());
         if left.is_zero() {
@@ -85,7 +85,7 @@ async fn patiently(
                 "the node waits for {what}, for at most {limit:?} (server.start_wait): {error:#}"
             );
         }
-        tokio::time::sleep(shortened(pause)?.min(left)).await;
+        tokio::time::sleep(jittered(pause)?.min(left)).await;
         pause = (pause * 2).min(PAUSE_MAX);
         match attempt(config, data, render).await? {
             Ok(ports) => {
@@ -105,7 +105,7 @@ fn waits_for(what: &str) -> String {
 }
 
 /// Between a half and the whole of it.
-fn shortened(pause: Duration) -> anyhow::Result<Duration> {
+fn jittered(pause: Duration) -> anyhow::Result<Duration> {
     let chance = getrandom::u32()
         .map_err(|e| anyhow::anyhow!("no randomness for the pause between two attempts: {e}"))?;
     Ok(pause / 2 + (pause / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX)))
@@ -115,8 +115,8 @@ fn shortened(pause: Duration) -> anyhow::Result<Duration> {
 async fn attempt(
     config: &Config,
     data: &DataDir,
-    render: &Render,
-) -> anyhow::Result<anyhow::Result<Ports>> {
+    render: &MetricsRenderer,
+) -> anyhow::Result<anyhow::Result<NodePorts>> {
     let (answer, asked) = tokio::sync::oneshot::channel();
     let (config, data, render) = (config.clone(), data.clone(), render.clone());
     let runtime = tokio::runtime::Handle::current();
@@ -135,13 +135,17 @@ async fn attempt(
     asked.await.context("opening log and store crashed")
 }
 
-fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::Result<Ports> {
+fn open_all(
+    config: &Config,
+    data: &DataDir,
+    render_metrics: MetricsRenderer,
+) -> anyhow::Result<NodePorts> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let roles = config.node.roles;
     // Nobody is asked for it yet: what is wrong with it is told before anything is waited for.
     let archive = if roles.shards { Some(backends::archive(config, data)?) } else { None };
     // Before the log: who has joined Kafka's group owns shards, and must not wait for a store then.
-    let shared = if roles.need_store() && config.store.url.is_some() {
+    let shared = if roles.needs_store() && config.store.url.is_some() {
         let opened = backends::store(config, data, &clock);
         Some(opened.map_err(|error| instead_of(config, &error).unwrap_or(error))?)
     } else {
@@ -151,19 +155,21 @@ fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::
     let log = backends::log(config, data, &clock, roles.shards)?;
     tracing::debug!(id = %log.id(), shards = log.shard_count(), elapsed_ms = watch.elapsed().as_millis() as u64, "the log is open");
     let store = match shared {
-        None if roles.need_store() => Some(backends::store(config, data, &clock)?),
+        None if roles.needs_store() => Some(backends::store(config, data, &clock)?),
         shared => shared,
     };
     if let Some(store) = &store {
         check_log(config, data, log.as_ref(), store.as_ref(), archive.as_deref())?;
     }
-    Ok(Ports { log, store, archive, clock, render_metrics })
+    Ok(NodePorts { log, store, archive, clock, render_metrics })
 }
 
 /// A database that is away must not hide that Kafka refuses this node, which no waiting mends.
 fn instead_of(config: &Config, error: &anyhow::Error) -> Option<anyhow::Error> {
-    awaited(config, error)?;
-    backends::reach_log(config).err().filter(|refusal| awaited(config, refusal).is_none())
+    awaited_server(config, error)?;
+    backends::check_log_reachable(config)
+        .err()
+        .filter(|refusal| awaited_server(config, refusal).is_none())
 }
 
 const KAFKA: &str = "Kafka (kafka.brokers)";
@@ -171,9 +177,9 @@ const DATABASE: &str = "PostgreSQL (store.url)";
 
 /// What may heal by waiting: the server that cannot be reached. `None` if it is something else that
 /// failed.
-fn awaited(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
+fn awaited_server(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
-        if let Some(Unopened::Away(_)) = cause.downcast_ref() {
+        if let Some(LogOpenError::Unavailable(_)) = cause.downcast_ref() {
             return Some(KAFKA);
         }
         if let Some(LogError::Io(_)) = cause.downcast_ref() {
@@ -187,24 +193,24 @@ fn awaited(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Url;
+    use crate::config::SecretUrl;
 
     #[test]
     fn only_servers_that_are_configured_are_waited_for() {
         let embedded = Config::defaults();
         let shared = Config::defaults().with(|c| {
             c.kafka.brokers = Some("b:9092".to_owned());
-            c.store.url = Some(Url::from("postgres://db/r"));
+            c.store.url = Some(SecretUrl::from("postgres://db/r"));
         });
         let refused = || StoreError::Unavailable("refused".to_owned());
         for (error, what) in [
             (
-                anyhow::Error::new(Unopened::Away("gone".to_owned()))
+                anyhow::Error::new(LogOpenError::Unavailable("gone".to_owned()))
                     .context("cannot open the log"),
                 Some(KAFKA),
             ),
             (
-                anyhow::Error::new(Unopened::Wrong("no topic".to_owned()))
+                anyhow::Error::new(LogOpenError::Invalid("no topic".to_owned()))
                     .context("cannot open the log"),
                 None,
             ),
@@ -217,15 +223,18 @@ mod tests {
             (StoreError::Failed("wrong password".to_owned()).into(), None),
             (anyhow::anyhow!("the disk is full"), None),
         ] {
-            assert_eq!(awaited(&shared, &error), what, "{error:#}");
-            assert!(error.is::<Unopened>() || awaited(&embedded, &error).is_none(), "{error:#}");
+            assert_eq!(awaited_server(&shared, &error), what, "{error:#}");
+            assert!(
+                error.is::<LogOpenError>() || awaited_server(&embedded, &error).is_none(),
+                "{error:#}"
+            );
         }
     }
 
     #[test]
     fn pauses_are_shortened_by_half_at_most() {
         for _ in 0..100 {
-            let pause = shortened(PAUSE_MAX).expect("randomness");
+            let pause = jittered(PAUSE_MAX).expect("randomness");
             assert!(PAUSE_MAX / 2 <= pause && pause <= PAUSE_MAX, "{pause:?}");
         }
     }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::future::BoxFuture;
 
-use super::{Ports, backends, limits};
+use super::{NodePorts, backends, limits};
 use crate::actors::live::LiveReader;
 use crate::config::Config;
 use crate::operate::absent::NoStore;
-use crate::operate::expiry::Expiry;
-use crate::operate::quarantine::Quarantine;
+use crate::operate::expiry::StoreExpiry;
+use crate::operate::quarantine::StoreQuarantine;
 use crate::operate::service::{ExpiryService, QuarantineService};
 use crate::persistence::store::RollupStore;
 use crate::query::absent::NoQueries;
@@ -27,7 +27,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the query role adds to a node.
-pub(super) struct Queries {
+pub(super) struct QueryRole {
     /// Answers queries.
     pub service: Arc<dyn QueryService>,
     /// What was set aside.
@@ -43,32 +43,32 @@ pub(super) struct Queries {
 /// The query role.
 pub(super) fn role(
     config: &Config,
-    ports: &Ports,
+    ports: &NodePorts,
     live: Arc<dyn LiveReader>,
     shard_limits: ShardLimits,
-) -> anyhow::Result<Queries> {
+) -> anyhow::Result<QueryRole> {
     let store = ports.store.clone().context("the role query needs a store")?;
     let reachable = Arc::new(AtomicBool::new(true));
-    let second = backends::second_cache(config)?;
-    Ok(Queries {
-        service: QueryEngine::with_second_cache(
+    let second = backends::shared_cache(config)?;
+    Ok(QueryRole {
+        service: QueryEngine::with_shared_cache(
             store.clone(),
             live,
             ports.clock.clone(),
             limits::query(config),
             second,
         ),
-        quarantine: Quarantine::new(store.clone(), shard_limits),
-        expiry: Expiry::new(store.clone()),
+        quarantine: StoreQuarantine::new(store.clone(), shard_limits),
+        expiry: StoreExpiry::new(store.clone()),
         probe: Some(Box::pin(probe(store, reachable.clone()))),
         store: reachable,
     })
 }
 
 /// No query role.
-pub(super) fn absent() -> Queries {
+pub(super) fn absent() -> QueryRole {
     let store = Arc::new(AtomicBool::new(false));
-    Queries {
+    QueryRole {
         service: Arc::new(NoQueries),
         quarantine: Arc::new(NoStore),
         expiry: Arc::new(NoStore),

@@ -10,34 +10,34 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 
 use super::lock::{self, DataLock};
-use super::{DataDir, Faults, backends, limits, offline};
+use super::{DataDir, TestFaults, backends, limits, offline};
 use crate::config::{Config, millis};
 use crate::model::offset::LogId;
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
-use crate::persistence::store::postgres::{Holds, PostgresOptions, PostgresStore};
+use crate::persistence::store::postgres::{DatabaseState, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::recompute::fold::FoldRules;
 use crate::recompute::rebuild::plan::ShardPlan;
-use crate::recompute::rebuild::{self, Rebuild, Report};
+use crate::recompute::rebuild::{self, RebuildReport, StoreRebuild};
 
 /// Of `flush.max_delta_bytes`: what is held of the one shard that is rebuilt, before it is written.
 const SHARE_OF_DELTAS: u64 = 16;
 
 /// What is to be done, with everything opened that is read.
-pub struct Prepared {
-    target: Target,
+pub struct RebuildJob {
+    target: RebuildTarget,
     archive: Arc<dyn Archive>,
     log: Arc<dyn EventLog>,
     /// The history of every shard.
     pub plans: Vec<ShardPlan>,
     /// Whether an earlier attempt was ended, and is gone on with.
-    pub goes_on: bool,
+    pub resumes: bool,
     _lock: DataLock,
 }
 
-enum Target {
+enum RebuildTarget {
     Sqlite { place: PathBuf, beside: PathBuf },
     Postgres(PostgresOptions),
 }
@@ -52,7 +52,7 @@ pub fn prepare(
     data: &DataDir,
     former: &[LogId],
     allow_expired: bool,
-) -> anyhow::Result<Prepared> {
+) -> anyhow::Result<RebuildJob> {
     if config.kafka.brokers.is_none() && !data.log().is_dir() {
         bail!(
             "{} has no log: name the data directory with --data; a store is made from its archive \
@@ -61,20 +61,20 @@ pub fn prepare(
         );
     }
     let _lock = lock::lock(data.root())?;
-    let target = Target::of(config, data);
+    let target = RebuildTarget::of(config, data);
     let goes_on = target.check()?;
     let archive = offline::archive(config, data)?;
     let log = offline::log(config, data).map_err(|why| anyhow::anyhow!(why))?;
     let plans = rebuild::plan(archive.as_ref(), log.as_ref(), former, allow_expired)?;
-    Ok(Prepared { target, archive, log, plans, goes_on, _lock })
+    Ok(RebuildJob { target, archive, log, plans, resumes: goes_on, _lock })
 }
 
-impl Prepared {
+impl RebuildJob {
     /// Where the new store is going to be.
-    pub fn place(&self) -> String {
+    pub fn location(&self) -> String {
         match &self.target {
-            Target::Sqlite { place, .. } => place.display().to_string(),
-            Target::Postgres(_) => "the database of store.url".to_owned(),
+            RebuildTarget::Sqlite { place, .. } => place.display().to_string(),
+            RebuildTarget::Postgres(_) => "the database of store.url".to_owned(),
         }
     }
 
@@ -88,14 +88,14 @@ impl Prepared {
         config: &Config,
         archive_only: bool,
         progress: &mut dyn FnMut(u64),
-    ) -> anyhow::Result<Report> {
+    ) -> anyhow::Result<RebuildReport> {
         let nonce =
             getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
-        let shards = limits::shard(config, self.log.shard_count(), Faults::default());
+        let shards = limits::shard(config, self.log.shard_count(), TestFaults::default());
         let (dedup_horizon_ms, dedup_max_ids) = (shards.dedup_horizon_ms, shards.dedup_max_ids);
         let max_delta_bytes = (config.flush.max_delta_bytes.bytes() / SHARE_OF_DELTAS) as usize;
         let run = |store: &dyn RollupStore, progress: &mut dyn FnMut(u64)| {
-            let rebuild = Rebuild {
+            let rebuild = StoreRebuild {
                 store,
                 archive: self.archive.as_ref(),
                 log: self.log.as_ref(),
@@ -106,14 +106,14 @@ impl Prepared {
                     shard_count: self.log.shard_count(),
                 },
                 max_series: limits::max_series(config, self.log.shard_count()),
-                census: limits::census(config),
+                metric_names: limits::census(config),
                 max_ahead_ms: millis(config.accept.max_ahead),
                 nonce,
             };
             rebuild.run(&self.plans, archive_only, progress)
         };
         match &self.target {
-            Target::Sqlite { place, beside } => {
+            RebuildTarget::Sqlite { place, beside } => {
                 let store = SqliteStore::open_rebuilding(beside)?;
                 let report = run(store.as_ref(), progress)?;
                 store.finish_rebuild()?;
@@ -121,7 +121,7 @@ impl Prepared {
                 put_in_place(beside, place)?;
                 Ok(report)
             }
-            Target::Postgres(options) => {
+            RebuildTarget::Postgres(options) => {
                 let store = PostgresStore::open_rebuilding(options)?;
                 let report = run(store.as_ref(), progress)?;
                 store.finish_rebuild()?;
@@ -131,7 +131,7 @@ impl Prepared {
     }
 }
 
-impl Target {
+impl RebuildTarget {
     fn of(config: &Config, data: &DataDir) -> Self {
         match backends::postgres(config) {
             Some(options) => Self::Postgres(options),
@@ -156,10 +156,10 @@ impl Target {
                 }
                 Ok(beside.exists())
             }
-            Self::Postgres(options) => match PostgresStore::holds(options)? {
-                Holds::Nothing => Ok(false),
-                Holds::Rebuilding => Ok(true),
-                Holds::Store => bail!(
+            Self::Postgres(options) => match PostgresStore::database_state(options)? {
+                DatabaseState::Empty => Ok(false),
+                DatabaseState::Rebuilding => Ok(true),
+                DatabaseState::Complete => bail!(
                     "the database of store.url holds a store: name an empty database, or, if that \
                      store is lost, `DROP SCHEMA rollmill CASCADE` in it"
                 ),

@@ -8,35 +8,35 @@ use anyhow::Context;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::tree::{self, ShardsPlace};
-use super::{Ports, limits};
-use crate::actors::archiver::{Archiver, Waiting};
-use crate::actors::pulse::{self, ShardRefs};
+use super::tree::{self, ShardsSupervisorRef};
+use super::{NodePorts, limits};
+use crate::actors::archive_maintenance::{ArchiveMaintenance, DamagedObjects, ExpiryChecks};
+use crate::actors::archiver::{ArchiveDelays, Archiver};
 use crate::actors::shard::ShardActor;
-use crate::actors::shard_ports::{Names, ShardPorts};
-use crate::actors::slots::Slots;
-use crate::actors::upkeep::{Damaged, Looked, Upkeep};
+use crate::actors::shard_ports::{MetricNameLoader, ShardPorts};
+use crate::actors::shard_table::ShardTable;
+use crate::actors::ticker::{self, ShardRefs};
 use crate::config::{Config, millis};
-use crate::shards::series::Census;
+use crate::shards::series::MetricNameRegistry;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::shards::{ShardsMessage, ShardsSpec};
 use crate::supervision::supervisor::ChildSpec;
 
 /// Beyond the time of a handover, for the supervisor to answer.
-const ANSWER: Duration = Duration::from_secs(1);
+const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
 /// What the shards role adds to a node.
-pub(crate) struct Shards {
+pub(crate) struct ShardsRole {
     /// To reach them.
-    pub handle: Handle,
+    pub handle: ShardsHandle,
     /// The supervisor of the shards, the archiver, and the upkeep of the archive.
     pub children: [ChildSpec; 3],
 }
 
 /// Reaches the shards of a running node.
-pub(crate) struct Handle {
-    place: ShardsPlace,
+pub(crate) struct ShardsHandle {
+    place: ShardsSupervisorRef,
     refs: ShardRefs,
     handover: Duration,
 }
@@ -44,22 +44,22 @@ pub(crate) struct Handle {
 /// The shards role.
 pub(crate) fn role(
     config: &Config,
-    ports: &Ports,
-    slots: &Arc<Slots>,
-    census: &Arc<Census>,
+    ports: &NodePorts,
+    slots: &Arc<ShardTable>,
+    census: &Arc<MetricNameRegistry>,
     shard_limits: &ShardLimits,
-) -> anyhow::Result<Shards> {
+) -> anyhow::Result<ShardsRole> {
     let store = ports.store.clone().context("the role shards needs a store")?;
     let archive = ports.archive.clone().context("the role shards needs an archive")?;
     let (log, clock) = (ports.log.clone(), ports.clock.clone());
-    let refs: ShardRefs = tree::places(log.shard_count() as usize);
+    let refs: ShardRefs = tree::empty_refs(log.shard_count() as usize);
     let shard_ports = ShardPorts {
         shard: crate::model::offset::ShardId(0),
         log: log.clone(),
         store: store.clone(),
         archive: archive.clone(),
-        names: Some(Names::new(census.clone())),
-        slots: slots.clone(),
+        metric_names: Some(MetricNameLoader::new(census.clone())),
+        table: slots.clone(),
     };
     let actor = ShardActor {
         ports: shard_ports,
@@ -70,25 +70,25 @@ pub(crate) fn role(
     let (places, handover, leaving) = (refs.clone(), config.shards.handover, log.clone());
     let spec = ShardsSpec {
         assignment: log.assignment(),
-        child: Arc::new(move |shard| tree::shard(actor.of_shard(shard), &places)),
-        let_go: Arc::new(move |shards| leaving.let_go(shards)),
-        slots: slots.clone(),
+        child: Arc::new(move |shard| tree::shard(actor.for_shard(shard), &places)),
+        relinquish: Arc::new(move |shards| leaving.let_go(shards)),
+        table: slots.clone(),
         refs: refs.clone(),
         policy: RestartPolicy { escalates: false, ..limits::restarts(config) },
         refused_delay_ms: millis(config.shards.refused_delay),
         handover,
         clock: clock.clone(),
     };
-    let upkeep = Upkeep {
+    let upkeep = ArchiveMaintenance {
         log: log.id(),
         store: store.clone(),
         archive: archive.clone(),
         clock: clock.clone(),
         limits: limits::upkeep(config),
-        slots: slots.clone(),
-        damaged: Damaged::default(),
-        run: getrandom::u64().context("no randomness")?,
-        looked: Looked::default(),
+        table: slots.clone(),
+        damaged: DamagedObjects::default(),
+        run_id: getrandom::u64().context("no randomness")?,
+        expiry_checks: ExpiryChecks::default(),
     };
     let archiver = Archiver {
         log,
@@ -96,28 +96,28 @@ pub(crate) fn role(
         archive,
         clock,
         limits: limits::archive(config),
-        slots: slots.clone(),
-        waiting: Waiting::default(),
+        table: slots.clone(),
+        delays: ArchiveDelays::default(),
     };
-    let place = ShardsPlace::default();
+    let place = ShardsSupervisorRef::default();
     let children =
         [tree::shards(spec, place.clone()), tree::archiver(archiver), tree::upkeep(upkeep)];
-    Ok(Shards { handle: Handle { place, refs, handover }, children })
+    Ok(ShardsRole { handle: ShardsHandle { place, refs, handover }, children })
 }
 
-impl Handle {
+impl ShardsHandle {
     /// Starts the pulse.
-    pub(crate) fn pulse(&self, config: &Config, slots: &Arc<Slots>) -> JoinHandle<()> {
-        tokio::spawn(pulse::run(self.refs.clone(), slots.clone(), config.shards.pull_interval))
+    pub(crate) fn start_ticker(&self, config: &Config, slots: &Arc<ShardTable>) -> JoinHandle<()> {
+        tokio::spawn(ticker::run(self.refs.clone(), slots.clone(), config.shards.pull_interval))
     }
 
     /// Drains every shard, bounded in time, and lets it go; what does not end in time is still in
     /// the log.
-    pub(crate) async fn let_go(&self) {
+    pub(crate) async fn relinquish(&self) {
         let Some(supervisor) = self.place.load_full() else { return };
-        let longest = self.handover + ANSWER;
+        let longest = self.handover + ANSWER_MARGIN;
         if !supervisor
-            .call(ShardsMessage::LetGoAll, Some(longest))
+            .call(ShardsMessage::RelinquishAll, Some(longest))
             .await
             .is_ok_and(|reply| reply.is_success())
         {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::{Faults, Node, Ports, keys};
+use super::{Node, NodePorts, TestFaults, keys};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::model::decimal::Decimal;
@@ -47,9 +47,9 @@ impl Cluster {
     async fn node(&self, log: &Arc<MemoryLog>, config: &Config) -> Node {
         let roles = config.node.roles;
         let store = self.store.clone() as Arc<dyn RollupStore>;
-        let ports = Ports {
+        let ports = NodePorts {
             log: log.clone(),
-            store: roles.need_store().then_some(store),
+            store: roles.needs_store().then_some(store),
             archive: roles.shards.then(|| self.archive.clone() as _),
             clock: Arc::new(SystemClock),
             render_metrics: Arc::new(String::new),
@@ -60,7 +60,7 @@ impl Cluster {
             ports,
             keys::load(config).expect("no keys"),
             listener,
-            Faults::default(),
+            TestFaults::default(),
         )
         .await
         .expect("it starts")

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorRef};
 
+use crate::actors::archive_maintenance::ArchiveMaintenance;
 use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
-use crate::actors::pulse::ShardRefs;
 use crate::actors::shard::ShardActor;
-use crate::actors::upkeep::Upkeep;
+use crate::actors::ticker::ShardRefs;
 use crate::clock::Clock;
-use crate::cluster::membership::Mesh;
+use crate::cluster::membership::MeshActor;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::shards::{ShardsMessage, ShardsSpec, ShardsSupervisor};
 use crate::supervision::supervisor::{
-    ChildSpec, SpawnChild, Supervisor, SupervisorMessage, SupervisorSpec,
+    ChildSpawner, ChildSpec, Supervisor, SupervisorMessage, SupervisorSpec,
 };
 
 /// Empty places for `n` actors.
-pub fn places<M>(n: usize) -> Arc<Vec<ArcSwapOption<ActorRef<M>>>> {
+pub fn empty_refs<M>(n: usize) -> Arc<Vec<ArcSwapOption<ActorRef<M>>>> {
     Arc::new((0..n).map(|_| ArcSwapOption::empty()).collect())
 }
 
@@ -33,7 +33,7 @@ fn actor_child<A>(
 where
     A: Actor<Arguments = ()> + Clone + Sync,
 {
-    let spawn: SpawnChild = Arc::new(move |supervisor| {
+    let spawn: ChildSpawner = Arc::new(move |supervisor| {
         let (actor, place) = (actor.clone(), place.clone());
         Box::pin(async move {
             let (spawned, _) = Actor::spawn_linked(None, actor, (), supervisor).await?;
@@ -53,7 +53,7 @@ fn supervisor_child(
     clock: Arc<dyn Clock>,
 ) -> ChildSpec {
     let children = Arc::new(children);
-    let spawn: SpawnChild = Arc::new(move |supervisor| {
+    let spawn: ChildSpawner = Arc::new(move |supervisor| {
         let spec = SupervisorSpec { children: children(), policy, clock: clock.clone() };
         Box::pin(async move {
             let (spawned, _) = Actor::spawn_linked(None, Supervisor, spec, supervisor).await?;
@@ -64,7 +64,7 @@ fn supervisor_child(
 }
 
 /// Where the supervisor of the shards is now.
-pub type ShardsPlace = Arc<ArcSwapOption<ActorRef<ShardsMessage>>>;
+pub type ShardsSupervisorRef = Arc<ArcSwapOption<ActorRef<ShardsMessage>>>;
 
 /// Starts the tree over the children of the node's roles; the root's failure is the node's.
 ///
@@ -98,8 +98,8 @@ pub fn gateways(
 }
 
 /// The supervisor of the shards.
-pub fn shards(spec: ShardsSpec, place: ShardsPlace) -> ChildSpec {
-    let spawn: SpawnChild = Arc::new(move |supervisor| {
+pub fn shards(spec: ShardsSpec, place: ShardsSupervisorRef) -> ChildSpec {
+    let spawn: ChildSpawner = Arc::new(move |supervisor| {
         let (spec, place) = (spec.clone(), place.clone());
         Box::pin(async move {
             let (spawned, _) =
@@ -126,13 +126,13 @@ pub fn archiver(archiver: Archiver) -> ChildSpec {
 }
 
 /// The upkeep of the archive.
-pub fn upkeep(upkeep: Upkeep) -> ChildSpec {
+pub fn upkeep(upkeep: ArchiveMaintenance) -> ChildSpec {
     actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {})
 }
 
 /// The mesh of nodes. Its failures are its own: a node that has lost the others still takes writes
 /// and answers for its shards.
-pub fn mesh(mesh: Mesh, policy: RestartPolicy, clock: Arc<dyn Clock>) -> ChildSpec {
+pub fn mesh(mesh: MeshActor, policy: RestartPolicy, clock: Arc<dyn Clock>) -> ChildSpec {
     let children = move || vec![actor_child("mesh", "mesh".to_owned(), mesh.clone(), |_| {})];
     supervisor_child("mesh", children, RestartPolicy { escalates: false, ..policy }, clock)
 }

@@ -6,92 +6,103 @@ use std::sync::Arc;
 
 use super::service::{ExpiryService, OperateError};
 use crate::api::archive::{self, DueExpiry, ExpiryAnswer, ExpiryGoesOnAnswer};
-use crate::model::budget::Budget;
-use crate::model::expiry::Note;
-use crate::persistence::store::{Expiring, ExpiryNote, RollupStore, StoreError, StoreSnapshot};
+use crate::model::budget::QueryBudget;
+use crate::model::expiry::ExpiryState;
+use crate::persistence::store::{ExpiryRow, ExpiryTarget, RollupStore, StoreError, StoreSnapshot};
 
 /// What a store has noted.
-pub struct Expiry(Arc<dyn RollupStore>);
+pub struct StoreExpiry(Arc<dyn RollupStore>);
 
-impl Expiry {
+impl StoreExpiry {
     /// The notes of this store.
     pub fn new(store: Arc<dyn RollupStore>) -> Arc<Self> {
         Arc::new(Self(store))
     }
 
-    fn noted(
+    fn states(
         snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
-    ) -> Result<Vec<(Expiring, Note)>, OperateError> {
+    ) -> Result<Vec<(ExpiryTarget, ExpiryState)>, OperateError> {
         let noted = snapshot.and_then(|mut snapshot| snapshot.expiries())?;
-        noted.into_iter().map(|(of, ExpiryNote { note, .. })| Ok((of, read(&note)?))).collect()
+        noted
+            .into_iter()
+            .map(|(of, ExpiryRow { note, .. })| Ok((of, parse_state(&note)?)))
+            .collect()
     }
 }
 
-fn read(note: &str) -> Result<Note, OperateError> {
+fn parse_state(note: &str) -> Result<ExpiryState, OperateError> {
     serde_json::from_str(note).map_err(|why| {
         OperateError::StoreInvalid(format!("a note of what expires cannot be read: {why}"))
     })
 }
 
-fn named(of: Expiring) -> archive::Expiring {
+fn expiring_name(of: ExpiryTarget) -> archive::Expiring {
     match of {
-        Expiring::Archive(shard) => {
+        ExpiryTarget::Archive(shard) => {
             archive::Expiring { of: "archive".to_owned(), shard: Some(shard.0) }
         }
-        Expiring::Weeks => archive::Expiring { of: "weeks".to_owned(), shard: None },
+        ExpiryTarget::Weeks => archive::Expiring { of: "weeks".to_owned(), shard: None },
     }
 }
 
-fn due((of, note): &(Expiring, Note)) -> DueExpiry {
+fn due((of, note): &(ExpiryTarget, ExpiryState)) -> DueExpiry {
     DueExpiry {
-        expiring: named(*of),
-        below: note.noted_to(),
-        left_ms: note.left_ms(),
-        stopped: note.stopped().map(|stop| stop.to_string()),
+        expiring: expiring_name(*of),
+        below: note.recorded_to(),
+        left_ms: note.remaining_ms(),
+        stopped: note.stop().map(|stop| stop.to_string()),
     }
 }
 
-impl ExpiryService for Expiry {
-    fn list(&self, budget: &Budget) -> Result<ExpiryAnswer, OperateError> {
-        let mut noted = Self::noted(self.0.snapshot_for(budget))?;
-        noted.retain(|(_, note)| note.noted_to().is_some());
-        let stopped = noted.iter().filter(|(_, note)| note.stopped().is_some()).count() as u64;
+impl ExpiryService for StoreExpiry {
+    fn list(&self, budget: &QueryBudget) -> Result<ExpiryAnswer, OperateError> {
+        let mut noted = Self::states(self.0.snapshot_for(budget))?;
+        noted.retain(|(_, note)| note.recorded_to().is_some());
+        let stopped = noted.iter().filter(|(_, note)| note.stop().is_some()).count() as u64;
         Ok(ExpiryAnswer { stopped, due: noted.iter().map(due).collect() })
     }
 
-    fn say_yes(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
-        let stopped: Vec<Expiring> = Self::noted(self.0.snapshot())?
+    fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
+        let stopped: Vec<ExpiryTarget> = Self::states(self.0.snapshot())?
             .into_iter()
-            .filter(|(_, note)| note.stopped().is_some())
+            .filter(|(_, note)| note.stop().is_some())
             .map(|(of, _)| of)
             .collect();
         let going_on = self.0.say_yes(&stopped)?;
-        Ok(ExpiryGoesOnAnswer { going_on, of: stopped.into_iter().map(named).collect() })
+        Ok(ExpiryGoesOnAnswer { going_on, of: stopped.into_iter().map(expiring_name).collect() })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::clock::Reading;
-    use crate::model::expiry::{Look, Rules};
+    use crate::model::clock::ClockReading;
+    use crate::model::expiry::{ExpiryRules, ExpirySample};
     use crate::model::offset::ShardId;
     use crate::persistence::store::memory::MemoryStore;
 
     #[test]
     fn a_yes_is_for_what_has_stopped_and_nothing_else() {
         let store = MemoryStore::new();
-        let rules = Rules { gather_ms: 1_000, max_at_once: 1 };
+        let rules = ExpiryRules { grace_ms: 1_000, max_at_once: 1 };
         for (of, new) in [
-            (Expiring::Archive(ShardId(3)), 9),
-            (Expiring::Archive(ShardId(4)), 1),
-            (Expiring::Weeks, 9),
+            (ExpiryTarget::Archive(ShardId(3)), 9),
+            (ExpiryTarget::Archive(ShardId(4)), 1),
+            (ExpiryTarget::Weeks, 9),
         ] {
-            let mut note = Note::default();
-            let now = Reading { wall: 5, uptime: 5, boot: 5 };
-            note.look(
+            let mut note = ExpiryState::default();
+            let now = ClockReading { wall: 5, uptime: 5, boot: 5 };
+            note.update(
                 &rules,
-                &Look { run: 1, now, floor: 0, due_to: Some(7), new, of: 10, said: 0 },
+                &ExpirySample {
+                    run_id: 1,
+                    now,
+                    floor: 0,
+                    due_to: Some(7),
+                    newly_due: new,
+                    total: 10,
+                    approvals: 0,
+                },
             );
             assert!(
                 store
@@ -99,18 +110,18 @@ mod tests {
                     .expect("noted")
             );
         }
-        let expiry = Expiry::new(store.clone());
-        let listed = expiry.list(&Budget::default()).expect("listed");
+        let expiry = StoreExpiry::new(store.clone());
+        let listed = expiry.list(&QueryBudget::default()).expect("listed");
         assert_eq!((listed.stopped, listed.due.len()), (2, 3));
-        assert_eq!(expiry.say_yes().expect("said").going_on, 2);
+        assert_eq!(expiry.approve().expect("said").going_on, 2);
         let notes = store.snapshot().expect("snapshot").expiries().expect("notes");
-        let heard: Vec<_> = notes.iter().map(|(of, note)| (*of, note.said)).collect();
+        let heard: Vec<_> = notes.iter().map(|(of, note)| (*of, note.approvals)).collect();
         assert_eq!(
             heard,
             [
-                (Expiring::Weeks, 1),
-                (Expiring::Archive(ShardId(3)), 1),
-                (Expiring::Archive(ShardId(4)), 0)
+                (ExpiryTarget::Weeks, 1),
+                (ExpiryTarget::Archive(ShardId(3)), 1),
+                (ExpiryTarget::Archive(ShardId(4)), 0)
             ]
         );
     }

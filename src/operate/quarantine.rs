@@ -9,13 +9,13 @@
 
 use std::sync::Arc;
 
-use super::service::{KeyReach, OperateError, QuarantineService};
+use super::service::{OperateError, QuarantineScope, QuarantineService};
 use crate::api::quarantine::{
     DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName,
     UnderstoodEvent,
 };
 use crate::api::timestamp;
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 use crate::model::flush::QuarantineRow;
 use crate::model::offset::ShardId;
 use crate::model::record;
@@ -28,19 +28,19 @@ use crate::shards::state::ShardLimits;
 const MAX_LISTED: usize = 1_000;
 
 /// The quarantine of a store.
-pub struct Quarantine {
+pub struct StoreQuarantine {
     store: Arc<dyn RollupStore>,
     limits: ShardLimits,
 }
 
-impl Quarantine {
+impl StoreQuarantine {
     /// The quarantine of this store. A release folds under the limits of the shards.
     pub fn new(store: Arc<dyn RollupStore>, limits: ShardLimits) -> Arc<Self> {
         Arc::new(Self { store, limits })
     }
 
     fn rows(
-        reach: &KeyReach,
+        reach: &QuarantineScope,
         snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
     ) -> Result<Vec<QuarantineRow>, OperateError> {
         let mut rows = snapshot.and_then(|mut snapshot| snapshot.quarantine())?;
@@ -51,14 +51,20 @@ impl Quarantine {
     }
 
     /// The row of an event that waits.
-    fn waiting(&self, reach: &KeyReach, place: EventPlace) -> Result<QuarantineRow, OperateError> {
+    fn pending_row(
+        &self,
+        reach: &QuarantineScope,
+        place: EventPlace,
+    ) -> Result<QuarantineRow, OperateError> {
         let found = Self::rows(reach, self.store.snapshot())?
             .into_iter()
             .find(|row| place_of(row) == place);
         match found {
-            Some(row) if row.discarded => Err(gone(place, "was discarded, which is for good")),
+            Some(row) if row.discarded => {
+                Err(not_quarantined(place, "was discarded, which is for good"))
+            }
             Some(row) => Ok(row),
-            None => Err(gone(place, "is not in the quarantine (any more)")),
+            None => Err(not_quarantined(place, "is not in the quarantine (any more)")),
         }
     }
 }
@@ -67,16 +73,16 @@ fn place_of(row: &QuarantineRow) -> EventPlace {
     EventPlace { shard: row.shard.0, offset: row.offset, index: row.index }
 }
 
-fn gone(place: EventPlace, why: &'static str) -> OperateError {
+fn not_quarantined(place: EventPlace, why: &'static str) -> OperateError {
     OperateError::NotQuarantined { place, why }
 }
 
-impl QuarantineService for Quarantine {
+impl QuarantineService for StoreQuarantine {
     fn list(
         &self,
-        reach: &KeyReach,
+        reach: &QuarantineScope,
         all: bool,
-        budget: &Budget,
+        budget: &QueryBudget,
     ) -> Result<QuarantineAnswer, OperateError> {
         let mut rows = Self::rows(reach, self.store.snapshot_for(budget))?;
         rows.retain(|row| all || !row.discarded);
@@ -84,8 +90,12 @@ impl QuarantineService for Quarantine {
         Ok(QuarantineAnswer { more: (rows.len() - events.len()) as u64, events })
     }
 
-    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<ReleaseAnswer, OperateError> {
-        let row = self.waiting(reach, place)?;
+    fn release(
+        &self,
+        reach: &QuarantineScope,
+        place: EventPlace,
+    ) -> Result<ReleaseAnswer, OperateError> {
+        let row = self.pending_row(reach, place)?;
         // Whatever was admitted at or below the event's offset was committed before the event's own
         // row was.
         let admissions =
@@ -93,16 +103,20 @@ impl QuarantineService for Quarantine {
         let batch = release::fold(&self.limits, &row, admissions)
             .map_err(|why| OperateError::NotReleasable(why.to_string()))?;
         if !self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch))? {
-            return Err(gone(place, "was settled meanwhile"));
+            return Err(not_quarantined(place, "was settled meanwhile"));
         }
         let counted_in = batch.deltas.first().map(|delta| name_of(&delta.series.series));
         Ok(ReleaseAnswer { released: place, counted_in })
     }
 
-    fn discard(&self, reach: &KeyReach, place: EventPlace) -> Result<DiscardAnswer, OperateError> {
-        let row = self.waiting(reach, place)?;
+    fn discard(
+        &self,
+        reach: &QuarantineScope,
+        place: EventPlace,
+    ) -> Result<DiscardAnswer, OperateError> {
+        let row = self.pending_row(reach, place)?;
         if !self.store.settle_quarantine(ShardId(place.shard), row.offset, row.index, None)? {
-            return Err(gone(place, "was settled meanwhile"));
+            return Err(not_quarantined(place, "was settled meanwhile"));
         }
         Ok(DiscardAnswer { discarded: place })
     }

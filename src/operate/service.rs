@@ -4,7 +4,7 @@
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::api::quarantine::{DiscardAnswer, EventPlace, QuarantineAnswer, ReleaseAnswer};
 use crate::api::status::StatusAnswer;
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 use crate::persistence::store::StoreError;
 
 /// Why something was not done. Which code and status a client sees is the edge's business.
@@ -44,7 +44,7 @@ impl From<StoreError> for OperateError {
 
 /// Whose events in the quarantine a key reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyReach {
+pub struct QuarantineScope {
     /// Those of this tenant.
     pub tenant: std::sync::Arc<str>,
     /// And the records that no build could read, which are nobody's.
@@ -59,20 +59,28 @@ pub trait QuarantineService: Send + Sync {
     /// See [`OperateError`].
     fn list(
         &self,
-        reach: &KeyReach,
+        reach: &QuarantineScope,
         all: bool,
-        budget: &Budget,
+        budget: &QueryBudget,
     ) -> Result<QuarantineAnswer, OperateError>;
     /// The event is counted after all.
     ///
     /// # Errors
     /// See [`OperateError`].
-    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<ReleaseAnswer, OperateError>;
+    fn release(
+        &self,
+        reach: &QuarantineScope,
+        place: EventPlace,
+    ) -> Result<ReleaseAnswer, OperateError>;
     /// The event is given up.
     ///
     /// # Errors
     /// See [`OperateError`].
-    fn discard(&self, reach: &KeyReach, place: EventPlace) -> Result<DiscardAnswer, OperateError>;
+    fn discard(
+        &self,
+        reach: &QuarantineScope,
+        place: EventPlace,
+    ) -> Result<DiscardAnswer, OperateError>;
 }
 
 /// What is noted before anything expires. It is for operators, of all tenants.
@@ -81,12 +89,12 @@ pub trait ExpiryService: Send + Sync {
     ///
     /// # Errors
     /// See [`OperateError`].
-    fn list(&self, budget: &Budget) -> Result<ExpiryAnswer, OperateError>;
+    fn list(&self, budget: &QueryBudget) -> Result<ExpiryAnswer, OperateError>;
     /// What has stopped goes on.
     ///
     /// # Errors
     /// See [`OperateError`].
-    fn say_yes(&self) -> Result<ExpiryGoesOnAnswer, OperateError>;
+    fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError>;
 }
 
 /// Where nodes and shards stand.

@@ -1,7 +1,7 @@
 //! Where every shard stands, as far as this node can tell.
 //!
 //! The store's checkpoint names the epoch of the last owner; the node whose slot has this epoch
-//! owns the shard. Other nodes tell of theirs through [`Peers`]; without them a shard that is not
+//! owns the shard. Other nodes tell of theirs through [`PeerStatusSource`]; without them a shard that is not
 //! owned here is owned elsewhere, by whom is not known. A shard without an owner, whose owner is
 //! further behind than `query.stale_after`, or whose flushes fail again and again is a problem.
 //! While the store cannot be reached, what the nodes say of themselves is all there is.
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::service::StatusService;
-use crate::actors::slots::{FAILING, Slots};
+use crate::actors::shard_table::{FAILING_FLUSHES, ShardTable};
 use crate::api::archive::{ArchiveFlush, ArchiveFlushAnswer};
 use crate::api::status::{NodeSummary, ShardStatus, StatusAnswer};
 use crate::api::timestamp;
@@ -78,7 +78,7 @@ pub struct NodeStatus {
 }
 
 /// The other nodes.
-pub trait Peers: Send + Sync + 'static {
+pub trait PeerStatusSource: Send + Sync + 'static {
     /// The other nodes that can be reached; none if this node does not know of others at all. May
     /// block for as long as one call takes.
     fn nodes(&self) -> Option<Vec<NodeStatus>>;
@@ -88,17 +88,17 @@ pub trait Peers: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy)]
 pub struct NoPeers;
 
-impl Peers for NoPeers {
+impl PeerStatusSource for NoPeers {
     fn nodes(&self) -> Option<Vec<NodeStatus>> {
         None
     }
 }
 
 /// Why a node is not ready, if it is not.
-pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+pub type ReadinessCheck = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// What the status is made of.
-pub struct Status {
+pub struct StatusReporter {
     /// `node.name`, or the machine's.
     pub name: String,
     /// The node's roles.
@@ -106,26 +106,26 @@ pub struct Status {
     /// Since the node's start.
     pub started: Stopwatch,
     /// Whether it is ready.
-    pub ready: Ready,
+    pub ready: ReadinessCheck,
     /// Where its shards stand.
-    pub slots: Arc<Slots>,
+    pub table: Arc<ShardTable>,
     /// The log.
     pub log: Arc<dyn EventLog>,
     /// The store; a node that only takes writes has none.
     pub store: Option<Arc<dyn RollupStore>>,
     /// The other nodes.
-    pub peers: Arc<dyn Peers>,
+    pub peers: Arc<dyn PeerStatusSource>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// `query.stale_after` in milliseconds.
     pub stale_after_ms: i64,
 }
 
-impl Status {
+impl StatusReporter {
     /// This node, as other nodes are told of it.
     pub fn this_node(&self) -> NodeStatus {
-        let owned = |(shard, slot): (ShardId, &Arc<crate::actors::slots::Slot>)| {
-            let reach = self.slots.reach(shard)?;
+        let owned = |(shard, slot): (ShardId, &Arc<crate::actors::shard_table::ShardEntry>)| {
+            let reach = self.table.watermark(shard)?;
             Some(OwnedShard {
                 shard: shard.0,
                 epoch: (reach.epoch.counter, reach.epoch.nonce),
@@ -146,15 +146,15 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             not_ready: (self.ready)().err(),
-            shards: self.slots.iter().filter_map(owned).collect(),
+            shards: self.table.iter().filter_map(owned).collect(),
             stopped: self
-                .slots
+                .table
                 .iter()
-                .filter_map(|(shard, slot)| Some((shard.0, slot.stopped()?)))
+                .filter_map(|(shard, slot)| Some((shard.0, slot.stop_reason()?)))
                 .collect(),
             dedup_horizon_ms: self
-                .slots
-                .dedup_stands()
+                .table
+                .dedup_statuses()
                 .iter()
                 .map(|(_, stand)| stand.horizon_ms)
                 .min(),
@@ -202,7 +202,7 @@ fn owned(
 ) -> ShardStatus {
     let age_ms = owned.age_ms.unwrap_or(now.saturating_sub(owned.as_of)).max(0);
     let problem = match owned.flush_failures {
-        FAILING.. => Some("flush_failing"),
+        FAILING_FLUSHES.. => Some("flush_failing"),
         _ => (age_ms > stale_after_ms).then_some("stale"),
     };
     ShardStatus {
@@ -227,7 +227,7 @@ fn owned(
 }
 
 /// A shard of which only the store tells, or nobody.
-fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> ShardStatus {
+fn unowned(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> ShardStatus {
     ShardStatus {
         shard: shard.0,
         owner: if elsewhere { "elsewhere" } else { "none" }.to_owned(),
@@ -243,7 +243,7 @@ fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> S
 }
 
 /// A shard that stands still says why.
-fn with_stop(mut status: ShardStatus, nodes: &[NodeStatus]) -> ShardStatus {
+fn with_stop_reason(mut status: ShardStatus, nodes: &[NodeStatus]) -> ShardStatus {
     let mut stopped = nodes.iter().flat_map(|node| &node.stopped);
     if let Some((_, why)) = stopped.find(|(stopped, _)| *stopped == status.shard) {
         status.problem = Some("stopped".to_owned());
@@ -264,7 +264,7 @@ fn summary(node: &NodeStatus) -> NodeSummary {
     }
 }
 
-impl StatusService for Status {
+impl StatusService for StatusReporter {
     fn dedup_horizons(&self) -> Vec<(String, i64)> {
         let nodes = [self.this_node()].into_iter().chain(self.peers.nodes().unwrap_or_default());
         nodes.filter_map(|node| Some((node.name, node.dedup_horizon_ms?))).collect()
@@ -272,8 +272,8 @@ impl StatusService for Status {
 
     fn archive_now(&self) -> ArchiveFlushAnswer {
         let mut shards = Vec::new();
-        for (shard, slot) in self.slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
-            if let Some(to) = slot.ask_archive() {
+        for (shard, slot) in self.table.iter().filter(|(_, slot)| slot.epoch().is_some()) {
+            if let Some(to) = slot.request_archive() {
                 shards.push(ArchiveFlush { shard: shard.0, below: to });
             }
         }
@@ -312,10 +312,10 @@ impl StatusService for Status {
                     None => {
                         let mine = self.roles.contains(&"shards") && assigned.contains(&shard);
                         let never_claimed = checkpoints.is_some() && checkpoint.is_none();
-                        stored(shard, checkpoint, !(mine || peers_known || never_claimed))
+                        unowned(shard, checkpoint, !(mine || peers_known || never_claimed))
                     }
                 };
-                with_stop(status, &nodes)
+                with_stop_reason(status, &nodes)
             })
             .collect();
         let healthy = known && shards.iter().all(|shard| shard.problem.is_none());

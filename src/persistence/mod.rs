@@ -1,4 +1,4 @@
-//! What Rollmill stands on: the ports `EventLog`, `RollupStore`, `Archive` and `PartCache`, and
+//! What Rollmill stands on: the ports `EventLog`, `RollupStore`, `Archive` and `SharedCache`, and
 //! their implementations.
 //!
 //! Every implementation of a port passes that port's conformance suite, the in-memory doubles of

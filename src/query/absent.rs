@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::accounting::AccountingAnswer;
-use super::answer::{LabelValuesAnswer, MetricsAnswer, PageRequest, QueryAnswer};
+use super::accounting::AccountingOutput;
+use super::answer::{LabelValuesPage, MetricsPage, PageRequest, QueryOutput};
 use super::error::QueryError;
 use super::request::QueryRequest;
 use super::service::QueryService;
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 use crate::model::window::Hour;
 
 /// Answers no query: the node has no role for it.
@@ -19,11 +19,16 @@ impl QueryService for NoQueries {
         &self,
         _: &str,
         _: &'a QueryRequest,
-        _: &'a Budget,
-    ) -> Result<QueryAnswer<'a>, QueryError> {
+        _: &'a QueryBudget,
+    ) -> Result<QueryOutput<'a>, QueryError> {
         Err(QueryError::NoQueryRole)
     }
-    fn metrics(&self, _: &str, _: &PageRequest, _: &Budget) -> Result<MetricsAnswer, QueryError> {
+    fn metrics(
+        &self,
+        _: &str,
+        _: &PageRequest,
+        _: &QueryBudget,
+    ) -> Result<MetricsPage, QueryError> {
         Err(QueryError::NoQueryRole)
     }
     fn label_values(
@@ -32,16 +37,16 @@ impl QueryService for NoQueries {
         _: &str,
         _: Option<&str>,
         _: &PageRequest,
-        _: &Budget,
-    ) -> Result<LabelValuesAnswer, QueryError> {
+        _: &QueryBudget,
+    ) -> Result<LabelValuesPage, QueryError> {
         Err(QueryError::NoQueryRole)
     }
     fn accounting(
         &self,
         _: &str,
         _: Range<Hour>,
-        _: &Budget,
-    ) -> Result<AccountingAnswer, QueryError> {
+        _: &QueryBudget,
+    ) -> Result<AccountingOutput, QueryError> {
         Err(QueryError::NoQueryRole)
     }
 }

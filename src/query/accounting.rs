@@ -7,13 +7,13 @@
 
 use std::collections::BTreeMap;
 
-use super::completeness::Completeness;
+use super::completeness::QueryCompleteness;
 use crate::model::flush::AccountingDelta;
 use crate::model::window::Hour;
 
 /// One hour of append.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct AccountingHour {
+pub struct HourlyCounts {
     /// Events in the rollups.
     pub aggregated: u64,
     /// Events that were there before.
@@ -24,7 +24,7 @@ pub struct AccountingHour {
     pub pending: u64,
 }
 
-impl AccountingHour {
+impl HourlyCounts {
     /// All events.
     pub fn accepted(&self) -> u64 {
         self.aggregated + self.deduplicated + self.quarantined + self.pending
@@ -33,25 +33,25 @@ impl AccountingHour {
 
 /// The books of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AccountingAnswer {
+pub struct AccountingOutput {
     /// The hours, ascending.
-    pub hours: Vec<(Hour, AccountingHour)>,
+    pub hours: Vec<(Hour, HourlyCounts)>,
     /// Whole records that were set aside: whose they are, nobody can tell.
     pub unowned: u64,
     /// How much of the truth it is.
-    pub completeness: Completeness,
+    pub completeness: QueryCompleteness,
 }
 
 /// The hours, as they are added up.
 #[derive(Debug, Default)]
-pub struct Books {
-    hours: BTreeMap<Hour, AccountingHour>,
+pub struct AccountingLedger {
+    hours: BTreeMap<Hour, HourlyCounts>,
     unowned: u64,
 }
 
-impl Books {
+impl AccountingLedger {
     /// What is in the store: the tenant's, and what belongs to nobody.
-    pub fn stored(rows: &[AccountingDelta], unowned: &[AccountingDelta]) -> Self {
+    pub fn from_stored(rows: &[AccountingDelta], unowned: &[AccountingDelta]) -> Self {
         let mut books =
             Self { unowned: unowned.iter().map(|row| row.quarantined).sum(), ..Self::default() };
         for row in rows {
@@ -64,14 +64,14 @@ impl Books {
     }
 
     /// What is above the checkpoints.
-    pub fn pending(&mut self, row: &AccountingDelta) {
+    pub fn add_pending(&mut self, row: &AccountingDelta) {
         self.hours.entry(row.hour).or_default().pending +=
             row.aggregated + row.deduplicated + row.quarantined;
     }
 
     /// The answer.
-    pub fn answer(self, completeness: Completeness) -> AccountingAnswer {
-        AccountingAnswer {
+    pub fn into_output(self, completeness: QueryCompleteness) -> AccountingOutput {
+        AccountingOutput {
             hours: self.hours.into_iter().collect(),
             unowned: self.unowned,
             completeness,
@@ -92,8 +92,8 @@ mod tests {
             deduplicated: 0,
             quarantined,
         };
-        let whole = Books::stored(&[row("t", 1)], &[row("", 2), row("", 1)]);
-        let answer = whole.answer(Completeness::of(&[], &Vec::new(), 0, 1));
+        let whole = AccountingLedger::from_stored(&[row("t", 1)], &[row("", 2), row("", 1)]);
+        let answer = whole.into_output(QueryCompleteness::of(&[], &Vec::new(), 0, 1));
         assert_eq!((answer.hours[0].1.accepted(), answer.unowned), (8, 3), "{answer:?}");
     }
 }

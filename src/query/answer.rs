@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::charge::Charge;
-use super::completeness::Completeness;
-use super::groups::Group;
+use super::charge::QueryCharge;
+use super::completeness::QueryCompleteness;
+use super::groups::SeriesGroup;
 use super::request::{Aggregate, QueryRequest};
-use crate::actors::catalogue::{CatalogueQuestion, Names};
-use crate::model::budget::{Budget, Ended};
+use crate::actors::catalogue::{CatalogueNames, CatalogueQuery};
+use crate::model::budget::{AbortReason, QueryBudget};
 use crate::model::decimal::{Decimal, divide_half_even};
 use crate::model::rollup::Rollup;
 use crate::model::window::Millis;
@@ -15,21 +15,21 @@ use crate::persistence::store::MetricInfo;
 
 /// What a query found. What it holds stays charged to the query's budget until it is dropped.
 #[derive(Debug)]
-pub struct QueryAnswer<'a> {
+pub struct QueryOutput<'a> {
     /// What was asked.
     pub request: &'a QueryRequest,
     /// The series, in the order asked for; points ascending, those without events absent.
-    pub series: Vec<Group>,
+    pub series: Vec<SeriesGroup>,
     /// How much of the truth it is.
-    pub completeness: Completeness,
+    pub completeness: QueryCompleteness,
     /// Seconds of each bucket, if they are asked for.
     seconds: BTreeMap<Millis, i64>,
-    charge: Charge<'a>,
+    charge: QueryCharge<'a>,
 }
 
 /// One figure of a point.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Figure {
+pub enum FigureValue {
     /// A number of events or users.
     Whole(u64),
     /// Events a second.
@@ -42,16 +42,16 @@ pub enum Figure {
     Absent,
 }
 
-impl<'a> QueryAnswer<'a> {
+impl<'a> QueryOutput<'a> {
     /// An answer; its buckets are those of the request.
     ///
     /// # Errors
     /// If a bucket has no end in the calendar.
     pub fn new(
         request: &'a QueryRequest,
-        series: Vec<Group>,
-        completeness: Completeness,
-        charge: Charge<'a>,
+        series: Vec<SeriesGroup>,
+        completeness: QueryCompleteness,
+        charge: QueryCharge<'a>,
     ) -> Result<Self, String> {
         let mut seconds = BTreeMap::new();
         if request.aggregates.contains(&Aggregate::Rate) {
@@ -71,29 +71,31 @@ impl<'a> QueryAnswer<'a> {
     }
 
     /// Charges memory that is made of the answer; why the query has ended, if it has.
-    pub fn charge(&mut self, bytes: usize) -> Option<Ended> {
-        self.charge.bytes(bytes);
-        self.charge.budget().ended()
+    pub fn charge(&mut self, bytes: usize) -> Option<AbortReason> {
+        self.charge.add_bytes(bytes);
+        self.charge.budget().abort_reason()
     }
 
     /// One figure of a point of this answer.
-    pub fn figure(&self, aggregate: Aggregate, start: Millis, rollup: &Rollup) -> Figure {
+    pub fn figure(&self, aggregate: Aggregate, start: Millis, rollup: &Rollup) -> FigureValue {
         let figures = &rollup.figures;
         match aggregate {
-            Aggregate::Count => Figure::Whole(figures.count),
-            Aggregate::Distinct => Figure::Whole(rollup.distinct.estimate()),
+            Aggregate::Count => FigureValue::Whole(figures.count),
+            Aggregate::Distinct => FigureValue::Whole(rollup.distinct.estimate()),
             Aggregate::Rate => {
                 let seconds = self.seconds.get(&start).copied().unwrap_or(1);
-                Figure::Rate(figures.count as f64 / seconds.max(1) as f64)
+                FigureValue::Rate(figures.count as f64 / seconds.max(1) as f64)
             }
-            _ if figures.value_count == 0 => Figure::Absent,
-            Aggregate::Sum => Figure::Units(figures.sum),
+            _ if figures.value_count == 0 => FigureValue::Absent,
+            Aggregate::Sum => FigureValue::Units(figures.sum),
             Aggregate::Avg => {
-                Figure::Units(divide_half_even(figures.sum, i128::from(figures.value_count)))
+                FigureValue::Units(divide_half_even(figures.sum, i128::from(figures.value_count)))
             }
-            Aggregate::Min => figures.min.map_or(Figure::Absent, Figure::Value),
-            Aggregate::Max => figures.max.map_or(Figure::Absent, Figure::Value),
-            Aggregate::Quantile(q, _) => rollup.quantile(q).map_or(Figure::Absent, Figure::Value),
+            Aggregate::Min => figures.min.map_or(FigureValue::Absent, FigureValue::Value),
+            Aggregate::Max => figures.max.map_or(FigureValue::Absent, FigureValue::Value),
+            Aggregate::Quantile(q, _) => {
+                rollup.quantile(q).map_or(FigureValue::Absent, FigureValue::Value)
+            }
         }
     }
 }
@@ -106,13 +108,13 @@ pub struct NamePage<T> {
     /// The last name of the page, if there are more.
     pub next: Option<String>,
     /// How much of the truth it is.
-    pub completeness: Completeness,
+    pub completeness: QueryCompleteness,
 }
 
 /// A page of the metrics.
-pub type MetricsAnswer = NamePage<MetricInfo>;
+pub type MetricsPage = NamePage<MetricInfo>;
 /// A page of the values of a label.
-pub type LabelValuesAnswer = NamePage<String>;
+pub type LabelValuesPage = NamePage<String>;
 
 /// Which page of a list.
 #[derive(Debug, Clone)]
@@ -127,9 +129,12 @@ pub struct PageRequest {
 
 impl PageRequest {
     /// What is asked of the store: one more than the limit, to know whether there are more.
-    pub(super) fn page<'b>(&'b self, budget: &'b Budget) -> crate::persistence::store::Page<'b> {
+    pub(super) fn store_page<'b>(
+        &'b self,
+        budget: &'b QueryBudget,
+    ) -> crate::persistence::store::NameRange<'b> {
         let (prefix, after) = (self.prefix.as_str(), self.after.as_str());
-        crate::persistence::store::Page {
+        crate::persistence::store::NameRange {
             prefix,
             after,
             limit: self.limit + 1,
@@ -137,13 +142,13 @@ impl PageRequest {
         }
     }
 
-    /// What is asked of the shards, to go with [`Self::page`].
-    pub(super) fn question<'b>(
+    /// What is asked of the shards, to go with [`Self::store_page`].
+    pub(super) fn catalogue_query<'b>(
         &'b self,
         tenant: &'b str,
-        names: Names<'b>,
-    ) -> CatalogueQuestion<'b> {
-        CatalogueQuestion {
+        names: CatalogueNames<'b>,
+    ) -> CatalogueQuery<'b> {
+        CatalogueQuery {
             tenant,
             names,
             prefix: &self.prefix,
@@ -153,10 +158,10 @@ impl PageRequest {
     }
 
     /// Cuts the list at the limit.
-    pub(super) fn cut<T>(
+    pub(super) fn into_page<T>(
         &self,
         mut items: Vec<T>,
-        completeness: Completeness,
+        completeness: QueryCompleteness,
         name: impl Fn(&T) -> &str,
     ) -> NamePage<T> {
         let more = items.len() > self.limit;

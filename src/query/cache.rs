@@ -9,10 +9,10 @@
 
 use std::sync::Arc;
 
-use super::groups::{DayPart, Group};
+use super::groups::{DayPart, SeriesGroup};
 use super::part::PartName;
 use super::request::QueryRequest;
-use crate::persistence::cache::PartCache;
+use crate::persistence::cache::SharedCache;
 use crate::telemetry;
 
 /// Bytes of a point beside its sketches, and of a group beside its points.
@@ -21,7 +21,7 @@ const OVERHEAD: usize = 160;
 const BATCH: usize = 16;
 
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Key {
+struct CacheKey {
     tenant: String,
     query: String,
     day: i32,
@@ -29,19 +29,19 @@ struct Key {
 }
 
 /// A part of an answer.
-pub(super) type Part = Arc<DayPart>;
+pub(super) type CachedPart = Arc<DayPart>;
 
 /// The cache of an engine; none if it may hold nothing.
-pub(super) struct Cache {
-    first: Option<moka::sync::Cache<Key, Part>>,
-    second: Option<Arc<dyn PartCache>>,
+pub(super) struct DayCache {
+    local: Option<moka::sync::Cache<CacheKey, CachedPart>>,
+    shared: Option<Arc<dyn SharedCache>>,
 }
 
 fn weight(part: &DayPart) -> usize {
     let point = |(_, rollup): &(i64, crate::model::rollup::Rollup)| {
         OVERHEAD + rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()
     };
-    let group = |group: &Group| {
+    let group = |group: &SeriesGroup| {
         OVERHEAD
             + group.key.iter().map(|value| value.len() + 24).sum::<usize>()
             + group.points.iter().map(point).sum::<usize>()
@@ -49,15 +49,15 @@ fn weight(part: &DayPart) -> usize {
     OVERHEAD + part.groups.iter().map(group).sum::<usize>()
 }
 
-impl Cache {
+impl DayCache {
     /// A cache of so many bytes, with a second one behind it if there is one; 0 turns both off.
-    pub(super) fn new(bytes: u64, second: Option<Arc<dyn PartCache>>) -> Self {
-        let weigher = |key: &Key, part: &Part| {
+    pub(super) fn new(bytes: u64, second: Option<Arc<dyn SharedCache>>) -> Self {
+        let weigher = |key: &CacheKey, part: &CachedPart| {
             u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX)
         };
         let first = (bytes > 0)
             .then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build());
-        Self { second: second.filter(|_| first.is_some()), first }
+        Self { shared: second.filter(|_| first.is_some()), local: first }
     }
 
     /// Looks up the parts of days, in their order.
@@ -66,8 +66,8 @@ impl Cache {
         tenant: &'a str,
         request: &'a QueryRequest,
         days: &'a [(i32, u64)],
-    ) -> LookUp<'a> {
-        LookUp { cache: self, tenant, request, days, found: Vec::new().into_iter() }
+    ) -> DayLookup<'a> {
+        DayLookup { cache: self, tenant, request, days, found: Vec::new().into_iter() }
     }
 
     /// Keeps the part of a day.
@@ -77,40 +77,53 @@ impl Cache {
         request: &QueryRequest,
         day: i32,
         revision: u64,
-        part: Part,
+        part: CachedPart,
     ) {
-        if let Some(second) = &self.second {
+        if let Some(second) = &self.shared {
             let name = PartName::new(tenant, request, day, revision);
             second.put(name.public(), name.encode(&part));
         }
-        self.keep(tenant, request, day, revision, part);
+        self.insert_local(tenant, request, day, revision, part);
     }
 
-    fn keep(&self, tenant: &str, request: &QueryRequest, day: i32, revision: u64, part: Part) {
-        if let Some(first) = &self.first {
+    fn insert_local(
+        &self,
+        tenant: &str,
+        request: &QueryRequest,
+        day: i32,
+        revision: u64,
+        part: CachedPart,
+    ) {
+        if let Some(first) = &self.local {
             first.insert(key(tenant, request, day, revision), part);
         }
     }
 
-    fn first(&self, tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> Option<Part> {
-        let found = self.first.as_ref()?.get(&key(tenant, request, day, revision));
+    fn get_local(
+        &self,
+        tenant: &str,
+        request: &QueryRequest,
+        day: i32,
+        revision: u64,
+    ) -> Option<CachedPart> {
+        let found = self.local.as_ref()?.get(&key(tenant, request, day, revision));
         metrics::counter!(telemetry::QUERY_CACHE, "outcome" => if found.is_some() { "hit" } else { "miss" }).increment(1);
         found
     }
 
     /// The parts of days, by day: first in the process, then the rest together in the second cache.
     /// Days of revision 0 have none.
-    fn batch(
+    fn get_batch(
         &self,
         tenant: &str,
         request: &QueryRequest,
         days: &[(i32, u64)],
-    ) -> Vec<Option<Part>> {
+    ) -> Vec<Option<CachedPart>> {
         let first = |(day, revision): &(i32, u64)| {
-            if *revision == 0 { None } else { self.first(tenant, request, *day, *revision) }
+            if *revision == 0 { None } else { self.get_local(tenant, request, *day, *revision) }
         };
-        let mut found: Vec<Option<Part>> = days.iter().map(first).collect();
-        let Some(second) = &self.second else { return found };
+        let mut found: Vec<Option<CachedPart>> = days.iter().map(first).collect();
+        let Some(second) = &self.shared else { return found };
         let missing: Vec<usize> =
             (0..days.len()).filter(|at| days[*at].1 > 0 && found[*at].is_none()).collect();
         if missing.is_empty() {
@@ -131,7 +144,7 @@ impl Cache {
             metrics::counter!(telemetry::QUERY_SECOND_CACHE, "outcome" => outcome).increment(1);
             if let Some(Ok(part)) = decoded {
                 let part = Arc::new(part);
-                self.keep(tenant, request, days[at].0, days[at].1, part.clone());
+                self.insert_local(tenant, request, days[at].0, days[at].1, part.clone());
                 found[at] = Some(part);
             }
         }
@@ -141,26 +154,26 @@ impl Cache {
 
 /// The parts of days, looked up a few days ahead, so that a long range neither asks day by day nor
 /// holds everything at once.
-pub(super) struct LookUp<'a> {
-    cache: &'a Cache,
+pub(super) struct DayLookup<'a> {
+    cache: &'a DayCache,
     tenant: &'a str,
     request: &'a QueryRequest,
     days: &'a [(i32, u64)],
-    found: std::vec::IntoIter<Option<Part>>,
+    found: std::vec::IntoIter<Option<CachedPart>>,
 }
 
-impl LookUp<'_> {
+impl DayLookup<'_> {
     /// The part of the next day, if it is kept.
-    pub(super) fn next_part(&mut self) -> Option<Part> {
+    pub(super) fn next_part(&mut self) -> Option<CachedPart> {
         if self.found.len() == 0 {
             let (now, later) = self.days.split_at(self.days.len().min(BATCH));
             self.days = later;
-            self.found = self.cache.batch(self.tenant, self.request, now).into_iter();
+            self.found = self.cache.get_batch(self.tenant, self.request, now).into_iter();
         }
         self.found.next().flatten()
     }
 }
 
-fn key(tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> Key {
-    Key { tenant: tenant.to_owned(), query: request.cache_key.clone(), day, revision }
+fn key(tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> CacheKey {
+    CacheKey { tenant: tenant.to_owned(), query: request.cache_key.clone(), day, revision }
 }

@@ -3,20 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::actors::catalogue::Growth;
+use crate::actors::catalogue::CatalogueGrowth;
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::Hour;
 use crate::persistence::store::MetricInfo;
 
 /// The metrics of a tenant.
 #[derive(Debug, Default)]
-pub(super) struct Catalogue {
+pub(super) struct MetricCatalogue {
     metrics: BTreeMap<String, MetricInfo>,
     /// Metrics whose overflow series was added: each shard admits it for itself.
     overflow: BTreeSet<String>,
 }
 
-impl Catalogue {
+impl MetricCatalogue {
     /// What the store has.
     pub(super) fn stored(metrics: Vec<MetricInfo>) -> Self {
         let metrics = metrics.into_iter().map(|info| (info.metric.clone(), info)).collect();
@@ -24,7 +24,7 @@ impl Catalogue {
     }
 
     /// Adds what a shard holds.
-    pub(super) fn add(&mut self, growth: &Growth) {
+    pub(super) fn add(&mut self, growth: &CatalogueGrowth) {
         for (name, new) in &growth.metrics {
             if !self.metrics.contains_key(name) {
                 if new.series == 0 && !new.overflow {
@@ -68,10 +68,10 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::catalogue::{CatalogueQuestion, Names};
+    use crate::actors::catalogue::{CatalogueNames, CatalogueQuery};
     use crate::model::flush::SeriesInfo;
     use crate::model::series::{Series, SeriesId};
-    use crate::shards::state::NewEntry;
+    use crate::shards::state::CatalogueEntry;
 
     fn info(metric: &str, labels: &[(&str, &str)]) -> SeriesInfo {
         let series = Series::new(
@@ -91,24 +91,24 @@ mod tests {
             first: Some(Hour(5)),
             last: Some(Hour(7)),
         };
-        let mut catalogue = Catalogue::stored(vec![stored]);
-        let question = CatalogueQuestion {
+        let mut catalogue = MetricCatalogue::stored(vec![stored]);
+        let question = CatalogueQuery {
             tenant: "t",
-            names: Names::Metrics,
+            names: CatalogueNames::Metrics,
             prefix: "",
             after: "",
             limit: 10,
         };
         let overflow = info("m", &[OVERFLOW_LABEL]);
-        let (mut one, mut other) = (Growth::default(), Growth::default());
+        let (mut one, mut other) = (CatalogueGrowth::default(), CatalogueGrowth::default());
         for series in
             [&info("m", &[("a", "x"), ("b", "y")]), &info("new", &[("c", "z")]), &overflow]
         {
-            one.note(&question, NewEntry::Series(series));
+            one.add(&question, CatalogueEntry::Series(series));
         }
-        other.note(&question, NewEntry::Series(&overflow));
+        other.add(&question, CatalogueEntry::Series(&overflow));
         for (metric, hour) in [("m", 6), ("m", 9), ("new", 8), ("new", 2), ("elsewhere", 3)] {
-            other.note(&question, NewEntry::Window(metric, Hour(hour)));
+            other.add(&question, CatalogueEntry::Window(metric, Hour(hour)));
         }
         catalogue.add(&one);
         catalogue.add(&other);

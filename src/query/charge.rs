@@ -1,40 +1,40 @@
 //! What a query holds, charged to its budget until it is dropped. Pure.
 
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 
 /// Memory and points that a query holds.
 #[derive(Debug)]
-pub struct Charge<'a> {
-    budget: &'a Budget,
+pub struct QueryCharge<'a> {
+    budget: &'a QueryBudget,
     bytes: usize,
     points: usize,
 }
 
-impl<'a> Charge<'a> {
+impl<'a> QueryCharge<'a> {
     /// Nothing yet.
-    pub fn new(budget: &'a Budget) -> Self {
+    pub fn new(budget: &'a QueryBudget) -> Self {
         Self { budget, bytes: 0, points: 0 }
     }
 
     /// The budget.
-    pub fn budget(&self) -> &'a Budget {
+    pub fn budget(&self) -> &'a QueryBudget {
         self.budget
     }
 
     /// Charges memory; the query ends if there is no more.
-    pub fn bytes(&mut self, bytes: usize) {
+    pub fn add_bytes(&mut self, bytes: usize) {
         self.bytes += bytes;
         self.budget.charge(bytes);
     }
 
     /// Counts a point; the query ends if it has more than `max`.
-    pub fn point(&mut self, max: usize) {
+    pub fn add_point(&mut self, max: usize) {
         self.points += 1;
-        self.budget.point(max);
+        self.budget.count_point(max);
     }
 }
 
-impl Drop for Charge<'_> {
+impl Drop for QueryCharge<'_> {
     fn drop(&mut self) {
         self.budget.release(self.bytes);
         self.budget.release_points(self.points);

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::actors::live::{Asked, LiveError, Reports, ShardReport};
+use crate::actors::live::{LiveError, ShardFreshness, ShardRead, ShardResults};
 use crate::invariants::{Invariant, check};
 use crate::model::offset::ShardId;
 use crate::model::window::Millis;
 
 /// A shard that the answer lacks, or that is behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MissingShard {
+pub struct IncompleteShard {
     /// Which one.
     pub shard: ShardId,
     /// Why, in a word.
@@ -20,21 +20,21 @@ pub struct MissingShard {
 
 /// How much of the truth an answer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Completeness {
+pub struct QueryCompleteness {
     /// What is missing, ascending by shard.
-    pub missing: Vec<MissingShard>,
+    pub missing: Vec<IncompleteShard>,
     /// Everything that was received before this is in the answer, but for what is missing.
     pub as_of: Millis,
     /// Shards that were asked.
     pub shards: usize,
     /// Events whose labels are not kept, if the answer would tell labels apart.
     pub overflow: Option<u64>,
-    moved: bool,
+    stale_checkpoint: bool,
 }
 
 /// The shards that nobody reported on. There is a report for each that was asked, if only an error:
 /// without one, an answer that lacks the shard would seem whole.
-fn unheard(asked: &[Asked], reports: &Reports) -> Vec<MissingShard> {
+fn unreported(asked: &[ShardRead], reports: &ShardResults) -> Vec<IncompleteShard> {
     let heard: BTreeSet<ShardId> = reports.iter().map(|(shard, _)| *shard).collect();
     let silent: Vec<ShardId> =
         asked.iter().map(|(shard, _)| *shard).filter(|shard| !heard.contains(shard)).collect();
@@ -42,22 +42,27 @@ fn unheard(asked: &[Asked], reports: &Reports) -> Vec<MissingShard> {
         format!("{} reports of {} shards: none of {silent:?}", reports.len(), asked.len())
     });
     let missing =
-        |shard| MissingShard { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
+        |shard| IncompleteShard { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
     silent.into_iter().map(missing).collect()
 }
 
-impl Completeness {
+impl QueryCompleteness {
     /// From what the shards that were asked reported. One whose report is older than
     /// `stale_after_ms` is behind.
-    pub fn of(asked: &[Asked], reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
+    pub fn of(
+        asked: &[ShardRead],
+        reports: &ShardResults,
+        now: Millis,
+        stale_after_ms: i64,
+    ) -> Self {
         let mut completeness = Self {
             missing: Vec::new(),
             as_of: now,
             shards: asked.len(),
-            moved: false,
+            stale_checkpoint: false,
             overflow: None,
         };
-        completeness.missing = unheard(asked, reports);
+        completeness.missing = unreported(asked, reports);
         for &(shard, report) in reports {
             match report {
                 Ok(report) => {
@@ -66,17 +71,17 @@ impl Completeness {
                     // What it lacks another owner may have shown: however little it is, the answer
                     // must not seem to be all.
                     let reason = match report {
-                        ShardReport { stopped: true, .. } => Some("stopped"),
-                        ShardReport { recovering: true, .. } => Some("recovering"),
+                        ShardFreshness { stopped: true, .. } => Some("stopped"),
+                        ShardFreshness { recovering: true, .. } => Some("recovering"),
                         _ => (behind_ms > stale_after_ms).then_some("behind"),
                     };
                     let missing =
-                        |reason| MissingShard { shard, reason, behind_ms: Some(behind_ms) };
+                        |reason| IncompleteShard { shard, reason, behind_ms: Some(behind_ms) };
                     completeness.missing.extend(reason.map(missing));
                 }
                 Err(error) => {
-                    completeness.moved |= error == LiveError::Moved;
-                    completeness.missing.push(MissingShard {
+                    completeness.stale_checkpoint |= error == LiveError::StaleCheckpoint;
+                    completeness.missing.push(IncompleteShard {
                         shard,
                         reason: error.reason(),
                         behind_ms: None,
@@ -89,8 +94,8 @@ impl Completeness {
     }
 
     /// Whether a shard moved between the snapshot and its answer: a new snapshot knows where to.
-    pub(super) fn moved(&self) -> bool {
-        self.moved
+    pub(super) fn has_stale_checkpoint(&self) -> bool {
+        self.stale_checkpoint
     }
 
     /// With the number of events whose labels are not kept, if the answer would tell labels apart.
@@ -99,7 +104,7 @@ impl Completeness {
     }
 
     /// Whether anything is missing.
-    pub fn partial(&self) -> bool {
+    pub fn is_partial(&self) -> bool {
         !self.missing.is_empty()
     }
 }
@@ -114,17 +119,23 @@ mod tests {
         let asked = [(ShardId(0), None), (ShardId(1), None)];
         let reports = vec![(ShardId(0), Err(LiveError::Overloaded))];
         assert_eq!(
-            violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &reports, 0, 1))),
+            violations(Invariant::HonestQueries, || drop(QueryCompleteness::of(
+                &asked, &reports, 0, 1
+            ))),
             1
         );
-        let whole = vec![reports[0], (ShardId(1), Err(LiveError::Moved))];
+        let whole = vec![reports[0], (ShardId(1), Err(LiveError::StaleCheckpoint))];
         assert_eq!(
-            violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &whole, 0, 1))),
+            violations(Invariant::HonestQueries, || drop(QueryCompleteness::of(
+                &asked, &whole, 0, 1
+            ))),
             0
         );
         let twice = vec![whole[0], whole[1], whole[1]];
         assert_eq!(
-            violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &twice, 0, 1))),
+            violations(Invariant::HonestQueries, || drop(QueryCompleteness::of(
+                &asked, &twice, 0, 1
+            ))),
             1
         );
     }

@@ -6,20 +6,20 @@
 
 use std::ops::Range;
 
-use super::groups::{Cost, Groups};
+use super::groups::{GroupSet, MergeLimits};
 use super::request::QueryRequest;
 use crate::model::window::Hour;
 use crate::persistence::store::{RollupQuery, StoreError, StoreSnapshot};
 
 /// Fewer days are not worth a thread: it costs some 50 µs, a day of one series 24 seeks of 1 µs.
-const HALVED_FROM: usize = 8;
+const MIN_SPLIT_DAYS: usize = 8;
 
 /// A further view of the store, if one can be had at once.
-pub(super) type Further<'s> =
+pub(super) type ExtraSnapshot<'s> =
     dyn Fn() -> Result<Option<Box<dyn StoreSnapshot + 's>>, StoreError> + Sync + 's;
 
 /// The first hour of a UTC day.
-pub(super) fn start(day: i32) -> Hour {
+pub(super) fn first_hour(day: i32) -> Hour {
     Hour(day.saturating_mul(24))
 }
 
@@ -31,7 +31,7 @@ pub(super) fn fold(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
     request: &QueryRequest,
-    groups: &mut Groups<'_>,
+    groups: &mut GroupSet<'_>,
 ) -> Result<(), StoreError> {
     if query.from >= query.to {
         return Ok(());
@@ -65,20 +65,20 @@ fn overflow(
 /// See [`StoreError`].
 pub(super) fn read<'p>(
     snapshot: &mut dyn StoreSnapshot,
-    further: &Further<'_>,
+    further: &ExtraSnapshot<'_>,
     query: &RollupQuery<'_>,
-    (request, cost): (&'p QueryRequest, Cost<'p>),
+    (request, cost): (&'p QueryRequest, MergeLimits<'p>),
     days: &[(i32, u64)],
-) -> Result<Vec<Groups<'p>>, StoreError> {
+) -> Result<Vec<GroupSet<'p>>, StoreError> {
     if days.is_empty() {
         return Ok(Vec::new());
     }
-    if days.len() < HALVED_FROM {
+    if days.len() < MIN_SPLIT_DAYS {
         return groups(snapshot, query, (request, cost), days);
     }
     let (near, far) = days.split_at(days.len() / 2);
     std::thread::scope(|scope| {
-        let run = || beside(further, query, (request, cost), far);
+        let run = || read_concurrently(further, query, (request, cost), far);
         let thread = std::thread::Builder::new().name("query".to_owned()).spawn_scoped(scope, run);
         let mut parts = groups(snapshot, query, (request, cost), near)?;
         let read = thread.ok().and_then(|thread| {
@@ -91,12 +91,12 @@ pub(super) fn read<'p>(
 
 /// The groups of days in a view of their own. None if it has other revisions, or whatever fails:
 /// the query's own view has these days, too, and says what is wrong.
-fn beside<'p>(
-    further: &Further<'_>,
+fn read_concurrently<'p>(
+    further: &ExtraSnapshot<'_>,
     query: &RollupQuery<'_>,
-    asked: (&'p QueryRequest, Cost<'p>),
+    asked: (&'p QueryRequest, MergeLimits<'p>),
     days: &[(i32, u64)],
-) -> Option<Vec<Groups<'p>>> {
+) -> Option<Vec<GroupSet<'p>>> {
     let mut snapshot = further().ok()??;
     let revisions = snapshot.revisions(query.tenant, query.metric, range(days)).ok()?;
     if !days.iter().map(|(_, revision)| *revision).eq(revisions) {
@@ -108,12 +108,13 @@ fn beside<'p>(
 fn groups<'p>(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
-    (request, cost): (&'p QueryRequest, Cost<'p>),
+    (request, cost): (&'p QueryRequest, MergeLimits<'p>),
     days: &[(i32, u64)],
-) -> Result<Vec<Groups<'p>>, StoreError> {
-    let mut parts: Vec<Groups<'p>> = days.iter().map(|_| Groups::new(request, cost)).collect();
+) -> Result<Vec<GroupSet<'p>>, StoreError> {
+    let mut parts: Vec<GroupSet<'p>> = days.iter().map(|_| GroupSet::new(request, cost)).collect();
     let days = range(days);
-    let query = RollupQuery { from: start(days.start), to: start(days.end), ..query.clone() };
+    let query =
+        RollupQuery { from: first_hour(days.start), to: first_hour(days.end), ..query.clone() };
     snapshot.rollups(&query, &mut |series, hour, rollup| {
         parts[(hour.day() - days.start) as usize].add(series, hour, &rollup);
     })?;
@@ -134,7 +135,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::model::budget::Budget;
+    use crate::model::budget::QueryBudget;
     use crate::model::flush::{Delta, FlushBatch, FlushGuard, SeriesInfo};
     use crate::model::offset::{LogId, OffsetRange, ShardId};
     use crate::model::rollup::Rollup;
@@ -164,10 +165,10 @@ mod tests {
     }
 
     /// The counts of the days `[0, of)` at their first view, while others are had from `further`.
-    fn counts(first: &MemoryStore, further: &Further<'_>, of: i32) -> Vec<u64> {
+    fn counts(first: &MemoryStore, further: &ExtraSnapshot<'_>, of: i32) -> Vec<u64> {
         let params = [("metric", "m"), ("from", "0"), ("to", "8640000000"), ("step", "1d")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let (request, _) = crate::gateway::reads::query_request(&params, 8_640_000_000)
+        let (request, _) = crate::gateway::read_routes::query_request(&params, 8_640_000_000)
             .unwrap_or_else(|e| panic!("{e}"));
         let mut snapshot = first.snapshot().expect("a view");
         let revisions = snapshot.revisions("t", "m", 0..of).expect("revisions");
@@ -185,8 +186,8 @@ mod tests {
             max_series,
             budget: None,
         };
-        let (budget, max_points) = (Budget::default(), None);
-        let cost = Cost { budget: &budget, max_points };
+        let (budget, max_points) = (QueryBudget::default(), None);
+        let cost = MergeLimits { budget: &budget, max_points };
         let read = read(&mut *snapshot, further, &query, (&request, cost), &days).expect("read");
         assert_eq!(read.len(), of as usize);
         read.into_iter()
@@ -210,13 +211,13 @@ mod tests {
         let expected: Vec<u64> =
             (0..20).map(|day| if (15..17).contains(&day) { 2 } else { 1 }).collect();
         let later = MemoryStore::new();
-        later.put_back(&store.backup());
+        later.restore_backup(&store.backup());
         write(&later, 18..19, 3);
         let elsewhere = MemoryStore::new();
-        elsewhere.put_back(&store.backup());
+        elsewhere.restore_backup(&store.backup());
         write(&elsewhere, 2..3, 3);
         let broken = || Err(StoreError::Unavailable("gone".to_owned()));
-        let others: [&Further<'_>; 5] = [
+        let others: [&ExtraSnapshot<'_>; 5] = [
             &|| store.snapshot().map(Some),
             &|| later.snapshot().map(Some),
             &|| elsewhere.snapshot().map(Some),

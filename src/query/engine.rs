@@ -4,28 +4,28 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::accounting::{AccountingAnswer, Books};
-use super::answer::{LabelValuesAnswer, MetricsAnswer, PageRequest, QueryAnswer};
-use super::cache::Cache;
-use super::catalogue::Catalogue;
-use super::completeness::Completeness;
-use super::days::{self, start};
+use super::accounting::{AccountingLedger, AccountingOutput};
+use super::answer::{LabelValuesPage, MetricsPage, PageRequest, QueryOutput};
+use super::cache::DayCache;
+use super::catalogue::MetricCatalogue;
+use super::completeness::QueryCompleteness;
+use super::days::{self, first_hour};
 use super::error::QueryError;
-use super::groups::{Cost, Groups};
+use super::groups::{GroupSet, MergeLimits};
 use super::request::QueryRequest;
 use super::service::QueryService;
-use super::steps::Step;
-use crate::actors::catalogue::{CatalogueQuestion, Growth, Names};
-use crate::actors::live::{Asked, LiveReader};
+use super::steps::TimeStep;
+use crate::actors::catalogue::{CatalogueGrowth, CatalogueNames, CatalogueQuery};
+use crate::actors::live::{LiveReader, ShardRead};
 use crate::clock::{Clock, Stopwatch};
-use crate::model::budget::{Budget, Ended};
+use crate::model::budget::{AbortReason, QueryBudget};
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
-use crate::persistence::cache::PartCache;
+use crate::persistence::cache::SharedCache;
 use crate::persistence::store::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
-use crate::shards::state::{AccountingQuestion, LiveQuestion};
+use crate::shards::state::{AccountingQuery, LiveQuery};
 use crate::telemetry;
 
 /// Limits of queries.
@@ -57,7 +57,7 @@ pub struct QueryEngine {
     live: Arc<dyn LiveReader>,
     clock: Arc<dyn Clock>,
     limits: QueryLimits,
-    cache: Cache,
+    cache: DayCache,
 }
 
 /// The UTC days that lie whole within the hours and before `today`; none if there are too many to
@@ -76,18 +76,18 @@ impl QueryEngine {
         clock: Arc<dyn Clock>,
         limits: QueryLimits,
     ) -> Arc<Self> {
-        Self::with_second_cache(store, live, clock, limits, None)
+        Self::with_shared_cache(store, live, clock, limits, None)
     }
 
     /// An engine with a second cache behind that of the process.
-    pub fn with_second_cache(
+    pub fn with_shared_cache(
         store: Arc<dyn RollupStore>,
         live: Arc<dyn LiveReader>,
         clock: Arc<dyn Clock>,
         limits: QueryLimits,
-        second: Option<Arc<dyn PartCache>>,
+        second: Option<Arc<dyn SharedCache>>,
     ) -> Arc<Self> {
-        let cache = Cache::new(limits.cache_bytes, second);
+        let cache = DayCache::new(limits.cache_bytes, second);
         Arc::new(Self { store, live, clock, limits, cache })
     }
 
@@ -95,10 +95,10 @@ impl QueryEngine {
         &self,
         tenant: &str,
         request: &'a QueryRequest,
-        budget: &'a Budget,
-    ) -> Result<QueryAnswer<'a>, QueryError> {
+        budget: &'a QueryBudget,
+    ) -> Result<QueryOutput<'a>, QueryError> {
         let (mut groups, mut completeness) = self.collect(tenant, request, budget)?;
-        if completeness.moved() {
+        if completeness.has_stale_checkpoint() {
             // Before the next ones are counted.
             drop(groups);
             // A shard started again between the snapshot and its answer: a new snapshot knows its
@@ -111,24 +111,24 @@ impl QueryEngine {
         let completeness =
             completeness.with_overflow(request.overflow.is_some().then_some(groups.overflow));
         let (series, charge) = groups.into_ordered();
-        let answer = QueryAnswer::new(request, series, completeness, charge)
+        let answer = QueryOutput::new(request, series, completeness, charge)
             .map_err(QueryError::FigureTooLarge)?;
         let max = self.limits.max_points;
         if answer.points() > max {
             return Err(QueryError::TooManyPoints { max });
         }
-        let outcome = if answer.completeness.partial() { "partial" } else { "complete" };
+        let outcome = if answer.completeness.is_partial() { "partial" } else { "complete" };
         metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
         Ok(answer)
     }
 
-    fn ended(&self, why: Ended) -> QueryError {
+    fn ended(&self, why: AbortReason) -> QueryError {
         QueryError::ended(why, self.limits.max_points)
     }
 
-    fn failed(&self, error: StoreError, budget: &Budget) -> QueryError {
-        match (error, budget.ended()) {
-            (StoreError::Ended, Some(why)) => self.ended(why),
+    fn failed(&self, error: StoreError, budget: &QueryBudget) -> QueryError {
+        match (error, budget.abort_reason()) {
+            (StoreError::QueryEnded, Some(why)) => self.ended(why),
             (error, _) => error.into(),
         }
     }
@@ -137,26 +137,26 @@ impl QueryEngine {
         &self,
         tenant: &str,
         request: &'a QueryRequest,
-        budget: &'a Budget,
-    ) -> Result<(Groups<'a>, Completeness), QueryError> {
+        budget: &'a QueryBudget,
+    ) -> Result<(GroupSet<'a>, QueryCompleteness), QueryError> {
         // With `limit` only the end tells which groups are left.
         let max_points = request.limit.is_none().then_some(self.limits.max_points);
-        let mut groups = Groups::new(request, Cost { budget, max_points });
+        let mut groups = GroupSet::new(request, MergeLimits { budget, max_points });
         let failed = |error| self.failed(error, budget);
         let mut snapshot = self.store.snapshot_for(budget).map_err(failed)?;
-        let asked = self.asked(&mut *snapshot).map_err(failed)?;
-        self.stored(tenant, request, &mut *snapshot, &mut groups).map_err(failed)?;
+        let asked = self.shard_reads(&mut *snapshot).map_err(failed)?;
+        self.add_stored(tenant, request, &mut *snapshot, &mut groups).map_err(failed)?;
         drop(snapshot);
-        let completeness = self.live(tenant, request, &asked, &mut groups);
-        match budget.ended() {
+        let completeness = self.add_live(tenant, request, &asked, &mut groups);
+        match budget.abort_reason() {
             Some(why) => Err(self.ended(why)),
             None => Ok((groups, completeness)),
         }
     }
 
     /// Every shard, with its checkpoint in the snapshot.
-    fn asked(&self, snapshot: &mut dyn StoreSnapshot) -> Result<Vec<Asked>, StoreError> {
-        let mut asked: Vec<Asked> =
+    fn shard_reads(&self, snapshot: &mut dyn StoreSnapshot) -> Result<Vec<ShardRead>, StoreError> {
+        let mut asked: Vec<ShardRead> =
             (0..self.live.shard_count()).map(|shard| (ShardId(shard), None)).collect();
         for (shard, checkpoint) in snapshot.checkpoints()? {
             if let Some(asked) = asked.get_mut(shard.0 as usize) {
@@ -168,30 +168,33 @@ impl QueryEngine {
 
     /// The part of the answer that lies in the store: whole days that are over from the cache, the
     /// rest from the rows.
-    fn stored(
+    fn add_stored(
         &self,
         tenant: &str,
         request: &QueryRequest,
         snapshot: &mut dyn StoreSnapshot,
-        groups: &mut Groups<'_>,
+        groups: &mut GroupSet<'_>,
     ) -> Result<(), StoreError> {
         let (first, end) = (request.first_hour(), request.end_hour());
         let days = whole_days(first, end, Hour::of(self.clock.now()).day());
         if days.is_empty() {
             return days::fold(
                 snapshot,
-                &self.question(tenant, request, groups.cost().budget, first, end),
+                &self.rollup_query(tenant, request, groups.limits().budget, first, end),
                 request,
                 groups,
             );
         }
         let revisions = snapshot.revisions(tenant, &request.metric, days.clone())?;
-        let cost = groups.cost();
-        let query = |from: Hour, to: Hour| self.question(tenant, request, cost.budget, from, to);
+        let cost = groups.limits();
+        let query =
+            |from: Hour, to: Hour| self.rollup_query(tenant, request, cost.budget, from, to);
         // Days share the buckets of a longer step: their points are not those of the answer.
-        let of_days =
-            Cost { max_points: cost.max_points.filter(|_| request.step == Step::Hours(1)), ..cost };
-        days::fold(snapshot, &query(first, start(days.start)), request, groups)?;
+        let of_days = MergeLimits {
+            max_points: cost.max_points.filter(|_| request.step == TimeStep::Hours(1)),
+            ..cost
+        };
+        days::fold(snapshot, &query(first, first_hour(days.start)), request, groups)?;
         // Neighbouring days that are not kept are read at once, as many as do not hold too many
         // groups.
         let mut unknown: Vec<(i32, u64)> = Vec::new();
@@ -210,7 +213,7 @@ impl QueryEngine {
             let read =
                 days::read(snapshot, &further, &query(first, end), (request, of_days), &unknown)?;
             if !read.is_empty() {
-                let points = read.iter().map(Groups::points).sum::<usize>().div_ceil(read.len());
+                let points = read.iter().map(GroupSet::points).sum::<usize>().div_ceil(read.len());
                 at_once = (PART_POINTS / points.max(1)).clamp(1, at_once.saturating_mul(MORE_DAYS));
             }
             for ((day, revision), mut part) in unknown.drain(..).zip(read) {
@@ -219,21 +222,21 @@ impl QueryEngine {
                     return Ok(());
                 }
                 let part = Arc::new(part.into_part());
-                groups.absorb(&part);
+                groups.merge_part(&part);
                 self.cache.put(tenant, request, day, revision, part);
             }
             if let Some(part) = kept {
-                groups.absorb(&part);
+                groups.merge_part(&part);
             }
         }
-        days::fold(snapshot, &query(start(days.end), end), request, groups)
+        days::fold(snapshot, &query(first_hour(days.end), end), request, groups)
     }
 
-    fn question<'q>(
+    fn rollup_query<'q>(
         &self,
         tenant: &'q str,
         request: &'q QueryRequest,
-        budget: &'q Budget,
+        budget: &'q QueryBudget,
         from: Hour,
         to: Hour,
     ) -> RollupQuery<'q> {
@@ -250,15 +253,15 @@ impl QueryEngine {
         }
     }
 
-    fn live(
+    fn add_live(
         &self,
         tenant: &str,
         request: &QueryRequest,
-        asked: &[Asked],
-        groups: &mut Groups<'_>,
-    ) -> Completeness {
+        asked: &[ShardRead],
+        groups: &mut GroupSet<'_>,
+    ) -> QueryCompleteness {
         let now = self.clock.now();
-        let question = LiveQuestion {
+        let question = LiveQuery {
             tenant,
             metric: &request.metric,
             from: request.first_hour(),
@@ -271,54 +274,58 @@ impl QueryEngine {
             groups.add_live(series, hour, rollup)
         };
         let reports = self.live.read(asked, &question, &request.matchers, &mut visit);
-        Completeness::of(asked, &reports, now, self.limits.stale_after_ms)
+        QueryCompleteness::of(asked, &reports, now, self.limits.stale_after_ms)
     }
 
     /// The names of a page: what the store has is read by `stored`, what shards hold beside that is
     /// shown to `add`.
     fn names<T>(
         &self,
-        question: &CatalogueQuestion<'_>,
+        question: &CatalogueQuery<'_>,
         stored: impl Fn(&mut dyn StoreSnapshot) -> Result<T, StoreError>,
-        add: impl Fn(&mut T, &Growth),
-        budget: &Budget,
-    ) -> Result<(T, Completeness), StoreError> {
+        add: impl Fn(&mut T, &CatalogueGrowth),
+        budget: &QueryBudget,
+    ) -> Result<(T, QueryCompleteness), StoreError> {
         let read = || {
             let mut snapshot = self.store.snapshot_for(budget)?;
-            let asked = self.asked(&mut *snapshot)?;
+            let asked = self.shard_reads(&mut *snapshot)?;
             let mut names = stored(&mut *snapshot)?;
             drop(snapshot);
             let now = self.clock.now();
             let reports =
                 self.live.catalogue(&asked, question, &mut |growth| add(&mut names, growth));
-            Ok((names, Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
+            Ok((names, QueryCompleteness::of(&asked, &reports, now, self.limits.stale_after_ms)))
         };
         let (names, completeness) = read()?;
-        if completeness.moved() { read() } else { Ok((names, completeness)) }
+        if completeness.has_stale_checkpoint() { read() } else { Ok((names, completeness)) }
     }
 
     /// The books of the hours of append, and how complete they are.
-    fn books(
+    fn ledger(
         &self,
         tenant: &str,
         from: Hour,
         to: Hour,
-        budget: &Budget,
-    ) -> Result<AccountingAnswer, StoreError> {
+        budget: &QueryBudget,
+    ) -> Result<AccountingOutput, StoreError> {
         let mut snapshot = self.store.snapshot_for(budget)?;
-        let asked = self.asked(&mut *snapshot)?;
-        let mut books = Books::stored(
+        let asked = self.shard_reads(&mut *snapshot)?;
+        let mut books = AccountingLedger::from_stored(
             &snapshot.accounting(tenant, from, to)?,
             &snapshot.accounting("", from, to)?,
         );
         drop(snapshot);
         let now = self.clock.now();
-        let reports = self.live.accounting(
+        let reports =
+            self.live.accounting(&asked, &AccountingQuery { tenant, from, to }, &mut |_, row| {
+                books.add_pending(row)
+            });
+        Ok(books.into_output(QueryCompleteness::of(
             &asked,
-            &AccountingQuestion { tenant, from, to },
-            &mut |_, row| books.pending(row),
-        );
-        Ok(books.answer(Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
+            &reports,
+            now,
+            self.limits.stale_after_ms,
+        )))
     }
 }
 
@@ -327,8 +334,8 @@ impl QueryService for QueryEngine {
         &self,
         tenant: &str,
         request: &'a QueryRequest,
-        budget: &'a Budget,
-    ) -> Result<QueryAnswer<'a>, QueryError> {
+        budget: &'a QueryBudget,
+    ) -> Result<QueryOutput<'a>, QueryError> {
         let watch = Stopwatch::start();
         let answer = self.answer(tenant, request, budget);
         metrics::histogram!(telemetry::QUERY_SECONDS).record(watch.elapsed().as_secs_f64());
@@ -339,17 +346,17 @@ impl QueryService for QueryEngine {
         &self,
         tenant: &str,
         request: &PageRequest,
-        budget: &Budget,
-    ) -> Result<MetricsAnswer, QueryError> {
-        let page = request.page(budget);
-        let question = request.question(tenant, Names::Metrics);
+        budget: &QueryBudget,
+    ) -> Result<MetricsPage, QueryError> {
+        let page = request.store_page(budget);
+        let question = request.catalogue_query(tenant, CatalogueNames::Metrics);
         let stored = |snapshot: &mut dyn StoreSnapshot| {
-            Ok(Catalogue::stored(snapshot.metrics(tenant, &page)?))
+            Ok(MetricCatalogue::stored(snapshot.metrics(tenant, &page)?))
         };
-        let found = self.names(&question, stored, Catalogue::add, budget);
+        let found = self.names(&question, stored, MetricCatalogue::add, budget);
         let (catalogue, completeness) = found.map_err(|error| self.failed(error, budget))?;
-        let metrics = catalogue.metrics().filter(|info| page.holds(&info.metric)).collect();
-        Ok(request.cut(metrics, completeness, |info: &MetricInfo| &info.metric))
+        let metrics = catalogue.metrics().filter(|info| page.contains(&info.metric)).collect();
+        Ok(request.into_page(metrics, completeness, |info: &MetricInfo| &info.metric))
     }
 
     fn label_values(
@@ -358,36 +365,36 @@ impl QueryService for QueryEngine {
         name: &str,
         metric: Option<&str>,
         request: &PageRequest,
-        budget: &Budget,
-    ) -> Result<LabelValuesAnswer, QueryError> {
-        let page = request.page(budget);
-        let question = request.question(tenant, Names::Values(name, metric));
+        budget: &QueryBudget,
+    ) -> Result<LabelValuesPage, QueryError> {
+        let page = request.store_page(budget);
+        let question = request.catalogue_query(tenant, CatalogueNames::Values(name, metric));
         let stored = |snapshot: &mut dyn StoreSnapshot| {
             let values: BTreeSet<String> =
                 snapshot.label_values(tenant, name, metric, &page)?.into_iter().collect();
             Ok(values)
         };
-        let add = |values: &mut BTreeSet<String>, growth: &Growth| {
+        let add = |values: &mut BTreeSet<String>, growth: &CatalogueGrowth| {
             values.extend(growth.values.iter().cloned())
         };
         let (values, completeness) = self
             .names(&question, stored, add, budget)
             .map_err(|error| self.failed(error, budget))?;
-        Ok(request.cut(values.into_iter().collect(), completeness, String::as_str))
+        Ok(request.into_page(values.into_iter().collect(), completeness, String::as_str))
     }
 
     fn accounting(
         &self,
         tenant: &str,
         hours: Range<Hour>,
-        budget: &Budget,
-    ) -> Result<AccountingAnswer, QueryError> {
+        budget: &QueryBudget,
+    ) -> Result<AccountingOutput, QueryError> {
         let books = || {
-            self.books(tenant, hours.start, hours.end, budget)
+            self.ledger(tenant, hours.start, hours.end, budget)
                 .map_err(|error| self.failed(error, budget))
         };
         let answer = books()?;
         // A new snapshot knows where a shard went to.
-        if answer.completeness.moved() { books() } else { Ok(answer) }
+        if answer.completeness.has_stale_checkpoint() { books() } else { Ok(answer) }
     }
 }

@@ -1,6 +1,6 @@
 //! Why a query has no answer. Which code and status a client sees is the edge's business. Pure.
 
-use crate::model::budget::Ended;
+use crate::model::budget::AbortReason;
 use crate::persistence::store::StoreError;
 
 /// Why a query has no answer.
@@ -49,14 +49,14 @@ pub enum QueryError {
 
 impl QueryError {
     /// Of a query that ended before it had an answer.
-    pub fn ended(why: Ended, max_points: usize) -> Self {
+    pub fn ended(why: AbortReason, max_points: usize) -> Self {
         match why {
-            Ended::Points => Self::TooManyPoints { max: max_points },
-            Ended::Memory => Self::TooMuchMemory,
-            Ended::TenantBusy => Self::TenantBusy,
-            Ended::Busy => Self::Busy,
-            Ended::Late => Self::TimedOut,
-            Ended::Abandoned => Self::Abandoned,
+            AbortReason::TooManyPoints => Self::TooManyPoints { max: max_points },
+            AbortReason::TooMuchMemory => Self::TooMuchMemory,
+            AbortReason::TenantBusy => Self::TenantBusy,
+            AbortReason::Busy => Self::Busy,
+            AbortReason::TimedOut => Self::TimedOut,
+            AbortReason::Abandoned => Self::Abandoned,
         }
     }
 }

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use foldhash::fast::{FixedState, RandomState};
 use hashbrown::HashTable;
 
-use super::charge::Charge;
-use super::rank::{self, Rank};
+use super::charge::QueryCharge;
+use super::rank::{self, RankValue};
 use super::request::{Aggregate, QueryRequest, SeriesOrder};
-use super::steps::Step;
-use crate::model::budget::Budget;
+use super::steps::TimeStep;
+use crate::model::budget::QueryBudget;
 use crate::model::flush::SeriesInfo;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -29,14 +29,14 @@ pub type GroupKey = Vec<String>;
 
 /// One series of an answer.
 #[derive(Debug, Clone)]
-pub struct Group {
+pub struct SeriesGroup {
     /// Its labels.
     pub key: GroupKey,
     /// Its points, ascending.
     pub points: Vec<(Millis, Rollup)>,
 }
 
-impl Group {
+impl SeriesGroup {
     /// The point of a bucket; whether it is new.
     fn point(&mut self, bucket: Millis) -> (&mut Rollup, bool) {
         let at = match self.points.last() {
@@ -55,9 +55,9 @@ impl Group {
 
 /// What merging may cost.
 #[derive(Debug, Clone, Copy)]
-pub struct Cost<'a> {
+pub struct MergeLimits<'a> {
     /// The query's budget.
-    pub budget: &'a Budget,
+    pub budget: &'a QueryBudget,
     /// Points of the whole answer; none if only its end tells how many those are.
     pub max_points: Option<usize>,
 }
@@ -75,15 +75,15 @@ const LABEL_BYTES: usize = 64;
 #[derive(Debug, Clone, Default)]
 pub struct DayPart {
     /// Its groups.
-    pub groups: Vec<Group>,
+    pub groups: Vec<SeriesGroup>,
     /// Events of the overflow series, if the query counts them.
     pub overflow: u64,
 }
 
 /// The groups of one answer, or of one day of it.
-pub struct Groups<'a> {
+pub struct GroupSet<'a> {
     request: &'a QueryRequest,
-    groups: Vec<Group>,
+    groups: Vec<SeriesGroup>,
     /// Places of groups by their keys, which are held by the groups alone. The values of labels
     /// are strangers': the hash has a random seed.
     by_key: HashTable<u32>,
@@ -94,15 +94,15 @@ pub struct Groups<'a> {
     /// for labels.
     pub overflow: u64,
     points: usize,
-    cost: Cost<'a>,
-    charge: Charge<'a>,
+    limits: MergeLimits<'a>,
+    charge: QueryCharge<'a>,
     /// Why merging stopped, if it did.
     pub failed: Option<String>,
 }
 
-impl<'a> Groups<'a> {
+impl<'a> GroupSet<'a> {
     /// No groups.
-    pub fn new(request: &'a QueryRequest, cost: Cost<'a>) -> Self {
+    pub fn new(request: &'a QueryRequest, cost: MergeLimits<'a>) -> Self {
         Self {
             request,
             groups: Vec::new(),
@@ -112,8 +112,8 @@ impl<'a> Groups<'a> {
             last_bucket: 0..0,
             overflow: 0,
             points: 0,
-            charge: Charge::new(cost.budget),
-            cost,
+            charge: QueryCharge::new(cost.budget),
+            limits: cost,
             failed: None,
         }
     }
@@ -124,8 +124,8 @@ impl<'a> Groups<'a> {
     }
 
     /// What merging may cost.
-    pub fn cost(&self) -> Cost<'a> {
-        self.cost
+    pub fn limits(&self) -> MergeLimits<'a> {
+        self.limits
     }
 
     /// Merges one live delta. If events of the overflow series are counted it comes whatever the
@@ -142,7 +142,7 @@ impl<'a> Groups<'a> {
 
     /// Merges one rollup of a series.
     pub fn add(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
-        if self.cost.budget.ended().is_some() {
+        if self.limits.budget.abort_reason().is_some() {
             return;
         }
         let bucket = match self.bucket(hour) {
@@ -163,7 +163,7 @@ impl<'a> Groups<'a> {
                     .collect();
                 let group = self.group(Cow::Owned(key));
                 self.by_series.insert(series.id, group);
-                self.charge.bytes(SERIES_BYTES);
+                self.charge.add_bytes(SERIES_BYTES);
                 group
             }
         };
@@ -171,10 +171,10 @@ impl<'a> Groups<'a> {
     }
 
     /// Merges groups that were merged before.
-    pub fn absorb(&mut self, part: &DayPart) {
+    pub fn merge_part(&mut self, part: &DayPart) {
         self.overflow += part.overflow;
         for group in &part.groups {
-            if self.cost.budget.ended().is_some() {
+            if self.limits.budget.abort_reason().is_some() {
                 return;
             }
             let at = self.group(Cow::Borrowed(&group.key));
@@ -196,9 +196,9 @@ impl<'a> Groups<'a> {
         }
         let next = groups.len() as u32;
         let bytes = GROUP_BYTES + key.iter().map(|value| LABEL_BYTES + value.len()).sum::<usize>();
-        groups.push(Group { key: key.into_owned(), points: Vec::new() });
+        groups.push(SeriesGroup { key: key.into_owned(), points: Vec::new() });
         by_key.insert_unique(hash, next, |&at| hasher.hash_one(&*groups[at as usize].key));
-        self.charge.bytes(bytes);
+        self.charge.add_bytes(bytes);
         next
     }
 
@@ -220,17 +220,17 @@ impl<'a> Groups<'a> {
         let grown = if sketches { heap_bytes(point).saturating_sub(before) } else { 0 };
         if new {
             self.points += 1;
-            if let Some(max) = self.cost.max_points {
-                self.charge.point(max);
+            if let Some(max) = self.limits.max_points {
+                self.charge.add_point(max);
             }
         }
         if new || grown > 0 {
-            self.charge.bytes(grown + if new { POINT_BYTES } else { 0 });
+            self.charge.add_bytes(grown + if new { POINT_BYTES } else { 0 });
         }
     }
 
     fn bucket(&mut self, hour: Hour) -> Result<Millis, String> {
-        if self.request.step == Step::All {
+        if self.request.step == TimeStep::All {
             return Ok(self.request.from);
         }
         let start = hour.start();
@@ -242,13 +242,15 @@ impl<'a> Groups<'a> {
 
     /// The groups in the order asked for, cut at the limit, and what they hold. Those of one rank
     /// are by their labels.
-    pub fn into_ordered(self) -> (Vec<Group>, Charge<'a>) {
+    pub fn into_ordered(self) -> (Vec<SeriesGroup>, QueryCharge<'a>) {
         let (request, mut groups) = (self.request, self.groups);
         groups.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         if request.order != SeriesOrder::Labels {
             let first = request.aggregates.first().copied().unwrap_or(Aggregate::Count);
-            let mut ranked: Vec<_> =
-                groups.into_iter().map(|group| (Rank::of(first, &group.points), group)).collect();
+            let mut ranked: Vec<_> = groups
+                .into_iter()
+                .map(|group| (RankValue::of(first, &group.points), group))
+                .collect();
             let descending = request.order == SeriesOrder::Descending;
             ranked.sort_by(|(a, _), (b, _)| rank::order(a.as_ref(), b.as_ref(), descending));
             groups = ranked.into_iter().map(|(_, group)| group).collect();

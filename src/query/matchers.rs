@@ -3,7 +3,7 @@
 
 use regex::RegexBuilder;
 
-use super::request::{check_label_name, shown};
+use super::request::{check_label_name, excerpt};
 use crate::model::matcher::Matcher;
 
 /// Memory of one compiled expression; the `regex` crate runs in linear time, so size is all that
@@ -31,7 +31,7 @@ pub fn parse(text: &str) -> Result<Vec<Matcher>, String> {
         rest = match rest.strip_prefix(',') {
             Some(behind) => behind.trim_start(),
             None if rest.is_empty() => rest,
-            None => return Err(format!("expected a comma before {:?}", shown(rest))),
+            None => return Err(format!("expected a comma before {:?}", excerpt(rest))),
         };
         if matchers.len() > MAX_MATCHERS {
             return Err(format!("more than {MAX_MATCHERS} matchers"));
@@ -44,7 +44,7 @@ fn one(text: &str) -> Result<(Matcher, &str), String> {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
     let (name, rest) = text.split_at(end);
     if name.is_empty() {
-        return Err(format!("expected a label name at {:?}", shown(text)));
+        return Err(format!("expected a label name at {:?}", excerpt(text)));
     }
     check_label_name(name)?;
     let rest = rest.trim_start();
@@ -77,14 +77,14 @@ fn quoted(text: &str, regex: bool) -> Result<(String, &str), String> {
         match c {
             c if c == quote => {
                 let value = String::from_utf8(value)
-                    .map_err(|_| format!("the escapes of {:?} make no UTF-8", shown(text)))?;
+                    .map_err(|_| format!("the escapes of {:?} make no UTF-8", excerpt(text)))?;
                 return Ok((value, rest));
             }
             '\\' if quote != '`' => rest = escape(rest, regex, &mut value)?,
             c => value.extend(c.encode_utf8(&mut [0; 4]).bytes()),
         }
     }
-    Err(format!("the quote of {:?} is not closed", shown(text)))
+    Err(format!("the quote of {:?} is not closed", excerpt(text)))
 }
 
 /// One escape, behind its backslash; what follows.
@@ -115,7 +115,7 @@ fn escape<'t>(text: &'t str, regex: bool, value: &mut Vec<u8>) -> Result<&'t str
     let unknown = || {
         format!(
             "the escape \\{} is not understood",
-            shown(text).chars().take(9).collect::<String>()
+            excerpt(text).chars().take(9).collect::<String>()
         )
     };
     match kind {
@@ -181,11 +181,11 @@ fn unicode(text: &str) -> Option<(char, &str)> {
 fn anchored(pattern: &str) -> Result<regex::Regex, String> {
     // Compiled bare first: `a)|(b` would close the group that anchors it.
     RegexBuilder::new(pattern).size_limit(REGEX_BYTES).build().map_err(|e| {
-        format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern))
+        format!("the regular expression {:?} is not valid or too large: {e}", excerpt(pattern))
     })?;
     let anchored = RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_BYTES).build();
     anchored.map_err(|e| {
-        format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern))
+        format!("the regular expression {:?} is not valid or too large: {e}", excerpt(pattern))
     })
 }
 

@@ -6,11 +6,11 @@
 //! what a name stands for, or make bytes that pass; what passes was written by a node of this store
 //! for this very part. Everything else is a miss.
 
-use super::groups::{DayPart, Group};
+use super::groups::{DayPart, SeriesGroup};
 use super::request::QueryRequest;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
-use crate::model::rollup::{Figures, Rollup};
+use crate::model::rollup::{Rollup, RollupFigures};
 
 /// Version of the bytes: first the version, then 16 bytes of authentication code, then the body.
 /// All numbers are big-endian. The body: events of the overflow series (u64), number of groups
@@ -111,7 +111,7 @@ fn slice<'a>(input: &mut &'a [u8]) -> Result<&'a [u8], CodecError> {
     Ok(head)
 }
 
-fn group(input: &mut &[u8]) -> Result<Group, CodecError> {
+fn group(input: &mut &[u8]) -> Result<SeriesGroup, CodecError> {
     let (mut key, mut points) = (Vec::new(), Vec::new());
     for _ in 0..u32::from_be_bytes(take(input)?) {
         key.push(
@@ -121,7 +121,7 @@ fn group(input: &mut &[u8]) -> Result<Group, CodecError> {
     for _ in 0..u32::from_be_bytes(take(input)?) {
         points.push((i64::from_be_bytes(take(input)?), rollup(input)?));
     }
-    Ok(Group { key, points })
+    Ok(SeriesGroup { key, points })
 }
 
 fn rollup(input: &mut &[u8]) -> Result<Rollup, CodecError> {
@@ -134,7 +134,7 @@ fn rollup(input: &mut &[u8]) -> Result<Rollup, CodecError> {
     };
     let (min, max) = (bound()?, bound()?);
     let (distinct, quantiles) = (slice(input)?, slice(input)?);
-    Rollup::with_sketches(Figures { count, value_count, sum, min, max }, distinct, quantiles)
+    Rollup::with_sketches(RollupFigures { count, value_count, sum, min, max }, distinct, quantiles)
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
     fn request(by: &str) -> QueryRequest {
         let params = [("metric", "m"), ("by", by), ("agg", "distinct,p95")];
         let params = params.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        crate::gateway::reads::query_request(&params, 0).expect("a request").0
+        crate::gateway::read_routes::query_request(&params, 0).expect("a request").0
     }
 
     fn part() -> DayPart {
@@ -155,9 +155,9 @@ mod tests {
         let (key, points) =
             (vec!["DE".to_owned(), String::new()], vec![(-5, plain.clone()), (7, full)]);
         let groups = vec![
-            Group { key, points },
-            Group { key: vec![], points: vec![(1, plain)] },
-            Group { key: vec![], points: vec![] },
+            SeriesGroup { key, points },
+            SeriesGroup { key: vec![], points: vec![(1, plain)] },
+            SeriesGroup { key: vec![], points: vec![] },
         ];
         DayPart { groups, overflow: 456 }
     }

@@ -13,18 +13,18 @@ use crate::model::window::Millis;
 
 /// The figure of a series over its whole range.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Rank {
+pub(super) enum RankValue {
     /// A whole number.
     Whole(u128),
     /// A value.
     Value(Decimal),
     /// A sum of values.
-    Sum(Wide),
+    Sum(WideSum),
     /// A sum divided by a number of values, never by none.
-    Fraction(Wide, u64),
+    Fraction(WideSum, u64),
 }
 
-impl Rank {
+impl RankValue {
     /// Of all points of a series; none if they have no such figure.
     pub(super) fn of(aggregate: Aggregate, points: &[(Millis, Rollup)]) -> Option<Self> {
         let figures = || points.iter().map(|(_, rollup)| &rollup.figures);
@@ -34,30 +34,32 @@ impl Rank {
         {
             return None;
         }
-        let sum = || figures().fold(Wide::default(), |sum, f| sum.plus(f.sum));
+        let sum = || figures().fold(WideSum::default(), |sum, f| sum.plus(f.sum));
         match aggregate {
             // Every series has the same range: who has more events has more of them a second.
             Aggregate::Count | Aggregate::Rate => {
-                Some(Rank::Whole(figures().map(|f| u128::from(f.count)).sum()))
+                Some(RankValue::Whole(figures().map(|f| u128::from(f.count)).sum()))
             }
             Aggregate::Distinct => {
-                Some(Rank::Whole(u128::from(merged(points).distinct.estimate())))
+                Some(RankValue::Whole(u128::from(merged(points).distinct.estimate())))
             }
-            Aggregate::Sum => Some(Rank::Sum(sum())),
-            Aggregate::Avg => Some(Rank::Fraction(sum(), values)),
-            Aggregate::Min => figures().filter_map(|f| f.min).min().map(Rank::Value),
-            Aggregate::Max => figures().filter_map(|f| f.max).max().map(Rank::Value),
-            Aggregate::Quantile(q, _) => merged(points).quantile(q).map(Rank::Value),
+            Aggregate::Sum => Some(RankValue::Sum(sum())),
+            Aggregate::Avg => Some(RankValue::Fraction(sum(), values)),
+            Aggregate::Min => figures().filter_map(|f| f.min).min().map(RankValue::Value),
+            Aggregate::Max => figures().filter_map(|f| f.max).max().map(RankValue::Value),
+            Aggregate::Quantile(q, _) => merged(points).quantile(q).map(RankValue::Value),
         }
     }
 
     /// Compares two figures of one aggregate.
     fn compare(&self, other: &Self) -> Ordering {
         match (self, other) {
-            (Rank::Whole(a), Rank::Whole(b)) => a.cmp(b),
-            (Rank::Value(a), Rank::Value(b)) => a.cmp(b),
-            (Rank::Sum(a), Rank::Sum(b)) => a.cmp(b),
-            (Rank::Fraction(a, n), Rank::Fraction(b, m)) => compare_fractions((*a, *n), (*b, *m)),
+            (RankValue::Whole(a), RankValue::Whole(b)) => a.cmp(b),
+            (RankValue::Value(a), RankValue::Value(b)) => a.cmp(b),
+            (RankValue::Sum(a), RankValue::Sum(b)) => a.cmp(b),
+            (RankValue::Fraction(a, n), RankValue::Fraction(b, m)) => {
+                compare_fractions((*a, *n), (*b, *m))
+            }
             // Figures of different aggregates are never compared.
             _ => Ordering::Equal,
         }
@@ -66,7 +68,7 @@ impl Rank {
 
 /// Compares the figures of two series: the larger or the smaller one first, and none last either
 /// way.
-pub(super) fn order(a: Option<&Rank>, b: Option<&Rank>, descending: bool) -> Ordering {
+pub(super) fn order(a: Option<&RankValue>, b: Option<&RankValue>, descending: bool) -> Ordering {
     match (a, b) {
         (Some(a), Some(b)) if descending => b.compare(a),
         (Some(a), Some(b)) => a.compare(b),
@@ -88,12 +90,12 @@ fn merged(points: &[(Millis, Rollup)]) -> Rollup {
 
 /// A whole number of 192 bits: `high × 2^64 + low`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(super) struct Wide {
+pub(super) struct WideSum {
     high: i128,
     low: u64,
 }
 
-impl Wide {
+impl WideSum {
     /// The sum with a number. Cannot overflow: it would take 2^63 numbers.
     fn plus(self, number: i128) -> Self {
         let (low, carry) = self.low.overflowing_add(number as u64);
@@ -112,7 +114,7 @@ impl Wide {
 }
 
 /// Compares `a / n` with `b / m`: by their quotients, and then by what is left.
-fn compare_fractions((a, n): (Wide, u64), (b, m): (Wide, u64)) -> Ordering {
+fn compare_fractions((a, n): (WideSum, u64), (b, m): (WideSum, u64)) -> Ordering {
     let ((a, rest_of_a), (b, rest_of_b)) = (a.divided_by(n.max(1)), b.divided_by(m.max(1)));
     a.cmp(&b).then_with(|| {
         (u128::from(rest_of_a) * u128::from(m)).cmp(&(u128::from(rest_of_b) * u128::from(n)))
@@ -125,8 +127,8 @@ mod tests {
 
     use super::*;
 
-    fn wide(numbers: &[i128]) -> Wide {
-        numbers.iter().fold(Wide::default(), |sum, number| sum.plus(*number))
+    fn wide(numbers: &[i128]) -> WideSum {
+        numbers.iter().fold(WideSum::default(), |sum, number| sum.plus(*number))
     }
 
     #[test]
@@ -149,7 +151,7 @@ mod tests {
     #[test]
     fn what_has_no_figure_comes_last_either_way() {
         let (three, five) =
-            (Rank::Value(Decimal::from_units(-3)), Rank::Value(Decimal::from_units(-5)));
+            (RankValue::Value(Decimal::from_units(-3)), RankValue::Value(Decimal::from_units(-5)));
         for descending in [true, false] {
             assert_eq!(order(Some(&five), None, descending), Ordering::Less);
             assert_eq!(order(None, Some(&five), descending), Ordering::Greater);

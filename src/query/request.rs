@@ -3,14 +3,14 @@
 
 use jiff::tz::TimeZone;
 
-use super::steps::Step;
+use super::steps::TimeStep;
 use crate::model::event::{self, MAX_LABELS};
 use crate::model::matcher::Matcher;
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::{HOUR_MS, Hour, Millis};
 
 /// Characters of a name that a refusal repeats.
-const SHOWN: usize = 64;
+const MAX_EXCERPT: usize = 64;
 
 /// One figure of each point of an answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,7 +77,7 @@ pub struct QuerySpec {
     /// Exclusive end.
     pub to: Millis,
     /// The step.
-    pub step: Step,
+    pub step: TimeStep,
     /// The time zone of the steps.
     pub tz: TimeZone,
     /// The aggregates, in the order asked for.
@@ -102,7 +102,7 @@ pub struct QueryRequest {
     /// Exclusive end, snapped outward to the step.
     pub to: Millis,
     /// The step.
-    pub step: Step,
+    pub step: TimeStep,
     /// The time zone of the steps.
     pub tz: TimeZone,
     /// The aggregates, in the order asked for.
@@ -156,7 +156,7 @@ impl QuerySpec {
             aggregates.contains(&Aggregate::Distinct),
             aggregates.iter().any(|a| matches!(a, Aggregate::Quantile(..))),
         );
-        let whole_range = (step == Step::All).then_some(from);
+        let whole_range = (step == TimeStep::All).then_some(from);
         let cache_key = format!(
             "{:?}",
             (&metric, &matchers, &group_by, step, tz.iana_name(), sketches, whole_range)
@@ -215,12 +215,12 @@ pub(crate) fn check_label_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     event::check_label(name, "")
-        .map_err(|why| format!("{:?} is no label: {}", shown(name), why.message))
+        .map_err(|why| format!("{:?} is no label: {}", excerpt(name), why.message))
 }
 
 /// What an answer repeats of a text that may be a whole request long.
-pub fn shown(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
+pub fn excerpt(text: &str) -> String {
+    text.chars().take(MAX_EXCERPT).collect()
 }
 
 impl QueryRequest {
@@ -246,7 +246,7 @@ impl QueryRequest {
     /// # Errors
     /// If the calendar ends before.
     pub fn bucket(&self, start: Millis) -> Result<std::ops::Range<Millis>, String> {
-        if self.step == Step::All {
+        if self.step == TimeStep::All {
             Ok(self.from..self.to)
         } else {
             self.step.bucket(&self.tz, start)

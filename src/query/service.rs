@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
-use super::accounting::AccountingAnswer;
-use super::answer::{LabelValuesAnswer, MetricsAnswer, PageRequest, QueryAnswer};
+use super::accounting::AccountingOutput;
+use super::answer::{LabelValuesPage, MetricsPage, PageRequest, QueryOutput};
 use super::error::QueryError;
 use super::request::QueryRequest;
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 use crate::model::window::Hour;
 
 /// Answers questions about one tenant's metrics, in data. A question ends early when its budget has
@@ -23,8 +23,8 @@ pub trait QueryService: Send + Sync {
         &self,
         tenant: &str,
         request: &'a QueryRequest,
-        budget: &'a Budget,
-    ) -> Result<QueryAnswer<'a>, QueryError>;
+        budget: &'a QueryBudget,
+    ) -> Result<QueryOutput<'a>, QueryError>;
     /// A page of the metrics.
     ///
     /// # Errors
@@ -33,8 +33,8 @@ pub trait QueryService: Send + Sync {
         &self,
         tenant: &str,
         request: &PageRequest,
-        budget: &Budget,
-    ) -> Result<MetricsAnswer, QueryError>;
+        budget: &QueryBudget,
+    ) -> Result<MetricsPage, QueryError>;
     /// A page of the values of a label, of one metric or of all.
     ///
     /// # Errors
@@ -45,8 +45,8 @@ pub trait QueryService: Send + Sync {
         name: &str,
         metric: Option<&str>,
         request: &PageRequest,
-        budget: &Budget,
-    ) -> Result<LabelValuesAnswer, QueryError>;
+        budget: &QueryBudget,
+    ) -> Result<LabelValuesPage, QueryError>;
     /// What became of the events of these hours of receipt.
     ///
     /// # Errors
@@ -55,6 +55,6 @@ pub trait QueryService: Send + Sync {
         &self,
         tenant: &str,
         hours: Range<Hour>,
-        budget: &Budget,
-    ) -> Result<AccountingAnswer, QueryError>;
+        budget: &QueryBudget,
+    ) -> Result<AccountingOutput, QueryError>;
 }

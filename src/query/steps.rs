@@ -12,7 +12,7 @@ use crate::model::window::{HOUR_MS, Millis};
 
 /// A step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum TimeStep {
     /// Hours that divide the day: 1 or 6.
     Hours(i64),
     /// A calendar day.
@@ -26,28 +26,28 @@ pub enum Step {
 }
 
 /// The steps by their names.
-pub const STEPS: &[(&str, Step)] = &[
-    ("1h", Step::Hours(1)),
-    ("6h", Step::Hours(6)),
-    ("1d", Step::Day),
-    ("1w", Step::Week),
-    ("1mo", Step::Month),
-    ("all", Step::All),
+pub const STEPS: &[(&str, TimeStep)] = &[
+    ("1h", TimeStep::Hours(1)),
+    ("6h", TimeStep::Hours(6)),
+    ("1d", TimeStep::Day),
+    ("1w", TimeStep::Week),
+    ("1mo", TimeStep::Month),
+    ("all", TimeStep::All),
 ];
 
-impl Step {
+impl TimeStep {
     /// Its name.
     pub fn name(self) -> &'static str {
         STEPS.iter().find(|(_, step)| *step == self).map_or("", |(name, _)| name)
     }
 
-    /// The bucket that holds `t`, by the clocks of the zone; for [`Step::All`] the caller's range
+    /// The bucket that holds `t`, by the clocks of the zone; for [`TimeStep::All`] the caller's range
     /// is the bucket.
     ///
     /// # Errors
     /// If the calendar ends before.
     pub fn bucket(self, tz: &TimeZone, t: Millis) -> Result<Range<Millis>, String> {
-        if let Step::Hours(1) = self {
+        if let TimeStep::Hours(1) = self {
             let start = t.div_euclid(HOUR_MS) * HOUR_MS;
             return Ok(start..start + HOUR_MS);
         }
@@ -65,7 +65,7 @@ impl Step {
     fn label(self, local: DateTime) -> Result<DateTime, jiff::Error> {
         let date = local.date();
         let date = match self {
-            Step::Hours(hours) => {
+            TimeStep::Hours(hours) => {
                 let hour = i64::from(local.hour()).div_euclid(hours) * hours;
                 return local
                     .with()
@@ -75,11 +75,11 @@ impl Step {
                     .subsec_nanosecond(0)
                     .build();
             }
-            Step::Day | Step::All => date,
-            Step::Week => {
+            TimeStep::Day | TimeStep::All => date,
+            TimeStep::Week => {
                 date.checked_sub(i64::from(date.weekday().since(Weekday::Monday)).days())?
             }
-            Step::Month => date.first_of_month(),
+            TimeStep::Month => date.first_of_month(),
         };
         Ok(date.to_datetime(Time::midnight()))
     }
@@ -87,32 +87,32 @@ impl Step {
     /// Where the next bucket begins by the calendar.
     fn following(self, label: DateTime) -> Result<DateTime, jiff::Error> {
         label.checked_add(match self {
-            Step::Hours(hours) => hours.hours(),
-            Step::Day | Step::All => 1.days(),
-            Step::Week => 7.days(),
-            Step::Month => 1.months(),
+            TimeStep::Hours(hours) => hours.hours(),
+            TimeStep::Day | TimeStep::All => 1.days(),
+            TimeStep::Week => 7.days(),
+            TimeStep::Month => 1.months(),
         })
     }
 
-    /// Snaps a range outward to whole steps; [`Step::All`] to whole hours.
+    /// Snaps a range outward to whole steps; [`TimeStep::All`] to whole hours.
     ///
     /// # Errors
     /// If the zone is not on whole hours all over the snapped range, whatever the step: windows are
     /// hours of UTC.
     pub fn snap(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(Millis, Millis), String> {
-        let unit = if self == Step::All { Step::Hours(1) } else { self };
+        let unit = if self == TimeStep::All { TimeStep::Hours(1) } else { self };
         let (from, to) = (unit.bucket(tz, from)?.start, unit.bucket(tz, to - 1)?.end);
-        whole_hours(tz, from, to)?;
-        unit.stretches(tz, from, to)?;
+        check_whole_hours(tz, from, to)?;
+        unit.check_contiguous(tz, from, to)?;
         Ok((from, to))
     }
 }
 
-impl Step {
+impl TimeStep {
     /// Whether each bucket is one stretch of time: no clock goes back from one bucket into the one
     /// before, as some do in the Antarctic.
-    fn stretches(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
-        if self == Step::Hours(1) {
+    fn check_contiguous(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
+        if self == TimeStep::Hours(1) {
             return Ok(());
         }
         let begin = Timestamp::from_millisecond(from).map_err(|e| e.to_string())?;
@@ -134,7 +134,7 @@ impl Step {
 
 /// Whether the zone's offset is whole hours from `from` until `to`, and changes on whole hours
 /// only.
-fn whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
+fn check_whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
     let begin = Timestamp::from_millisecond(from).map_err(|e| e.to_string())?;
     let changes = tz.following(begin).map(|change| (change.timestamp(), change.offset()));
     let within = changes.take_while(|(at, _)| at.as_millisecond() < to);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     /// The lengths in hours of the buckets of a range, which follow each other.
-    fn lengths(step: Step, tz: &TimeZone, from: &str, to: &str) -> Vec<i64> {
+    fn lengths(step: TimeStep, tz: &TimeZone, from: &str, to: &str) -> Vec<i64> {
         let (mut start, end) = step.snap(tz, at(from), at(to)).expect("snaps");
         assert_eq!((start, end), (at(from), at(to)), "{step:?}");
         let mut lengths = Vec::new();
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn days_and_their_quarters_follow_the_clocks() {
         let (berlin, new_york) = (zone("Europe/Berlin"), zone("America/New_York"));
-        let quarters = |tz: &TimeZone, from, to| lengths(Step::Hours(6), tz, from, to);
+        let quarters = |tz: &TimeZone, from, to| lengths(TimeStep::Hours(6), tz, from, to);
         assert_eq!(quarters(&berlin, "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"), [5, 6, 6, 6]);
         assert_eq!(quarters(&berlin, "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"), [7, 6, 6, 6]);
         assert_eq!(
@@ -235,22 +235,22 @@ mod tests {
             ("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z", 25),
             ("2026-06-01T22:00:00Z", "2026-06-02T22:00:00Z", 24),
         ] {
-            assert_eq!(lengths(Step::Day, &berlin, start, end), [hours]);
+            assert_eq!(lengths(TimeStep::Day, &berlin, start, end), [hours]);
         }
     }
 
     #[test]
     fn weeks_start_on_monday_and_ranges_snap_outward() {
         let utc = TimeZone::UTC;
-        let (from, to) = Step::Week
+        let (from, to) = TimeStep::Week
             .snap(&utc, at("2026-01-01T10:00:00Z"), at("2026-01-01T11:00:00Z"))
             .expect("snaps");
         assert_eq!((from, to), (at("2025-12-29T00:00:00Z"), at("2026-01-05T00:00:00Z")));
-        let (from, to) = Step::Hours(6)
+        let (from, to) = TimeStep::Hours(6)
             .snap(&utc, at("2026-01-01T07:00:00Z"), at("2026-01-01T12:00:00Z"))
             .expect("snaps");
         assert_eq!((from, to), (at("2026-01-01T06:00:00Z"), at("2026-01-01T12:00:00Z")));
-        let (from, to) = Step::Month
+        let (from, to) = TimeStep::Month
             .snap(&utc, at("2026-02-03T07:00:00Z"), at("2026-02-03T08:00:00Z"))
             .expect("snaps");
         assert_eq!((from, to), (at("2026-02-01T00:00:00Z"), at("2026-03-01T00:00:00Z")));
@@ -312,28 +312,28 @@ mod tests {
 
     #[test]
     fn clocks_that_go_back_into_the_step_before_are_refused() {
-        let snap = |step: Step, name: &str, from: &str, to: &str| {
+        let snap = |step: TimeStep, name: &str, from: &str, to: &str| {
             step.snap(&zone(name), at(from), at(to)).map(drop)
         };
         // Back by seven hours, at midnight of 1 February.
         let vostok =
             |step| snap(step, "Antarctica/Vostok", "1994-01-31T00:00:00Z", "1994-02-02T00:00:00Z");
-        assert!(vostok(Step::Hours(6)).is_err_and(|why| why.contains("1994-01-31T17:00:00Z")));
+        assert!(vostok(TimeStep::Hours(6)).is_err_and(|why| why.contains("1994-01-31T17:00:00Z")));
         assert_eq!(
-            (vostok(Step::Hours(1)), vostok(Step::Day), vostok(Step::All)),
+            (vostok(TimeStep::Hours(1)), vostok(TimeStep::Day), vostok(TimeStep::All)),
             (Ok(()), Ok(()), Ok(()))
         );
         // Forward by seven hours, at midnight of 1 November: the step from six o'clock begins where
         // the clocks go on.
         let (from, to) = ("1994-11-01T00:00:00Z", "1994-11-01T05:00:00Z");
-        assert_eq!(lengths(Step::Hours(6), &zone("Antarctica/Vostok"), from, to), [5]);
+        assert_eq!(lengths(TimeStep::Hours(6), &zone("Antarctica/Vostok"), from, to), [5]);
         // From two in the morning to eleven of the evening before.
         let casey =
             |step| snap(step, "Antarctica/Casey", "2010-03-03T00:00:00Z", "2010-03-06T00:00:00Z");
         assert!(
-            casey(Step::Day).is_err()
-                && casey(Step::Hours(6)).is_err()
-                && casey(Step::Week).is_ok()
+            casey(TimeStep::Day).is_err()
+                && casey(TimeStep::Hours(6)).is_err()
+                && casey(TimeStep::Week).is_ok()
         );
         for (from, to) in [
             ("2026-03-28T00:00:00Z", "2026-03-30T00:00:00Z"),
@@ -347,22 +347,22 @@ mod tests {
 
     /// What the calendar says of an instant, with nothing of the code above: two instants of one
     /// bucket have the same.
-    fn mark(step: Step, tz: &TimeZone, t: Millis) -> (i16, i8, i16, i64) {
+    fn mark(step: TimeStep, tz: &TimeZone, t: Millis) -> (i16, i8, i16, i64) {
         let local = Timestamp::from_millisecond(t).expect("a time").to_zoned_datetime(tz.clone());
         match step {
-            Step::Hours(hours) => (
+            TimeStep::Hours(hours) => (
                 local.year(),
                 local.month(),
                 i16::from(local.day()),
                 i64::from(local.hour()) / hours,
             ),
-            Step::Day => (local.year(), local.month(), i16::from(local.day()), 0),
-            Step::Week => {
+            TimeStep::Day => (local.year(), local.month(), i16::from(local.day()), 0),
+            TimeStep::Week => {
                 let week = local.date().iso_week_date();
                 (week.year(), week.week(), 0, 0)
             }
-            Step::Month => (local.year(), local.month(), 0, 0),
-            Step::All => (0, 0, 0, 0),
+            TimeStep::Month => (local.year(), local.month(), 0, 0),
+            TimeStep::All => (0, 0, 0, 0),
         }
     }
 
@@ -382,7 +382,7 @@ mod tests {
             let t = change.map_or(t, |change| change.timestamp().as_millisecond()) + near * HOUR_MS;
             let bucket = step.bucket(&tz, t).expect("a bucket");
             let around = (t.min(bucket.start) - 24 * HOUR_MS, t.max(bucket.end) + 24 * HOUR_MS);
-            prop_assume!(whole_hours(&tz, around.0, around.1).is_ok() && step.stretches(&tz, around.0, around.1).is_ok());
+            prop_assume!(check_whole_hours(&tz, around.0, around.1).is_ok() && step.check_contiguous(&tz, around.0, around.1).is_ok());
             prop_assert!(bucket.contains(&t), "{t} in {bucket:?}");
             prop_assert!(bucket.start % HOUR_MS == 0 && bucket.end % HOUR_MS == 0, "{bucket:?}");
             // Every instant of it is of one mark, which the instants beside it do not have.

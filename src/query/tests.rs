@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::engine::{QueryEngine, QueryLimits};
-use crate::actors::catalogue::{CatalogueQuestion, Growth};
-use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
+use crate::actors::catalogue::{CatalogueGrowth, CatalogueQuery};
+use crate::actors::live::{LiveError, LiveReader, ShardFreshness, ShardRead, ShardResults};
 use crate::api::quarantine::EventPlace;
 use crate::clock::ManualClock;
 use crate::gateway::error::ApiError;
-use crate::gateway::reads;
-use crate::model::budget::Budget;
+use crate::gateway::read_routes;
+use crate::model::budget::QueryBudget;
 use crate::model::decimal::Decimal;
 use crate::model::flush::{
     AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo,
@@ -25,11 +25,11 @@ use crate::model::offset::{LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{HOUR_MS, Hour, Millis};
-use crate::operate::quarantine::Quarantine;
-use crate::operate::service::{KeyReach, OperateError, QuarantineService};
+use crate::operate::quarantine::StoreQuarantine;
+use crate::operate::service::{OperateError, QuarantineScope, QuarantineService};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
-use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry, ShardLimits};
+use crate::shards::state::{AccountingQuery, CatalogueEntry, LiveQuery, ShardLimits};
 
 const LOG: LogId = LogId([3; 16]);
 /// 2024-03-01T00:00:00Z, in hours: a spring with a change of the clocks.
@@ -45,12 +45,12 @@ impl LiveReader for Idle {
     }
     fn read(
         &self,
-        asked: &[Asked],
-        _: &LiveQuestion<'_>,
+        asked: &[ShardRead],
+        _: &LiveQuery<'_>,
         _: &[Matcher],
         _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Reports {
-        let report = ShardReport {
+    ) -> ShardResults {
+        let report = ShardFreshness {
             as_of: i64::from(START + HOURS) * HOUR_MS,
             age_ms: 0,
             behind: 0,
@@ -61,23 +61,23 @@ impl LiveReader for Idle {
     }
     fn catalogue(
         &self,
-        asked: &[Asked],
-        _: &CatalogueQuestion<'_>,
-        _: &mut dyn FnMut(&Growth),
-    ) -> Reports {
+        asked: &[ShardRead],
+        _: &CatalogueQuery<'_>,
+        _: &mut dyn FnMut(&CatalogueGrowth),
+    ) -> ShardResults {
         self.accounting(
             asked,
-            &AccountingQuestion { tenant: "", from: Hour(0), to: Hour(0) },
+            &AccountingQuery { tenant: "", from: Hour(0), to: Hour(0) },
             &mut |_, _| (),
         )
     }
     fn accounting(
         &self,
-        asked: &[Asked],
-        _: &AccountingQuestion<'_>,
+        asked: &[ShardRead],
+        _: &AccountingQuery<'_>,
         _: &mut dyn FnMut(ShardId, &AccountingDelta),
-    ) -> Reports {
-        let report = ShardReport {
+    ) -> ShardResults {
+        let report = ShardFreshness {
             as_of: i64::from(START + HOURS) * HOUR_MS,
             age_ms: 0,
             behind: 0,
@@ -161,7 +161,7 @@ impl World {
     fn ask(&self, tenant: &str, params: &[(&str, String)]) -> serde_json::Value {
         let params: Vec<(String, String)> =
             params.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let answer = reads::query(&*self.engine, tenant, &params, 0, &Budget::default())
+        let answer = read_routes::query(&*self.engine, tenant, &params, 0, &QueryBudget::default())
             .unwrap_or_else(|e| panic!("{params:?}: {e}"));
         serde_json::from_str(&answer).expect("JSON")
     }
@@ -377,14 +377,14 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
         shard_count: 1,
         panic_on_user: None,
     };
-    let quarantine = Quarantine::new(store, limits);
+    let quarantine = StoreQuarantine::new(store, limits);
     let (of_a, absent) = (
         EventPlace { shard: 0, offset: 0, index: 0 },
         EventPlace { shard: 0, offset: 0, index: 9 },
     );
-    let reach = |tenant: &str| KeyReach { tenant: tenant.into(), unowned: false };
+    let reach = |tenant: &str| QuarantineScope { tenant: tenant.into(), unowned: false };
     let listed = |tenant: &str| {
-        quarantine.list(&reach(tenant), true, &Budget::default()).expect("listed").events.len()
+        quarantine.list(&reach(tenant), true, &QueryBudget::default()).expect("listed").events.len()
     };
     assert_eq!((listed("a"), listed("b"), listed("c")), (1, 1, 0));
     let nobodys = EventPlace { shard: 0, offset: 0, index: 2 };
@@ -405,7 +405,7 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     }
     assert_eq!((listed("a"), listed("b")), (1, 1), "nothing was moved");
     assert!(quarantine.discard(&reach("a"), of_a).is_ok());
-    let operator = KeyReach { tenant: "".into(), unowned: true };
+    let operator = QuarantineScope { tenant: "".into(), unowned: true };
     assert!(quarantine.discard(&operator, of_a).is_err(), "an operator reaches no tenant's events");
     assert!(quarantine.discard(&operator, nobodys).is_ok());
 }
@@ -420,38 +420,38 @@ impl LiveReader for Holding {
     }
     fn read(
         &self,
-        asked: &[Asked],
-        _: &LiveQuestion<'_>,
+        asked: &[ShardRead],
+        _: &LiveQuery<'_>,
         _: &[Matcher],
         _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Reports {
+    ) -> ShardResults {
         asked.iter().map(|(shard, _)| (*shard, Err(LiveError::Unavailable))).collect()
     }
     fn catalogue(
         &self,
-        asked: &[Asked],
-        question: &CatalogueQuestion<'_>,
-        visit: &mut dyn FnMut(&Growth),
-    ) -> Reports {
-        let mut growth = Growth::default();
+        asked: &[ShardRead],
+        question: &CatalogueQuery<'_>,
+        visit: &mut dyn FnMut(&CatalogueGrowth),
+    ) -> ShardResults {
+        let mut growth = CatalogueGrowth::default();
         let labels = [("page".to_owned(), "/new".to_owned())];
         let series = Series::new(question.tenant, "new", labels);
         let info = SeriesInfo { id: SeriesId::of_key(&series.key()), series };
-        growth.note(question, NewEntry::Series(&info));
+        growth.add(question, CatalogueEntry::Series(&info));
         visit(&growth);
         let asked = [asked[0], (ShardId(1), None)];
         self.accounting(
             &asked,
-            &AccountingQuestion { tenant: question.tenant, from: Hour(0), to: Hour(1) },
+            &AccountingQuery { tenant: question.tenant, from: Hour(0), to: Hour(1) },
             &mut |_, _| (),
         )
     }
     fn accounting(
         &self,
-        asked: &[Asked],
-        question: &AccountingQuestion<'_>,
+        asked: &[ShardRead],
+        question: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
-    ) -> Reports {
+    ) -> ShardResults {
         assert_eq!(
             asked
                 .iter()
@@ -467,7 +467,7 @@ impl LiveReader for Holding {
             quarantined: 0,
         };
         visit(ShardId(0), &row);
-        let report = ShardReport {
+        let report = ShardFreshness {
             as_of: i64::from(START) * HOUR_MS,
             age_ms: 0,
             behind: 0,
@@ -498,7 +498,8 @@ fn the_books_balance_and_say_whom_they_lack() {
     let now = i64::from(START) * HOUR_MS;
     let engine = QueryEngine::new(store, Arc::new(Holding), ManualClock::at(now), limits);
     let books: serde_json::Value = serde_json::from_str(
-        &reads::accounting(&*engine, "t0", &[], now, &Budget::default()).expect("an answer"),
+        &read_routes::accounting(&*engine, "t0", &[], now, &QueryBudget::default())
+            .expect("an answer"),
     )
     .expect("JSON");
     let hour = |hour: &str, counts: [u64; 5]| {
@@ -517,8 +518,11 @@ fn the_books_balance_and_say_whom_they_lack() {
     );
     // Lists of names do the same.
     for (list, name) in [
-        (reads::metrics(&*engine, "t0", &[], &Budget::default()), "\"metric\":\"new\""),
-        (reads::label_values(&*engine, "t0", "page", &[], &Budget::default()), "\"/new\""),
+        (read_routes::metrics(&*engine, "t0", &[], &QueryBudget::default()), "\"metric\":\"new\""),
+        (
+            read_routes::label_values(&*engine, "t0", "page", &[], &QueryBudget::default()),
+            "\"/new\"",
+        ),
     ] {
         let list = list.expect("an answer");
         let answer: serde_json::Value = serde_json::from_str(&list).expect("JSON");

@@ -1,7 +1,7 @@
 //! Whether a shard can go on from its checkpoint, with what log and archive have.
 
-use crate::actors::heal::{Unhealed, resume};
-use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId, continues};
+use crate::actors::gap_reader::{GapError, plan_resume};
+use crate::model::offset::{Checkpoint, LogDivergence, Offset, ShardId, check_continuity};
 use crate::persistence::archive::Archive;
 
 /// Whether the shard goes on from its checkpoint. A node without an archive has no shards: their
@@ -14,11 +14,11 @@ pub fn continues_from(
     shard: ShardId,
     at: &Checkpoint,
     bounds: (Offset, Offset),
-) -> Result<(), Unhealed> {
+) -> Result<(), GapError> {
     match archive {
-        Some(archive) => resume(archive, shard, at, bounds).map(drop),
-        None => match continues(at.next, bounds.0, bounds.1) {
-            Ok(()) | Err(Diverged::Gap { .. }) => Ok(()),
+        Some(archive) => plan_resume(archive, shard, at, bounds).map(drop),
+        None => match check_continuity(at.next, bounds.0, bounds.1) {
+            Ok(()) | Err(LogDivergence::Gap { .. }) => Ok(()),
             Err(other) => Err(other.into()),
         },
     }

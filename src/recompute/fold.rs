@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use crate::model::flush::{FlushBatch, FlushGuard, LogRecord};
 use crate::model::offset::Offset;
 use crate::model::window::Millis;
-use crate::shards::driver::{Command, Event, Moment, Report, ShardDriver};
+use crate::shards::driver::{ShardCommand, ShardDriver, ShardEvent, ShardNotice, StepContext};
 use crate::shards::state::ShardLimits;
 
 /// Records applied between two looks at what is due.
@@ -43,7 +43,7 @@ impl FoldRules {
 
 /// Why a fold ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Ended<E> {
+pub(super) enum FoldError<E> {
     /// The records cannot be folded: they do not continue where the shard stands, or this build
     /// does not read one of them.
     #[error("{0}")]
@@ -54,28 +54,30 @@ pub(super) enum Ended<E> {
 }
 
 /// Carries out one commit: the guard, the batch, and before when ids are out of every horizon.
-pub(super) type Commit<'a, E> = dyn FnMut(FlushGuard, &FlushBatch, Millis) -> Result<(), E> + 'a;
+pub(super) type CommitFn<'a, E> = dyn FnMut(FlushGuard, &FlushBatch, Millis) -> Result<(), E> + 'a;
 
 /// Applies the records; what is due is committed: everything, if `drain`.
 pub(super) fn apply<E>(
     driver: &mut ShardDriver,
     records: &[LogRecord],
     drain: bool,
-    commit: &mut Commit<'_, E>,
-) -> Result<(), Ended<E>> {
+    commit: &mut CommitFn<'_, E>,
+) -> Result<(), FoldError<E>> {
     let end = records.last().map_or(driver.state().next(), |record| record.offset + 1);
     loop {
         let next = driver.state().next();
         let above = &records[records.partition_point(|record| record.offset < next)..];
         if !above.is_empty() {
             let chunk = Cow::Borrowed(&above[..above.len().min(CHUNK)]);
-            tell(driver, Event::LogRead(Ok(chunk)), end, commit)?;
+            handle(driver, ShardEvent::LogRead(Ok(chunk)), end, commit)?;
             if driver.state().next() == next {
-                return Err(Ended::Stopped(format!("the record at offset {next} is not applied")));
+                return Err(FoldError::Stopped(format!(
+                    "the record at offset {next} is not applied"
+                )));
             }
         }
         if drain {
-            tell(driver, Event::Drain, end, commit)?;
+            handle(driver, ShardEvent::Drain, end, commit)?;
         }
         if driver.state().next() >= end {
             return Ok(());
@@ -84,23 +86,29 @@ pub(super) fn apply<E>(
 }
 
 /// One event, and everything that follows from it.
-fn tell<E>(
+fn handle<E>(
     driver: &mut ShardDriver,
-    event: Event<'_>,
+    event: ShardEvent<'_>,
     log_end: Offset,
-    commit: &mut Commit<'_, E>,
-) -> Result<(), Ended<E>> {
+    commit: &mut CommitFn<'_, E>,
+) -> Result<(), FoldError<E>> {
     let mut commands = VecDeque::new();
-    driver.on(Moment { now: 0, log_end }, event, &mut commands);
+    driver.handle(StepContext { now: 0, log_end }, event, &mut commands);
     while let Some(command) = commands.pop_front() {
         match command {
-            Command::Commit { guard, batch, forget_ids_before } => {
-                commit(guard, &batch, forget_ids_before).map_err(Ended::Commit)?;
+            ShardCommand::Commit { guard, batch, forget_ids_before } => {
+                commit(guard, &batch, forget_ids_before).map_err(FoldError::Commit)?;
                 // Longer ago than anybody may ask for: the batch is forgotten with the next step.
-                driver.on(Moment { now: -1, log_end }, Event::CommitEnded(Ok(())), &mut commands);
+                driver.handle(
+                    StepContext { now: -1, log_end },
+                    ShardEvent::CommitEnded(Ok(())),
+                    &mut commands,
+                );
             }
-            Command::Report(Report::StandsStill { why, .. }) => return Err(Ended::Stopped(why)),
-            Command::End(reason) => return Err(Ended::Stopped(reason.to_string())),
+            ShardCommand::Notify(ShardNotice::Stopped { why, .. }) => {
+                return Err(FoldError::Stopped(why));
+            }
+            ShardCommand::End(reason) => return Err(FoldError::Stopped(reason.to_string())),
             _ => {}
         }
     }

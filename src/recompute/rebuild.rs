@@ -15,17 +15,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use self::plan::ShardPlan;
-use super::fold::{self, Ended, FoldRules};
+use super::fold::{self, FoldError, FoldRules};
 use crate::model::flush::{Claim, LogRecord, RecentIds};
-use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, ShardRestore};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
-use crate::persistence::archive::chain::Link;
+use crate::persistence::archive::chain::ArchiveObject;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::driver::ShardDriver;
-use crate::shards::series::{Admission, Census};
+use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
 use crate::shards::state::ShardState;
 
 /// Payload bytes read from the log at once.
@@ -38,7 +38,7 @@ pub enum RebuildError {
     #[error("{0}; what is rebuilt so far is kept: run the command again, and it goes on")]
     Store(#[from] StoreError),
     /// An object cannot be read.
-    #[error("{0}{way_out}", way_out = way_out(.0))]
+    #[error("{0}{way_out}", way_out = remedy(.0))]
     Archive(#[from] ArchiveError),
     /// The log.
     #[error("{0}")]
@@ -60,7 +60,7 @@ pub enum RebuildError {
          lost, or are archived under the id of a former log (--former-log); to rebuild without \
          them, add --allow-expired"
     )]
-    Begins {
+    StartsLate {
         /// The shard.
         shard: ShardId,
         /// The first record that is left.
@@ -94,7 +94,7 @@ pub enum RebuildError {
     },
 }
 
-fn way_out(error: &ArchiveError) -> &'static str {
+fn remedy(error: &ArchiveError) -> &'static str {
     match error {
         ArchiveError::Corrupt { .. } | ArchiveError::Missing(_) => {
             ": bring the object back from a copy; neither the log nor another object has all of \
@@ -105,7 +105,7 @@ fn way_out(error: &ArchiveError) -> &'static str {
 }
 
 /// What is read, and what is written.
-pub struct Rebuild<'a> {
+pub struct StoreRebuild<'a> {
     /// The new store, which is being rebuilt.
     pub store: &'a dyn RollupStore,
     /// The records that are archived.
@@ -117,7 +117,7 @@ pub struct Rebuild<'a> {
     /// Series of one tenant that a shard admits, where nothing says what it admitted.
     pub max_series: u64,
     /// The metric names of each tenant, under their limit.
-    pub census: Arc<Census>,
+    pub metric_names: Arc<MetricNameRegistry>,
     /// `accept.max_ahead` in milliseconds: how far behind its append time the window of an event
     /// may lie.
     pub max_ahead_ms: i64,
@@ -127,7 +127,7 @@ pub struct Rebuild<'a> {
 
 /// What was rebuilt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct RebuildReport {
     /// Shards.
     pub shards: u64,
     /// Objects read.
@@ -167,14 +167,14 @@ pub fn plan(
         }
         let plan = plan::plan(&logs, shard, listed, log.bounds(shard)?)?;
         if plan.start > 0 && !allow_expired {
-            return Err(RebuildError::Begins { shard, start: plan.start });
+            return Err(RebuildError::StartsLate { shard, start: plan.start });
         }
         Ok(plan)
     };
     (0..log.shard_count()).map(ShardId).map(one).collect()
 }
 
-impl Rebuild<'_> {
+impl StoreRebuild<'_> {
     /// Rebuilds the shards, or goes on where an earlier attempt was ended. `progress` is told how
     /// many records are done.
     ///
@@ -185,15 +185,16 @@ impl Rebuild<'_> {
         plans: &[ShardPlan],
         archive_only: bool,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<Report, RebuildError> {
+    ) -> Result<RebuildReport, RebuildError> {
         let unused = plans.iter().map(|plan| plan.unused).sum();
-        let mut report = Report { shards: plans.len() as u64, unused, ..Report::default() };
+        let mut report =
+            RebuildReport { shards: plans.len() as u64, unused, ..RebuildReport::default() };
         let mut done = 0;
         let mut plans = plans.to_vec();
         for plan in &mut plans {
             let before = done;
             while let Err(error) =
-                OneShard::begin(self, plan, &mut report)?.fold_archive(&mut |records| {
+                ShardRebuild::begin(self, plan, &mut report)?.fold_archive(&mut |records| {
                     done += records;
                     progress(done);
                 })
@@ -208,7 +209,7 @@ impl Rebuild<'_> {
         // Behind all archives: an overflow series that several shards write to then belongs to the
         // one that admitted it.
         for plan in &plans {
-            OneShard::begin(self, plan, &mut report)?.fold_log(&mut |records| {
+            ShardRebuild::begin(self, plan, &mut report)?.fold_log(&mut |records| {
                 done += records;
                 progress(done);
             })?;
@@ -217,12 +218,12 @@ impl Rebuild<'_> {
     }
 }
 
-impl Rebuild<'_> {
+impl StoreRebuild<'_> {
     /// Another way around a damaged object, if its records are in others or in the log.
     fn without_damaged(
         plan: &ShardPlan,
         error: RebuildError,
-        report: &mut Report,
+        report: &mut RebuildReport,
     ) -> Result<ShardPlan, RebuildError> {
         let RebuildError::Archive(ArchiveError::Corrupt { path, .. }) = &error else {
             return Err(error);
@@ -233,29 +234,29 @@ impl Rebuild<'_> {
     }
 }
 
-struct OneShard<'a> {
-    of: &'a Rebuild<'a>,
+struct ShardRebuild<'a> {
+    of: &'a StoreRebuild<'a>,
     plan: &'a ShardPlan,
-    report: &'a mut Report,
+    report: &'a mut RebuildReport,
     at: Checkpoint,
     /// Objects whose records are not all flushed yet, in order: what they say is noted behind
     /// their records.
-    unsettled: Vec<Folded>,
+    unsettled: Vec<FoldedObject>,
 }
 
 /// An object that was folded.
-struct Folded {
+struct FoldedObject {
     row: ManifestRow,
-    decisions: Decisions,
+    decisions: RangeDecisions,
     floor: Option<ArchiveFloor>,
 }
 
-impl<'a> OneShard<'a> {
+impl<'a> ShardRebuild<'a> {
     /// The shard's row, which may be there from an earlier attempt.
     fn begin(
-        of: &'a Rebuild<'a>,
+        of: &'a StoreRebuild<'a>,
         plan: &'a ShardPlan,
-        report: &'a mut Report,
+        report: &'a mut RebuildReport,
     ) -> Result<Self, RebuildError> {
         let mut snapshot = of.store.snapshot()?;
         let found = snapshot.checkpoints()?.into_iter().find(|(shard, _)| *shard == plan.shard);
@@ -276,8 +277,8 @@ impl<'a> OneShard<'a> {
         Ok(shard)
     }
 
-    fn restored(&self) -> Restored {
-        Restored {
+    fn restored(&self) -> ShardRestore {
+        ShardRestore {
             shard: self.plan.shard,
             checkpoint: self.at,
             floor: None,
@@ -286,7 +287,7 @@ impl<'a> OneShard<'a> {
         }
     }
 
-    fn restore(&self, part: Restored) -> Result<(), RebuildError> {
+    fn restore(&self, part: ShardRestore) -> Result<(), RebuildError> {
         Ok(self.of.store.restore(&part)?)
     }
 
@@ -296,39 +297,43 @@ impl<'a> OneShard<'a> {
         let mut driver = self.driver()?;
         for link in &self.plan.chain {
             if link.name.range.to > done {
-                self.object(link, &mut driver)?;
+                self.fold_object(link, &mut driver)?;
             }
             progress(link.name.range.len());
         }
         self.apply(&mut driver, &[], true)?;
-        self.settle()?;
+        self.record_folded()?;
         if self.plan.start > 0 && self.plan.chain.is_empty() {
             let first = self.of.log.read(self.plan.shard, self.plan.start, 1)?;
             let floor = first.first().map(|record| self.floor(record.appended, record.received));
-            self.restore(Restored { floor, ..self.restored() })?;
+            self.restore(ShardRestore { floor, ..self.restored() })?;
         }
         Ok(())
     }
 
-    fn object(&mut self, link: &Link, driver: &mut ShardDriver) -> Result<(), RebuildError> {
+    fn fold_object(
+        &mut self,
+        link: &ArchiveObject,
+        driver: &mut ShardDriver,
+    ) -> Result<(), RebuildError> {
         let found = self.of.archive.examine(&link.object)?;
         let range = found.row.range;
         self.report.objects += 1;
-        self.report.unsealed += u64::from(!found.sealed);
+        self.report.unsealed += u64::from(!found.has_checksum);
         self.report.undecided += u64::from(found.decisions.is_none());
         if let Some(decisions) = &found.decisions {
-            driver.learn(decisions, range.to);
+            driver.apply_decisions(decisions, range.to);
         }
         self.report.records.0 += range.to - range.from.max(driver.state().next()).min(range.to);
         let expired = self.plan.start > 0 && range.from == self.plan.start;
         let floor = expired.then(|| self.floor(found.row.appended.0, found.row.received.1));
         self.apply(driver, &found.records, false)?;
-        self.unsettled.push(Folded {
+        self.unsettled.push(FoldedObject {
             row: found.row,
             decisions: found.decisions.unwrap_or_default(),
             floor,
         });
-        self.settle()
+        self.record_folded()
     }
 
     /// The floor above expired records. When the newest of them was taken is not known: not later
@@ -343,17 +348,17 @@ impl<'a> OneShard<'a> {
     /// Notes the objects whose records are flushed, and what they say beside: who admitted a series
     /// that several shards write to, and which events were given up. A rebuild that is killed
     /// before reads them again.
-    fn settle(&mut self) -> Result<(), RebuildError> {
+    fn record_folded(&mut self) -> Result<(), RebuildError> {
         let flushed = self.unsettled.partition_point(|object| object.row.range.to <= self.at.next);
         if flushed == 0 {
             return Ok(());
         }
-        let settled: Vec<Folded> = self.unsettled.drain(..flushed).collect();
+        let settled: Vec<FoldedObject> = self.unsettled.drain(..flushed).collect();
         let there: std::collections::HashMap<_, _> =
             self.of.store.snapshot()?.admissions(self.plan.shard)?.into_iter().collect();
         let mut part = self.restored();
-        for Folded { row, decisions, floor } in settled {
-            for (offset, index, given_up) in decisions.set_aside {
+        for FoldedObject { row, decisions, floor } in settled {
+            for (offset, index, given_up) in decisions.quarantined {
                 if given_up {
                     self.of.store.settle_quarantine(self.plan.shard, offset, index, None)?;
                 }
@@ -399,9 +404,9 @@ impl<'a> OneShard<'a> {
     /// An owner that begins at the checkpoint.
     fn driver(&mut self) -> Result<ShardDriver, RebuildError> {
         let (store, shard) = (self.of.store, self.plan.shard);
-        self.of.census.learn(&store.metric_names()?);
-        let admission = Admission::limited(self.of.max_series, store.admitted_series(shard)?);
-        let admission = admission.of_shard(shard).with_census(self.of.census.clone());
+        self.of.metric_names.extend(&store.metric_names()?);
+        let admission = SeriesAdmission::limited(self.of.max_series, store.admitted_series(shard)?);
+        let admission = admission.for_shard(shard).with_metric_names(self.of.metric_names.clone());
         if self.at.appended.is_none() {
             self.at.appended = self.of.log.appended_below(shard, self.at.next)?;
         }
@@ -410,9 +415,9 @@ impl<'a> OneShard<'a> {
         // What the lost store had noted is lost with it: the records are decided by the
         // configuration, and that is noted.
         let mut rules = store.snapshot()?.dedup_rules(shard)?;
-        for (from, rule) in rules.due(self.at.next, limits.dedup_rule()) {
+        for (from, rule) in rules.pending_changes(self.at.next, limits.dedup_rule()) {
             store.note_dedup_rule(shard, self.at.epoch, from, rule)?;
-            rules.note(from, rule);
+            rules.record(from, rule);
         }
         let recent = RecentIds { rules, blocks: store.recent_ids(shard, i64::MIN)? };
         Ok(ShardState::new(limits, shard, &claim, recent, admission, self.at.next).into())
@@ -444,8 +449,8 @@ impl<'a> OneShard<'a> {
         match folded {
             Err(_) => Err(RebuildError::Panicked { shard, next }),
             Ok(Ok(())) => Ok(()),
-            Ok(Err(Ended::Commit(error))) => Err(error.into()),
-            Ok(Err(Ended::Stopped(why))) => {
+            Ok(Err(FoldError::Commit(error))) => Err(error.into()),
+            Ok(Err(FoldError::Stopped(why))) => {
                 Err(LogError::Replaced(format!("shard {shard}: {why}")).into())
             }
         }

@@ -7,13 +7,13 @@
 //! from before can matter any more (a gap in the append times longer than the de-duplication
 //! horizon, or the beginning), because a chain of repeated ids reaches back further than one
 //! horizon. A shard that cannot be read does not end it: the others are verified, and it is named.
-//! What the store holds beside rollups is compared too ([`books`]): the accounting with what the
+//! What the store holds beside rollups is compared too ([`ledger`]): the accounting with what the
 //! fold counts, and by [`RollupStore::check`] the catalogue, counts and checksums.
 //! Below the archive floor records have expired: windows that they touched, and those touched
 //! within one horizon behind them, where an id may repeat one that is gone, are not verifiable, and
 //! are reported so.
 
-mod books;
+mod ledger;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
@@ -22,18 +22,19 @@ use std::sync::Arc;
 
 use super::fold::{self, FoldRules};
 use crate::model::flush::{
-    AccountingDelta, Claim, DedupRules, LogRecord, QuarantineRow, RecentIds, SeriesInfo, Suspect,
+    AccountingDelta, Claim, DedupRules, LogRecord, QuarantineRow, RecentIds, SeriesInfo,
+    SuspectEvent,
 };
 use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
-use crate::model::rollup::{Figures, Rollup};
+use crate::model::rollup::{Rollup, RollupFigures};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
-use crate::persistence::store::{Damage, MetricInfo, Page, RollupStore, StoreError};
+use crate::persistence::store::{MetricInfo, NameRange, RollupStore, StoreDamage, StoreError};
 use crate::shards::driver::ShardDriver;
-use crate::shards::series::Admission;
+use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{ShardLimits, ShardState};
 
 /// Payload bytes read from the log at once.
@@ -67,7 +68,7 @@ pub enum VerifyError {
 
 impl VerifyError {
     /// Whether the other shards can be verified all the same.
-    fn is_of_one_shard(&self) -> bool {
+    fn is_shard_error(&self) -> bool {
         match self {
             VerifyError::Incomplete { .. } => true,
             VerifyError::Archive(error) => {
@@ -79,7 +80,7 @@ impl VerifyError {
 }
 
 /// What is read.
-pub struct Sources<'a> {
+pub struct VerifySources<'a> {
     /// The totals.
     pub store: &'a dyn RollupStore,
     /// The records below the archived offsets.
@@ -98,20 +99,20 @@ pub struct Sources<'a> {
 
 /// A row that is not what the records say.
 #[derive(Debug, Clone)]
-pub struct Difference {
+pub struct RowDifference {
     /// Its series.
     pub series: Arc<SeriesInfo>,
     /// Its window.
     pub hour: Hour,
     /// What the store has.
-    pub stored: Option<Figures>,
+    pub stored: Option<RollupFigures>,
     /// What the records give. Equal to `stored` if only sketches differ.
-    pub recomputed: Option<Figures>,
+    pub recomputed: Option<RollupFigures>,
 }
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
-pub struct Report {
+pub struct VerifyReport {
     /// Rows of the store in the range.
     pub rows: u64,
     /// Records folded.
@@ -119,22 +120,22 @@ pub struct Report {
     /// Shards with a checkpoint.
     pub shards: u64,
     /// The rows that differ, by shard.
-    pub differences: Vec<Difference>,
+    pub differences: Vec<RowDifference>,
     /// The windows of the range that lie below the archive floor.
-    pub not_verifiable: Option<NotVerifiable>,
+    pub unverifiable: Option<UnverifiableWindows>,
     /// Shards whose records could not all be read, with the reason: their rows were not compared,
     /// nor were overflow series, which shards share.
     pub unverified: Vec<(ShardId, String)>,
     /// Events, and whole records, that are set aside: they are in no row, and recomputing leaves
     /// them out, too.
-    pub set_aside: u64,
+    pub quarantined: u64,
     /// What the store contradicts itself in, or the records in other things than rollups.
-    pub damages: Vec<Damage>,
+    pub damages: Vec<StoreDamage>,
     /// Whether the accounting could be compared: all records of all shards were folded.
-    pub books_compared: bool,
+    pub accounting_compared: bool,
 }
 
-impl Report {
+impl VerifyReport {
     fn is_verified(&self, shard: ShardId) -> bool {
         self.unverified.iter().all(|(unverified, _)| *unverified != shard)
     }
@@ -146,14 +147,14 @@ impl Report {
     }
 
     /// Whether there are rows, and not one of them could be compared.
-    pub fn is_empty_handed(&self) -> bool {
-        self.rows == 0 && self.not_verifiable.is_some_and(|not| not.rows > 0)
+    pub fn compared_nothing(&self) -> bool {
+        self.rows == 0 && self.unverifiable.is_some_and(|not| not.rows > 0)
     }
 }
 
 /// Windows whose records have expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotVerifiable {
+pub struct UnverifiableWindows {
     /// The first window that was verified.
     pub before: Hour,
     /// Rows of the store in the windows before.
@@ -162,12 +163,12 @@ pub struct NotVerifiable {
 
 struct StoredRow {
     info: Arc<SeriesInfo>,
-    figures: Figures,
+    figures: RollupFigures,
     digest: u128,
 }
 
 /// Everything of one snapshot that counts.
-struct Stand {
+struct StoreView {
     checkpoints: Vec<(ShardId, Checkpoint)>,
     manifest: Vec<ManifestRow>,
     floors: HashMap<ShardId, ArchiveFloor>,
@@ -177,7 +178,7 @@ struct Stand {
     rows: HashMap<(SeriesId, Hour), StoredRow>,
     accounting: Vec<AccountingDelta>,
     metrics: Vec<(String, MetricInfo)>,
-    damages: Vec<Damage>,
+    damages: Vec<StoreDamage>,
     /// Nothing can be said of rows that could not be read.
     rows_unread: bool,
 }
@@ -187,17 +188,17 @@ struct Stand {
 /// # Errors
 /// See [`VerifyError`]; after [`VerifyError::Released`] another attempt is worth it.
 pub fn verify(
-    sources: &Sources<'_>,
+    sources: &VerifySources<'_>,
     hours: Range<Hour>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Report, VerifyError> {
+) -> Result<VerifyReport, VerifyError> {
     let mut damages = Vec::new();
     sources.store.check(&mut |damage| damages.push(damage))?;
-    let mut stand = match stand(sources.store, &hours) {
+    let mut stand = match store_view(sources.store, &hours) {
         // Nothing can be compared, but what is damaged has been found.
         Err(why @ (StoreError::Failed(_) | StoreError::Invalid(_))) => {
-            damages.push(Damage { place: "the store".to_owned(), why: why.to_string() });
-            return Ok(Report { damages, ..Report::default() });
+            damages.push(StoreDamage { location: "the store".to_owned(), reason: why.to_string() });
+            return Ok(VerifyReport { damages, ..VerifyReport::default() });
         }
         stand => stand?,
     };
@@ -213,7 +214,7 @@ pub fn verify(
     let longest = stand
         .rules
         .iter()
-        .filter_map(DedupRules::longest_ms)
+        .filter_map(DedupRules::longest_horizon_ms)
         .fold(sources.dedup_horizon_ms, i64::max);
     let (hours, not_verifiable) = stand.above_floors(hours, log.as_ref(), longest)?;
     let set_aside = stand
@@ -222,29 +223,42 @@ pub fn verify(
         .filter(|row| sources.only.is_none_or(|only| only == row.shard))
         .count() as u64;
     damages.append(&mut stand.damages);
-    let mut report = Report { shards, not_verifiable, set_aside, damages, ..Report::default() };
+    let mut report = VerifyReport {
+        shards,
+        unverifiable: not_verifiable,
+        quarantined: set_aside,
+        damages,
+        ..VerifyReport::default()
+    };
     let mut missing = std::mem::take(&mut stand.rows);
-    let mut books = books::Books::default();
+    let mut books = ledger::RecomputedLedger::default();
     // Several shards may write to one overflow series: those rows are compared when all shards are
     // folded.
-    let mut shared = Rows::default();
+    let mut shared = RecomputedRows::default();
     for (done, (at, shard, checkpoint)) in (1..).zip(&asked) {
         let of_shard = |row: &&QuarantineRow| row.shard == *shard;
         let suspects = stand
             .quarantine
             .iter()
             .filter(of_shard)
-            .map(|row| Suspect::certain(row.offset, row.index))
+            .map(|row| SuspectEvent::quarantined(row.offset, row.index))
             .collect();
         let decided = (stand.admissions[*at].clone(), stand.rules[*at].clone());
-        let mut fold =
-            Fold::new(sources, *shard, checkpoint, suspects, decided, hours.clone(), shard_count);
+        let mut fold = ShardFold::new(
+            sources,
+            *shard,
+            checkpoint,
+            suspects,
+            decided,
+            hours.clone(),
+            shard_count,
+        );
         let rows: Vec<&ManifestRow> =
             stand.manifest.iter().filter(|row| row.shard == *shard).collect();
         let floor = stand.floors.get(shard);
         match fold.run(sources, log.as_ref(), floor, &rows) {
             Ok(()) => {}
-            Err(why) if why.is_of_one_shard() => {
+            Err(why) if why.is_shard_error() => {
                 report.unverified.push((*shard, why.to_string()));
                 books.add(false, &[]);
                 progress(done, shards);
@@ -259,7 +273,7 @@ pub fn verify(
             })
             .count() as u64;
         report.records += fold.records;
-        books.add(fold.from_the_beginning && sources.only.is_none(), &fold.accounting);
+        books.add(fold.from_start && sources.only.is_none(), &fold.accounting);
         for (key, (info, rollup)) in fold.rows {
             if info.series.is_overflow() {
                 shared.entry(key).or_insert_with(|| (info, Rollup::default())).1.merge(&rollup);
@@ -284,7 +298,7 @@ pub fn verify(
     for (key, (info, rollup)) in shared {
         report.differences.extend(compare(missing.remove(&key), info, key.1, &rollup));
     }
-    let extra = missing.into_iter().map(|((_, hour), row)| Difference {
+    let extra = missing.into_iter().map(|((_, hour), row)| RowDifference {
         series: row.info,
         hour,
         stored: Some(row.figures),
@@ -294,17 +308,17 @@ pub fn verify(
     if stand.rows_unread {
         report.differences.clear();
     }
-    report.books_compared = books.is_whole();
+    report.accounting_compared = books.is_whole();
     report.damages.extend(books.compare(&stand.accounting));
     report.differences.sort_by(|a, b| (&a.series.series, a.hour).cmp(&(&b.series.series, b.hour)));
     Ok(report)
 }
 
-impl Stand {
+impl StoreView {
     /// Metrics of which the catalogue says that there are rollups, and there are none: those of the
     /// last window are missing. Old windows may have been dropped, so a metric that is older
     /// than everything that is there says nothing, unless there is nothing at all.
-    fn lacking(&self, hours: &Range<Hour>) -> Vec<Damage> {
+    fn missing_metrics(&self, hours: &Range<Hour>) -> Vec<StoreDamage> {
         let oldest = self.rows.keys().map(|(_, hour)| *hour).min();
         let there: HashSet<(&str, &str, Hour)> = self
             .rows
@@ -317,9 +331,9 @@ impl Stand {
             oldest.is_none_or(|oldest| last >= oldest)
                 && !there.contains(&(&**tenant, &*metric.metric, last))
         };
-        let damage = |(tenant, metric): &(String, MetricInfo)| Damage {
-            place: "rollups".to_owned(),
-            why: format!(
+        let damage = |(tenant, metric): &(String, MetricInfo)| StoreDamage {
+            location: "rollups".to_owned(),
+            reason: format!(
                 "{tenant}/{}: the catalogue says that there are some, of its last window at \
                  least, and there are none",
                 metric.metric
@@ -334,7 +348,7 @@ impl Stand {
         hours: Range<Hour>,
         log: &dyn EventLog,
         horizon_ms: i64,
-    ) -> Result<(Range<Hour>, Option<NotVerifiable>), VerifyError> {
+    ) -> Result<(Range<Hour>, Option<UnverifiableWindows>), VerifyError> {
         let mut before = hours.start;
         for (shard, floor) in &self.floors {
             let rows = self.manifest.iter().filter(|row| row.shard == *shard);
@@ -361,7 +375,7 @@ impl Stand {
         let all = self.rows.len();
         self.rows.retain(|(_, hour), _| *hour >= before);
         let rows = (all - self.rows.len()) as u64;
-        Ok((before..hours.end.max(before), Some(NotVerifiable { before, rows })))
+        Ok((before..hours.end.max(before), Some(UnverifiableWindows { before, rows })))
     }
 }
 
@@ -378,9 +392,9 @@ fn first_verifiable<'a>(
     touched.fold(floor.hour, Hour::max)
 }
 
-type Rows = HashMap<(SeriesId, Hour), (Arc<SeriesInfo>, Rollup)>;
+type RecomputedRows = HashMap<(SeriesId, Hour), (Arc<SeriesInfo>, Rollup)>;
 
-fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreError> {
+fn store_view(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<StoreView, StoreError> {
     let mut damages = Vec::new();
     let mut snapshot = store.snapshot()?;
     let checkpoints = snapshot.checkpoints()?;
@@ -408,7 +422,7 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
         if let StoreError::Unavailable(_) = why {
             return Err(why);
         }
-        damages.push(Damage { place: "rollups".to_owned(), why: why.to_string() });
+        damages.push(StoreDamage { location: "rollups".to_owned(), reason: why.to_string() });
         rows.clear();
     }
     let accounting = snapshot.books()?;
@@ -417,12 +431,12 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
     for tenant in tenants {
         metrics.extend(
             snapshot
-                .metrics(tenant, &Page::ALL)?
+                .metrics(tenant, &NameRange::ALL)?
                 .into_iter()
                 .map(|metric| (tenant.clone(), metric)),
         );
     }
-    let mut stand = Stand {
+    let mut stand = StoreView {
         checkpoints,
         manifest,
         floors,
@@ -436,7 +450,7 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
         rows_unread,
     };
     if !rows_unread {
-        stand.damages.extend(stand.lacking(hours));
+        stand.damages.extend(stand.missing_metrics(hours));
     }
     Ok(stand)
 }
@@ -450,13 +464,13 @@ fn compare(
     series: Arc<SeriesInfo>,
     hour: Hour,
     rollup: &Rollup,
-) -> Option<Difference> {
+) -> Option<RowDifference> {
     let mut bytes = Vec::new();
     rollup.encode(&mut bytes);
     if stored.as_ref().is_some_and(|row| row.digest == digest(&bytes)) {
         return None;
     }
-    Some(Difference {
+    Some(RowDifference {
         series,
         hour,
         stored: stored.map(|row| row.figures),
@@ -465,7 +479,7 @@ fn compare(
 }
 
 /// The fold of one shard's records below its checkpoint.
-struct Fold {
+struct ShardFold {
     shard: ShardId,
     until: Offset,
     archived: Offset,
@@ -475,18 +489,18 @@ struct Fold {
     limits: ShardLimits,
     admissions: Vec<(SeriesId, Offset)>,
     hours: Range<Hour>,
-    rows: Rows,
+    rows: RecomputedRows,
     records: u64,
     accounting: Vec<AccountingDelta>,
-    from_the_beginning: bool,
+    from_start: bool,
 }
 
-impl Fold {
+impl ShardFold {
     fn new(
-        sources: &Sources<'_>,
+        sources: &VerifySources<'_>,
         shard: ShardId,
         checkpoint: &Checkpoint,
-        suspects: Vec<Suspect>,
+        suspects: Vec<SuspectEvent>,
         (admissions, rules): (Vec<(SeriesId, Offset)>, DedupRules),
         hours: Range<Hour>,
         shard_count: u32,
@@ -499,22 +513,22 @@ impl Fold {
             shard,
             until: checkpoint.next,
             archived: checkpoint.archived,
-            horizon_ms: rules.longest_ms().unwrap_or(sources.dedup_horizon_ms),
+            horizon_ms: rules.longest_horizon_ms().unwrap_or(sources.dedup_horizon_ms),
             rules,
             claim: Claim { checkpoint: *checkpoint, attempts: 1, suspects },
             limits,
             admissions,
             hours,
-            rows: Rows::default(),
+            rows: RecomputedRows::default(),
             records: 0,
             accounting: Vec::new(),
-            from_the_beginning: false,
+            from_start: false,
         }
     }
 
     fn run(
         &mut self,
-        sources: &Sources<'_>,
+        sources: &VerifySources<'_>,
         log: &dyn EventLog,
         floor: Option<&ArchiveFloor>,
         manifest: &[&ManifestRow],
@@ -524,7 +538,7 @@ impl Fold {
         if self.shard.0 >= shards {
             return Err(incomplete(format!("the store has it, and the log has {shards} shards")));
         }
-        manifest::tiles(
+        manifest::check_tiling(
             manifest.iter().copied(),
             floor.map_or(0, |floor| floor.offset),
             self.archived,
@@ -547,11 +561,11 @@ impl Fold {
         let first = first_needed(&below, &self.hours, log_begins, self.horizon_ms);
         let start = below.get(first).map_or(self.archived.min(self.until), |row| row.range.from);
         self.claim.checkpoint.next = start;
-        self.from_the_beginning = start == 0;
+        self.from_start = start == 0;
         let before = manifest.iter().rfind(|row| row.range.to <= start).map(|row| row.appended.1);
         self.claim.checkpoint.appended = before.max(floor.map(|floor| floor.appended));
         let admission =
-            Admission::recorded(std::mem::take(&mut self.admissions)).of_shard(self.shard);
+            SeriesAdmission::recorded(std::mem::take(&mut self.admissions)).for_shard(self.shard);
         let recent = RecentIds { rules: std::mem::take(&mut self.rules), blocks: Vec::new() };
         let state =
             ShardState::new(self.limits.clone(), self.shard, &self.claim, recent, admission, 0);
@@ -643,7 +657,10 @@ fn first_needed(
 }
 
 /// Reads an object; one that is not there may have expired since the snapshot.
-fn read_object(sources: &Sources<'_>, row: &ManifestRow) -> Result<Vec<LogRecord>, VerifyError> {
+fn read_object(
+    sources: &VerifySources<'_>,
+    row: &ManifestRow,
+) -> Result<Vec<LogRecord>, VerifyError> {
     match sources.archive.read(row) {
         Err(ArchiveError::Missing(path)) => {
             let expired = sources

@@ -6,8 +6,8 @@ use foldhash::fast::FixedState;
 use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
-use super::series::Admission;
-use super::state::LiveQuestion;
+use super::series::SeriesAdmission;
+use super::state::LiveQuery;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::flush::{
@@ -24,7 +24,7 @@ const DELTA_BYTES: usize = 256;
 const SERIES_BYTES: usize = 256;
 
 /// By [`metric_hash`], the windows that a batch holds deltas of.
-pub type Windows = HashSet<(u64, Hour), FixedState>;
+pub type MetricWindows = HashSet<(u64, Hour), FixedState>;
 
 #[derive(Debug)]
 struct OpenDelta {
@@ -35,18 +35,18 @@ struct OpenDelta {
 
 /// What a batch knows of a series whose key has its id.
 #[derive(Debug)]
-pub enum Known {
+pub enum SeriesLookup {
     /// Its place, or that of the overflow series that stands in for it.
-    Slot(u32),
+    InBatch(u32),
     /// It was in the batch before.
-    Before(Arc<SeriesInfo>),
+    InPreviousBatch(Arc<SeriesInfo>),
     /// Nothing.
-    Not,
+    Unknown,
 }
 
 /// The series of a batch that was frozen.
 #[derive(Debug, Default)]
-struct Before {
+struct PreviousBatch {
     series: Vec<Arc<SeriesInfo>>,
     slots: HashMap<SeriesId, u32, FixedState>,
 }
@@ -56,14 +56,14 @@ struct Before {
 pub struct OpenBatch {
     from: Offset,
     /// Of the batch before: a series that comes again is neither parsed nor kept twice.
-    before: Before,
+    previous: PreviousBatch,
     series: Vec<Arc<SeriesInfo>>,
     slots: HashMap<SeriesId, u32, FixedState>,
     deltas: Vec<OpenDelta>,
     by_series_hour: HashMap<(u32, Hour), u32, FixedState>,
     /// Places of deltas, by [`metric_hash`].
     by_metric: HashMap<u64, Vec<u32>, FixedState>,
-    windows: Windows,
+    windows: MetricWindows,
     admitted: Vec<(Arc<SeriesInfo>, Offset)>,
     ids: Vec<(Millis, Vec<u128>)>,
     accounting: Vec<AccountingDelta>,
@@ -74,21 +74,21 @@ pub struct OpenBatch {
 impl OpenBatch {
     /// An empty batch that begins at `from`.
     pub fn new(from: Offset) -> Self {
-        Self::behind(from, Before::default())
+        Self::following(from, PreviousBatch::default())
     }
 
     /// An empty batch with room for as many series as the one before it had.
-    fn behind(from: Offset, before: Before) -> Self {
+    fn following(from: Offset, before: PreviousBatch) -> Self {
         let room = before.series.len();
         Self {
             from,
-            before,
+            previous: before,
             series: Vec::with_capacity(room),
             slots: HashMap::with_capacity_and_hasher(room, FixedState::default()),
             deltas: Vec::with_capacity(room),
             by_series_hour: HashMap::with_capacity_and_hasher(room, FixedState::default()),
             by_metric: HashMap::default(),
-            windows: Windows::default(),
+            windows: MetricWindows::default(),
             admitted: Vec::new(),
             ids: Vec::new(),
             accounting: Vec::new(),
@@ -111,18 +111,18 @@ impl OpenBatch {
     ///
     /// # Errors
     /// If the key does not have this id. What is decided must not depend on the batch.
-    pub fn known(&self, id: SeriesId, key: &[u8]) -> Result<Known, CodecError> {
+    pub fn look_up(&self, id: SeriesId, key: &[u8]) -> Result<SeriesLookup, CodecError> {
         if let Some(&slot) = self.slots.get(&id) {
             // Of an overflow series it is not the key, but it may well be that of the id.
             if !self.series[slot as usize].series.has_key(key) {
-                of_key(id, key)?;
+                check_key(id, key)?;
             }
-            return Ok(Known::Slot(slot));
+            return Ok(SeriesLookup::InBatch(slot));
         }
-        let before = self.before.slots.get(&id).map(|&slot| &self.before.series[slot as usize]);
+        let before = self.previous.slots.get(&id).map(|&slot| &self.previous.series[slot as usize]);
         match before.filter(|info| info.id == id && info.series.has_key(key)) {
-            Some(info) => Ok(Known::Before(info.clone())),
-            None => of_key(id, key).map(|()| Known::Not),
+            Some(info) => Ok(SeriesLookup::InPreviousBatch(info.clone())),
+            None => check_key(id, key).map(|()| SeriesLookup::Unknown),
         }
     }
 
@@ -133,27 +133,27 @@ impl OpenBatch {
     pub fn series_slot(
         &mut self,
         (id, key): (SeriesId, &[u8]),
-        known: &Known,
-        admission: &mut Admission,
+        known: &SeriesLookup,
+        admission: &mut SeriesAdmission,
         offset: Offset,
     ) -> Result<u32, CodecError> {
         let info = match known {
-            Known::Slot(slot) => return Ok(*slot),
-            Known::Before(info) => info.clone(),
-            Known::Not => Arc::new(SeriesInfo { id, series: Series::from_key(key)? }),
+            SeriesLookup::InBatch(slot) => return Ok(*slot),
+            SeriesLookup::InPreviousBatch(info) => info.clone(),
+            SeriesLookup::Unknown => Arc::new(SeriesInfo { id, series: Series::from_key(key)? }),
         };
         // A record may name a series twice.
         let Entry::Vacant(place) = self.slots.entry(id) else { return Ok(self.slots[&id]) };
-        let is_known = admission.knows(id, offset);
-        if is_known || admission.admit(id, &info.series, offset) {
+        let is_known = admission.is_admitted(id, offset);
+        if is_known || admission.try_admit(id, &info.series, offset) {
             let slot = place.insert(self.series.len() as u32);
             let slot = *slot;
             self.insert(info, (!is_known).then_some(offset));
             return Ok(slot);
         }
-        let overflow = admission.overflow(&info.series, offset);
+        let overflow = admission.overflow_series(&info.series, offset);
         let slot = self.overflow_slot(&overflow, admission, offset);
-        if admission.refusals_last(offset) {
+        if admission.refusals_are_final(offset) {
             self.slots.insert(id, slot);
         }
         Ok(slot)
@@ -162,14 +162,14 @@ impl OpenBatch {
     fn overflow_slot(
         &mut self,
         overflow: &Series,
-        admission: &mut Admission,
+        admission: &mut SeriesAdmission,
         offset: Offset,
     ) -> u32 {
         let id = SeriesId::of_key(&overflow.key());
         if let Some(&slot) = self.slots.get(&id) {
             return slot;
         }
-        let new = !admission.knows(id, offset) && admission.admit(id, overflow, offset);
+        let new = !admission.is_admitted(id, offset) && admission.try_admit(id, overflow, offset);
         let slot = self
             .insert(Arc::new(SeriesInfo { id, series: overflow.clone() }), new.then_some(offset));
         self.slots.insert(id, slot);
@@ -214,7 +214,12 @@ impl OpenBatch {
     }
 
     /// Changes the accounting row of a tenant and hour of receipt.
-    pub fn account(&mut self, tenant: &str, hour: Hour, change: impl FnOnce(&mut AccountingDelta)) {
+    pub fn update_accounting(
+        &mut self,
+        tenant: &str,
+        hour: Hour,
+        change: impl FnOnce(&mut AccountingDelta),
+    ) {
         // Nearly always the same row as before: requests come in runs of one tenant.
         let found =
             self.accounting.iter().rposition(|row| row.hour == hour && row.tenant == tenant);
@@ -233,12 +238,12 @@ impl OpenBatch {
     }
 
     /// The windows it holds.
-    pub fn windows(&self) -> &Windows {
+    pub fn windows(&self) -> &MetricWindows {
         &self.windows
     }
 
     /// The windows, out of a batch that is about to be frozen.
-    pub fn take_windows(&mut self) -> Windows {
+    pub fn take_windows(&mut self) -> MetricWindows {
         std::mem::take(&mut self.windows)
     }
 
@@ -281,14 +286,14 @@ impl OpenBatch {
         let dedup = appended.map(|appended| DedupBlock { range, appended, runs: self.ids });
         let (admitted, accounting, quarantined) =
             (self.admitted, self.accounting, self.quarantined);
-        let behind = Self::behind(range.to, Before { series, slots: self.slots });
+        let behind = Self::following(range.to, PreviousBatch { series, slots: self.slots });
         (FlushBatch { deltas, admitted, dedup, accounting, quarantined, appended: last }, behind)
     }
 
     /// Visits the deltas that the question asks for.
     pub fn visit(
         &self,
-        question: &LiveQuestion<'_>,
+        question: &LiveQuery<'_>,
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) {
@@ -297,14 +302,14 @@ impl OpenBatch {
             self.by_metric.get(&metric).into_iter().flatten().map(|&at| &self.deltas[at as usize]);
         for delta in deltas.filter(|d| question.from <= d.hour && d.hour < question.to) {
             let info = &self.series[delta.series as usize];
-            if asked_for(question, &info.series) && matches(&info.series) {
+            if is_wanted(question, &info.series) && matches(&info.series) {
                 visit(info, delta.hour, &delta.rollup);
             }
         }
     }
 }
 
-fn of_key(id: SeriesId, key: &[u8]) -> Result<(), CodecError> {
+fn check_key(id: SeriesId, key: &[u8]) -> Result<(), CodecError> {
     if SeriesId::of_key(key) == id {
         Ok(())
     } else {
@@ -312,7 +317,7 @@ fn of_key(id: SeriesId, key: &[u8]) -> Result<(), CodecError> {
     }
 }
 
-fn asked_for(question: &LiveQuestion<'_>, series: &Series) -> bool {
+fn is_wanted(question: &LiveQuery<'_>, series: &Series) -> bool {
     series.tenant == question.tenant && series.metric == question.metric
 }
 
@@ -323,7 +328,7 @@ fn key_of(delta: &Delta) -> (&str, &str, Hour, SeriesId) {
 /// Visits the deltas of a frozen batch that the question asks for.
 pub fn visit_frozen(
     batch: &FlushBatch,
-    question: &LiveQuestion<'_>,
+    question: &LiveQuery<'_>,
     matches: &mut dyn FnMut(&Series) -> bool,
     visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
 ) {
@@ -333,7 +338,7 @@ pub fn visit_frozen(
     });
     let wanted = batch.deltas[from..]
         .iter()
-        .take_while(|d| asked_for(question, &d.series.series) && d.hour < question.to);
+        .take_while(|d| is_wanted(question, &d.series.series) && d.hour < question.to);
     for delta in wanted.filter(|d| matches(&d.series.series)) {
         visit(&delta.series, delta.hour, &delta.rollup);
     }
@@ -356,10 +361,10 @@ mod tests {
         open: &mut OpenBatch,
         id: SeriesId,
         key: &[u8],
-        admission: &mut Admission,
+        admission: &mut SeriesAdmission,
         at: Offset,
     ) -> Result<u32, CodecError> {
-        let known = open.known(id, key)?;
+        let known = open.look_up(id, key)?;
         open.series_slot((id, key), &known, admission, at)
     }
 
@@ -367,7 +372,7 @@ mod tests {
     fn an_id_with_the_key_of_another_series_is_refused_in_every_batch() {
         let ((id, key), (second, second_key)) = (keyed("a"), keyed("b"));
         // One series fits the limit, the second one goes to the overflow series.
-        let mut admission = Admission::limited(1, Vec::new());
+        let mut admission = SeriesAdmission::limited(1, Vec::new());
         let mut open = OpenBatch::new(0);
         for at in 0..4 {
             for (id, right, wrong) in [(id, &key, &second_key), (second, &second_key, &key)] {
@@ -400,10 +405,11 @@ mod tests {
 
     #[test]
     fn a_series_that_a_record_names_twice_has_one_place() {
-        let (mut admission, mut open) = (Admission::limited(10, Vec::new()), OpenBatch::new(0));
+        let (mut admission, mut open) =
+            (SeriesAdmission::limited(10, Vec::new()), OpenBatch::new(0));
         let (id, key) = keyed("a");
-        let known =
-            [open.known(id, &key), open.known(id, &key)].map(|known| known.expect("its own key"));
+        let known = [open.look_up(id, &key), open.look_up(id, &key)]
+            .map(|known| known.expect("its own key"));
         let places = known.map(|known| {
             open.series_slot((id, &key), &known, &mut admission, 0).expect("it decodes")
         });
@@ -412,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_series_that_comes_again_is_kept_once() {
-        let mut admission = Admission::limited(10, Vec::new());
+        let mut admission = SeriesAdmission::limited(10, Vec::new());
         let mut open = OpenBatch::new(0);
         let mut kept: Vec<Arc<SeriesInfo>> = Vec::new();
         for at in 0..3 {

@@ -22,7 +22,7 @@ const PLACE_BITS: u32 = 25;
 
 /// The ids within the horizon.
 #[derive(Debug)]
-pub struct Dedup {
+pub struct DedupIndex {
     rule: DedupRule,
     /// Shorter horizons of ids from before a change of the rule, each with the sequence number of
     /// the first id behind them.
@@ -30,11 +30,11 @@ pub struct Dedup {
     ring: Ring,
     table: Table,
     /// Append time of the last id that was forgotten because there were too many.
-    crowded_out_at: Option<Millis>,
-    crowded_out: u64,
+    last_evicted_at: Option<Millis>,
+    evictions: u64,
 }
 
-impl Dedup {
+impl DedupIndex {
     /// An empty horizon. The seed decides where ids lie in memory, and nothing else: whoever makes
     /// up ids must not know it.
     pub fn new(rule: DedupRule, seed: u64) -> Self {
@@ -45,8 +45,8 @@ impl Dedup {
             before: VecDeque::new(),
             ring: Ring::default(),
             table,
-            crowded_out_at: None,
-            crowded_out: 0,
+            last_evicted_at: None,
+            evictions: 0,
         }
     }
 
@@ -62,7 +62,7 @@ impl Dedup {
 
     /// Another rule from the next record on. Ids from before keep the shorter one of both horizons:
     /// what the rule of their time has forgotten, or may have, does not come back.
-    pub fn change(&mut self, rule: DedupRule) {
+    pub fn set_rule(&mut self, rule: DedupRule) {
         let rule = bounded(rule);
         for (_, horizon_ms) in &mut self.before {
             *horizon_ms = rule.horizon_ms.min(*horizon_ms);
@@ -71,11 +71,11 @@ impl Dedup {
             self.before.push_back((self.ring.end(), self.rule.horizon_ms));
         }
         while self.ring.len > rule.max_ids {
-            self.crowd_out();
+            self.evict_first();
         }
         if rule.max_ids != self.rule.max_ids {
             self.table.place_bits = place_bits(rule.max_ids);
-            self.table.make(self.table.slots(), &self.ring);
+            self.table.rebuild(self.table.slots(), &self.ring);
         }
         self.rule = rule;
     }
@@ -99,7 +99,7 @@ impl Dedup {
 
     /// Whether `id`, of a record appended at `appended`, is new; it is remembered if so. A
     /// duplicate does not prolong the first.
-    pub fn is_new(&mut self, id: u128, appended: Millis) -> bool {
+    pub fn insert(&mut self, id: u128, appended: Millis) -> bool {
         if self.table.holds(id, &self.ring) {
             return false;
         }
@@ -135,7 +135,7 @@ impl Dedup {
 
     /// How far back equal ids of a record appended at `now` are known for certain.
     pub fn horizon_ms(&self, now: Millis) -> i64 {
-        let crowded = self.crowded_out_at.map_or(i64::MAX, |at| now.saturating_sub(at).max(0));
+        let crowded = self.last_evicted_at.map_or(i64::MAX, |at| now.saturating_sub(at).max(0));
         let before = self
             .before
             .iter()
@@ -145,21 +145,21 @@ impl Dedup {
     }
 
     /// Ids that were forgotten within the horizon, because there were too many.
-    pub fn crowded_out(&self) -> u64 {
-        self.crowded_out
+    pub fn evictions(&self) -> u64 {
+        self.evictions
     }
 
     fn remember(&mut self, id: u128, appended: Millis) {
         if self.ring.len >= self.rule.max_ids {
-            self.crowd_out();
+            self.evict_first();
         }
         self.ring.push(id, appended);
         self.table.insert_last(&self.ring);
     }
 
-    fn crowd_out(&mut self) {
-        self.crowded_out_at = Some(self.ring.first_at);
-        self.crowded_out += 1;
+    fn evict_first(&mut self) {
+        self.last_evicted_at = Some(self.ring.first_at);
+        self.evictions += 1;
         self.forget_first();
     }
 
@@ -375,11 +375,11 @@ impl Table {
     /// Notes the place of the ring's last id.
     fn insert_last(&mut self, ring: &Ring) {
         if (self.used + 1) * 100 > self.slots() * FULL {
-            return self.make(self.larger(), ring);
+            return self.rebuild(self.larger(), ring);
         }
         let last = ring.end() - 1;
         if !self.insert(ring.id(last), last) {
-            self.make_apart(ring);
+            self.rehash(ring);
         }
     }
 
@@ -430,13 +430,13 @@ impl Table {
 
     fn shrink(&mut self, ring: &Ring) {
         if self.slots() > SMALL * PAGE && self.used * 100 < self.slots() * EMPTY {
-            self.make(self.used * 5 / 4, ring);
+            self.rebuild(self.used * 5 / 4, ring);
         }
     }
 
     /// Makes the table anew from the ring, with at least so many slots and as many as the ring
     /// needs.
-    fn make(&mut self, slots: usize, ring: &Ring) {
+    fn rebuild(&mut self, slots: usize, ring: &Ring) {
         let pages = slots.max(ring.len * 100 / FULL + 1).div_ceil(PAGE);
         self.pages.truncate(pages);
         self.pages.iter_mut().for_each(|page| page.fill(0));
@@ -444,16 +444,16 @@ impl Table {
         self.used = 0;
         for (sequence, id) in (ring.first..).zip(ring.iter()) {
             if !self.insert(id, sequence) {
-                return self.make_apart(ring);
+                return self.rehash(ring);
             }
         }
     }
 
     /// Makes it anew with other homes and more room: too many ids have met at one place, by a
     /// chance that does not come again.
-    fn make_apart(&mut self, ring: &Ring) {
+    fn rehash(&mut self, ring: &Ring) {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.make(self.larger(), ring);
+        self.rebuild(self.larger(), ring);
     }
 }
 
@@ -496,11 +496,11 @@ mod tests {
         decided
     }
 
-    fn decide(dedup: &mut Dedup, log: &[(Millis, u128)]) -> Vec<bool> {
+    fn decide(dedup: &mut DedupIndex, log: &[(Millis, u128)]) -> Vec<bool> {
         log.iter()
             .map(|&(at, id)| {
                 dedup.advance(at);
-                dedup.is_new(id, at)
+                dedup.insert(id, at)
             })
             .collect()
     }
@@ -522,10 +522,10 @@ mod tests {
         ) {
             let log: Vec<(Millis, u128)> = steps.iter().scan(0, |at, (step, id)| { *at += step; Some((*at, *id)) }).collect();
             let expected = naive(&log, &[(0, rule(10, max))]);
-            prop_assert_eq!(&decide(&mut Dedup::new(rule(10, max), seed), &log), &expected);
+            prop_assert_eq!(&decide(&mut DedupIndex::new(rule(10, max), seed), &log), &expected);
 
             let cut = cut.min(log.len());
-            let mut restarted = Dedup::new(rule(10, max), seed);
+            let mut restarted = DedupIndex::new(rule(10, max), seed);
             restarted.load(&[block(&log[..cut], &expected)]);
             prop_assert_eq!(decide(&mut restarted, &log[cut..]), expected[cut..].to_vec());
         }
@@ -541,25 +541,25 @@ mod tests {
             let rules: Vec<(usize, DedupRule)> =
                 std::iter::once(0).chain(cuts).zip(rules).map(|(cut, (horizon, max))| (cut.min(log.len()), rule(horizon, max))).collect();
             let expected = naive(&log, &rules);
-            let mut lived = Dedup::new(rules[0].1, 7);
+            let mut lived = DedupIndex::new(rules[0].1, 7);
             let mut decided = Vec::new();
             for (at, &entry) in log.iter().enumerate() {
-                rules[1..].iter().filter(|(from, _)| *from == at).for_each(|(_, changed)| lived.change(*changed));
+                rules[1..].iter().filter(|(from, _)| *from == at).for_each(|(_, changed)| lived.set_rule(*changed));
                 decided.extend(decide(&mut lived, &[entry]));
             }
             prop_assert_eq!(&decided, &expected);
             // One that starts at any place loads the ids under the rules of their time.
             for start in 0..log.len() {
-                let mut started = Dedup::new(rules[0].1, 8);
+                let mut started = DedupIndex::new(rules[0].1, 8);
                 for (number, (from, of)) in rules.iter().enumerate().filter(|(_, (from, _))| *from <= start) {
                     if number > 0 {
-                        started.change(*of);
+                        started.set_rule(*of);
                     }
                     let to = rules.get(number + 1).map_or(start, |(next, _)| (*next).min(start));
                     started.load(&[block(&log[*from..to], &expected[*from..to])]);
                 }
                 for (at, &entry) in log.iter().enumerate().skip(start) {
-                    rules[1..].iter().filter(|(from, _)| *from == at && at > start).for_each(|(_, changed)| started.change(*changed));
+                    rules[1..].iter().filter(|(from, _)| *from == at && at > start).for_each(|(_, changed)| started.set_rule(*changed));
                     prop_assert_eq!(decide(&mut started, &[entry]), &expected[at..=at], "at {} from {}", at, start);
                 }
             }
@@ -592,7 +592,7 @@ mod tests {
 
     #[test]
     fn many_ids_come_and_go_and_none_is_lost_or_made_up() {
-        let mut dedup = Dedup::new(rule(1_000, 60_000), 3);
+        let mut dedup = DedupIndex::new(rule(1_000, 60_000), 3);
         // Waves: more and more at a time, then fewer, over the limit in between.
         let (mut number, mut at) = (0u64, 0);
         for wave in (1..=80u64).chain((1..80).rev()) {
@@ -600,10 +600,10 @@ mod tests {
             dedup.advance(at);
             let first = number;
             for _ in 0..wave * 60 {
-                assert!(dedup.is_new(id(number), at));
+                assert!(dedup.insert(id(number), at));
                 number += 1;
             }
-            assert!((first..number).step_by(7).all(|known| !dedup.is_new(id(known), at)));
+            assert!((first..number).step_by(7).all(|known| !dedup.insert(id(known), at)));
             let slots = dedup.table.slots();
             assert_eq!(dedup.table.used, dedup.len());
             assert!(
@@ -612,18 +612,18 @@ mod tests {
                 dedup.len()
             );
         }
-        assert!(dedup.crowded_out() > 0 && dedup.len() <= 60_000);
+        assert!(dedup.evictions() > 0 && dedup.len() <= 60_000);
         dedup.advance(at + 2_000);
         assert!(
             dedup.is_empty() && dedup.table.slots() <= SMALL * PAGE && dedup.ring.chunks.is_empty()
         );
-        assert!(dedup.is_new(id(number - 1), at + 2_000));
+        assert!(dedup.insert(id(number - 1), at + 2_000));
     }
 
     #[test]
     fn ids_that_meet_at_one_place_are_moved_apart() {
-        let mut dedup = Dedup::new(rule(1_000, 10_000), 5);
-        (0..1_000).for_each(|n| assert!(dedup.is_new(id(n), 0)));
+        let mut dedup = DedupIndex::new(rule(1_000, 10_000), 5);
+        (0..1_000).for_each(|n| assert!(dedup.insert(id(n), 0)));
         // As many as do not fit near one home, for whoever knows the seed.
         let slots = dedup.table.slots() as u64;
         let crowd: Vec<u128> = (1_000u64..)
@@ -632,29 +632,29 @@ mod tests {
             .take(300)
             .collect();
         let seed = dedup.table.seed;
-        crowd.iter().for_each(|id| assert!(dedup.is_new(*id, 0)));
+        crowd.iter().for_each(|id| assert!(dedup.insert(*id, 0)));
         assert_ne!(dedup.table.seed, seed, "this test should have met the case");
         assert!(
-            crowd.iter().all(|id| !dedup.is_new(*id, 0))
-                && (0..1_000).all(|n| !dedup.is_new(id(n), 0))
+            crowd.iter().all(|id| !dedup.insert(*id, 0))
+                && (0..1_000).all(|n| !dedup.insert(id(n), 0))
         );
     }
 
     #[test]
     fn the_horizon_in_force_is_what_is_certainly_known() {
-        let mut dedup = Dedup::new(rule(1_000, 10), 1);
+        let mut dedup = DedupIndex::new(rule(1_000, 10), 1);
         assert_eq!(dedup.horizon_ms(0), 1_000);
-        (0..10).for_each(|n| assert!(dedup.is_new(id(n), n as i64 * 10)));
-        assert_eq!((dedup.horizon_ms(90), dedup.crowded_out()), (1_000, 0));
+        (0..10).for_each(|n| assert!(dedup.insert(id(n), n as i64 * 10)));
+        assert_eq!((dedup.horizon_ms(90), dedup.evictions()), (1_000, 0));
         // The first three are crowded out: of what was appended after 20 all is known.
-        (10..13).for_each(|n| assert!(dedup.is_new(id(n), 200)));
-        assert_eq!((dedup.horizon_ms(200), dedup.crowded_out()), (180, 3));
-        assert!(dedup.is_new(id(2), 201) && !dedup.is_new(id(4), 201));
+        (10..13).for_each(|n| assert!(dedup.insert(id(n), 200)));
+        assert_eq!((dedup.horizon_ms(200), dedup.evictions()), (180, 3));
+        assert!(dedup.insert(id(2), 201) && !dedup.insert(id(4), 201));
         assert_eq!(dedup.horizon_ms(5_000), 1_000, "time heals it");
-        dedup.change(rule(2_000, 10));
+        dedup.set_rule(rule(2_000, 10));
         assert_eq!(dedup.horizon_ms(5_000), 1_000, "what came before the change is kept no longer");
         dedup.advance(5_000);
-        assert!(dedup.is_new(id(99), 5_000));
+        assert!(dedup.insert(id(99), 5_000));
         assert_eq!(dedup.horizon_ms(5_000), 2_000);
     }
 }

@@ -1,7 +1,7 @@
 //! What a shard does after it died again and again at the same checkpoint: smaller steps, then one
 //! event at a time.
 
-use crate::model::flush::Suspect;
+use crate::model::flush::SuspectEvent;
 use crate::model::offset::Offset;
 
 /// Starts at one checkpoint that are taken for bad luck.
@@ -20,7 +20,7 @@ const DEATHS: u32 = 8;
 
 /// How a shard goes through its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum ApplyMode {
     /// As fast as it can.
     Normal,
     /// At most `step` records between two flushes, so that the checkpoint closes in on the poison.
@@ -29,33 +29,33 @@ pub enum Mode {
         step: usize,
     },
     /// One record, event by event, each noted in the store before it is applied.
-    Alone,
+    Isolating,
 }
 
-impl Mode {
+impl ApplyMode {
     /// Records between two flushes; none means no bound.
-    pub fn step(self) -> Option<usize> {
+    pub fn max_records(self) -> Option<usize> {
         match self {
-            Mode::Normal => None,
-            Mode::Careful { step } => Some(step),
-            Mode::Alone => Some(1),
+            ApplyMode::Normal => None,
+            ApplyMode::Careful { step } => Some(step),
+            ApplyMode::Isolating => Some(1),
         }
     }
 }
 
 /// The mode of the `attempts`-th start at one checkpoint.
-pub fn mode(attempts: u32) -> Mode {
+pub fn mode_for(attempts: u32) -> ApplyMode {
     if attempts <= PATIENCE {
-        return Mode::Normal;
+        return ApplyMode::Normal;
     }
     match FIRST_STEP >> (attempts - PATIENCE - 1).saturating_mul(SHRINK_BITS).min(63) {
-        0 => Mode::Alone,
-        step => Mode::Careful { step },
+        0 => ApplyMode::Isolating,
+        step => ApplyMode::Careful { step },
     }
 }
 
 /// Whether an event is set aside: the shard died [`DEATHS`] times while it was being applied alone.
-pub fn convicted(suspects: &[Suspect], offset: Offset, index: u32) -> bool {
+pub fn is_poison(suspects: &[SuspectEvent], offset: Offset, index: u32) -> bool {
     suspects.iter().any(|s| (s.offset, s.index) == (offset, index) && s.deaths >= DEATHS)
 }
 
@@ -70,23 +70,23 @@ mod tests {
     use crate::model::rollup::Rollup;
     use crate::model::series::{Series, SeriesId};
     use crate::model::window::Hour;
-    use crate::shards::series::Admission;
-    use crate::shards::state::{Effect, Input, LiveQuestion, ShardLimits, ShardState};
+    use crate::shards::series::SeriesAdmission;
+    use crate::shards::state::{LiveQuery, ShardEffect, ShardInput, ShardLimits, ShardState};
 
     #[test]
     fn steps_shrink_to_a_single_event() {
-        let modes: Vec<_> = [1, 3, 4, 5, 6, 7, u32::MAX].into_iter().map(mode).collect();
-        let careful = |step| Mode::Careful { step };
+        let modes: Vec<_> = [1, 3, 4, 5, 6, 7, u32::MAX].into_iter().map(mode_for).collect();
+        let careful = |step| ApplyMode::Careful { step };
         assert_eq!(
             modes,
             [
-                Mode::Normal,
-                Mode::Normal,
+                ApplyMode::Normal,
+                ApplyMode::Normal,
                 careful(4096),
                 careful(64),
                 careful(1),
-                Mode::Alone,
-                Mode::Alone
+                ApplyMode::Isolating,
+                ApplyMode::Isolating
             ]
         );
     }
@@ -141,7 +141,7 @@ mod tests {
     struct Kept {
         attempts: u32,
         marked: Option<(Offset, u32)>,
-        suspects: Vec<Suspect>,
+        suspects: Vec<SuspectEvent>,
         flushed: Option<Arc<FlushBatch>>,
     }
 
@@ -151,7 +151,7 @@ mod tests {
             if let Some((offset, index)) = self.marked.take() {
                 match self.suspects.iter_mut().find(|s| (s.offset, s.index) == (offset, index)) {
                     Some(suspect) => suspect.deaths += 1,
-                    None => self.suspects.push(Suspect { offset, index, deaths: 1 }),
+                    None => self.suspects.push(SuspectEvent { offset, index, deaths: 1 }),
                 }
             }
             let checkpoint = Checkpoint {
@@ -177,23 +177,25 @@ mod tests {
                 ShardId(0),
                 &claim,
                 vec![],
-                Admission::limited(9, vec![]),
+                SeriesAdmission::limited(9, vec![]),
                 1,
             );
-            if mode(self.attempts) != Mode::Alone {
+            if mode_for(self.attempts) != ApplyMode::Isolating {
                 return false;
             }
             let mut effects = Vec::new();
-            state.step(Input::Records(std::slice::from_ref(record)), &mut effects);
-            while let Some(Effect::MarkSuspect { offset, index }) = effects.pop() {
+            state.step(ShardInput::Records(std::slice::from_ref(record)), &mut effects);
+            while let Some(ShardEffect::MarkSuspect { offset, index }) = effects.pop() {
                 self.marked = Some((offset, index));
-                if deadly.contains(&index) && !convicted(&self.suspects, offset, index) {
+                if deadly.contains(&index) && !is_poison(&self.suspects, offset, index) {
                     return false;
                 }
-                state.step(Input::Records(&[]), &mut effects);
+                state.step(ShardInput::Records(&[]), &mut effects);
             }
-            state.step(Input::Tick { now: 0, drain: true }, &mut effects);
-            let Some(Effect::Commit { batch, .. }) = effects.pop() else { panic!("no commit") };
+            state.step(ShardInput::Tick { now: 0, drain: true }, &mut effects);
+            let Some(ShardEffect::Commit { batch, .. }) = effects.pop() else {
+                panic!("no commit")
+            };
             self.flushed = Some(batch);
             true
         }
@@ -204,12 +206,18 @@ mod tests {
         let (mut kept, record) = (Kept::default(), record());
         (0..6).for_each(|_| assert!(!kept.live(&record)));
         let claim = kept.claim();
-        let mut state =
-            ShardState::new(limits(), ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
+        let mut state = ShardState::new(
+            limits(),
+            ShardId(0),
+            &claim,
+            vec![],
+            SeriesAdmission::limited(9, vec![]),
+            1,
+        );
         let (mut effects, mut answers) = (Vec::new(), Vec::new());
-        state.step(Input::Records(std::slice::from_ref(&record)), &mut effects);
+        state.step(ShardInput::Records(std::slice::from_ref(&record)), &mut effects);
         for _ in 0..=5 {
-            let question = LiveQuestion {
+            let question = LiveQuery {
                 tenant: "t",
                 metric: "m",
                 from: Hour(0),
@@ -222,7 +230,7 @@ mod tests {
             let mut visit = |_: &_, _, rollup: &Rollup| count += rollup.figures.count;
             let live = state.live(&claim.checkpoint, &question, &mut |_| true, &mut visit).ok();
             answers.push(live.map(|_| count));
-            state.step(Input::Records(&[]), &mut effects);
+            state.step(ShardInput::Records(&[]), &mut effects);
         }
         assert_eq!(answers, [Some(0), None, None, None, None, Some(5)]);
     }

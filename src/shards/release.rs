@@ -9,8 +9,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::driver::{Command, Event, Moment, ShardDriver};
-use super::series::Admission;
+use super::driver::{ShardCommand, ShardDriver, ShardEvent, StepContext};
+use super::series::SeriesAdmission;
 use super::state::{ShardLimits, ShardState};
 use crate::model::flush::{Claim, FlushBatch, LogRecord, QuarantineRow};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset};
@@ -20,7 +20,7 @@ use crate::model::series::SeriesId;
 /// Why an event cannot be released.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Unreleasable(String);
+pub struct ReleaseError(String);
 
 /// Folds one event that was set aside. `admissions` are those of its shard.
 ///
@@ -30,13 +30,13 @@ pub fn fold(
     limits: &ShardLimits,
     row: &QuarantineRow,
     admissions: Vec<(SeriesId, Offset)>,
-) -> Result<Arc<FlushBatch>, Unreleasable> {
+) -> Result<Arc<FlushBatch>, ReleaseError> {
     let events = record::decode(&row.record)
-        .map_err(|e| Unreleasable(format!("it cannot be read: {e}")))?
+        .map_err(|e| ReleaseError(format!("it cannot be read: {e}")))?
         .events
         .len();
     if events != 1 {
-        return Err(Unreleasable(format!(
+        return Err(ReleaseError(format!(
             "it is a whole record of {events} events: no gateway of this cluster wrote it, or no \
              build could read it then, and whether its events were counted since, by a retry \
              under the same ids, is not known; if they are missing, send them again, and discard \
@@ -53,7 +53,7 @@ pub fn fold(
         appended: None,
     };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
-    let admission = Admission::recorded(admissions).of_shard(row.shard);
+    let admission = SeriesAdmission::recorded(admissions).for_shard(row.shard);
     let state =
         ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
     let one = LogRecord {
@@ -63,16 +63,16 @@ pub fn fold(
         payload: row.record.clone().into(),
     };
     let (mut driver, mut commands) = (ShardDriver::from(state), VecDeque::new());
-    let at = Moment { now: 0, log_end: row.offset + 1 };
-    driver.on(at, Event::LogRead(Ok(vec![one].into())), &mut commands);
-    driver.on(at, Event::Drain, &mut commands);
+    let at = StepContext { now: 0, log_end: row.offset + 1 };
+    driver.handle(at, ShardEvent::LogRead(Ok(vec![one].into())), &mut commands);
+    driver.handle(at, ShardEvent::Drain, &mut commands);
     let batch = commands.into_iter().find_map(|command| match command {
-        Command::Commit { batch, .. } => Some(batch),
+        ShardCommand::Commit { batch, .. } => Some(batch),
         _ => None,
     });
-    let batch = batch.ok_or_else(|| Unreleasable("its fold gave nothing".to_owned()))?;
+    let batch = batch.ok_or_else(|| ReleaseError("its fold gave nothing".to_owned()))?;
     match batch.quarantined.first() {
-        Some(again) => Err(Unreleasable(again.reason.clone())),
+        Some(again) => Err(ReleaseError(again.reason.clone())),
         None => Ok(batch),
     }
 }

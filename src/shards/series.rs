@@ -8,7 +8,7 @@
 //! The overflow series of a metric may be written by several shards, and the catalogue notes only
 //! one of them: it says nothing about what a shard decided. So from the first name on that a shard
 //! refuses a tenant, it uses overflow series of its own for that tenant, whose admissions tell
-//! refused names from those that only have no room for a further series ([`Admission::overflow`]).
+//! refused names from those that only have no room for a further series ([`SeriesAdmission::overflow_series`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,12 +24,12 @@ use crate::model::series::{Series, SeriesId, metric_hash};
 /// Names are only ever added, so a name that was refused once is refused for the life of the
 /// process, unless another one let it in.
 #[derive(Debug)]
-pub struct Census {
+pub struct MetricNameRegistry {
     limit: usize,
     names: Mutex<HashMap<String, HashSet<u64, FixedState>, FixedState>>,
 }
 
-impl Census {
+impl MetricNameRegistry {
     /// At most so many names for each tenant.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, names: Mutex::default() })
@@ -41,7 +41,7 @@ impl Census {
     }
 
     /// Learns names that the catalogue has, whatever the limit.
-    pub fn learn(&self, catalogue: &[(String, String)]) {
+    pub fn extend(&self, catalogue: &[(String, String)]) {
         let mut names = self.names();
         for (tenant, metric) in catalogue {
             names.entry_ref(tenant.as_str()).or_default().insert(metric_hash(tenant, metric));
@@ -49,7 +49,7 @@ impl Census {
     }
 
     /// Whether the tenant may use the name, which it does from now on.
-    pub fn admits(&self, tenant: &str, metric: &str) -> bool {
+    pub fn try_admit(&self, tenant: &str, metric: &str) -> bool {
         let hash = metric_hash(tenant, metric);
         let mut names = self.names();
         let known = names.entry_ref(tenant).or_default();
@@ -67,20 +67,20 @@ impl Census {
 
 /// The series that this shard has admitted.
 #[derive(Debug)]
-pub struct Admission {
+pub struct SeriesAdmission {
     shard: ShardId,
     admitted: HashMap<SeriesId, Offset, FixedState>,
-    rule: Rule,
+    rule: AdmissionRule,
 }
 
 #[derive(Debug)]
-enum Rule {
+enum AdmissionRule {
     /// Series of one tenant, at most, and names; below an offset, what was decided before.
     Limit {
         limit: u64,
         counts: HashMap<String, u64, FixedState>,
-        decided: Decided,
-        census: Option<Arc<Census>>,
+        recorded: RecordedAdmissions,
+        metric_names: Option<Arc<MetricNameRegistry>>,
         /// The last record of which an event went to the overflow series that shards share.
         shared_at: Option<Offset>,
     },
@@ -90,12 +90,12 @@ enum Rule {
 
 /// What was admitted in records that are folded once more.
 #[derive(Debug, Default)]
-struct Decided {
+struct RecordedAdmissions {
     below: Offset,
     pending: HashMap<SeriesId, Offset, FixedState>,
 }
 
-impl Admission {
+impl SeriesAdmission {
     /// What the catalogue knows, by tenant, under a limit per tenant; names have no limit.
     pub fn limited(limit: u64, catalogue: Vec<(String, Vec<SeriesId>)>) -> Self {
         let mut counts = HashMap::default();
@@ -105,11 +105,11 @@ impl Admission {
             // Whatever the catalogue knows was admitted below the checkpoint.
             admitted.extend(ids.into_iter().map(|id| (id, 0)));
         }
-        let rule = Rule::Limit {
+        let rule = AdmissionRule::Limit {
             limit,
             counts,
-            decided: Decided::default(),
-            census: None,
+            recorded: RecordedAdmissions::default(),
+            metric_names: None,
             shared_at: None,
         };
         Self { shard: ShardId(0), admitted, rule }
@@ -117,19 +117,23 @@ impl Admission {
 
     /// As it was: each series from the offset on at which it was admitted.
     pub fn recorded(admissions: Vec<(SeriesId, Offset)>) -> Self {
-        Self { shard: ShardId(0), admitted: admissions.into_iter().collect(), rule: Rule::Recorded }
+        Self {
+            shard: ShardId(0),
+            admitted: admissions.into_iter().collect(),
+            rule: AdmissionRule::Recorded,
+        }
     }
 
     /// Of which shard.
     #[must_use]
-    pub fn of_shard(self, shard: ShardId) -> Self {
+    pub fn for_shard(self, shard: ShardId) -> Self {
         Self { shard, ..self }
     }
 
     /// Under a limit of names, too.
     #[must_use]
-    pub fn with_census(mut self, names: Arc<Census>) -> Self {
-        if let Rule::Limit { census, .. } = &mut self.rule {
+    pub fn with_metric_names(mut self, names: Arc<MetricNameRegistry>) -> Self {
+        if let AdmissionRule::Limit { metric_names: census, .. } = &mut self.rule {
             *census = Some(names);
         }
         self
@@ -137,45 +141,48 @@ impl Admission {
 
     /// Learns what was admitted in records below `to` that are folded once more: there, nothing
     /// else is.
-    pub fn learn(&mut self, admissions: &[(SeriesId, Offset)], to: Offset) {
-        if let Rule::Limit { decided, .. } = &mut self.rule {
-            decided.below = decided.below.max(to);
-            decided.pending.extend(
+    pub fn apply_recorded(&mut self, admissions: &[(SeriesId, Offset)], to: Offset) {
+        if let AdmissionRule::Limit { recorded, .. } = &mut self.rule {
+            recorded.below = recorded.below.max(to);
+            recorded.pending.extend(
                 admissions.iter().filter(|(id, _)| !self.admitted.contains_key(id)).copied(),
             );
         }
     }
 
     /// Whether the series is admitted at the offset.
-    pub fn knows(&self, id: SeriesId, offset: Offset) -> bool {
+    pub fn is_admitted(&self, id: SeriesId, offset: Offset) -> bool {
         self.admitted.get(&id).is_some_and(|&from| from <= offset)
     }
 
-    /// As [`Admission::knows`], or it was admitted there by then and its event only comes now.
-    fn was_admitted(&self, series: &Series, offset: Offset) -> bool {
+    /// As [`SeriesAdmission::is_admitted`], or it was admitted there by then and its event only comes now.
+    fn is_admitted_or_recorded(&self, series: &Series, offset: Offset) -> bool {
         let id = SeriesId::of_key(&series.key());
         let pending = |from: &Offset| *from <= offset;
-        self.knows(id, offset)
-            || matches!(&self.rule, Rule::Limit { decided, .. } if offset < decided.below && decided.pending.get(&id).is_some_and(pending))
+        self.is_admitted(id, offset)
+            || matches!(&self.rule, AdmissionRule::Limit { recorded, .. } if offset < recorded.below && recorded.pending.get(&id).is_some_and(pending))
     }
 
     /// Admits a series that is not known, if its tenant has room for it and for its metric, which
     /// overflow series always have, or if it was admitted then.
-    pub fn admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
-        let Rule::Limit { limit, counts, decided, census, .. } = &mut self.rule else {
+    pub fn try_admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
+        let AdmissionRule::Limit { limit, counts, recorded, metric_names: census, .. } =
+            &mut self.rule
+        else {
             return false;
         };
         let count = counts.entry_ref(series.tenant.as_str()).or_insert(0);
         let is_overflow = series.is_overflow();
-        let named =
-            || census.as_ref().is_none_or(|census| census.admits(&series.tenant, &series.metric));
-        let admits = match offset < decided.below {
-            true => decided.pending.get(&id).is_some_and(|from| *from <= offset),
+        let named = || {
+            census.as_ref().is_none_or(|census| census.try_admit(&series.tenant, &series.metric))
+        };
+        let admits = match offset < recorded.below {
+            true => recorded.pending.get(&id).is_some_and(|from| *from <= offset),
             false => is_overflow || *count < *limit && named(),
         };
         if admits {
             *count += u64::from(!is_overflow);
-            self.admitted.insert(id, decided.pending.remove(&id).unwrap_or(offset));
+            self.admitted.insert(id, recorded.pending.remove(&id).unwrap_or(offset));
         }
         admits
     }
@@ -191,12 +198,14 @@ impl Admission {
     ///   has none was refused.
     /// - In the very record of the first refusal, what came before it must not have gone to the
     ///   shared series: then it waits.
-    pub fn overflow(&mut self, series: &Series, offset: Offset) -> Series {
+    pub fn overflow_series(&mut self, series: &Series, offset: Offset) -> Series {
         let (of_tenant, of_metric) =
             (series.overflow_of_tenant(self.shard), series.overflow_of_shard(self.shard));
-        let refused_before = self.was_admitted(&of_tenant, offset);
-        let own = refused_before && self.was_admitted(&of_metric, offset);
-        let Rule::Limit { decided, census: Some(census), shared_at, .. } = &mut self.rule else {
+        let refused_before = self.is_admitted_or_recorded(&of_tenant, offset);
+        let own = refused_before && self.is_admitted_or_recorded(&of_metric, offset);
+        let AdmissionRule::Limit { recorded, metric_names: Some(census), shared_at, .. } =
+            &mut self.rule
+        else {
             return if own {
                 of_metric
             } else if refused_before {
@@ -205,7 +214,7 @@ impl Admission {
                 series.overflow()
             };
         };
-        if offset < decided.below {
+        if offset < recorded.below {
             return if own {
                 of_metric
             } else if refused_before {
@@ -214,7 +223,7 @@ impl Admission {
                 series.overflow()
             };
         }
-        let named = own || census.admits(&series.tenant, &series.metric);
+        let named = own || census.try_admit(&series.tenant, &series.metric);
         match (refused_before, named) {
             (true, true) => of_metric,
             (true, false) => of_tenant,
@@ -228,8 +237,8 @@ impl Admission {
 
     /// Whether a refusal holds for the rest of a batch: as long as nothing but the limit of series
     /// decides.
-    pub fn refusals_last(&self, offset: Offset) -> bool {
-        matches!(&self.rule, Rule::Limit { decided, census: None, .. } if offset >= decided.below)
+    pub fn refusals_are_final(&self, offset: Offset) -> bool {
+        matches!(&self.rule, AdmissionRule::Limit { recorded, metric_names: None, .. } if offset >= recorded.below)
     }
 }
 
@@ -244,18 +253,18 @@ mod tests {
 
     #[test]
     fn the_limit_counts_what_the_catalogue_knows() {
-        let mut admission = Admission::limited(2, vec![("t".to_owned(), vec![series(0).0])]);
-        assert!(admission.knows(series(0).0, 0));
+        let mut admission = SeriesAdmission::limited(2, vec![("t".to_owned(), vec![series(0).0])]);
+        assert!(admission.is_admitted(series(0).0, 0));
         let taken: Vec<bool> =
-            (1..4).map(|n| admission.admit(series(n).0, &series(n).1, 7)).collect();
+            (1..4).map(|n| admission.try_admit(series(n).0, &series(n).1, 7)).collect();
         assert_eq!(taken, [true, false, false]);
         let overflow = series(1).1.overflow();
         assert!(
-            admission.admit(SeriesId::of_key(&overflow.key()), &overflow, 8),
+            admission.try_admit(SeriesId::of_key(&overflow.key()), &overflow, 8),
             "the overflow series has no limit"
         );
         assert!(
-            admission.admit(series(9).0, &Series::new("other", "m", []), 9),
+            admission.try_admit(series(9).0, &Series::new("other", "m", []), 9),
             "nor have other tenants"
         );
     }
@@ -263,30 +272,36 @@ mod tests {
     #[test]
     fn what_was_admitted_is_admitted_again_where_it_was_and_behind_it_the_limit_decides() {
         let (known, later, never) = (series(1), series(2), series(3));
-        let mut admission = Admission::limited(2, vec![("t".to_owned(), vec![known.0])]);
-        admission.learn(&[(known.0, 4), (later.0, 6)], 10);
-        assert!(!admission.admit(later.0, &later.1, 5), "it went to the overflow series then");
-        assert!(!admission.admit(never.0, &never.1, 5), "there is room now, there was none then");
-        assert!(admission.admit(later.0, &later.1, 6));
+        let mut admission = SeriesAdmission::limited(2, vec![("t".to_owned(), vec![known.0])]);
+        admission.apply_recorded(&[(known.0, 4), (later.0, 6)], 10);
+        assert!(!admission.try_admit(later.0, &later.1, 5), "it went to the overflow series then");
         assert!(
-            admission.knows(later.0, 6)
-                && !admission.refusals_last(9)
-                && admission.refusals_last(10)
+            !admission.try_admit(never.0, &never.1, 5),
+            "there is room now, there was none then"
         );
-        assert!(!admission.admit(never.0, &never.1, 10), "what was admitted then fills the limit");
-        let mut wider = Admission::limited(3, vec![("t".to_owned(), vec![known.0])]);
-        wider.learn(&[(later.0, 6)], 10);
-        assert!(wider.admit(later.0, &later.1, 6) && wider.admit(never.0, &never.1, 10));
+        assert!(admission.try_admit(later.0, &later.1, 6));
+        assert!(
+            admission.is_admitted(later.0, 6)
+                && !admission.refusals_are_final(9)
+                && admission.refusals_are_final(10)
+        );
+        assert!(
+            !admission.try_admit(never.0, &never.1, 10),
+            "what was admitted then fills the limit"
+        );
+        let mut wider = SeriesAdmission::limited(3, vec![("t".to_owned(), vec![known.0])]);
+        wider.apply_recorded(&[(later.0, 6)], 10);
+        assert!(wider.try_admit(later.0, &later.1, 6) && wider.try_admit(never.0, &never.1, 10));
     }
 
     #[test]
     fn recorded_admissions_hold_from_their_offset_on() {
-        let mut admission = Admission::recorded(vec![(series(1).0, 5)]);
+        let mut admission = SeriesAdmission::recorded(vec![(series(1).0, 5)]);
         assert_eq!(
-            [4, 5, 6].map(|offset| admission.knows(series(1).0, offset)),
+            [4, 5, 6].map(|offset| admission.is_admitted(series(1).0, offset)),
             [false, true, true]
         );
-        assert!(!admission.admit(series(2).0, &series(2).1, 9));
+        assert!(!admission.try_admit(series(2).0, &series(2).1, 9));
     }
 
     fn of_metric(metric: &str, n: u8) -> (SeriesId, Series) {
@@ -296,25 +311,26 @@ mod tests {
 
     /// Where an event goes: its series, or what stands in for it, admitted as a batch does it.
     fn place(
-        admission: &mut Admission,
+        admission: &mut SeriesAdmission,
         (id, series): &(SeriesId, Series),
         offset: Offset,
     ) -> Series {
-        if admission.knows(*id, offset) || admission.admit(*id, series, offset) {
+        if admission.is_admitted(*id, offset) || admission.try_admit(*id, series, offset) {
             return series.clone();
         }
-        let overflow = admission.overflow(series, offset);
+        let overflow = admission.overflow_series(series, offset);
         let id = SeriesId::of_key(&overflow.key());
-        let _new = !admission.knows(id, offset) && admission.admit(id, &overflow, offset);
+        let _new = !admission.is_admitted(id, offset) && admission.try_admit(id, &overflow, offset);
         overflow
     }
 
     #[test]
     fn names_beyond_the_limit_share_one_metric() {
-        let census = Census::new(2);
-        census.learn(&[("t".to_owned(), "old".to_owned())]);
-        let mut admission =
-            Admission::limited(9, vec![]).of_shard(ShardId(7)).with_census(census.clone());
+        let census = MetricNameRegistry::new(2);
+        census.extend(&[("t".to_owned(), "old".to_owned())]);
+        let mut admission = SeriesAdmission::limited(9, vec![])
+            .for_shard(ShardId(7))
+            .with_metric_names(census.clone());
         assert_eq!(place(&mut admission, &of_metric("old", 1), 0), of_metric("old", 1).1);
         assert_eq!(place(&mut admission, &of_metric("new", 1), 1), of_metric("new", 1).1);
         for n in 0..50_u64 {
@@ -335,8 +351,9 @@ mod tests {
 
     #[test]
     fn overflow_of_series_stays_that_of_the_metric_while_no_name_is_refused() {
-        let mut admission =
-            Admission::limited(1, vec![]).of_shard(ShardId(7)).with_census(Census::new(10));
+        let mut admission = SeriesAdmission::limited(1, vec![])
+            .for_shard(ShardId(7))
+            .with_metric_names(MetricNameRegistry::new(10));
         place(&mut admission, &of_metric("a", 1), 0);
         assert_eq!(place(&mut admission, &of_metric("a", 2), 1), of_metric("a", 2).1.overflow());
         assert_eq!(place(&mut admission, &of_metric("b", 1), 2), of_metric("b", 1).1.overflow());
@@ -352,9 +369,9 @@ mod tests {
             limit in 0_u64..6,
             forget in 0_usize..80,
         ) {
-            let census = Census::new(names);
-            let new = |shard: usize, catalogue, census: &Arc<Census>| {
-                Admission::limited(limit, catalogue).of_shard(ShardId(shard as u32)).with_census(census.clone())
+            let census = MetricNameRegistry::new(names);
+            let new = |shard: usize, catalogue, census: &Arc<MetricNameRegistry>| {
+                SeriesAdmission::limited(limit, catalogue).for_shard(ShardId(shard as u32)).with_metric_names(census.clone())
             };
             let mut live = [new(0, vec![], &census), new(1, vec![], &census)];
             let mut noted: [Vec<(SeriesId, Offset)>; 2] = Default::default();
@@ -368,8 +385,8 @@ mod tests {
                 let offset = offsets[shard];
                 if at == forget {
                     // A start: what is known is what the catalogue noted, and the names in it.
-                    let census = Census::new(names + 1);
-                    census.learn(&catalogue);
+                    let census = MetricNameRegistry::new(names + 1);
+                    census.extend(&catalogue);
                     for shard in 0..2 {
                         offsets[shard] += 1;
                         let ids = noted[shard].iter().map(|(id, _)| *id).collect();
@@ -386,9 +403,9 @@ mod tests {
                 places.push((shard, event, offset, placed));
             }
             for (shard, noted) in noted.iter().enumerate() {
-                let mut recorded = Admission::recorded(noted.clone()).of_shard(ShardId(shard as u32));
-                let mut learned = new(shard, vec![], &Census::new(0));
-                learned.learn(noted, u64::MAX);
+                let mut recorded = SeriesAdmission::recorded(noted.clone()).for_shard(ShardId(shard as u32));
+                let mut learned = new(shard, vec![], &MetricNameRegistry::new(0));
+                learned.apply_recorded(noted, u64::MAX);
                 for (_, event, offset, placed) in places.iter().filter(|(of, ..)| *of == shard) {
                     proptest::prop_assert_eq!(&place(&mut recorded, event, *offset), placed, "recorded, {}", offset);
                     proptest::prop_assert_eq!(&place(&mut learned, event, *offset), placed, "learned, {}", offset);

@@ -11,13 +11,13 @@ use crate::model::offset::ShardId;
 
 /// The shards of an assignment that there are: a log may speak of more, and nobody writes or reads
 /// those.
-pub fn known(assigned: &BTreeSet<ShardId>, shard_count: u32) -> BTreeSet<ShardId> {
+pub fn existing_shards(assigned: &BTreeSet<ShardId>, shard_count: u32) -> BTreeSet<ShardId> {
     assigned.iter().filter(|shard| shard.0 < shard_count).copied().collect()
 }
 
 /// How far a shard's actor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum ActorPhase {
     /// It claims and loads.
     Starting,
     /// It runs.
@@ -32,8 +32,8 @@ enum Phase {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    phase: Phase,
+struct ActorState {
+    phase: ActorPhase,
     /// The shard left the assignment.
     revoked: bool,
     /// Tells the timers of one wait from those of another.
@@ -42,10 +42,10 @@ struct Place {
 
 /// What is to be done next, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum OwnershipStep {
     /// Start the actor.
     Start(ShardId),
-    /// Start it again after the backoff: [`Ownership::again`] with this turn.
+    /// Start it again after the backoff: [`ShardOwnership::retry`] with this turn.
     Retry {
         /// The shard.
         shard: ShardId,
@@ -56,8 +56,8 @@ pub enum Step {
     },
     /// Let it flush what is open, then stop it.
     Drain(ShardId),
-    /// When the time for draining is over: [`Ownership::overdue`] with this turn.
-    Watch {
+    /// When the time for draining is over: [`ShardOwnership::on_drain_timeout`] with this turn.
+    WatchDrain {
         /// The shard.
         shard: ShardId,
         /// The turn.
@@ -68,37 +68,37 @@ pub enum Step {
     /// Nothing of the shard is left here: empty its slot.
     Vacate(ShardId),
     /// Tell the log that another node may have it.
-    LetGo(ShardId),
+    Relinquish(ShardId),
 }
 
 /// The shards of a node.
 #[derive(Debug, Default)]
-pub struct Ownership {
+pub struct ShardOwnership {
     assigned: BTreeSet<ShardId>,
-    places: BTreeMap<ShardId, Place>,
+    actors: BTreeMap<ShardId, ActorState>,
     turn: u64,
 }
 
-impl Ownership {
+impl ShardOwnership {
     /// Whether no shard is owned, started or drained here.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.actors.is_empty()
     }
 
     /// These shards are to be owned here, and no others.
-    pub fn assign(&mut self, assigned: &BTreeSet<ShardId>) -> Vec<Step> {
+    pub fn assign(&mut self, assigned: &BTreeSet<ShardId>) -> Vec<OwnershipStep> {
         let mut steps = Vec::new();
         let changed = self.assigned != *assigned;
         let before = std::mem::replace(&mut self.assigned, assigned.clone());
         let gone: Vec<ShardId> =
-            self.places.keys().filter(|shard| !assigned.contains(*shard)).copied().collect();
+            self.actors.keys().filter(|shard| !assigned.contains(*shard)).copied().collect();
         gone.into_iter().for_each(|shard| self.revoke(shard, before.contains(&shard), &mut steps));
         for &shard in assigned {
-            match self.places.get(&shard) {
+            match self.actors.get(&shard) {
                 None => self.start(shard, &mut steps),
                 // The group has met since: whoever had claimed the shard knows by now that it is
                 // ours.
-                Some(place) if place.phase == Phase::Refused && changed => {
+                Some(place) if place.phase == ActorPhase::Refused && changed => {
                     self.start(shard, &mut steps)
                 }
                 Some(_) => {}
@@ -107,41 +107,41 @@ impl Ownership {
         steps
     }
 
-    fn start(&mut self, shard: ShardId, steps: &mut Vec<Step>) {
-        self.enter(shard, Phase::Starting, false);
-        steps.push(Step::Start(shard));
+    fn start(&mut self, shard: ShardId, steps: &mut Vec<OwnershipStep>) {
+        self.enter(shard, ActorPhase::Starting, false);
+        steps.push(OwnershipStep::Start(shard));
     }
 
-    fn enter(&mut self, shard: ShardId, phase: Phase, revoked: bool) -> u64 {
+    fn enter(&mut self, shard: ShardId, phase: ActorPhase, revoked: bool) -> u64 {
         self.turn += 1;
-        self.places.insert(shard, Place { phase, revoked, turn: self.turn });
+        self.actors.insert(shard, ActorState { phase, revoked, turn: self.turn });
         self.turn
     }
 
-    fn revoke(&mut self, shard: ShardId, was_assigned: bool, steps: &mut Vec<Step>) {
-        let Some(place) = self.places.get(&shard).filter(|place| !place.revoked).copied() else {
+    fn revoke(&mut self, shard: ShardId, was_assigned: bool, steps: &mut Vec<OwnershipStep>) {
+        let Some(place) = self.actors.get(&shard).filter(|place| !place.revoked).copied() else {
             return;
         };
         match place.phase {
             // It came back and leaves again, while its former actor still ends: nothing of this
             // time is there to wait for.
-            Phase::Lingering if was_assigned => steps.push(Step::LetGo(shard)),
-            Phase::Lingering => {}
-            Phase::Waiting | Phase::Refused => self.ended(shard, steps),
-            Phase::Starting | Phase::Running => {
+            ActorPhase::Lingering if was_assigned => steps.push(OwnershipStep::Relinquish(shard)),
+            ActorPhase::Lingering => {}
+            ActorPhase::Waiting | ActorPhase::Refused => self.finish(shard, steps),
+            ActorPhase::Starting | ActorPhase::Running => {
                 let turn = self.enter(shard, place.phase, true);
-                if place.phase == Phase::Running {
-                    steps.push(Step::Drain(shard));
+                if place.phase == ActorPhase::Running {
+                    steps.push(OwnershipStep::Drain(shard));
                 }
-                steps.push(Step::Watch { shard, turn });
+                steps.push(OwnershipStep::WatchDrain { shard, turn });
             }
         }
     }
 
     /// The shards, of so many, that this node neither is to own nor does anything with.
-    pub fn elsewhere(&self, shards: u32) -> BTreeSet<ShardId> {
+    pub fn unassigned(&self, shards: u32) -> BTreeSet<ShardId> {
         let let_go = |shard: &ShardId| {
-            self.places.get(shard).is_none_or(|place| place.phase == Phase::Lingering)
+            self.actors.get(shard).is_none_or(|place| place.phase == ActorPhase::Lingering)
         };
         (0..shards)
             .map(ShardId)
@@ -150,59 +150,62 @@ impl Ownership {
     }
 
     /// The actor has loaded its shard and runs.
-    pub fn started(&mut self, shard: ShardId) -> Vec<Step> {
-        let Some(place) = self.places.get_mut(&shard) else { return vec![Step::Stop(shard)] };
+    pub fn on_started(&mut self, shard: ShardId) -> Vec<OwnershipStep> {
+        let Some(place) = self.actors.get_mut(&shard) else {
+            return vec![OwnershipStep::Stop(shard)];
+        };
         match place.phase {
-            Phase::Lingering => vec![Step::Stop(shard)],
+            ActorPhase::Lingering => vec![OwnershipStep::Stop(shard)],
             _ => {
-                place.phase = Phase::Running;
-                if place.revoked { vec![Step::Drain(shard)] } else { Vec::new() }
+                place.phase = ActorPhase::Running;
+                if place.revoked { vec![OwnershipStep::Drain(shard)] } else { Vec::new() }
             }
         }
     }
 
     /// The actor ended, in whatever way, or did not come up.
-    pub fn failed(&mut self, shard: ShardId, refused: bool) -> Vec<Step> {
+    pub fn on_failed(&mut self, shard: ShardId, refused: bool) -> Vec<OwnershipStep> {
         let mut steps = Vec::new();
-        match self.places.get(&shard).copied() {
+        match self.actors.get(&shard).copied() {
             None => {}
-            Some(Place { phase: Phase::Lingering, .. }) => {
-                self.places.remove(&shard);
-                steps.push(Step::Vacate(shard));
+            Some(ActorState { phase: ActorPhase::Lingering, .. }) => {
+                self.actors.remove(&shard);
+                steps.push(OwnershipStep::Vacate(shard));
                 if self.assigned.contains(&shard) {
                     self.start(shard, &mut steps);
                 }
             }
-            Some(Place { revoked: true, .. }) => self.ended(shard, &mut steps),
+            Some(ActorState { revoked: true, .. }) => self.finish(shard, &mut steps),
             Some(_) => {
-                let turn =
-                    self.enter(shard, if refused { Phase::Refused } else { Phase::Waiting }, false);
+                let turn = self.enter(
+                    shard,
+                    if refused { ActorPhase::Refused } else { ActorPhase::Waiting },
+                    false,
+                );
                 if refused {
-                    steps.push(Step::Vacate(shard));
+                    steps.push(OwnershipStep::Vacate(shard));
                 }
-                steps.push(Step::Retry { shard, turn, refused });
+                steps.push(OwnershipStep::Retry { shard, turn, refused });
             }
         }
         steps
     }
 
     /// Nothing of a revoked shard runs any more.
-    fn ended(&mut self, shard: ShardId, steps: &mut Vec<Step>) {
-        self.places.remove(&shard);
-        steps.extend([Step::Vacate(shard), Step::LetGo(shard)]);
+    fn finish(&mut self, shard: ShardId, steps: &mut Vec<OwnershipStep>) {
+        self.actors.remove(&shard);
+        steps.extend([OwnershipStep::Vacate(shard), OwnershipStep::Relinquish(shard)]);
         if self.assigned.contains(&shard) {
             self.start(shard, steps);
         }
     }
 
     /// The backoff of this turn is over.
-    pub fn again(&mut self, shard: ShardId, turn: u64) -> Vec<Step> {
+    pub fn retry(&mut self, shard: ShardId, turn: u64) -> Vec<OwnershipStep> {
         let mut steps = Vec::new();
-        if self
-            .places
-            .get(&shard)
-            .is_some_and(|p| p.turn == turn && matches!(p.phase, Phase::Waiting | Phase::Refused))
-        {
+        if self.actors.get(&shard).is_some_and(|p| {
+            p.turn == turn && matches!(p.phase, ActorPhase::Waiting | ActorPhase::Refused)
+        }) {
             self.start(shard, &mut steps);
         }
         steps
@@ -210,15 +213,17 @@ impl Ownership {
 
     /// The time for draining of this turn is over: others wait for the shard, and the store refuses
     /// whatever the actor still does.
-    pub fn overdue(&mut self, shard: ShardId, turn: u64) -> Vec<Step> {
-        let Some(place) = self.places.get_mut(&shard).filter(|p| p.turn == turn && p.revoked)
+    pub fn on_drain_timeout(&mut self, shard: ShardId, turn: u64) -> Vec<OwnershipStep> {
+        let Some(place) = self.actors.get_mut(&shard).filter(|p| p.turn == turn && p.revoked)
         else {
             return Vec::new();
         };
-        let running = place.phase == Phase::Running;
-        (place.phase, place.revoked) = (Phase::Lingering, false);
-        let stop = running.then_some(Step::Stop(shard));
-        stop.into_iter().chain([Step::Vacate(shard), Step::LetGo(shard)]).collect()
+        let running = place.phase == ActorPhase::Running;
+        (place.phase, place.revoked) = (ActorPhase::Lingering, false);
+        let stop = running.then_some(OwnershipStep::Stop(shard));
+        stop.into_iter()
+            .chain([OwnershipStep::Vacate(shard), OwnershipStep::Relinquish(shard)])
+            .collect()
     }
 }
 
@@ -229,57 +234,80 @@ mod tests {
     const A: ShardId = ShardId(0);
     const B: ShardId = ShardId(1);
 
-    fn owning(shards: &[ShardId]) -> Ownership {
-        let mut ownership = Ownership::default();
+    fn owning(shards: &[ShardId]) -> ShardOwnership {
+        let mut ownership = ShardOwnership::default();
         ownership.assign(&shards.iter().copied().collect());
-        shards.iter().for_each(|&shard| assert_eq!(ownership.started(shard), []));
+        shards.iter().for_each(|&shard| assert_eq!(ownership.on_started(shard), []));
         ownership
     }
 
     #[test]
     fn shards_that_do_not_exist_are_nobodys() {
-        assert_eq!(known(&[A, B, ShardId(2), ShardId(u32::MAX)].into(), 2), [A, B].into());
-        assert_eq!(known(&BTreeSet::new(), 2), BTreeSet::new());
+        assert_eq!(
+            existing_shards(&[A, B, ShardId(2), ShardId(u32::MAX)].into(), 2),
+            [A, B].into()
+        );
+        assert_eq!(existing_shards(&BTreeSet::new(), 2), BTreeSet::new());
     }
 
     #[test]
     fn shards_follow_the_assignment() {
-        let mut ownership = Ownership::default();
-        assert_eq!(ownership.assign(&[A].into()), [Step::Start(A)]);
-        assert_eq!(ownership.started(A), []);
+        let mut ownership = ShardOwnership::default();
+        assert_eq!(ownership.assign(&[A].into()), [OwnershipStep::Start(A)]);
+        assert_eq!(ownership.on_started(A), []);
         assert_eq!(ownership.assign(&[A].into()), []);
         let steps = ownership.assign(&[B].into());
-        let [Step::Drain(A), Step::Watch { shard: A, turn }, Step::Start(B)] = steps[..] else {
+        let [
+            OwnershipStep::Drain(A),
+            OwnershipStep::WatchDrain { shard: A, turn },
+            OwnershipStep::Start(B),
+        ] = steps[..]
+        else {
             panic!("{steps:?}")
         };
-        assert_eq!(ownership.elsewhere(3), [ShardId(2)].into(), "one drains, one starts");
-        assert_eq!(ownership.failed(A, false), [Step::Vacate(A), Step::LetGo(A)]);
-        assert_eq!(ownership.elsewhere(3), [A, ShardId(2)].into());
-        assert_eq!(ownership.overdue(A, turn), [], "it has ended");
-        ownership.started(B);
+        assert_eq!(ownership.unassigned(3), [ShardId(2)].into(), "one drains, one starts");
+        assert_eq!(
+            ownership.on_failed(A, false),
+            [OwnershipStep::Vacate(A), OwnershipStep::Relinquish(A)]
+        );
+        assert_eq!(ownership.unassigned(3), [A, ShardId(2)].into());
+        assert_eq!(ownership.on_drain_timeout(A, turn), [], "it has ended");
+        ownership.on_started(B);
         ownership.assign(&BTreeSet::new());
         assert!(!ownership.is_empty());
-        ownership.failed(B, false);
+        ownership.on_failed(B, false);
         assert!(ownership.is_empty());
     }
 
     #[test]
     fn a_shard_that_is_revoked_while_it_loads_is_drained_when_it_has() {
-        let mut ownership = Ownership::default();
+        let mut ownership = ShardOwnership::default();
         ownership.assign(&[A].into());
-        assert!(matches!(ownership.assign(&BTreeSet::new())[..], [Step::Watch { shard: A, .. }]));
-        assert_eq!(ownership.started(A), [Step::Drain(A)]);
-        assert_eq!(ownership.failed(A, true), [Step::Vacate(A), Step::LetGo(A)]);
+        assert!(matches!(
+            ownership.assign(&BTreeSet::new())[..],
+            [OwnershipStep::WatchDrain { shard: A, .. }]
+        ));
+        assert_eq!(ownership.on_started(A), [OwnershipStep::Drain(A)]);
+        assert_eq!(
+            ownership.on_failed(A, true),
+            [OwnershipStep::Vacate(A), OwnershipStep::Relinquish(A)]
+        );
     }
 
     #[test]
     fn an_actor_that_does_not_end_holds_nobody_up_and_gets_no_second_one_beside_it() {
         let mut ownership = owning(&[A]);
         let steps = ownership.assign(&BTreeSet::new());
-        let [_, Step::Watch { turn, .. }] = steps[..] else { panic!("{steps:?}") };
-        assert_eq!(ownership.overdue(A, turn), [Step::Stop(A), Step::Vacate(A), Step::LetGo(A)]);
+        let [_, OwnershipStep::WatchDrain { turn, .. }] = steps[..] else { panic!("{steps:?}") };
+        assert_eq!(
+            ownership.on_drain_timeout(A, turn),
+            [OwnershipStep::Stop(A), OwnershipStep::Vacate(A), OwnershipStep::Relinquish(A)]
+        );
         assert_eq!(ownership.assign(&[A].into()), [], "the former actor may still run");
-        assert_eq!(ownership.failed(A, false), [Step::Vacate(A), Step::Start(A)]);
+        assert_eq!(
+            ownership.on_failed(A, false),
+            [OwnershipStep::Vacate(A), OwnershipStep::Start(A)]
+        );
     }
 
     #[test]
@@ -287,33 +315,47 @@ mod tests {
         let mut ownership = owning(&[A]);
         ownership.assign(&BTreeSet::new());
         assert_eq!(ownership.assign(&[A].into()), []);
-        assert_eq!(ownership.failed(A, false), [Step::Vacate(A), Step::LetGo(A), Step::Start(A)]);
+        assert_eq!(
+            ownership.on_failed(A, false),
+            [OwnershipStep::Vacate(A), OwnershipStep::Relinquish(A), OwnershipStep::Start(A)]
+        );
     }
 
     #[test]
     fn a_refused_shard_waits_for_another_assignment_or_its_backoff() {
         let mut ownership = owning(&[A]);
-        let steps = ownership.failed(A, true);
-        let [Step::Vacate(A), Step::Retry { shard: A, turn, refused: true }] = steps[..] else {
+        let steps = ownership.on_failed(A, true);
+        let [OwnershipStep::Vacate(A), OwnershipStep::Retry { shard: A, turn, refused: true }] =
+            steps[..]
+        else {
             panic!("{steps:?}")
         };
         assert_eq!(ownership.assign(&[A].into()), [], "nothing has changed");
-        assert_eq!(ownership.assign(&[A, B].into()), [Step::Start(A), Step::Start(B)]);
-        assert_eq!(ownership.again(A, turn), [], "that backoff is for an earlier refusal");
-        let Step::Retry { turn, .. } = ownership.failed(A, true)[1] else { panic!("no retry") };
-        assert_eq!(ownership.again(A, turn), [Step::Start(A)]);
-        ownership.failed(A, true);
-        assert_eq!(ownership.assign(&[B].into()), [Step::Vacate(A), Step::LetGo(A)]);
+        assert_eq!(
+            ownership.assign(&[A, B].into()),
+            [OwnershipStep::Start(A), OwnershipStep::Start(B)]
+        );
+        assert_eq!(ownership.retry(A, turn), [], "that backoff is for an earlier refusal");
+        let OwnershipStep::Retry { turn, .. } = ownership.on_failed(A, true)[1] else {
+            panic!("no retry")
+        };
+        assert_eq!(ownership.retry(A, turn), [OwnershipStep::Start(A)]);
+        ownership.on_failed(A, true);
+        assert_eq!(
+            ownership.assign(&[B].into()),
+            [OwnershipStep::Vacate(A), OwnershipStep::Relinquish(A)]
+        );
     }
 
     #[test]
     fn a_failed_shard_is_not_hurried_by_another_assignment() {
         let mut ownership = owning(&[A]);
-        let [Step::Retry { turn, refused: false, .. }] = ownership.failed(A, false)[..] else {
+        let [OwnershipStep::Retry { turn, refused: false, .. }] = ownership.on_failed(A, false)[..]
+        else {
             panic!("no retry")
         };
-        assert_eq!(ownership.assign(&[A, B].into()), [Step::Start(B)]);
-        assert_eq!(ownership.again(A, turn), [Step::Start(A)]);
+        assert_eq!(ownership.assign(&[A, B].into()), [OwnershipStep::Start(B)]);
+        assert_eq!(ownership.retry(A, turn), [OwnershipStep::Start(A)]);
     }
 
     /// What a node's actors do, told by their steps.
@@ -328,23 +370,27 @@ mod tests {
     }
 
     impl Model {
-        fn perform(&mut self, steps: Vec<Step>) {
+        fn perform(&mut self, steps: Vec<OwnershipStep>) {
             for step in steps {
                 match step {
-                    Step::Start(shard) => {
+                    OwnershipStep::Start(shard) => {
                         assert!(
                             self.actors.insert(shard, false).is_none(),
                             "two actors of shard {shard}"
                         );
                         self.held.insert(shard);
                     }
-                    Step::Retry { shard, turn, .. } => self.timers.push((shard, turn, false)),
-                    Step::Watch { shard, turn } => self.timers.push((shard, turn, true)),
-                    Step::Drain(shard) | Step::Stop(shard) => {
+                    OwnershipStep::Retry { shard, turn, .. } => {
+                        self.timers.push((shard, turn, false))
+                    }
+                    OwnershipStep::WatchDrain { shard, turn } => {
+                        self.timers.push((shard, turn, true))
+                    }
+                    OwnershipStep::Drain(shard) | OwnershipStep::Stop(shard) => {
                         assert!(self.actors.contains_key(&shard), "nobody to stop")
                     }
-                    Step::Vacate(_) => {}
-                    Step::LetGo(shard) => {
+                    OwnershipStep::Vacate(_) => {}
+                    OwnershipStep::Relinquish(shard) => {
                         assert!(self.held.contains(&shard), "shard {shard} is let go twice");
                         // What came back meanwhile is let go once more when it leaves again: each
                         // revocation waits for its own.
@@ -368,7 +414,7 @@ mod tests {
                 (random % n as u64) as usize
             };
             let (mut ownership, mut model, mut assigned) =
-                (Ownership::default(), Model::default(), BTreeSet::new());
+                (ShardOwnership::default(), Model::default(), BTreeSet::new());
             for _ in 0..200 {
                 let steps = match below(5) {
                     0 => {
@@ -382,19 +428,19 @@ mod tests {
                             model.actors.iter().nth(below(model.actors.len())).expect("one");
                         if running || below(3) == 0 {
                             model.actors.remove(&shard);
-                            ownership.failed(shard, below(2) == 0)
+                            ownership.on_failed(shard, below(2) == 0)
                         } else {
                             model.actors.insert(shard, true);
-                            ownership.started(shard)
+                            ownership.on_started(shard)
                         }
                     }
                     3 if !model.timers.is_empty() => {
                         let (shard, turn, drain) =
                             model.timers.swap_remove(below(model.timers.len()));
                         if drain {
-                            ownership.overdue(shard, turn)
+                            ownership.on_drain_timeout(shard, turn)
                         } else {
-                            ownership.again(shard, turn)
+                            ownership.retry(shard, turn)
                         }
                     }
                     _ => Vec::new(),
@@ -405,22 +451,22 @@ mod tests {
             for _ in 0..20 {
                 for (shard, turn, drain) in std::mem::take(&mut model.timers) {
                     model.perform(if drain {
-                        ownership.overdue(shard, turn)
+                        ownership.on_drain_timeout(shard, turn)
                     } else {
-                        ownership.again(shard, turn)
+                        ownership.retry(shard, turn)
                     });
                 }
                 let all: Vec<(ShardId, bool)> =
                     model.actors.iter().map(|(&s, &r)| (s, r)).collect();
                 for (shard, running) in all {
-                    let leaving = ownership.places[&shard].revoked
-                        || ownership.places[&shard].phase == Phase::Lingering;
+                    let leaving = ownership.actors[&shard].revoked
+                        || ownership.actors[&shard].phase == ActorPhase::Lingering;
                     if running && leaving {
                         model.actors.remove(&shard);
-                        model.perform(ownership.failed(shard, false));
+                        model.perform(ownership.on_failed(shard, false));
                     } else if !running {
                         model.actors.insert(shard, true);
-                        model.perform(ownership.started(shard));
+                        model.perform(ownership.on_started(shard));
                     }
                 }
             }

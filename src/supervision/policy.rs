@@ -21,7 +21,7 @@ pub struct RestartPolicy {
 
 /// What to do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub enum RestartDecision {
     /// Start the child again after this delay.
     RestartAfter(i64),
     /// Fail in turn.
@@ -30,20 +30,25 @@ pub enum Decision {
 
 /// The failures of one child.
 #[derive(Debug, Clone, Default)]
-pub struct History {
+pub struct FailureHistory {
     failures: Vec<Millis>,
 }
 
-impl History {
+impl FailureHistory {
     /// Notes a failure at `now` and decides. `jitter` is a random number; it moves the delay by up
     /// to a quarter.
-    pub fn failed(&mut self, policy: &RestartPolicy, now: Millis, jitter: u64) -> Decision {
+    pub fn record_failure(
+        &mut self,
+        policy: &RestartPolicy,
+        now: Millis,
+        jitter: u64,
+    ) -> RestartDecision {
         self.failures.retain(|&at| at > now - policy.window_ms && at <= now);
         self.failures.push(now);
         let failures = self.failures.len() as u32;
         if failures > policy.max_restarts {
             if policy.escalates {
-                return Decision::Escalate;
+                return RestartDecision::Escalate;
             }
             self.failures.remove(0);
         }
@@ -51,7 +56,7 @@ impl History {
         let delay =
             policy.backoff_min_ms.saturating_mul(1i64 << doublings).min(policy.backoff_max_ms);
         let spread = (delay / 4).max(1) as u64;
-        Decision::RestartAfter(delay + (jitter % spread) as i64)
+        RestartDecision::RestartAfter(delay + (jitter % spread) as i64)
     }
 }
 
@@ -69,35 +74,40 @@ mod tests {
 
     #[test]
     fn backs_off_then_escalates() {
-        let mut history = History::default();
-        assert_eq!(history.failed(&POLICY, 0, 0), Decision::RestartAfter(100));
-        assert_eq!(history.failed(&POLICY, 10, 0), Decision::RestartAfter(200));
-        assert_eq!(history.failed(&POLICY, 20, 0), Decision::RestartAfter(350));
-        assert_eq!(history.failed(&POLICY, 30, 0), Decision::Escalate);
+        let mut history = FailureHistory::default();
+        assert_eq!(history.record_failure(&POLICY, 0, 0), RestartDecision::RestartAfter(100));
+        assert_eq!(history.record_failure(&POLICY, 10, 0), RestartDecision::RestartAfter(200));
+        assert_eq!(history.record_failure(&POLICY, 20, 0), RestartDecision::RestartAfter(350));
+        assert_eq!(history.record_failure(&POLICY, 30, 0), RestartDecision::Escalate);
     }
 
     #[test]
     fn old_failures_are_forgotten() {
-        let mut history = History::default();
+        let mut history = FailureHistory::default();
         for at in [0, 10, 20] {
-            history.failed(&POLICY, at, 0);
+            history.record_failure(&POLICY, at, 0);
         }
-        assert_eq!(history.failed(&POLICY, 5_000, 0), Decision::RestartAfter(100));
+        assert_eq!(history.record_failure(&POLICY, 5_000, 0), RestartDecision::RestartAfter(100));
     }
 
     #[test]
     fn a_shard_is_tried_for_ever_at_the_longest_delay() {
         let policy = RestartPolicy { escalates: false, ..POLICY };
-        let mut history = History::default();
+        let mut history = FailureHistory::default();
         for _ in 0..50 {
-            assert!(matches!(history.failed(&policy, 0, 7), Decision::RestartAfter(_)));
+            assert!(matches!(
+                history.record_failure(&policy, 0, 7),
+                RestartDecision::RestartAfter(_)
+            ));
         }
-        assert_eq!(history.failed(&policy, 0, 0), Decision::RestartAfter(350));
+        assert_eq!(history.record_failure(&policy, 0, 0), RestartDecision::RestartAfter(350));
     }
 
     #[test]
     fn jitter_stays_within_a_quarter() {
-        let Decision::RestartAfter(delay) = History::default().failed(&POLICY, 0, u64::MAX) else {
+        let RestartDecision::RestartAfter(delay) =
+            FailureHistory::default().record_failure(&POLICY, 0, u64::MAX)
+        else {
             panic!("restarts")
         };
         assert!((100..125).contains(&delay));

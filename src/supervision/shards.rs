@@ -15,12 +15,12 @@ use ractor::{
 };
 use tokio::sync::{Semaphore, watch};
 
-use super::ownership::{Ownership, Step, known};
-use super::policy::{Decision, History, RestartPolicy};
+use super::ownership::{OwnershipStep, ShardOwnership, existing_shards};
+use super::policy::{FailureHistory, RestartDecision, RestartPolicy};
 use super::supervisor::{ChildSpec, random};
-use crate::actors::pulse::ShardRefs;
-use crate::actors::shard::{ShardMessage, cannot_be_served, was_refused};
-use crate::actors::slots::Slots;
+use crate::actors::shard::{ShardMessage, is_refusal, needs_repair};
+use crate::actors::shard_table::ShardTable;
+use crate::actors::ticker::ShardRefs;
 use crate::clock::Clock;
 use crate::model::offset::ShardId;
 
@@ -31,7 +31,7 @@ const STARTS_AT_ONCE: usize = 8;
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// Told of shards of which nothing runs here any more.
-pub type LetGo = Arc<dyn Fn(&BTreeSet<ShardId>) + Send + Sync>;
+pub type RelinquishFn = Arc<dyn Fn(&BTreeSet<ShardId>) + Send + Sync>;
 
 /// What the supervisor of the shards is made of.
 #[derive(Clone)]
@@ -41,9 +41,9 @@ pub struct ShardsSpec {
     /// How a shard is started.
     pub child: Arc<dyn Fn(ShardId) -> ChildSpec + Send + Sync>,
     /// Told of shards whose actors have stopped.
-    pub let_go: LetGo,
+    pub relinquish: RelinquishFn,
     /// Where the shards stand.
-    pub slots: Arc<Slots>,
+    pub table: Arc<ShardTable>,
     /// Where their actors are.
     pub refs: ShardRefs,
     /// When failed ones start again.
@@ -60,15 +60,15 @@ pub struct ShardsSpec {
 #[derive(Debug)]
 pub enum ShardsMessage {
     /// Look at the assignment.
-    Assigned,
+    AssignmentChanged,
     /// A start has ended.
     Started(ShardId, Result<ActorCell, SpawnErr>),
     /// The backoff of this turn is over.
-    Again(ShardId, u64),
+    Retry(ShardId, u64),
     /// The time for draining of this turn is over.
-    Overdue(ShardId, u64),
+    DrainTimedOut(ShardId, u64),
     /// Own nothing any more, whatever is assigned; answered when every shard is let go.
-    LetGoAll(RpcReplyPort<()>),
+    RelinquishAll(RpcReplyPort<()>),
 }
 
 impl ractor::Message for ShardsMessage {}
@@ -79,15 +79,15 @@ pub struct ShardsSupervisor;
 /// What it remembers.
 pub struct ShardsState {
     spec: ShardsSpec,
-    ownership: Ownership,
+    ownership: ShardOwnership,
     actors: BTreeMap<ShardId, ActorCell>,
     shards: HashMap<ActorId, ShardId>,
-    histories: HashMap<ShardId, History>,
+    histories: HashMap<ShardId, FailureHistory>,
     /// Shards that failed last because of what no new start mends.
-    lasting: BTreeSet<ShardId>,
+    permanent: BTreeSet<ShardId>,
     starting: Arc<Semaphore>,
-    leaving: Vec<RpcReplyPort<()>>,
-    left: bool,
+    waiters: Vec<RpcReplyPort<()>>,
+    relinquished: bool,
 }
 
 impl Actor for ShardsSupervisor {
@@ -100,19 +100,19 @@ impl Actor for ShardsSupervisor {
         myself: ActorRef<Self::Msg>,
         mut spec: ShardsSpec,
     ) -> Result<ShardsState, ActorProcessingErr> {
-        let count = spec.slots.iter().count() as u32;
-        let first = known(&spec.assignment.borrow_and_update(), count);
+        let count = spec.table.iter().count() as u32;
+        let first = existing_shards(&spec.assignment.borrow_and_update(), count);
         let changes = spec.assignment.clone();
         let mut state = ShardsState {
             spec,
-            ownership: Ownership::default(),
+            ownership: ShardOwnership::default(),
             actors: BTreeMap::new(),
             shards: HashMap::new(),
             histories: HashMap::new(),
-            lasting: BTreeSet::new(),
+            permanent: BTreeSet::new(),
             starting: Arc::new(Semaphore::new(STARTS_AT_ONCE)),
-            leaving: Vec::new(),
-            left: false,
+            waiters: Vec::new(),
+            relinquished: false,
         };
         // What is assigned from the beginning has been tried once when the node begins to serve.
         state.ownership.assign(&first);
@@ -136,22 +136,23 @@ impl Actor for ShardsSupervisor {
         state: &mut ShardsState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ShardsMessage::Assigned if state.left => {}
-            ShardsMessage::Assigned => {
-                let assigned = known(&state.spec.assignment.borrow(), state.spec.refs.len() as u32);
+            ShardsMessage::AssignmentChanged if state.relinquished => {}
+            ShardsMessage::AssignmentChanged => {
+                let assigned =
+                    existing_shards(&state.spec.assignment.borrow(), state.spec.refs.len() as u32);
                 let steps = state.ownership.assign(&assigned);
                 state.perform(&myself, steps)?;
                 // What came and went before anybody looked has no actor that could end: its group
                 // would wait for nobody.
-                (state.spec.let_go)(&state.ownership.elsewhere(state.spec.refs.len() as u32));
+                (state.spec.relinquish)(&state.ownership.unassigned(state.spec.refs.len() as u32));
             }
             ShardsMessage::Started(shard, outcome) => state.on_started(&myself, shard, outcome)?,
-            ShardsMessage::Again(shard, turn) => {
-                let steps = state.ownership.again(shard, turn);
+            ShardsMessage::Retry(shard, turn) => {
+                let steps = state.ownership.retry(shard, turn);
                 state.perform(&myself, steps)?;
             }
-            ShardsMessage::Overdue(shard, turn) => {
-                let steps = state.ownership.overdue(shard, turn);
+            ShardsMessage::DrainTimedOut(shard, turn) => {
+                let steps = state.ownership.on_drain_timeout(shard, turn);
                 if !steps.is_empty() {
                     tracing::warn!(
                         shard = shard.0,
@@ -160,9 +161,9 @@ impl Actor for ShardsSupervisor {
                 }
                 state.perform(&myself, steps)?;
             }
-            ShardsMessage::LetGoAll(reply) => {
-                state.left = true;
-                state.leaving.push(reply);
+            ShardsMessage::RelinquishAll(reply) => {
+                state.relinquished = true;
+                state.waiters.push(reply);
                 let steps = state.ownership.assign(&BTreeSet::new());
                 state.perform(&myself, steps)?;
             }
@@ -191,21 +192,21 @@ impl Actor for ShardsSupervisor {
 
 /// Why an actor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
+enum ActorFailure {
     /// Another owner has claimed the shard.
     Refused,
     /// The shard cannot be served until somebody mends something.
-    Lasting,
+    Permanent,
     /// Anything else: a new start may help.
-    Passing,
+    Transient,
 }
 
-impl Failure {
+impl ActorFailure {
     fn of(error: &ActorProcessingErr) -> Self {
-        match (was_refused(error), cannot_be_served(error)) {
+        match (is_refusal(error), needs_repair(error)) {
             (true, _) => Self::Refused,
-            (_, true) => Self::Lasting,
-            _ => Self::Passing,
+            (_, true) => Self::Permanent,
+            _ => Self::Transient,
         }
     }
 }
@@ -216,7 +217,7 @@ async fn watch(
     supervisor: ActorRef<ShardsMessage>,
 ) {
     while assignment.changed().await.is_ok() {
-        if supervisor.cast(ShardsMessage::Assigned).is_err() {
+        if supervisor.cast(ShardsMessage::AssignmentChanged).is_err() {
             return;
         }
     }
@@ -232,7 +233,7 @@ impl ShardsState {
         let (spawn, supervisor, starting) =
             ((self.spec.child)(shard).spawn, myself.get_cell(), self.starting.clone());
         // A node that has just got a shard is given time to catch up.
-        self.spec.slots.slot(shard).for_supervisor().assigned(self.spec.clock.uptime());
+        self.spec.table.entry(shard).for_supervisor().set_assigned(self.spec.clock.uptime());
         async move {
             // The semaphore is never closed; without a permit the start would only be less patient.
             let _permit = starting.acquire_owned().await.ok();
@@ -243,12 +244,12 @@ impl ShardsState {
     fn perform(
         &mut self,
         myself: &ActorRef<ShardsMessage>,
-        steps: Vec<Step>,
+        steps: Vec<OwnershipStep>,
     ) -> Result<(), ActorProcessingErr> {
         let mut gone = BTreeSet::new();
         for step in steps {
             match step {
-                Step::Start(shard) => {
+                OwnershipStep::Start(shard) => {
                     let (start, myself) = (self.start(myself, shard), myself.clone());
                     tokio::spawn(async move {
                         let outcome = start.await;
@@ -261,33 +262,35 @@ impl ShardsState {
                         }
                     });
                 }
-                Step::Retry { shard, turn, refused } => self.retry(myself, shard, turn, refused)?,
-                Step::Drain(shard) => self.drain(shard),
-                Step::Watch { shard, turn } => {
+                OwnershipStep::Retry { shard, turn, refused } => {
+                    self.retry(myself, shard, turn, refused)?
+                }
+                OwnershipStep::Drain(shard) => self.drain(shard),
+                OwnershipStep::WatchDrain { shard, turn } => {
                     myself.send_after(self.spec.handover + STOP_GRACE, move || {
-                        ShardsMessage::Overdue(shard, turn)
+                        ShardsMessage::DrainTimedOut(shard, turn)
                     });
                 }
-                Step::Stop(shard) => {
+                OwnershipStep::Stop(shard) => {
                     if let Some(actor) = self.actors.get(&shard) {
                         actor.kill();
                     }
                 }
-                Step::Vacate(shard) => {
+                OwnershipStep::Vacate(shard) => {
                     self.spec.refs[shard.0 as usize].store(None);
-                    self.spec.slots.slot(shard).for_supervisor().vacate();
-                    self.spec.slots.goes_on(shard, None);
+                    self.spec.table.entry(shard).for_supervisor().vacate();
+                    self.spec.table.clear_stop(shard, None);
                 }
-                Step::LetGo(shard) => {
+                OwnershipStep::Relinquish(shard) => {
                     self.histories.remove(&shard);
-                    self.spec.slots.slot(shard).for_supervisor().withdrawn();
+                    self.spec.table.entry(shard).for_supervisor().clear_assigned();
                     gone.insert(shard);
                 }
             }
         }
         if !gone.is_empty() {
             tracing::debug!(shards = ?gone.iter().map(|shard| shard.0).collect::<Vec<_>>(), "let go");
-            (self.spec.let_go)(&gone);
+            (self.spec.relinquish)(&gone);
         }
         Ok(())
     }
@@ -326,17 +329,24 @@ impl ShardsState {
                 let ended =
                     matches!(actor.get_status(), ActorStatus::Stopping | ActorStatus::Stopped);
                 if ended {
-                    return self.on_failed(myself, shard, Failure::Passing, "it ended at once");
+                    return self.on_failed(
+                        myself,
+                        shard,
+                        ActorFailure::Transient,
+                        "it ended at once",
+                    );
                 }
                 self.shards.insert(actor.get_id(), shard);
                 self.actors.insert(shard, actor);
-                let steps = self.ownership.started(shard);
+                let steps = self.ownership.on_started(shard);
                 self.perform(myself, steps)
             }
             Err(SpawnErr::StartupFailed(error)) => {
-                self.on_failed(myself, shard, Failure::of(&error), &error.to_string())
+                self.on_failed(myself, shard, ActorFailure::of(&error), &error.to_string())
             }
-            Err(error) => self.on_failed(myself, shard, Failure::Passing, &error.to_string()),
+            Err(error) => {
+                self.on_failed(myself, shard, ActorFailure::Transient, &error.to_string())
+            }
         }
     }
 
@@ -350,25 +360,25 @@ impl ShardsState {
         let Some(shard) = self.shards.remove(&id) else { return Ok(()) };
         self.actors.remove(&shard);
         let why = error.map_or_else(|| "it was stopped".to_owned(), ToString::to_string);
-        self.on_failed(myself, shard, error.map_or(Failure::Passing, Failure::of), &why)
+        self.on_failed(myself, shard, error.map_or(ActorFailure::Transient, ActorFailure::of), &why)
     }
 
     fn on_failed(
         &mut self,
         myself: &ActorRef<ShardsMessage>,
         shard: ShardId,
-        failure: Failure,
+        failure: ActorFailure,
         why: &str,
     ) -> Result<(), ActorProcessingErr> {
-        let steps = self.ownership.failed(shard, failure == Failure::Refused);
-        if failure == Failure::Lasting {
+        let steps = self.ownership.on_failed(shard, failure == ActorFailure::Refused);
+        if failure == ActorFailure::Permanent {
             // It has said so itself, once. No haste brings back what is missing.
-            self.lasting.insert(shard);
+            self.permanent.insert(shard);
         } else {
-            self.lasting.remove(&shard);
+            self.permanent.remove(&shard);
         }
-        if failure != Failure::Lasting
-            && steps.iter().any(|step| matches!(step, Step::Retry { .. }))
+        if failure != ActorFailure::Permanent
+            && steps.iter().any(|step| matches!(step, OwnershipStep::Retry { .. }))
         {
             metrics::counter!(crate::telemetry::ACTOR_RESTARTS, "actor" => "shard").increment(1);
             tracing::warn!(child = %(self.spec.child)(shard).name, error = why, "child failed, it starts again");
@@ -388,28 +398,28 @@ impl ShardsState {
             policy.backoff_min_ms = self.spec.refused_delay_ms;
             policy.backoff_max_ms = policy.backoff_max_ms.max(self.spec.refused_delay_ms);
         }
-        if self.lasting.contains(&shard) {
+        if self.permanent.contains(&shard) {
             policy.backoff_min_ms = policy.backoff_max_ms;
         }
-        match self.histories.entry(shard).or_default().failed(
+        match self.histories.entry(shard).or_default().record_failure(
             &policy,
             self.spec.clock.uptime(),
             random(),
         ) {
-            Decision::RestartAfter(delay) => {
+            RestartDecision::RestartAfter(delay) => {
                 myself.send_after(Duration::from_millis(delay.unsigned_abs()), move || {
-                    ShardsMessage::Again(shard, turn)
+                    ShardsMessage::Retry(shard, turn)
                 });
                 Ok(())
             }
-            Decision::Escalate => Err(format!("shard {shard} failed too often").into()),
+            RestartDecision::Escalate => Err(format!("shard {shard} failed too often").into()),
         }
     }
 
     fn answer_if_empty(&mut self) -> Result<(), ActorProcessingErr> {
         if self.ownership.is_empty() {
             // Whoever asked may have stopped waiting.
-            self.leaving
+            self.waiters
                 .drain(..)
                 .filter(|reply| !reply.is_closed())
                 .try_for_each(|reply| reply.send(()))?;

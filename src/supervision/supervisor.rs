@@ -7,11 +7,11 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
-use super::policy::{Decision, History, RestartPolicy};
+use super::policy::{FailureHistory, RestartDecision, RestartPolicy};
 use crate::clock::Clock;
 
 /// Starts one child under the given supervisor.
-pub type SpawnChild =
+pub type ChildSpawner =
     Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync>;
 
 /// A child: its name in logs and metrics, and how it is started.
@@ -22,7 +22,7 @@ pub struct ChildSpec {
     /// Name in logs.
     pub name: String,
     /// How it is started.
-    pub spawn: SpawnChild,
+    pub spawn: ChildSpawner,
 }
 
 /// What a supervisor is made of.
@@ -49,7 +49,7 @@ pub struct Supervisor;
 pub struct SupervisorState {
     spec: SupervisorSpec,
     running: HashMap<ActorId, usize>,
-    histories: Vec<History>,
+    histories: Vec<FailureHistory>,
 }
 
 impl ractor::Message for SupervisorMessage {}
@@ -64,7 +64,7 @@ impl Actor for Supervisor {
         myself: ActorRef<Self::Msg>,
         spec: SupervisorSpec,
     ) -> Result<SupervisorState, ActorProcessingErr> {
-        let histories = vec![History::default(); spec.children.len()];
+        let histories = vec![FailureHistory::default(); spec.children.len()];
         let mut state = SupervisorState { spec, running: HashMap::new(), histories };
         for index in 0..state.spec.children.len() {
             start(&myself, &mut state, index).await?;
@@ -138,14 +138,20 @@ fn decide(
 ) -> Result<(), ActorProcessingErr> {
     let child = &state.spec.children[index];
     metrics::counter!(crate::telemetry::ACTOR_RESTARTS, "actor" => child.kind).increment(1);
-    match state.histories[index].failed(&state.spec.policy, state.spec.clock.uptime(), random()) {
-        Decision::RestartAfter(delay) => {
+    match state.histories[index].record_failure(
+        &state.spec.policy,
+        state.spec.clock.uptime(),
+        random(),
+    ) {
+        RestartDecision::RestartAfter(delay) => {
             tracing::warn!(child = %child.name, %error, delay_ms = delay, "child failed, it starts again");
             let delay = Duration::from_millis(delay.unsigned_abs());
             myself.send_after(delay, move || SupervisorMessage::Restart(index));
             Ok(())
         }
-        Decision::Escalate => Err(format!("{} failed too often: {error}", child.name).into()),
+        RestartDecision::Escalate => {
+            Err(format!("{} failed too often: {error}", child.name).into())
+        }
     }
 }
 

@@ -18,7 +18,7 @@ const MAX_KINDS: usize = 32;
 #[derive(Debug)]
 pub struct RepeatedLog {
     started: LazyLock<Stopwatch>,
-    told: Mutex<Told>,
+    logged: Mutex<LoggedKinds>,
 }
 
 impl Default for RepeatedLog {
@@ -30,23 +30,26 @@ impl Default for RepeatedLog {
 impl RepeatedLog {
     /// Nothing was told yet.
     pub const fn new() -> Self {
-        Self { started: LazyLock::new(Stopwatch::start), told: Mutex::new(Told(Vec::new())) }
+        Self {
+            started: LazyLock::new(Stopwatch::start),
+            logged: Mutex::new(LoggedKinds(Vec::new())),
+        }
     }
 
     /// Whether `what` is to be told now; with it, how often it was kept back since it was told
     /// last.
-    pub fn tell(&self, what: &str) -> Option<u64> {
+    pub fn due(&self, what: &str) -> Option<u64> {
         let now = self.started.elapsed();
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).tell(what, now)
+        self.logged.lock().unwrap_or_else(PoisonError::into_inner).due(what, now)
     }
 }
 
 /// Kinds of things, each with when it was told, and how often it was not since.
 #[derive(Debug)]
-struct Told(Vec<(String, Duration, u64)>);
+struct LoggedKinds(Vec<(String, Duration, u64)>);
 
-impl Told {
-    fn tell(&mut self, what: &str, now: Duration) -> Option<u64> {
+impl LoggedKinds {
+    fn due(&mut self, what: &str, now: Duration) -> Option<u64> {
         let kind: String = what.chars().filter(|c| !c.is_ascii_digit()).collect();
         if let Some((_, at, silent)) = self.0.iter_mut().find(|(known, ..)| *known == kind) {
             if now.saturating_sub(*at) < EVERY {
@@ -72,23 +75,23 @@ mod tests {
 
     #[test]
     fn what_repeats_is_told_once_a_minute_and_counted() {
-        let mut told = Told(Vec::new());
+        let mut told = LoggedKinds(Vec::new());
         let at = Duration::from_secs;
-        assert_eq!(told.tell("port 5432 is closed", at(5)), Some(0));
-        assert_eq!(told.tell("port 5433 is closed", at(6)), None, "another number");
-        assert_eq!(told.tell("no password", at(6)), Some(0), "another thing");
-        assert_eq!(told.tell("port 1 is closed", at(64)), None);
-        assert_eq!(told.tell("port 5432 is closed", at(65)), Some(2));
-        assert_eq!(told.tell("port 5432 is closed", at(66)), None);
-        assert_eq!(told.tell("no password", at(500)), Some(0));
+        assert_eq!(told.due("port 5432 is closed", at(5)), Some(0));
+        assert_eq!(told.due("port 5433 is closed", at(6)), None, "another number");
+        assert_eq!(told.due("no password", at(6)), Some(0), "another thing");
+        assert_eq!(told.due("port 1 is closed", at(64)), None);
+        assert_eq!(told.due("port 5432 is closed", at(65)), Some(2));
+        assert_eq!(told.due("port 5432 is closed", at(66)), None);
+        assert_eq!(told.due("no password", at(500)), Some(0));
     }
 
     #[test]
     fn ever_new_things_need_no_memory() {
-        let mut told = Told(Vec::new());
+        let mut told = LoggedKinds(Vec::new());
         for n in 0..1000 {
             let what: String = std::iter::repeat_n('x', n).collect();
-            assert_eq!(told.tell(&what, Duration::from_secs(n as u64)), Some(0));
+            assert_eq!(told.due(&what, Duration::from_secs(n as u64)), Some(0));
         }
         assert_eq!(told.0.len(), MAX_KINDS);
     }
@@ -96,6 +99,6 @@ mod tests {
     #[test]
     fn the_first_is_told_at_once() {
         static LOG: RepeatedLog = RepeatedLog::new();
-        assert_eq!((LOG.tell("it fell"), LOG.tell("it fell")), (Some(0), None));
+        assert_eq!((LOG.due("it fell"), LOG.due("it fell")), (Some(0), None));
     }
 }

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::ledger::Ledger;
-use crate::load::{Asked, StopOnDrop, accounting, check, client, reader};
+use crate::load::{ReadStats, StopOnDrop, accounting, check, client, reader};
 use crate::rng::Rng;
-use crate::support::{Server, agent, free_port, until};
+use crate::support::{Server, agent, free_port, wait_until};
 use crate::{alone, now, number};
 
 const CLIENTS: u64 = 4;
@@ -23,20 +23,20 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 
 /// When the next kill falls, from the start of the process.
-enum Kill {
+enum KillTime {
     /// While it starts, ready or not.
     DuringStart(Duration),
     /// So long after it took its first write.
     AfterReady(Duration),
 }
 
-fn plan(seed: u64, kills: u64) -> Vec<Kill> {
+fn plan(seed: u64, kills: u64) -> Vec<KillTime> {
     let mut rng = Rng(seed);
     let millis = |rng: &mut Rng, n| Duration::from_millis(rng.below(n));
     let one = |_| match rng.below(10) {
-        0 => Kill::DuringStart(millis(&mut rng, 60)),
-        1..=6 => Kill::AfterReady(millis(&mut rng, 60)),
-        _ => Kill::AfterReady(millis(&mut rng, 500)),
+        0 => KillTime::DuringStart(millis(&mut rng, 60)),
+        1..=6 => KillTime::AfterReady(millis(&mut rng, 60)),
+        _ => KillTime::AfterReady(millis(&mut rng, 500)),
     };
     (0..kills).map(one).collect()
 }
@@ -64,7 +64,7 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let (data, port) = (dir.path().join("data"), free_port());
     let urls = [format!("http://127.0.0.1:{port}")];
-    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let (ledger, asked, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut restarts: Vec<Duration> = Vec::new();
     let mut killed_while_starting = 0;
     let started = Instant::now();
@@ -79,11 +79,11 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
             let begun = Instant::now();
             let mut server = Server::spawn(&data, port, &SETTINGS);
             match kill {
-                Kill::DuringStart(wait) => {
+                KillTime::DuringStart(wait) => {
                     std::thread::sleep(wait);
                     killed_while_starting += 1;
                 }
-                Kill::AfterReady(wait) => {
+                KillTime::AfterReady(wait) => {
                     server.wait_alive();
                     restarts.push(begun.elapsed());
                     std::thread::sleep(wait);
@@ -96,7 +96,7 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
         }
         let server = Server::start_on(&data, port, &SETTINGS);
         // On a slow machine no life was long enough for an answer.
-        until("a query is complete", || {
+        wait_until("a query is complete", || {
             asked.complete.load(Ordering::SeqCst) > 0 || threads.iter().any(|t| t.is_finished())
         });
         stop.store(true, Ordering::SeqCst);
@@ -109,7 +109,7 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     assert_eq!(server.stop(), Some(0));
     let _server = Server::start_on(&data, port, &SETTINGS);
     check(&urls, &ledger);
-    until("something is archived", || files(&data.join("archive"), "parquet") > 0);
+    wait_until("something is archived", || files(&data.join("archive"), "parquet") > 0);
     let accounted = accounting(&urls);
     assert_eq!(accounted[0], ledger.acked_total(), "aggregated");
     assert_eq!(accounted[2], 0, "quarantined");

@@ -87,14 +87,14 @@ pub struct Ledger {
 
 impl Ledger {
     /// Notes events before their first sending.
-    pub fn sending(&self, events: &[Event]) {
+    pub fn record_sent(&self, events: &[Event]) {
         self.sent.fetch_add(events.len() as u64, Ordering::SeqCst);
     }
 
     /// Notes events after their first acknowledgement. The clock is read under the lock: a client
     /// that read it and then waited would be noted behind a later one, and `acked_before` would
     /// count what was acknowledged after the time that is asked for.
-    pub fn acked(&self, events: &[Event], now: impl FnOnce() -> i64) {
+    pub fn record_acked(&self, events: &[Event], now: impl FnOnce() -> i64) {
         let mut rows = self.rows.lock().expect("ledger");
         for event in events {
             rows.entry((event.metric, event.page, event.hour)).or_default().add(event);

@@ -70,9 +70,9 @@ fn send_until(number: u64, seed: u64, mut sender: Sender<'_>, ledger: &Ledger, s
             0 => (format!("[{}]", lines.join(",")), "application/json"),
             _ => (lines.join("\n"), "application/x-ndjson"),
         };
-        ledger.sending(&events);
+        ledger.record_sent(&events);
         sender.until_acked(&body, kind, ledger);
-        ledger.acked(&events, now);
+        ledger.record_acked(&events, now);
         if kind == "application/json" && rng.chance(30) {
             earlier.push(body);
             let again = earlier.swap_remove(rng.below(earlier.len() as u64) as usize);
@@ -129,7 +129,7 @@ impl Sender<'_> {
 }
 
 #[derive(Default)]
-pub struct Asked {
+pub struct ReadStats {
     pub complete: AtomicU64,
     pub partial: AtomicU64,
     /// The node was dead or frozen, or could not answer.
@@ -142,14 +142,14 @@ pub struct Asked {
 
 /// Asks all the time, one node after the other; an answer that calls itself complete must lie
 /// between what was acknowledged and what was sent.
-pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &Asked) {
+pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &ReadStats) {
     let agent = impatient();
     for url in urls.iter().cycle().take_while(|_| !stop.load(Ordering::SeqCst)) {
         std::thread::sleep(Duration::from_millis(20));
         match ask_all(&agent, url, asked) {
-            Answer::None => asked.unanswered.fetch_add(1, Ordering::SeqCst),
-            Answer::Partial => asked.partial.fetch_add(1, Ordering::SeqCst),
-            Answer::Complete { counted, as_of } => {
+            ReadResult::None => asked.unanswered.fetch_add(1, Ordering::SeqCst),
+            ReadResult::Partial => asked.partial.fetch_add(1, Ordering::SeqCst),
+            ReadResult::Complete { counted, as_of } => {
                 let (least, most) = (ledger.acked_before(as_of), ledger.sent());
                 assert!(
                     least <= counted,
@@ -166,19 +166,19 @@ pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &Asked
     }
 }
 
-enum Answer {
+enum ReadResult {
     None,
     Partial,
     Complete { counted: u64, as_of: i64 },
 }
 
 /// Counts the events of all metrics at one node.
-fn ask_all(agent: &ureq::Agent, url: &str, asked: &Asked) -> Answer {
+fn ask_all(agent: &ureq::Agent, url: &str, asked: &ReadStats) -> ReadResult {
     let (mut counted, mut as_of) = (0, i64::MAX);
     for metric in 0..METRICS {
         let begun = Instant::now();
         let answer = get(agent, &format!("{url}/v1/query?metric=m{metric}&{}&step=all", range()));
-        let Some((200, answer)) = answer else { return Answer::None };
+        let Some((200, answer)) = answer else { return ReadResult::None };
         asked.slowest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::SeqCst);
         if answer["completeness"]["partial"] != false {
             let mut reasons = asked.reasons.lock().expect("no panic");
@@ -187,12 +187,12 @@ fn ask_all(agent: &ureq::Agent, url: &str, asked: &Asked) -> Answer {
                     .entry(missing["reason"].as_str().expect("a reason").to_owned())
                     .or_default() += 1;
             }
-            return Answer::Partial;
+            return ReadResult::Partial;
         }
         as_of = as_of.min(as_of_ms(&answer));
         counted += answer["series"][0]["points"][0]["count"].as_u64().unwrap_or(0);
     }
-    Answer::Complete { counted, as_of }
+    ReadResult::Complete { counted, as_of }
 }
 
 /// Status and JSON; none if there was no whole answer.

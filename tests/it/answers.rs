@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::support::{Server, until};
+use crate::support::{Server, wait_until};
 
 fn server(dir: &tempfile::TempDir, env: &[(&str, &str)]) -> Server {
     Server::start(&dir.path().join("data"), env)
@@ -158,7 +158,7 @@ fn answers_after_a_start(
     reasons: &mut BTreeMap<String, u64>,
 ) {
     let restarted = server(dir, env);
-    until("a complete answer", || {
+    wait_until("a complete answer", || {
         let (status, answer) = restarted.get(question);
         if status != 200 {
             return false;
@@ -239,10 +239,10 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
     let (_, limits) = first.get("/v1/limits");
     let effective = limits["dedup"]["effective_horizon_ms"].as_i64().expect("a number");
     assert!(effective < 3_600_000, "{limits}");
-    until("it is counted", || metric(&first, "rollmill_dedup_forgotten_total") == 2.0);
+    wait_until("it is counted", || metric(&first, "rollmill_dedup_forgotten_total") == 2.0);
     assert!(metric(&first, "rollmill_dedup_horizon_seconds") < 3_600.0);
     let log = || std::fs::read_to_string(data.with_extension("server.log")).expect("a log");
-    until("it is said", || log().contains("dedup.max_ids"));
+    wait_until("it is said", || log().contains("dedup.max_ids"));
     assert_eq!(first.stop(), Some(0));
 
     // From here on there is room for all: what was forgotten before stays forgotten, and nothing
@@ -269,8 +269,9 @@ fn every_number_of_the_configuration_is_a_limit_that_is_shown() {
     let server = server(&dir, &[("query.max_points", "777")]);
     let (_, limits) = server.get("/v1/limits");
     let shown = limits["config"].as_object().expect("an object");
-    let is_number =
-        |kind| !matches!(kind, rollmill::config::Kind::Text | rollmill::config::Kind::Bool);
+    let is_number = |kind| {
+        !matches!(kind, rollmill::config::ValueKind::Text | rollmill::config::ValueKind::Bool)
+    };
     let numbers = rollmill::config::KEYS.iter().filter(|key| is_number(key.kind));
     let missing: Vec<&str> =
         numbers.map(|key| key.name).filter(|name| !shown.contains_key(*name)).collect();

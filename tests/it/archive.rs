@@ -106,7 +106,7 @@ fn what_was_accepted_is_in_the_archive_after_a_flush_of_it() {
         let output = Server::cli(&["archive", "ls", "--data", &data.display().to_string()]);
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    crate::support::until("the store has it", || {
+    crate::support::wait_until("the store has it", || {
         listed().contains("not complete from the beginning on")
     });
     assert_eq!(archived(&data), 0);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{Server, free_port, until};
+use crate::support::{Server, free_port, wait_until};
 
 /// VictoriaMetrics, as `make tools` leaves it or the system has it.
 fn victoria() -> Option<PathBuf> {
@@ -126,7 +126,7 @@ fn a_server_that_is_killed_under_load_has_counted_what_it_acknowledged() {
     };
     let watch = std::time::Instant::now();
     // A metric shows after its first flush; a second of load does as well.
-    until("load", || loaded() || watch.elapsed() > std::time::Duration::from_secs(2));
+    wait_until("load", || loaded() || watch.elapsed() > std::time::Duration::from_secs(2));
     server.kill();
     let server = Server::start_on(&data, port, &[]);
     let output = bench.wait_with_output().expect("it ends");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Server, free_port, until};
+use crate::support::{Server, free_port, wait_until};
 
 /// Reads the file at each call: the clock leaps as soon as it is written.
 const LIBRARY: &str = r#"
@@ -39,12 +39,12 @@ const YEAR: i64 = 365 * DAY;
 const EVER: &str = "from=1970-01-02T00:00:00Z&to=2099-01-01T00:00:00Z";
 
 /// A data directory whose servers have a clock of their own.
-struct Clocked {
+struct ClockFixture {
     dir: tempfile::TempDir,
     library: PathBuf,
 }
 
-impl Clocked {
+impl ClockFixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let (source, library) = (dir.path().join("leap.c"), dir.path().join("leap.so"));
@@ -112,7 +112,7 @@ impl Clocked {
         let archived = |objects: &[Value]| {
             objects.iter().filter_map(|object| object["events"].as_u64()).sum::<u64>()
         };
-        until("everything is archived", || archived(&self.objects()) >= events);
+        wait_until("everything is archived", || archived(&self.objects()) >= events);
         let objects = self.objects();
         assert_eq!(archived(&objects), events);
         for object in &objects {
@@ -178,7 +178,7 @@ fn metric(server: &Server, name: &str) -> u64 {
 
 #[test]
 fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
-    let clocked = Clocked::new();
+    let clocked = ClockFixture::new();
     let mut server = clocked.start(&[]);
     let (mut sent, mut again) = (0, 0);
     // By how much the clock is wrong, and whether the node starts with it so.
@@ -219,8 +219,8 @@ fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
         std::thread::sleep(Duration::from_millis(300));
         clocked.await_archived(sent + again);
     }
-    until("the books are complete", || booked(&server) == [sent, again]);
-    until("the leaps were noticed", || metric(&server, "rollmill_clock_leaps_total") > 0);
+    wait_until("the books are complete", || booked(&server) == [sent, again]);
+    wait_until("the leaps were noticed", || metric(&server, "rollmill_clock_leaps_total") > 0);
     assert!(clocked.said().contains("the wall clock leapt"), "and said");
     assert_eq!(metric(&server, "rollmill_invariant_violations_total"), 0);
     assert_eq!(server.stop(), Some(0));
@@ -229,7 +229,7 @@ fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
 
 #[test]
 fn a_clock_that_leaps_under_load_loses_nothing_and_counts_nothing_twice() {
-    let clocked = Clocked::new();
+    let clocked = ClockFixture::new();
     let server = clocked.start(&[]);
     let (acknowledged, done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -254,7 +254,7 @@ fn a_clock_that_leaps_under_load_loses_nothing_and_counts_nothing_twice() {
     for from in (0..sent).step_by(1_000) {
         send(&server, from..sent.min(from + 1_000));
     }
-    until("the books are complete", || booked(&server) == [sent, sent]);
+    wait_until("the books are complete", || booked(&server) == [sent, sent]);
     await_count(&server, sent);
     clocked.await_archived(2 * sent);
     assert_eq!(server.stop(), Some(0));
@@ -263,7 +263,7 @@ fn a_clock_that_leaps_under_load_loses_nothing_and_counts_nothing_twice() {
 
 #[test]
 fn a_clock_that_was_ahead_at_the_start_holds_up_neither_archive_nor_expiry() {
-    let clocked = Clocked::new();
+    let clocked = ClockFixture::new();
     clocked.leap(30 * DAY);
     let server = clocked.start(&[]);
     send(&server, 0..1);
@@ -279,7 +279,7 @@ fn a_clock_that_was_ahead_at_the_start_holds_up_neither_archive_nor_expiry() {
     assert_eq!((status, due["stopped"].as_u64()), (200, Some(0)), "{due}");
     // 400 days ahead, everything is due; nobody has said yes.
     clocked.leap(400 * DAY);
-    until("what is due has stopped", || {
+    wait_until("what is due has stopped", || {
         server.get("/v1/archive/expiry").1["stopped"].as_u64() > Some(0)
     });
     let output = Server::cli(&["archive", "expire", "--url", &server.url]);

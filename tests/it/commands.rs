@@ -135,7 +135,7 @@ fn what_is_in_a_server_needs_no_http_client() {
     server.await_query("/v1/query?metric=page_view&step=all", |a| {
         a["series"][0]["points"][0]["count"] == 2
     });
-    crate::support::until("the first flush", || {
+    crate::support::wait_until("the first flush", || {
         server.get("/v1/metrics").1["metrics"]
             .as_array()
             .is_some_and(|m| !m.is_empty() && m[0]["series"] == 2)

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rollmill::cluster::tls::Tls;
-use rollmill::config::{Config, Url};
+use rollmill::cluster::tls::MeshTls;
+use rollmill::config::{Config, SecretUrl};
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::support::{Server, agent, free_port, until};
+use crate::support::{Server, agent, free_port, wait_until};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -137,7 +137,8 @@ fn every_service_is_configured_with_keys_that_exist() {
         let config = config(node);
         assert_eq!(config.node.name.as_ref(), Some(&node.name));
         assert_eq!(config.cluster.peers.0.iter().cloned().collect::<BTreeSet<_>>(), peers);
-        let url = |url: &Option<Url>| url.as_ref().map(Url::to_string).unwrap_or_default();
+        let url =
+            |url: &Option<SecretUrl>| url.as_ref().map(SecretUrl::to_string).unwrap_or_default();
         let path = |path: &Option<PathBuf>| {
             path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
         };
@@ -326,7 +327,7 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
     };
     let [one, two] = ["node-1", "node-2"].map(|name| {
         let files = files(name);
-        (Tls::load(&files[0], &files[1], &files[2]).expect("usable"), files)
+        (MeshTls::load(&files[0], &files[1], &files[2]).expect("usable"), files)
     });
     assert_eq!(std::fs::read_to_string(&one.1[3]).expect("the cookie").trim().len(), 64);
     assert_eq!(handshake(&one.0, &two.0, "node-2"), Ok(()));
@@ -354,12 +355,12 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
         one.1.iter().chain(&two.1).map(|file| std::fs::read(file).expect("there")).collect();
     assert!(before == after, "what is there stays");
     let third = files("node-3");
-    let third = Tls::load(&third[0], &third[1], &third[2]).expect("usable");
+    let third = MeshTls::load(&third[0], &third[1], &third[2]).expect("usable");
     assert_eq!(handshake(&third, &one.0, "node-1"), Ok(()), "of the same authority");
     std::fs::remove_file(authority.join("ca.key")).expect("removed");
     setup(&secrets, &authority, &["node-1", "node-2", "node-3"]);
     let files = files("node-1");
-    let anew = Tls::load(&files[0], &files[1], &files[2]).expect("usable");
+    let anew = MeshTls::load(&files[0], &files[1], &files[2]).expect("usable");
     assert!(
         handshake(&anew, &two.0, "node-2").is_err(),
         "a lost authority is another one, and all certificates are new"
@@ -367,7 +368,7 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
 }
 
 /// TLS between two nodes, each of which checks the other; one is dialled by this name.
-fn handshake(client: &Tls, server: &Tls, name: &'static str) -> Result<(), String> {
+fn handshake(client: &MeshTls, server: &MeshTls, name: &'static str) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         let (near, far) = tokio::io::duplex(1 << 16);
@@ -446,7 +447,7 @@ fn nginx_takes_its_configuration() {
 fn health_is_readiness_as_an_exit_code() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start(&dir.path().join("data"), &[]);
-    until("ready", || server.get("/readyz").0 == 200);
+    wait_until("ready", || server.get("/readyz").0 == 200);
     let run = |args: &[&str]| {
         let done = Server::cli(&[&["health"], args].concat());
         (done.status.code(), String::from_utf8([done.stdout, done.stderr].concat()).expect("text"))

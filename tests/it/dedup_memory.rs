@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use rollmill::model::flush::DedupRule;
-use rollmill::shards::dedup::Dedup;
+use rollmill::shards::dedup::DedupIndex;
 
 /// Ids a second of one shard of 64, at a billion events a day.
 const PER_SECOND: u64 = 181;
@@ -23,10 +23,10 @@ fn at(number: u64) -> i64 {
     (number * 1_000 / PER_SECOND).cast_signed()
 }
 
-fn take(dedup: &mut Dedup, ids: std::ops::Range<u64>, at: impl Fn(u64) -> i64) {
+fn take(dedup: &mut DedupIndex, ids: std::ops::Range<u64>, at: impl Fn(u64) -> i64) {
     for number in ids {
         dedup.advance(at(number));
-        assert!(dedup.is_new(id(number), at(number)));
+        assert!(dedup.insert(id(number), at(number)));
     }
 }
 
@@ -43,7 +43,7 @@ fn memory() -> f64 {
 #[allow(clippy::print_stdout)] // how the parent hears of it
 fn measured() {
     let before = memory();
-    let mut dedup = Dedup::new(RULE, 7);
+    let mut dedup = DedupIndex::new(RULE, 7);
     let mut most = 0.0f64;
     for part in 0..3 * 360 {
         take(&mut dedup, part * 10 * PER_SECOND..(part + 1) * 10 * PER_SECOND, at);
@@ -81,20 +81,20 @@ fn an_id_costs_at_most_twenty_four_bytes() {
 
 #[test]
 fn an_hour_of_ids_at_the_mean_rate_is_kept_by_default() {
-    let mut dedup = Dedup::new(RULE, 7);
+    let mut dedup = DedupIndex::new(RULE, 7);
     let hours = |hours: u64| hours * 3_600 * PER_SECOND;
     take(&mut dedup, 0..hours(2), at);
     let now = at(hours(2));
-    assert_eq!((dedup.crowded_out(), dedup.horizon_ms(now)), (0, HOUR));
+    assert_eq!((dedup.evictions(), dedup.horizon_ms(now)), (0, HOUR));
     assert!(
-        !dedup.is_new(id(hours(1) + PER_SECOND), now)
-            && dedup.is_new(id(hours(1) - PER_SECOND), now)
+        !dedup.insert(id(hours(1) + PER_SECOND), now)
+            && dedup.insert(id(hours(1) - PER_SECOND), now)
     );
     // More than there is room for: what is known is said.
-    let mut dedup = Dedup::new(DedupRule { max_ids: 100_000, ..RULE }, 7);
+    let mut dedup = DedupIndex::new(DedupRule { max_ids: 100_000, ..RULE }, 7);
     take(&mut dedup, 0..400_000, |number| number.cast_signed());
     assert_eq!(
-        (dedup.len(), dedup.crowded_out(), dedup.horizon_ms(399_999)),
+        (dedup.len(), dedup.evictions(), dedup.horizon_ms(399_999)),
         (100_000, 300_000, 100_000)
     );
 }

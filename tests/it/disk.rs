@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Server, agent, free_port, until};
+use crate::support::{Server, agent, free_port, wait_until};
 
 /// A file system of its own, gone with the value.
 struct Disk(PathBuf);
@@ -31,7 +31,7 @@ impl Disk {
     }
 
     fn remount(&self, options: &str) {
-        until("the file system is mounted anew", || {
+        wait_until("the file system is mounted anew", || {
             let mount = Command::new("mount")
                 .args(["-o", &format!("remount,{options}")])
                 .arg(&self.0)
@@ -125,8 +125,8 @@ impl Ledger {
     }
 
     /// Every answer is one, and in the end a complete one with exactly what was acknowledged.
-    fn is_counted(&self, server: &Server) {
-        until("a complete answer has everything that was acknowledged", || {
+    fn check_counted(&self, server: &Server) {
+        wait_until("a complete answer has everything that was acknowledged", || {
             let (status, answer) = server.get("/v1/query?metric=m&step=all");
             assert_eq!(status, 200, "{answer}");
             let count = answer["series"][0]["points"][0]["count"].as_u64().unwrap_or(0);
@@ -148,7 +148,7 @@ fn metric(server: &Server, name: &str) -> Option<f64> {
 
 /// Not ready for writes, and says why.
 fn refuses_writes(server: &Server, ledger: &mut Ledger, code: &str) {
-    until("it is not ready for writes and names the reason", || {
+    wait_until("it is not ready for writes and names the reason", || {
         let (status, why) = server.get("/readyz?role=gateway");
         status == 503 && why.to_string().contains(code)
     });
@@ -166,16 +166,16 @@ const SMALL: &[(&str, &str)] = &[
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum NodeEnd {
     Term,
     Kill,
 }
 
-impl End {
-    fn of(self, server: Server) {
+impl NodeEnd {
+    fn end(self, server: Server) {
         match self {
-            End::Term => assert_eq!(server.stop(), Some(0)),
-            End::Kill => server.kill(),
+            NodeEnd::Term => assert_eq!(server.stop(), Some(0)),
+            NodeEnd::Kill => server.kill(),
         }
     }
 }
@@ -205,23 +205,23 @@ fn a_limit_on_the_size_of_files_is_a_full_disk_and_ends_no_node() {
     let mut ledger = Ledger::default();
     let server = Server::start(&data, SMALL);
     ledger.send_some(&server);
-    until("a part is in the store", || server.accounted()[0] > 0);
-    End::Kill.of(server);
+    wait_until("a part is in the store", || server.accounted()[0] > 0);
+    NodeEnd::Kill.end(server);
 
     let mut server = start_limited(&data, 1024);
     server.wait_alive();
     ledger.send_until_refused(&server, "disk_full");
     refuses_writes(&server, &mut ledger, "disk_full");
-    ledger.is_counted(&server);
-    End::Term.of(server);
+    ledger.check_counted(&server);
+    NodeEnd::Term.end(server);
 
     let server = Server::start(&data, SMALL);
     ledger.send_some(&server);
-    ledger.is_counted(&server);
+    ledger.check_counted(&server);
 }
 
 /// One disk that takes no writes any more, and a node that runs, ends, starts and goes on on it.
-struct Trial<'a> {
+struct DiskTrial<'a> {
     options: &'a str,
     breaks: &'a dyn Fn(&Disk),
     mends: &'a dyn Fn(&Disk),
@@ -229,15 +229,15 @@ struct Trial<'a> {
     at_rest: bool,
 }
 
-impl Trial<'_> {
-    fn run(&self, end: End) {
+impl DiskTrial<'_> {
+    fn run(&self, end: NodeEnd) {
         let dir = tempfile::tempdir().expect("a directory");
         let data = dir.path().join("data");
         let Some(disk) = Disk::mount(data.clone(), self.options) else { return };
         let mut ledger = Ledger::default();
         let server = Server::start(&data, SMALL);
         ledger.send_some(&server);
-        until("a part is in the store", || server.accounted()[0] > 0);
+        wait_until("a part is in the store", || server.accounted()[0] > 0);
         ledger.send_some(&server);
         if !self.at_rest {
             (self.breaks)(&disk);
@@ -247,37 +247,37 @@ impl Trial<'_> {
             for _ in 0..5 {
                 ledger.send(&server, 10);
             }
-            ledger.is_counted(&server);
+            ledger.check_counted(&server);
             refuses_writes(&server, &mut ledger, "disk_full");
         }
-        end.of(server);
+        end.end(server);
         (self.breaks)(&disk);
 
         let mut server = Server::spawn(&data, free_port(), SMALL);
         server.wait_alive();
         refuses_writes(&server, &mut ledger, "disk_full");
-        ledger.is_counted(&server);
+        ledger.check_counted(&server);
         assert!(
             metric(&server, r#"rollmill_writes_refused_total{reason="disk_full"}"#)
                 .is_some_and(|refused| refused >= 1.0)
         );
         // Once more: a start on such a disk changes nothing.
-        end.of(server);
+        end.end(server);
         (self.breaks)(&disk);
         let mut server = Server::spawn(&data, free_port(), SMALL);
         server.wait_alive();
-        ledger.is_counted(&server);
+        ledger.check_counted(&server);
 
         (self.mends)(&disk);
         server.wait_ready("gateway");
         ledger.send_some(&server);
         server.wait_ready("shards");
-        ledger.is_counted(&server);
-        until("everything is in the store", || server.accounted()[0] == ledger.acked);
+        ledger.check_counted(&server);
+        wait_until("everything is in the store", || server.accounted()[0] == ledger.acked);
         for name in
             ["rollmill_disk_free_bytes", "rollmill_log_size_bytes", "rollmill_store_size_bytes"]
         {
-            until(name, || metric(&server, name).is_some_and(|bytes| bytes > 0.0));
+            wait_until(name, || metric(&server, name).is_some_and(|bytes| bytes > 0.0));
         }
         assert_eq!(server.stop(), Some(0));
         let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
@@ -294,45 +294,45 @@ impl Trial<'_> {
 
 #[test]
 fn a_full_disk_costs_nothing_acknowledged_and_no_answer() {
-    let trial = Trial {
+    let trial = DiskTrial {
         options: "size=24m,nr_inodes=4k",
         breaks: &Disk::fill,
         mends: &Disk::free,
         at_rest: false,
     };
-    trial.run(End::Term);
-    trial.run(End::Kill);
+    trial.run(NodeEnd::Term);
+    trial.run(NodeEnd::Kill);
 }
 
 #[test]
 fn a_disk_without_inodes_costs_nothing_acknowledged_and_no_answer() {
-    let trial = Trial {
+    let trial = DiskTrial {
         options: "size=64m,nr_inodes=400",
         breaks: &Disk::use_up_inodes,
         mends: &Disk::free,
         at_rest: false,
     };
-    trial.run(End::Term);
-    trial.run(End::Kill);
+    trial.run(NodeEnd::Term);
+    trial.run(NodeEnd::Kill);
 }
 
 #[test]
 fn a_read_only_disk_costs_nothing_acknowledged_and_no_answer() {
-    let trial = Trial {
+    let trial = DiskTrial {
         options: "size=64m",
         breaks: &|disk| disk.remount("ro"),
         mends: &|disk| disk.remount("rw"),
         at_rest: true,
     };
-    trial.run(End::Term);
-    trial.run(End::Kill);
+    trial.run(NodeEnd::Term);
+    trial.run(NodeEnd::Kill);
 }
 
 /// The disk of field report A: as large as a few segments, filled by the node itself, grown
 /// afterwards.
 #[test]
 fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
-    for end in [End::Term, End::Kill] {
+    for end in [NodeEnd::Term, NodeEnd::Kill] {
         for small in [0, 1, 5] {
             let dir = tempfile::tempdir().expect("a directory");
             let data = dir.path().join("data");
@@ -344,13 +344,13 @@ fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
             let server = Server::start(&data, keeps);
             ledger.send_until_refused(&server, "disk_full");
             (0..small).for_each(|_| drop(ledger.send(&server, 10)));
-            end.of(server);
+            end.end(server);
             disk.remount("size=100m");
             let server = Server::start(&data, keeps);
-            ledger.is_counted(&server);
+            ledger.check_counted(&server);
             ledger.send_some(&server);
-            ledger.is_counted(&server);
-            End::Term.of(server);
+            ledger.check_counted(&server);
+            NodeEnd::Term.end(server);
             let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
             assert_eq!(
                 verified.status.code(),
@@ -365,7 +365,7 @@ fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
 /// The log has a disk of its own that has room: writes are taken, the store waits.
 #[test]
 fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
-    for end in [End::Term, End::Kill] {
+    for end in [NodeEnd::Term, NodeEnd::Kill] {
         let dir = tempfile::tempdir().expect("a directory");
         let data = dir.path().join("data");
         let Some(disk) = Disk::mount(data.clone(), "size=16m,mode=0700") else { return };
@@ -373,21 +373,21 @@ fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
         let mut ledger = Ledger::default();
         let server = Server::start(&data, SMALL);
         ledger.send_some(&server);
-        until("a part is in the store", || server.accounted()[0] > 0);
+        wait_until("a part is in the store", || server.accounted()[0] > 0);
         disk.fill();
         ledger.send_some(&server);
-        ledger.is_counted(&server);
-        end.of(server);
+        ledger.check_counted(&server);
+        end.end(server);
         disk.fill();
 
         let server = Server::start(&data, SMALL);
         ledger.send_some(&server);
-        ledger.is_counted(&server);
+        ledger.check_counted(&server);
         disk.free();
         let mut server = server;
         server.wait_ready("shards");
-        until("everything is in the store", || server.accounted()[0] == ledger.acked);
-        ledger.is_counted(&server);
+        wait_until("everything is in the store", || server.accounted()[0] == ledger.acked);
+        ledger.check_counted(&server);
         assert_eq!(server.stop(), Some(0));
         let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
         assert_eq!(
@@ -477,10 +477,10 @@ fn a_node_takes_the_descriptors_that_it_may_have_and_no_more_connections_than_th
         ledger.acked += 1;
     }
     drop(idle);
-    ledger.is_counted(&server);
+    ledger.check_counted(&server);
     server.kill();
     let mut server = with_descriptors(&data, free_port(), "-n 256", SMALL);
     server.wait_ready("shards");
-    ledger.is_counted(&server);
+    ledger.check_counted(&server);
     assert!(!log_of(&data).contains("the log stops"), "{}", log_of(&data));
 }

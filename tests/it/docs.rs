@@ -182,13 +182,13 @@ fn mistakes_in_a_page_are_found() {
 }
 
 /// A directory in which the pages' commands find what they name.
-struct Place {
+struct PageSandbox {
     dir: tempfile::TempDir,
     port: u16,
     server: Option<Server>,
 }
 
-impl Place {
+impl PageSandbox {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir_all(dir.path().join("target/release")).expect("made");
@@ -264,7 +264,7 @@ impl Place {
 
 #[test]
 fn every_block_of_shell_in_the_pages_runs_or_says_why_not() {
-    let mut place = Place::new();
+    let mut place = PageSandbox::new();
     let mut ran = 0;
     for (page, text) in pages() {
         for block in blocks(&page, &text) {

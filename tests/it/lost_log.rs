@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rollmill::model::offset::ShardId;
-use rollmill::persistence::log::kafka::topic::{Admin, Wish};
-use rollmill::persistence::log::kafka::{Connection, Properties};
+use rollmill::persistence::log::kafka::topic::{TopicAdmin, TopicSpec};
+use rollmill::persistence::log::kafka::{KafkaConnection, KafkaProperties};
 use serde_json::Value;
 
 use crate::support::{PATIENCE, Server, free_port};
@@ -122,14 +122,14 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     let data = dir.path().join("data");
     let brokers = crate::kafka::broker::Kafka::shared().brokers();
     let postgres = crate::postgres::shared();
-    let connection = Connection {
+    let connection = KafkaConnection {
         brokers: brokers.clone(),
         topic: "lost".to_owned(),
-        properties: Properties::parse("").expect("none"),
+        properties: KafkaProperties::parse("").expect("none"),
         timeout: Duration::from_secs(60),
     };
-    let admin = Admin::new(&connection).expect("settings");
-    admin.create(&Wish { partitions: 1, replication: 1, min_isr: 1 }, 77).expect("a topic");
+    let admin = TopicAdmin::new(&connection).expect("settings");
+    admin.create(&TopicSpec { partitions: 1, replication: 1, min_isr: 1 }, 77).expect("a topic");
     let shared = [
         ("kafka.brokers", brokers),
         ("kafka.topic", "lost".to_owned()),
@@ -154,7 +154,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     at_rest(&server, 40);
     let expected = point(&await_count(&server, 40)).clone();
     server.kill();
-    admin.delete_below(&[(ShardId(0), 30)]).expect("deleted");
+    admin.delete_records_below(&[(ShardId(0), 30)]).expect("deleted");
     let server = start(&data, &with(true, &after));
     assert_eq!(*point(&await_count(&server, 40)), expected);
     let healed = metric(&server, "rollmill_log_healed_records_total");
@@ -175,7 +175,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     send(&server, 40..50);
     await_count(&server, 50);
     server.kill();
-    admin.delete_below(&[(ShardId(0), end + 3)]).expect("deleted");
+    admin.delete_records_below(&[(ShardId(0), end + 3)]).expect("deleted");
     let server = start(&data, &with(true, &after));
     let deadline = Instant::now() + PATIENCE;
     let named =

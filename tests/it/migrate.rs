@@ -10,12 +10,12 @@ use rollmill::model::offset::ShardId;
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::postgres::{PostgresOptions, PostgresStore};
 use rollmill::persistence::store::sqlite::SqliteStore;
-use rollmill::persistence::store::{Page, RollupStore, StoreSnapshot};
+use rollmill::persistence::store::{NameRange, RollupStore, StoreSnapshot};
 use serde_json::Value;
 
 use crate::kafka::broker::Kafka;
 use crate::postgres;
-use crate::quarantine::{Death, POISON, faulty};
+use crate::quarantine::{CrashScope, POISON, faulty};
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use crate::support::{Server, free_port};
 
@@ -29,7 +29,7 @@ const NODE: [(&str, &str); 4] = [
 ];
 
 /// An embedded node's directory, and the empty parts of a cluster.
-pub struct Case {
+pub struct MigrationCase {
     dir: tempfile::TempDir,
     storage: S3Server,
     pub url: String,
@@ -37,7 +37,7 @@ pub struct Case {
     config: PathBuf,
 }
 
-impl Case {
+impl MigrationCase {
     pub fn new(topic: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let storage = S3Server::start(&dir.path().join("s3"));
@@ -106,7 +106,7 @@ impl Case {
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
 
-    pub fn done(&self) -> Value {
+    pub fn migrate_to_end(&self) -> Value {
         let (code, out, err) = self.migrate(&["--json"]);
         assert_eq!(code, Some(0), "{out}{err}");
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
@@ -148,7 +148,7 @@ impl Case {
 
     /// That a node of the cluster refuses to start, because of a topic without an identity or none
     /// at all.
-    fn refuses(&self, more: &[&str]) {
+    fn check_refused(&self, more: &[&str]) {
         let log = self.dir.path().join("node.server.log");
         let _ = std::fs::remove_file(&log);
         let mut node = self.spawn(more);
@@ -188,20 +188,20 @@ impl Case {
             tls_ca: None,
             match_cache: 1 << 20,
         };
-        PostgresStore::open_existing(&options).expect("the store")
+        PostgresStore::open_read_only(&options).expect("the store")
     }
 
     /// A node that lived: repeated events, an overflow series, an event set aside, and records that
     /// only its log has. How many events it acknowledged, and how many of them were
     /// repetitions.
-    pub fn live(&self) -> (u64, u64) {
+    pub fn seed_history(&self) -> (u64, u64) {
         let node = self.embedded(&[]);
         (0..5).for_each(|n| send(&node, n * 100, n * 100 + 150));
         wait("flushed and archived", || {
             accounted(&node).iter().sum::<u64>() == 750 && self.archived() > 0
         });
         assert_eq!(node.stop(), Some(0));
-        let mut node = faulty(&self.data(), Death::Actor);
+        let mut node = faulty(&self.data(), CrashScope::Actor);
         node.wait_ready("gateway");
         let bad = format!(
             r#"[{{"metric":"sales","user":"{POISON}","id":"bad"}},{{"metric":"sales","user":"a","id":"good"}}]"#
@@ -294,10 +294,12 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
 
 fn rest(snapshot: &mut dyn StoreSnapshot) -> Vec<String> {
     let mut all = vec![
-        format!("{:?}", snapshot.metrics("default", &Page::ALL).expect("metrics")),
+        format!("{:?}", snapshot.metrics("default", &NameRange::ALL).expect("metrics")),
         format!(
             "{:?}",
-            snapshot.label_values("default", "page", Some("sales"), &Page::ALL).expect("values")
+            snapshot
+                .label_values("default", "page", Some("sales"), &NameRange::ALL)
+                .expect("values")
         ),
         format!("{:?}", snapshot.revisions("default", "sales", 15_000..21_000).expect("revisions")),
         format!(
@@ -319,7 +321,7 @@ fn rest(snapshot: &mut dyn StoreSnapshot) -> Vec<String> {
 
 /// What a finished migration must keep: the rows, the ids, the sums, and that old and new verify
 /// together.
-fn holds(case: &Case, (events, repeated): (u64, u64)) {
+fn holds(case: &MigrationCase, (events, repeated): (u64, u64)) {
     let before = shown(
         SqliteStore::open_read_only(case.data().join("store.sqlite")).expect("the source").as_ref(),
     );
@@ -352,8 +354,8 @@ fn holds(case: &Case, (events, repeated): (u64, u64)) {
 
 #[test]
 fn a_node_goes_into_a_cluster_and_every_event_stays_counted_once() {
-    let case = Case::new("migrate_once");
-    let lived = case.live();
+    let case = MigrationCase::new("migrate_once");
+    let lived = case.seed_history();
 
     let (code, out, err) = case.migrate(&["--dry-run", "--json"]);
     let plan: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"));
@@ -368,14 +370,14 @@ fn a_node_goes_into_a_cluster_and_every_event_stays_counted_once() {
         "a dry run changes nothing"
     );
 
-    let done = case.done();
+    let done = case.migrate_to_end();
     assert_eq!(
         (&done["outcome"], &done["from"]["unflushed"], &done["shards"]),
         (&"done".into(), &0.into(), &4.into()),
         "{done}"
     );
     println!("{done}");
-    assert_eq!(case.done()["outcome"], "was done before");
+    assert_eq!(case.migrate_to_end()["outcome"], "was done before");
     let mut refused = Server::spawn(&case.data(), free_port(), &NODE);
     wait("the embedded node refuses", || refused.has_ended());
     let said = std::fs::read_to_string(case.data().with_extension("server.log")).expect("its log");
@@ -387,7 +389,7 @@ fn a_node_goes_into_a_cluster_and_every_event_stays_counted_once() {
 struct Topic(Value);
 
 impl Topic {
-    fn of(case: &Case) -> Option<Self> {
+    fn of(case: &MigrationCase) -> Option<Self> {
         let output = Server::cli(&[
             "topic",
             "describe",
@@ -401,8 +403,8 @@ impl Topic {
 
 #[test]
 fn killed_between_and_inside_all_steps_it_goes_on_and_nothing_serves_what_is_half_there() {
-    let case = Case::new("migrate_killed");
-    let lived = case.live();
+    let case = MigrationCase::new("migrate_killed");
+    let lived = case.seed_history();
     let mut killed = Vec::new();
     for (step, delay) in
         (1..=6).flat_map(|step| [0, 7, 60].map(|ms| (step, Duration::from_millis(ms))))
@@ -416,8 +418,8 @@ fn killed_between_and_inside_all_steps_it_goes_on_and_nothing_serves_what_is_hal
             break;
         }
         match (step, delay.as_millis()) {
-            (_, 0) => case.refuses(&[]),
-            (_, 7) => case.refuses(&["--roles", "gateway"]),
+            (_, 0) => case.check_refused(&[]),
+            (_, 7) => case.check_refused(&["--roles", "gateway"]),
             _ => {}
         }
         if step > 1 && delay.is_zero() {
@@ -431,12 +433,12 @@ fn killed_between_and_inside_all_steps_it_goes_on_and_nothing_serves_what_is_hal
     }
     println!("killed in step and after milliseconds: {killed:?}");
     assert!(killed.len() >= 10, "only these runs were killed: {killed:?}");
-    let done = case.done();
+    let done = case.migrate_to_end();
     assert!(done["outcome"] == "done" || done["outcome"] == "was done before", "{done}");
     holds(&case, lived);
 }
 
-fn append_late(case: &Case) {
+fn append_late(case: &MigrationCase) {
     use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", Kafka::shared().brokers());
@@ -448,7 +450,7 @@ fn append_late(case: &Case) {
 
 #[test]
 fn what_is_in_the_way_is_said_with_the_way_out() {
-    let case = Case::new("migrate_refused");
+    let case = MigrationCase::new("migrate_refused");
     let node = case.embedded(&[]);
     send(&node, 0, 100);
     let refused = |extra: &[&str], says: &[&str]| {

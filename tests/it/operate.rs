@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use rollmill::config::Config;
-use rollmill::telemetry::{Kind, METRICS, Metric};
+use rollmill::telemetry::{METRICS, MetricDefinition, MetricKind};
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::support::{Server, agent, until};
+use crate::support::{Server, agent, wait_until};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
@@ -23,10 +23,10 @@ fn metrics_named(text: &str) -> BTreeSet<&str> {
 }
 
 /// Names that a metric has in `/metrics`.
-fn spelled(metric: &Metric) -> Vec<String> {
+fn spelled(metric: &MetricDefinition) -> Vec<String> {
     match metric.kind {
-        Kind::Counter | Kind::Gauge => vec![metric.name.to_owned()],
-        Kind::Histogram => ["_bucket", "_sum", "_count"]
+        MetricKind::Counter | MetricKind::Gauge => vec![metric.name.to_owned()],
+        MetricKind::Histogram => ["_bucket", "_sum", "_count"]
             .iter()
             .map(|end| format!("{}{end}", metric.name))
             .collect(),
@@ -59,7 +59,7 @@ fn alerts_and_dashboard_name_metrics_that_exist() {
 /// The table of docs/metrics.md. `ROLLMILL_WRITE_DOCS=1` puts it there.
 #[test]
 fn every_metric_is_documented() {
-    let row = |metric: &Metric| {
+    let row = |metric: &MetricDefinition| {
         let kind = format!("{:?}", metric.kind).to_lowercase();
         let label = metric.label.map_or(String::new(), |(label, _)| format!("`{label}`"));
         format!("| `{}` | {kind} | {label} | {} |\n", metric.name, metric.help)
@@ -158,7 +158,7 @@ fn metrics_stand_at_zero_before_anything_happens_and_have_help() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start(&dir.path().join("data"), &[]);
     let text = metrics(&server);
-    for metric in METRICS.iter().filter(|metric| metric.kind == Kind::Counter) {
+    for metric in METRICS.iter().filter(|metric| metric.kind == MetricKind::Counter) {
         let zero = |series: String| {
             assert!(value(&text, &series).is_some(), "{series} is not there from the start")
         };
@@ -369,7 +369,7 @@ fn a_node_starts_beside_a_kubernetes_service_of_its_own_name() {
         ("service_port_http", "8080"),
     ];
     let server = Server::start(&dir.path().join("data"), &env);
-    until("it is ready", || server.get("/readyz").0 == 200);
+    wait_until("it is ready", || server.get("/readyz").0 == 200);
 }
 
 #[test]

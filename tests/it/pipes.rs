@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{Server, free_port, until};
+use crate::support::{Server, free_port, wait_until};
 
 /// The exit code of a command whose reader is gone before it prints, and what it said.
 fn unread(args: &[&str]) -> (Option<i32>, String) {
@@ -30,7 +30,7 @@ fn a_reader_that_is_gone_ends_a_command_quietly() {
     let data = dir.path().join("data");
     let server = Server::start(&data, &[("shards.count", "2")]);
     assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202);
-    until("ready", || server.get("/readyz").0 == 200);
+    wait_until("ready", || server.get("/readyz").0 == 200);
     let (data, url) = (data.display().to_string(), server.url.as_str());
     for args in [
         &["version"][..],
@@ -121,7 +121,7 @@ fn a_node_outlives_whatever_becomes_of_its_log() {
         });
         let lost =
             |text: &str| text.lines().any(|line| line.starts_with(LOST) && !line.ends_with(" 0"));
-        until(what, || server.get("/metrics").1.as_str().is_some_and(lost));
+        wait_until(what, || server.get("/metrics").1.as_str().is_some_and(lost));
         assert_eq!(server.stop(), Some(0), "{what}");
     }
 }

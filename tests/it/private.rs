@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Server, until};
+use crate::support::{Server, wait_until};
 
 const SETTINGS: &[(&str, &str)] =
     &[("shards.count", "2"), ("flush.interval", "100ms"), ("archive.max_delay", "1s")];
@@ -31,7 +31,7 @@ fn nobody_else_reads_what_a_node_keeps() {
     std::fs::set_permissions(&data, PermissionsExt::from_mode(0o755)).expect("set");
     let server = Server::start(&data, SETTINGS);
     assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202);
-    until("it is archived", || {
+    wait_until("it is archived", || {
         everything_below(&data).iter().any(|path| path.extension().is_some_and(|e| e == "parquet"))
     });
     let backup = dir.path().join("copy.sqlite");

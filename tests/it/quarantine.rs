@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rollmill::config::Config;
-use rollmill::node::{self, Faults};
+use rollmill::node::{self, TestFaults};
 use serde_json::Value;
 
 use crate::support::{PATIENCE, Server, agent, free_port};
@@ -18,7 +18,7 @@ pub(crate) const POISON: &str = "poison";
 
 /// Whether a panic is the end of the shard's actor, or of the process.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Death {
+pub(crate) enum CrashScope {
     Actor,
     Process,
 }
@@ -35,7 +35,7 @@ fn faulty_node() {
     let flags: Vec<(&str, String)> = vec![("data.dir", data), ("server.listen", listen)];
     let config = Config::load(None, settings().into_iter(), &flags).expect("a configuration");
     let panic_on_user = Some(xxhash_rust::xxh3::xxh3_64(POISON.as_bytes()));
-    node::serve_with(&config, Faults { panic_on_user }).expect("served");
+    node::serve_with(&config, TestFaults { panic_on_user }).expect("served");
 }
 
 const SETTINGS: [(&str, &str); 4] = [
@@ -50,12 +50,12 @@ fn settings() -> Vec<(String, String)> {
     SETTINGS.iter().map(|(key, value)| (name(key), (*value).to_owned())).collect()
 }
 
-pub(crate) fn faulty(data: &Path, death: Death) -> Server {
+pub(crate) fn faulty(data: &Path, death: CrashScope) -> Server {
     let port = free_port();
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args(["--exact", "quarantine::faulty_node", "--ignored", "--nocapture"]);
     command.env("FAULTY_DATA", data).env("FAULTY_LISTEN", format!("127.0.0.1:{port}"));
-    if death == Death::Process {
+    if death == CrashScope::Process {
         command.env("FAULTY_ABORTS", "1");
     }
     Server::run(command, data, port)
@@ -105,7 +105,7 @@ fn await_accounted(server: &Server, expected: [u64; 3]) {
     }
 }
 
-fn set_aside(server: &Server, all: bool) -> Vec<Value> {
+fn quarantined(server: &Server, all: bool) -> Vec<Value> {
     let (status, answer) =
         server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" });
     assert_eq!(status, 200, "{answer}");
@@ -133,7 +133,7 @@ fn verify(data: &Path) {
 fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gone() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let mut server = faulty(&data, Death::Actor);
+    let mut server = faulty(&data, CrashScope::Actor);
     server.wait_ready("gateway");
     assert_eq!(server.post(&events("bad")).0, 202);
     // Other shards answer while the poisoned one dies again and again.
@@ -142,7 +142,7 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
         server.await_query(&format!("/v1/query?metric=other_{n}"), |a| count(a) == 1);
     }
     await_accounted(&server, [23, 0, 1]);
-    let waiting = set_aside(&server, false);
+    let waiting = quarantined(&server, false);
     assert_eq!(waiting.len(), 1, "{waiting:?}");
     let event = &waiting[0];
     assert_eq!((&event["event"]["id"], &event["event"]["user"]), (&"bad".into(), &POISON.into()));
@@ -159,14 +159,14 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     );
     assert_eq!(server.post(&events("bad")).0, 202);
     await_accounted(&server, [23, 24, 1]);
-    assert_eq!(set_aside(&server, false).len(), 1, "its retry is a duplicate");
+    assert_eq!(quarantined(&server, false).len(), 1, "its retry is a duplicate");
     verify(&data);
     assert_eq!(server.post(&events("worse")).0, 202);
     await_accounted(&server, [23, 47, 2]);
     assert_eq!(server.stop(), Some(0));
 
     let server = Server::start(&data, &SETTINGS);
-    let worse = set_aside(&server, false)
+    let worse = quarantined(&server, false)
         .into_iter()
         .find(|e| e["event"]["id"] == "worse")
         .expect("kept over the restart");
@@ -179,7 +179,7 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     verify(&data);
 
     assert_eq!(quarantine(&server, &["discard", &place(&worse)]).0, Some(0));
-    assert_eq!((set_aside(&server, false).len(), set_aside(&server, true).len()), (0, 1));
+    assert_eq!((quarantined(&server, false).len(), quarantined(&server, true).len()), (0, 1));
     let (code, said) = quarantine(&server, &["release", &place(&worse)]);
     assert_eq!((code, said.contains("discarded")), (Some(1), true), "{said}");
     assert_eq!(server.post(&events("bad")).0, 202);
@@ -216,7 +216,7 @@ fn an_event_that_kills_the_process_is_set_aside_too() {
     server.kill();
     let mut deaths = 0;
     let server = loop {
-        let mut server = faulty(&data, Death::Process);
+        let mut server = faulty(&data, CrashScope::Process);
         if survives(&mut server) {
             break server;
         }
@@ -225,7 +225,7 @@ fn an_event_that_kills_the_process_is_set_aside_too() {
     };
     assert!(deaths >= 5, "it died {deaths} times only");
     await_accounted(&server, [23, 0, 1]);
-    assert_eq!(set_aside(&server, false).len(), 1);
+    assert_eq!(quarantined(&server, false).len(), 1);
     verify(&data);
     drop(server);
 

@@ -11,7 +11,7 @@ use rollmill::model::offset::ShardId;
 use rollmill::model::window::Hour;
 use rollmill::node::{DataDir, offline};
 use rollmill::persistence::store::sqlite::SqliteStore;
-use rollmill::persistence::store::{Page, RollupStore};
+use rollmill::persistence::store::{NameRange, RollupStore};
 use serde_json::Value;
 
 use crate::postgres;
@@ -41,13 +41,13 @@ pub fn flights(from: usize, to: usize) -> String {
 }
 
 /// A node with its configuration in a file, for the server and for the commands beside it.
-pub struct Node {
+pub struct ConfiguredNode {
     _dir: tempfile::TempDir,
     pub root: PathBuf,
     more: String,
 }
 
-impl Node {
+impl ConfiguredNode {
     fn new(store_url: &str) -> Self {
         Self::with(store_url, String::new())
     }
@@ -144,7 +144,7 @@ impl Node {
     }
 
     /// Waits until everything in the log is in the store.
-    pub fn flushed(&self) {
+    pub fn await_flushed(&self) {
         let (config, data) = self.parsed();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -163,7 +163,7 @@ impl Node {
     }
 
     /// Waits until the archive has everything that is in the store.
-    pub fn archived(&self) {
+    pub fn await_archived(&self) {
         let (config, data) = self.parsed();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -182,38 +182,38 @@ impl Node {
 
     /// A history with everything in it: several objects of each shard, some moved out of the log,
     /// duplicates, overflow, and a tail that only the log has. The server is killed at its end.
-    pub fn live(&self) {
+    pub fn seed_history(&self) {
         let server = self.start(&[]);
         for n in 0..8 {
             assert_eq!(server.post(&flights(250 * n, 250 * (n + 1))).0, 202);
             assert_eq!(server.post(&flights(250 * n, 250 * n + 50)).0, 202, "a retry");
-            self.flushed();
-            self.archived();
+            self.await_flushed();
+            self.await_archived();
         }
         self.refused(&["rebuild"], &["another process", "lock"]);
         assert_eq!(server.stop(), Some(0));
         let server = self.start(&[("ROLLMILL_ARCHIVE_MAX_DELAY", "1h")]);
         assert_eq!(server.post(&flights(1_900, 2_400)).0, 202);
-        self.flushed();
+        self.await_flushed();
         server.kill();
     }
 
     /// The server goes on: what comes again is known, what is new counts, and all of it is what the
     /// records say.
-    pub fn goes_on(&self) {
-        self.goes_on_from(2_400);
+    pub fn check_resumes(&self) {
+        self.check_resumes_with(2_400);
     }
 
     /// As before, with so many events.
-    fn goes_on_from(&self, events: u64) {
+    fn check_resumes_with(&self, events: u64) {
         let server = self.start(&[]);
         // What is above the checkpoints comes from the log.
         let [_, before, _] = await_accounted(&server, |[aggregated, ..]| aggregated == events);
         assert_eq!(server.post(&flights(0, events as usize)).0, 202);
         assert_eq!(server.post(&flights(events as usize, events as usize + 100)).0, 202);
         await_accounted(&server, |accounted| accounted == [events + 100, before + events, 0]);
-        self.flushed();
-        self.archived();
+        self.await_flushed();
+        self.await_archived();
         assert_eq!(server.stop(), Some(0));
         self.verify();
     }
@@ -264,8 +264,8 @@ pub fn everything(store: &dyn RollupStore) -> Vec<String> {
     }
     for what in [
         format!("{:?}", snapshot.accounting("default", always.0, always.1)),
-        format!("{:?}", snapshot.metrics("default", &Page::ALL)),
-        format!("{:?}", snapshot.label_values("default", "dest", None, &Page::ALL)),
+        format!("{:?}", snapshot.metrics("default", &NameRange::ALL)),
+        format!("{:?}", snapshot.label_values("default", "dest", None, &NameRange::ALL)),
         format!("{:?}", snapshot.quarantine()),
     ] {
         assert!(what.starts_with("Ok"), "{what}");
@@ -282,7 +282,7 @@ pub fn equal(found: &[String], expected: &[String]) {
 }
 
 /// Rebuilds are killed before one may come to its end.
-pub fn rebuilt_over_kills(node: &Node, args: &[&str]) {
+pub fn rebuilt_over_kills(node: &ConfiguredNode, args: &[&str]) {
     let args = [&["rebuild"], args].concat();
     for ms in [5, 20, 60, 120] {
         let mut rebuild = node
@@ -317,8 +317,8 @@ fn moved_away(data: &Path) -> PathBuf {
 
 #[test]
 fn a_lost_store_is_rebuilt_to_the_byte() {
-    let node = Node::new("");
-    node.live();
+    let node = ConfiguredNode::new("");
+    node.seed_history();
     let (config, data) = node.parsed();
     let log = offline::log(&config, &data).expect("the log");
     assert!(
@@ -364,15 +364,15 @@ fn a_lost_store_is_rebuilt_to_the_byte() {
     equal(&everything(new.as_ref()), &old);
     drop(new);
     node.verify();
-    node.goes_on();
+    node.check_resumes();
 }
 
 #[test]
 fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
     let server = postgres::shared();
     let (first, second) = (server.database(), server.database());
-    let node = Node::new(&server.url(&first));
-    node.live();
+    let node = ConfiguredNode::new(&server.url(&first));
+    node.seed_history();
     node.refused(&["rebuild"], &["holds a store", "name an empty database"]);
     let (config, data) = node.parsed();
     let old = everything(offline::store(&config, &data).expect("the old store").as_ref());
@@ -401,7 +401,7 @@ fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
         (&true.into(), &0.into()),
         "{went_on}"
     );
-    node.goes_on();
+    node.check_resumes();
 }
 
 /// A log that keeps all that these tests write, as Kafka does by `log.safety`.
@@ -409,37 +409,37 @@ const KEEPS: &[(&str, &str)] = &[("ROLLMILL_LOG_SEGMENT_BYTES", "64MiB")];
 
 #[test]
 fn an_older_store_from_a_backup_goes_on_without_loss_or_doubles() {
-    let node = Node::new("");
+    let node = ConfiguredNode::new("");
     let server = node.start(KEEPS);
     assert_eq!(server.post(&flights(0, 1_000)).0, 202);
-    node.flushed();
+    node.await_flushed();
     let backup = node.root.join("backup.sqlite");
     let text = backup.display().to_string();
     assert!(node.succeeds(&["store", "backup", &text]).contains(&text));
     node.refused(&["store", "backup", &text], &["it is there already"]);
     assert_eq!(server.post(&flights(800, 2_400)).0, 202);
-    node.flushed();
+    node.await_flushed();
     server.kill();
 
     moved_away(&node.data());
     std::fs::copy(&backup, node.data().join("store.sqlite")).expect("put back");
-    node.goes_on();
+    node.check_resumes();
 }
 
 /// The log begins above the checkpoints of the store that is put back: what lies between is in the
 /// archive, of which its manifest knows nothing.
 #[test]
 fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
-    let node = Node::new("");
+    let node = ConfiguredNode::new("");
     let server = node.start(&[]);
     assert_eq!(server.post(&flights(0, 500)).0, 202);
-    node.flushed();
+    node.await_flushed();
     let backup = node.root.join("backup.sqlite");
     node.succeeds(&["store", "backup", &backup.display().to_string()]);
     for n in 2..8 {
         assert_eq!(server.post(&flights(300 * n - 300, 300 * n)).0, 202);
-        node.flushed();
-        node.archived();
+        node.await_flushed();
+        node.await_archived();
     }
     server.kill();
     let lost = moved_away(&node.data());
@@ -457,8 +457,8 @@ fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
     drop((log, store));
 
     let server = node.start(&[]);
-    node.flushed();
-    node.archived();
+    node.await_flushed();
+    node.await_archived();
     let said = std::fs::read_to_string(node.data().with_extension("server.log"))
         .expect("the log of the process");
     assert!(
@@ -477,24 +477,24 @@ fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
     };
     equal(&but_objects(new), &but_objects(old));
     node.verify();
-    node.goes_on_from(2_100);
+    node.check_resumes_with(2_100);
 }
 
 #[test]
 fn an_older_dump_of_postgres_goes_on_without_loss_or_doubles() {
     let server = postgres::shared();
     let (first, second) = (server.database(), server.database());
-    let node = Node::new(&server.url(&first));
+    let node = ConfiguredNode::new(&server.url(&first));
     let running = node.start(KEEPS);
     assert_eq!(running.post(&flights(0, 1_000)).0, 202);
-    node.flushed();
+    node.await_flushed();
     let dump = node.root.join("rollmill.dump").display().to_string();
     postgres::dump(&server.url(&first), &dump);
     assert_eq!(running.post(&flights(800, 2_400)).0, 202);
-    node.flushed();
+    node.await_flushed();
     running.kill();
 
     postgres::restore(&server.url(&second), &dump);
     node.configure(&server.url(&second));
-    node.goes_on();
+    node.check_resumes();
 }

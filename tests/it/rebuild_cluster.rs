@@ -7,20 +7,20 @@ use rollmill::model::offset::ShardId;
 use rollmill::node::offline;
 use serde_json::Value;
 
-use crate::migrate::{Case, send};
+use crate::migrate::{MigrationCase, send};
 use crate::postgres;
 use crate::rebuild::{
-    Node, SHARDS, await_accounted, equal, everything, flights, rebuilt_over_kills,
+    ConfiguredNode, SHARDS, await_accounted, equal, everything, flights, rebuilt_over_kills,
 };
 use crate::support::PATIENCE;
 
 /// A node of the cluster. What is rolled up and archived leaves the topic at once.
-fn node_of(case: &Case) -> Node {
-    Node::with(&case.url, format!("{}log.safety = \"0s\"\n", case.servers()))
+fn node_of(case: &MigrationCase) -> ConfiguredNode {
+    ConfiguredNode::with(&case.url, format!("{}log.safety = \"0s\"\n", case.servers()))
 }
 
 /// Waits until the topic has lost records, so that the archive is needed.
-fn released(node: &Node) {
+fn released(node: &ConfiguredNode) {
     let (config, data) = node.parsed();
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -36,7 +36,7 @@ fn released(node: &Node) {
 }
 
 /// The database is lost, and the store made anew in another one.
-fn lost_and_rebuilt(node: &Node, former: &[&str]) {
+fn lost_and_rebuilt(node: &ConfiguredNode, former: &[&str]) {
     released(node);
     let (config, data) = node.parsed();
     let old = everything(offline::store(&config, &data).expect("the old store").as_ref());
@@ -59,19 +59,19 @@ fn lost_and_rebuilt(node: &Node, former: &[&str]) {
 
 #[test]
 fn a_store_lost_beside_kafka_and_s3_is_rebuilt_to_the_byte() {
-    let case = Case::new("rebuild_cluster");
+    let case = MigrationCase::new("rebuild_cluster");
     let node = node_of(&case);
     node.succeeds(&["topic", "create"]);
-    node.live();
+    node.seed_history();
     lost_and_rebuilt(&node, &[]);
-    node.goes_on();
+    node.check_resumes();
 }
 
 #[test]
 fn a_store_lost_after_a_migration_is_rebuilt_to_the_byte() {
-    let case = Case::new("rebuild_migrated");
-    let (events, repeated) = case.live();
-    let done = case.done();
+    let case = MigrationCase::new("rebuild_migrated");
+    let (events, repeated) = case.seed_history();
+    let done = case.migrate_to_end();
     let former =
         done["from"]["log"].as_str().unwrap_or_else(|| panic!("no log: {done}")).to_owned();
     let node = node_of(&case);
@@ -80,12 +80,12 @@ fn a_store_lost_after_a_migration_is_rebuilt_to_the_byte() {
     await_accounted(&server, |accounted| accounted == [events - repeated - 1, repeated, 1]);
     send(&server, 0, 100);
     assert_eq!(server.post(&flights(0, 1_000)).0, 202);
-    node.flushed();
-    node.archived();
+    node.await_flushed();
+    node.await_archived();
     assert_eq!(server.stop(), Some(0));
     let server = node.start(&[("ROLLMILL_ARCHIVE_MAX_DELAY", "1h")]);
     assert_eq!(server.post(&flights(900, 1_500)).0, 202);
-    node.flushed();
+    node.await_flushed();
     server.kill();
 
     lost_and_rebuilt(&node, &["--former-log", &former]);
@@ -98,8 +98,8 @@ fn a_store_lost_after_a_migration_is_rebuilt_to_the_byte() {
     await_accounted(&server, |accounted| {
         accounted == [counted + 100, repeated + 200 + 800 + 1_500, 1]
     });
-    node.flushed();
-    node.archived();
+    node.await_flushed();
+    node.await_archived();
     assert_eq!(server.stop(), Some(0));
     node.verify();
 }

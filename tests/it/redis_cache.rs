@@ -153,7 +153,7 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
     for _ in 0..20 {
         assert_eq!(ask(&server), late);
     }
-    redis.start_again();
+    redis.restart();
     assert_eq!(ask(&server), late);
     assert_eq!(server.stop(), Some(0));
     assert!(!log().contains(PASSWORD), "{}", log());

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{PATIENCE, Server, until};
+use crate::support::{PATIENCE, Server, wait_until};
 
 const ONE_SHARD: &[(&str, &str)] = &[("shards.count", "1"), ("flush.interval", "100ms")];
 
@@ -13,7 +13,7 @@ fn write(data: &Path, ids: &[&str], total: u64) {
         assert_eq!(server.post(&format!(r#"{{"metric":"m","id":"{id}"}}"#)).0, 202);
     }
     // A stop leaves to the log what a busy machine does not flush in time.
-    until("everything is in the store", || server.accounted()[0] == total);
+    wait_until("everything is in the store", || server.accounted()[0] == total);
     assert_eq!(server.stop(), Some(0));
 }
 

@@ -122,7 +122,7 @@ fn the_archive_on_s3_moves_to_the_cold_store_and_verifies_through_an_outage_and_
     case.wait("archived after the outage", |objects| events(objects) == 1_100);
     case.wait("moved", |objects| objects.iter().all(|object| object["tier"] == "cold"));
     case.storage.set_faults(469, 0);
-    assert!(!case.storage.hit().is_empty());
+    assert!(!case.storage.injected_faults().is_empty());
     for object in case.objects() {
         let path = object["path"].as_str().expect("path");
         let size = std::fs::metadata(case.storage.file(&format!("cold/{path}")))

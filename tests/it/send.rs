@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::proxy::{Plan, Proxy};
-use crate::support::{Server, until};
+use crate::proxy::{Proxy, ProxyPlan};
+use crate::support::{Server, wait_until};
 
 fn command(url: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
@@ -211,7 +211,7 @@ fn a_named_pipe_is_a_stream_and_a_signal_ends_the_wait_for_its_writer() {
     let mut child = command(&server.url, &[&name]).stdin(Stdio::null()).spawn().expect("it runs");
     std::thread::sleep(std::time::Duration::from_millis(500));
     terminate(&child);
-    until("it ends though nobody writes", || child.try_wait().expect("waited").is_some());
+    wait_until("it ends though nobody writes", || child.try_wait().expect("waited").is_some());
     let writing =
         std::thread::spawn(move || std::fs::write(pipe, "{\"metric\":\"piped\"}\n".repeat(10)));
     sends(&server.url, &[&name]);
@@ -248,7 +248,7 @@ fn a_stream_whose_answer_is_lost_counts_once() {
     let (_dir, server) = started();
     let port = server.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let proxy = Proxy::start(port, 1);
-    proxy.set(Plan { cut_after: Some(b"\"once\""), ..Plan::default() });
+    proxy.set(ProxyPlan { cut_after: Some(b"\"once\""), ..ProxyPlan::default() });
     let input = "{\"metric\":\"once\"}\n".repeat(3);
     let (code, said) =
         send_from(&format!("http://127.0.0.1:{}", proxy.port), input.as_bytes(), &["-"]);
@@ -539,7 +539,7 @@ fn a_signal_ends_a_file_between_batches_and_the_position_goes_on() {
     let (dir, server) = started();
     let port = server.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let proxy = Proxy::start(port, 1);
-    proxy.set(Plan { delay: std::time::Duration::from_millis(20), ..Plan::default() });
+    proxy.set(ProxyPlan { delay: std::time::Duration::from_millis(20), ..ProxyPlan::default() });
     // More than is read ahead: that is sent whatever happens.
     let line = format!("{{\"metric\":\"sig\",\"properties\":\"{}\"}}\n", "x".repeat(2_000));
     let file = write(&dir.path().join("a.ndjson"), line.repeat(3_000));
@@ -554,7 +554,7 @@ fn a_signal_ends_a_file_between_batches_and_the_position_goes_on() {
         let position: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         position["inputs"][0]["offset"].as_u64().unwrap_or(0)
     };
-    until("some of it is in", || offset() > 0);
+    wait_until("some of it is in", || offset() > 0);
     terminate(&child);
     let (code, said) = said(child.wait_with_output().expect("it ends"));
     assert!(code == Some(1) && said.contains("run it again to go on"), "{code:?} {said}");

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{PATIENCE, Server, agent, free_port, until};
+use crate::support::{PATIENCE, Server, agent, free_port, wait_until};
 
 const MEMORY: u64 = 2 << 30;
 /// 2026-01-01T00:00:00Z.
@@ -23,9 +23,9 @@ const HOUR: i64 = 3_600_000;
 const WIDE: usize = 30_000;
 
 /// A memory cgroup, where the machine lets one be made; the peak is checked everywhere.
-struct Cage(Option<PathBuf>);
+struct MemoryCgroup(Option<PathBuf>);
 
-impl Cage {
+impl MemoryCgroup {
     fn new() -> Self {
         let name = format!("rollmill-test-{}", std::process::id());
         let first = (PathBuf::from("/sys/fs/cgroup/memory").join(&name), "memory.limit_in_bytes");
@@ -58,7 +58,7 @@ impl Cage {
     }
 }
 
-impl Drop for Cage {
+impl Drop for MemoryCgroup {
     fn drop(&mut self) {
         if let Some(dir) = &self.0 {
             let _ = std::fs::remove_dir(dir);
@@ -75,7 +75,7 @@ fn key(file: &Path, tenant: &str, scopes: &str) -> String {
 }
 
 /// A node with two tenants.
-struct World {
+struct TwoTenantNode {
     server: Server,
     attacker: String,
     neighbour: String,
@@ -90,8 +90,8 @@ fn peak_bytes(server: &Server) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
 }
 
-impl World {
-    fn start(dir: &Path, cage: &Cage) -> Self {
+impl TwoTenantNode {
+    fn start(dir: &Path, cage: &MemoryCgroup) -> Self {
         let (data, file) = (dir.join("data"), dir.join("keys.toml"));
         let attacker = key(&file, "attacker", "write,read");
         let neighbour = key(&file, "neighbour", "write,read");
@@ -158,11 +158,11 @@ impl World {
             })
             .collect();
         for events in wide.chunks(6_000).chain(long.chunks(6_000)) {
-            until("the attacker's events are taken", || {
+            wait_until("the attacker's events are taken", || {
                 self.post(&self.attacker, &format!("[{}]", events.join(","))) == 202
             });
         }
-        until("they are in the store", || {
+        wait_until("they are in the store", || {
             let (_, text) = self.get(&self.attacker, "/v1/accounting");
             let books: Value = serde_json::from_str(&text).expect("JSON");
             let hours = books["hours"].as_array().cloned().unwrap_or_default();
@@ -229,7 +229,7 @@ impl World {
 
 /// Refused and answered queries with ever other matchers: nothing of them stays (F2, F7), nor of
 /// queries that nobody waits for (F6).
-fn queries(world: &World) {
+fn queries(world: &TwoTenantNode) {
     let to = START + 48 * HOUR;
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -272,7 +272,7 @@ fn queries(world: &World) {
 }
 
 /// Answers that nobody reads (F4), without a key and with one.
-fn readers_that_never_read(world: &World) {
+fn readers_that_never_read(world: &TwoTenantNode) {
     let pipelined = "GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n".repeat(200);
     let hold = |request: &str| {
         let mut socket = world.connect();
@@ -299,7 +299,7 @@ fn readers_that_never_read(world: &World) {
 }
 
 /// WebSocket messages that begin and do not end, and questions of many bytes (F5).
-fn websockets(world: &World) {
+fn websockets(world: &TwoTenantNode) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let url = world.server.url.replace("http://", "ws://") + "/v1/ws";
     let mut handshakes = Vec::new();
@@ -357,7 +357,7 @@ fn websockets(world: &World) {
 }
 
 /// Bodies that stop just before their end (F8).
-fn bodies(world: &World) {
+fn bodies(world: &TwoTenantNode) {
     let head = format!(
         "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-length: \
          20000000\r\n\r\n",
@@ -378,15 +378,15 @@ fn bodies(world: &World) {
 }
 
 /// Metric names without end (F9).
-fn names(world: &World) {
+fn names(world: &TwoTenantNode) {
     for request in 0..10 {
         let events: Vec<String> =
             (0..2_000).map(|n| format!(r#"{{"metric":"name_{}"}}"#, request * 2_000 + n)).collect();
-        until("names are taken", || {
+        wait_until("names are taken", || {
             world.post(&world.attacker, &format!("[{}]", events.join(","))) == 202
         });
     }
-    until("names beyond the limit are counted together", || {
+    wait_until("names beyond the limit are counted together", || {
         let (_, text) = world.get(&world.attacker, "/v1/metrics");
         let metrics: Value = serde_json::from_str(&text).expect("JSON");
         let metrics = metrics["metrics"].as_array().expect("metrics").clone();
@@ -411,8 +411,8 @@ fn names(world: &World) {
 #[test]
 fn no_tenant_ends_a_node_or_keeps_it_from_another() {
     let dir = tempfile::tempdir().expect("a directory");
-    let cage = Cage::new();
-    let world = World::start(dir.path(), &cage);
+    let cage = MemoryCgroup::new();
+    let world = TwoTenantNode::start(dir.path(), &cage);
     world.fill();
     world.neighbour_is_served("nothing");
     queries(&world);
@@ -421,7 +421,7 @@ fn no_tenant_ends_a_node_or_keeps_it_from_another() {
     bodies(&world);
     names(&world);
     let acked = world.acked.load(Ordering::Relaxed);
-    until("everything of the neighbour is counted, once", || {
+    wait_until("everything of the neighbour is counted, once", || {
         let (_, text) = world.get(&world.neighbour, "/v1/query?metric=mine&step=all");
         let answer: Value = serde_json::from_str(&text).expect("JSON");
         answer["series"][0]["points"][0]["count"] == acked
@@ -437,7 +437,7 @@ fn p99(mut acks: Vec<Duration>) -> Duration {
 #[test]
 fn a_tenant_at_its_worst_does_not_double_the_acknowledgements_of_another() {
     let dir = tempfile::tempdir().expect("a directory");
-    let world = Arc::new(World::start(dir.path(), &Cage(None)));
+    let world = Arc::new(TwoTenantNode::start(dir.path(), &MemoryCgroup(None)));
     world.fill();
     let measure = |seconds: u64| {
         let (agent, began) = (agent(), Instant::now());
@@ -488,7 +488,7 @@ fn a_tenant_at_its_worst_does_not_double_the_acknowledgements_of_another() {
 #[test]
 fn an_answer_of_a_key_that_is_revoked_is_not_there_to_be_read_any_more() {
     let dir = tempfile::tempdir().expect("a directory");
-    let world = World::start(dir.path(), &Cage(None));
+    let world = TwoTenantNode::start(dir.path(), &MemoryCgroup(None));
     world.fill();
     let to = START + 48 * HOUR;
     let large = format!(
@@ -506,7 +506,9 @@ fn an_answer_of_a_key_that_is_revoked_is_not_there_to_be_read_any_more() {
     assert!(
         Server::cli(&["keys", "revoke", &world.attacker[..11], "--file", &file]).status.success()
     );
-    until("the key is not valid any more", || world.get(&world.attacker, "/v1/metrics").0 == 401);
+    wait_until("the key is not valid any more", || {
+        world.get(&world.attacker, "/v1/metrics").0 == 401
+    });
     std::thread::sleep(Duration::from_secs(5));
     // What lies in the buffers of the kernel is there; the rest of the 60 answers is not.
     let mut read = Vec::new();

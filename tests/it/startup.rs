@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Server, agent, free_port, until};
+use crate::support::{Server, agent, free_port, wait_until};
 
 /// Starts a node that is to refuse, and what it says.
 fn refused(args: &[&str], data: &Path) -> (Option<i32>, String) {
@@ -212,7 +212,7 @@ fn stop_under_load() -> Duration {
         .map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected"))
         .collect();
     std::thread::sleep(Duration::from_millis(500));
-    until("it takes writes", || taken.load(Ordering::Acquire) > 20);
+    wait_until("it takes writes", || taken.load(Ordering::Acquire) > 20);
     go.store(false, Ordering::Release);
     let began = Instant::now();
     assert_eq!(server.stop(), Some(0));

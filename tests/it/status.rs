@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::support::{Server, agent, until};
+use crate::support::{Server, agent, wait_until};
 
 fn status(server: &Server, more: &[&str]) -> (Option<i32>, String) {
     let output = Server::cli(&[&["status", "--url", &server.url], more].concat());
@@ -19,7 +19,7 @@ fn the_status_is_a_table_for_people_and_json_for_programs() {
         assert_eq!(server.post(&format!(r#"{{"metric":"m{id}"}}"#)).0, 202);
     }
     server.await_query("/v1/query?metric=m1&step=all", |answer| answer["series"][0].is_object());
-    until("ready and healthy", || {
+    wait_until("ready and healthy", || {
         server.get("/readyz").0 == 200 && server.get("/v1/status").1["healthy"] == true
     });
     let (code, table) = status(&server, &[]);
@@ -63,7 +63,7 @@ fn a_load_balancer_sees_the_stop_before_a_client_does() {
     let data = dir.path().join("data");
     let server = Server::start(&data, &[("shards.count", "4"), ("server.drain_delay", "5s")]);
     server.await_query("/v1/query?metric=m", |_| true);
-    until("ready", || server.get("/readyz").0 == 200);
+    wait_until("ready", || server.get("/readyz").0 == 200);
     let (url, taken) = (server.url.clone(), Arc::new(AtomicU32::new(0)));
     let counted = taken.clone();
     let client = std::thread::spawn(move || {
@@ -90,7 +90,7 @@ fn a_load_balancer_sees_the_stop_before_a_client_does() {
             }
         }
     });
-    until("it sends", || taken.load(Ordering::SeqCst) > 20 || client.is_finished());
+    wait_until("it sends", || taken.load(Ordering::SeqCst) > 20 || client.is_finished());
     assert_eq!(server.stop(), Some(0));
     client.join().expect("no write was refused");
     let taken = taken.load(Ordering::SeqCst);

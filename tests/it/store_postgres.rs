@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::postgres;
-use crate::support::{Server, until};
+use crate::support::{Server, wait_until};
 
 #[test]
 fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
@@ -36,14 +36,14 @@ fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
         server.psql(&database, "SELECT count(*) > 0 FROM rollmill.manifest").expect("an answer")
             == "t"
     };
-    until("something is archived", archived);
+    wait_until("something is archived", archived);
     node.kill();
     let node = Server::start(&data, &settings);
     let size = |name: &str| {
         let metrics = node.get("/metrics").1.as_str().unwrap_or_default().to_owned();
         metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
     };
-    until("the sizes are told", || {
+    wait_until("the sizes are told", || {
         ["rollmill_store_size_bytes ", "rollmill_archive_size_bytes "]
             .iter()
             .all(|name| size(name).is_some_and(|n| n > 0.0))
@@ -52,7 +52,7 @@ fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
     let answer = node.await_query(query, |answer| answer["series"][0]["points"][0]["count"] == 300);
     assert_eq!(answer["series"][0]["points"][0]["sum"].to_string(), "30");
     // A stop leaves to the log what a busy machine does not flush in time.
-    until("everything is in the store", || node.accounted()[0] == 300);
+    wait_until("everything is in the store", || node.accounted()[0] == 300);
     assert_eq!(node.stop(), Some(0));
     assert!(!data.join("store.sqlite").exists());
     assert_eq!(
@@ -103,7 +103,7 @@ fn flushes_that_fail_for_ever_are_told() {
     );
     let send = |id: u32| assert_eq!(node.post(&format!(r#"{{"metric":"m","id":"{id}"}}"#)).0, 202);
     send(1);
-    until("the first event is in the store", || node.accounted()[0] == 1);
+    wait_until("the first event is in the store", || node.accounted()[0] == 1);
     server
         .psql(
             &database,
@@ -112,7 +112,7 @@ fn flushes_that_fail_for_ever_are_told() {
         .expect("a limit");
     send(2);
     let shard = || node.get("/v1/status").1["shards"][0].clone();
-    until("the status tells", || shard()["problem"] == "flush_failing");
+    wait_until("the status tells", || shard()["problem"] == "flush_failing");
     assert!(
         shard()["flush_failure"].as_str().is_some_and(|why| why.contains("23514")),
         "{}",
@@ -120,12 +120,12 @@ fn flushes_that_fail_for_ever_are_told() {
     );
     let metrics = || node.get("/metrics").1.as_str().unwrap_or_default().to_owned();
     let failing = |n: &str| metrics().contains(&format!("rollmill_flushes_failing {n}\n"));
-    until("the metric tells", || failing("1"));
+    wait_until("the metric tells", || failing("1"));
     server
         .psql(&database, "ALTER TABLE rollmill.accounting DROP CONSTRAINT never")
         .expect("no limit");
-    until("it goes on by itself", || node.accounted()[0] == 2);
-    until("nothing is told any more", || shard()["problem"].is_null() && failing("0"));
+    wait_until("it goes on by itself", || node.accounted()[0] == 2);
+    wait_until("nothing is told any more", || shard()["problem"].is_null() && failing("0"));
     assert_eq!(node.stop(), Some(0));
 }
 
@@ -144,7 +144,7 @@ fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
     ];
     let node = Server::start(&dir.path().join("data"), &settings);
     let ask = || node.get("/v1/query?metric=m&step=all");
-    until("it answers", || ask().0 == 200);
+    wait_until("it answers", || ask().0 == 200);
     server.freeze();
     // Two may run at a time: were they not over, the third would be refused.
     for n in 0..5 {
@@ -158,6 +158,6 @@ fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
         assert!(asked.elapsed() < std::time::Duration::from_secs(10), "{:?}", asked.elapsed());
     }
     server.thaw();
-    until("it answers again", || ask().0 == 200);
+    wait_until("it answers again", || ask().0 == 200);
     assert_eq!(node.stop(), Some(0));
 }

@@ -3,21 +3,21 @@
 
 use serde_json::Value;
 
-use crate::migrate::Case;
-use crate::rebuild::{Node, await_accounted, equal, everything, flights};
+use crate::migrate::MigrationCase;
+use crate::rebuild::{ConfiguredNode, await_accounted, equal, everything, flights};
 use rollmill::node::offline;
 
 #[test]
 fn a_cluster_goes_on_in_a_new_topic() {
-    let case = Case::new("move_old");
-    let old = Node::with(&case.url, case.servers());
-    let new = Node::with(
+    let case = MigrationCase::new("move_old");
+    let old = ConfiguredNode::with(&case.url, case.servers());
+    let new = ConfiguredNode::with(
         &case.url,
         case.servers().replace("kafka.topic = \"move_old\"", "kafka.topic = \"move_new\""),
     );
     old.succeeds(&["topic", "create"]);
     // Its end is in the topic alone.
-    old.live();
+    old.seed_history();
     let planned = new.succeeds(&["topic", "move", "--from", "move_old", "--dry-run"]);
     assert!(planned.contains("nothing was changed"), "{planned}");
     new.refused(&["topic", "move", "--from", "move_new"], &["before and after"]);
@@ -45,7 +45,7 @@ fn a_cluster_goes_on_in_a_new_topic() {
     assert_eq!(aggregated, 2_400);
     assert_eq!(server.post(&flights(1_900, 2_400)).0, 202);
     await_accounted(&server, |accounted| accounted == [aggregated, deduplicated + 500, 0]);
-    new.flushed();
+    new.await_flushed();
     let rollups = |all: &[String]| {
         all.iter().filter(|line| line.starts_with("Series")).cloned().collect::<Vec<_>>()
     };
@@ -55,8 +55,8 @@ fn a_cluster_goes_on_in_a_new_topic() {
     );
     assert_eq!(server.post(&flights(2_400, 2_600)).0, 202);
     await_accounted(&server, |accounted| accounted == [aggregated + 200, deduplicated + 500, 0]);
-    new.flushed();
-    new.archived();
+    new.await_flushed();
+    new.await_archived();
     assert_eq!(server.stop(), Some(0));
     new.verify();
 }

@@ -8,7 +8,7 @@ use rollmill::persistence::store::sqlite::SqliteStore;
 use rusqlite::Connection;
 
 use crate::postgres;
-use crate::support::{Server, until};
+use crate::support::{Server, wait_until};
 
 const SETTINGS: &[(&str, &str)] =
     &[("shards.count", "3"), ("flush.interval", "100ms"), ("archive.max_delay", "1s")];
@@ -47,12 +47,12 @@ fn fill(data: &Path, settings: &[(&str, &str)], is_archived: &dyn Fn() -> bool) 
         let events: Vec<String> = (0..400).map(|n| event(round * 300 + n)).collect();
         assert_eq!(server.post(&format!("[{}]", events.join(","))).0, 202);
         // Each round repeats a hundred ids of the one before.
-        until("it is in the store", || {
+        wait_until("it is in the store", || {
             server.accounted().iter().sum::<u64>() == u64::from(round + 1) * 400
         });
     }
     assert_eq!(server.accounted()[..2], [1_000, 200]);
-    until("a part is archived", is_archived);
+    wait_until("a part is archived", is_archived);
     assert_eq!(server.stop(), Some(0));
 }
 

@@ -5,19 +5,23 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rollmill::persistence::log::kafka::topic::{Admin, Wish};
-use rollmill::persistence::log::kafka::{Connection, Properties};
+use rollmill::persistence::log::kafka::topic::{TopicAdmin, TopicSpec};
+use rollmill::persistence::log::kafka::{KafkaConnection, KafkaProperties};
 
 use crate::kafka::broker::Kafka;
 use crate::postgres::{self, Postgres};
-use crate::support::{PATIENCE, Server, agent, free_port, until};
+use crate::support::{PATIENCE, Server, agent, free_port, wait_until};
 
 fn create_topic(brokers: &str, topic: &str) {
-    let (properties, timeout) = (Properties::default(), Duration::from_secs(60));
-    let connection =
-        Connection { brokers: brokers.to_owned(), topic: topic.to_owned(), properties, timeout };
-    let admin = Admin::new(&connection).expect("settings");
-    admin.create(&Wish { partitions: 4, replication: 1, min_isr: 1 }, 5).expect("a topic");
+    let (properties, timeout) = (KafkaProperties::default(), Duration::from_secs(60));
+    let connection = KafkaConnection {
+        brokers: brokers.to_owned(),
+        topic: topic.to_owned(),
+        properties,
+        timeout,
+    };
+    let admin = TopicAdmin::new(&connection).expect("settings");
+    admin.create(&TopicSpec { partitions: 4, replication: 1, min_isr: 1 }, 5).expect("a topic");
 }
 
 fn spawn(data: &Path, settings: &[(&str, &str)]) -> Server {
@@ -111,7 +115,7 @@ fn a_node_waits_for_kafka_and_serves_when_it_comes() {
     node.await_query("/v1/query?metric=m&step=all", |answer| {
         answer["series"][0]["points"][0]["count"] == 1
     });
-    until("ready", || status("/readyz") == 200);
+    wait_until("ready", || status("/readyz") == 200);
     let text = said(&data);
     let reasons = text
         .lines()

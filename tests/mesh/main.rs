@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use node::{CALL_TIMEOUT, DEAD_AFTER, Node, PATIENCE, SHARDS, START, Spec};
-use proxy::{Plan, Proxy};
+use proxy::{Proxy, ProxyPlan};
 
 fn free_ports<const N: usize>() -> [u16; N] {
     [(); N].map(|()| ports::free(ports::MESH))
@@ -347,7 +347,7 @@ fn a_hole_in_the_network_is_a_partial_answer_in_time_and_heals() {
     await_complete(&mut near, &expected);
     await_complete(&mut far, &expected);
     for round in 0..2 {
-        hole.set(Plan { stall: true, ..Plan::default() });
+        hole.set(ProxyPlan { stall: true, ..ProxyPlan::default() });
         for (node, shards) in [(&mut near, 4..8), (&mut far, 0..4)] {
             let (answer, took) = node.query(&everything());
             assert_eq!(missing(&answer), all_are(shards, "unreachable"), "round {round}");
@@ -355,7 +355,7 @@ fn a_hole_in_the_network_is_a_partial_answer_in_time_and_heals() {
         }
         // Once shorter than it takes to be dead, once longer.
         std::thread::sleep(DEAD_AFTER * round);
-        hole.set(Plan::default());
+        hole.set(ProxyPlan::default());
         await_complete(&mut near, &expected);
         await_complete(&mut far, &expected);
     }

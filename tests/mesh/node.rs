@@ -16,16 +16,16 @@ use bytes::Bytes;
 use ractor::Actor;
 use rollmill::actors::live::LiveReader;
 use rollmill::actors::records::records_of;
-use rollmill::actors::slots::Slots;
+use rollmill::actors::shard_table::ShardTable;
 use rollmill::clock::{Clock, SystemClock};
-use rollmill::cluster::directory::Directory;
-use rollmill::cluster::membership::{Cookie, Mesh, MeshOptions};
+use rollmill::cluster::directory::PeerDirectory;
+use rollmill::cluster::membership::{ClusterCookie, MeshActor, MeshOptions};
 use rollmill::cluster::reader::MeshReader;
-use rollmill::cluster::serve::Server;
-use rollmill::cluster::tls::Tls;
-use rollmill::gateway::reads;
+use rollmill::cluster::server::MeshServer;
+use rollmill::cluster::tls::MeshTls;
+use rollmill::gateway::read_routes;
 use rollmill::model::batch::{RoutedSeries, ValidBatch, ValidEvent};
-use rollmill::model::budget::Budget;
+use rollmill::model::budget::QueryBudget;
 use rollmill::model::decimal::Decimal;
 use rollmill::model::offset::{LogId, ShardId};
 use rollmill::model::series::Series;
@@ -34,8 +34,8 @@ use rollmill::persistence::log::memory::MemoryLog;
 use rollmill::persistence::store::RollupStore;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::query::engine::{QueryEngine, QueryLimits};
-use rollmill::shards::series::Admission;
-use rollmill::shards::state::{Effect, Input, ShardLimits, ShardState};
+use rollmill::shards::series::SeriesAdmission;
+use rollmill::shards::state::{ShardEffect, ShardInput, ShardLimits, ShardState};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -279,7 +279,7 @@ fn limits() -> ShardLimits {
 
 /// Claims a shard as often as it has lived, flushes the first half of its records, and keeps the
 /// rest if it is owned.
-fn own(spec: &Spec, shard: ShardId, log: &MemoryLog, store: &MemoryStore, slots: &Slots) {
+fn own(spec: &Spec, shard: ShardId, log: &MemoryLog, store: &MemoryStore, slots: &ShardTable) {
     let claims = (1..=spec.lives).map(|life| {
         store.claim(shard, log.id(), life * 100 + u64::from(shard.0)).expect("claimed")
     });
@@ -289,30 +289,30 @@ fn own(spec: &Spec, shard: ShardId, log: &MemoryLog, store: &MemoryStore, slots:
         shard,
         &claim,
         vec![],
-        Admission::limited(1_000, vec![]),
+        SeriesAdmission::limited(1_000, vec![]),
         log.end(shard),
     );
     let records = log.read(shard, 0, usize::MAX).expect("reads");
     let (stored, live) = records.split_at(records.len() / 2);
     let mut effects = Vec::new();
-    state.step(Input::Records(stored), &mut effects);
-    state.step(Input::Tick { now: 0, drain: true }, &mut effects);
+    state.step(ShardInput::Records(stored), &mut effects);
+    state.step(ShardInput::Tick { now: 0, drain: true }, &mut effects);
     for effect in effects {
-        let Effect::Commit { guard, batch, forget_ids_before } = effect else {
+        let ShardEffect::Commit { guard, batch, forget_ids_before } = effect else {
             panic!("{effect:?}")
         };
         store.flush(guard, &batch, forget_ids_before).expect("flushed");
     }
-    state.step(Input::Committed { now: 0 }, &mut Vec::new());
-    state.step(Input::Records(live), &mut Vec::new());
+    state.step(ShardInput::Committed { now: 0 }, &mut Vec::new());
+    state.step(ShardInput::Records(live), &mut Vec::new());
     if spec.owned.contains(&shard.0) {
-        slots.slot(shard).begin(&claim, state);
+        slots.entry(shard).install_owner(&claim, state);
     }
 }
 
 struct Parts {
     engine: Arc<QueryEngine>,
-    directory: Arc<Directory>,
+    directory: Arc<PeerDirectory>,
     prometheus: metrics_exporter_prometheus::PrometheusHandle,
 }
 
@@ -320,17 +320,17 @@ async fn build(spec: &Spec) -> Parts {
     let prometheus =
         metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().expect("metrics");
     let (log, store, clock) = (log(), MemoryStore::new(), Arc::new(SystemClock));
-    let slots = Slots::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), clock.clone());
     (0..SHARDS).for_each(|shard| own(spec, ShardId(shard), &log, &store, &slots));
     let tls = spec.tls.as_ref().map(|dir| {
-        Tls::load(&dir.join("cert.pem"), &dir.join("key.pem"), &dir.join("ca.pem"))
+        MeshTls::load(&dir.join("cert.pem"), &dir.join("key.pem"), &dir.join("ca.pem"))
             .expect("certificates")
     });
     let options = MeshOptions {
         log: LogId([7; 16]),
         name: spec.name.clone(),
         peers: spec.peers.clone(),
-        cookie: Cookie::new(&spec.cookie).expect("long enough"),
+        cookie: ClusterCookie::new(&spec.cookie).expect("long enough"),
         tls,
         heartbeat: Duration::from_millis(100),
         dead_after: DEAD_AFTER,
@@ -339,21 +339,21 @@ async fn build(spec: &Spec) -> Parts {
     };
     let listener =
         tokio::net::TcpListener::bind(("127.0.0.1", spec.port)).await.expect("the port is free");
-    let directory = Arc::new(Directory::default());
-    let server = Server {
-        slots: slots.clone(),
+    let directory = Arc::new(PeerDirectory::default());
+    let server = MeshServer {
+        table: slots.clone(),
         clock: clock.clone(),
         max_answer: spec.max_answer,
-        card: Arc::new(Vec::new),
+        node_status: Arc::new(Vec::new),
     };
     let (options, listener, clock): (_, _, Arc<dyn Clock>) =
         (Arc::new(options), Arc::new(listener), clock);
     let mesh =
-        Mesh { options, listener, directory: directory.clone(), server, clock: clock.clone() };
+        MeshActor { options, listener, directory: directory.clone(), server, clock: clock.clone() };
     Actor::spawn(None, mesh, ()).await.expect("the mesh starts");
     let call_timeout = CALL_TIMEOUT;
     let reader: Arc<dyn LiveReader> = Arc::new(MeshReader {
-        slots,
+        table: slots,
         directory: directory.clone(),
         clock: clock.clone(),
         call_timeout,
@@ -375,8 +375,14 @@ fn params(text: &str) -> Vec<(String, String)> {
 
 fn answered(engine: &QueryEngine, text: &str) -> Value {
     let began = Instant::now();
-    let answer = reads::query(engine, "acme", &params(text), SystemClock.now(), &Budget::default())
-        .unwrap_or_else(|e| panic!("{text}: {e}"));
+    let answer = read_routes::query(
+        engine,
+        "acme",
+        &params(text),
+        SystemClock.now(),
+        &QueryBudget::default(),
+    )
+    .unwrap_or_else(|e| panic!("{text}: {e}"));
     json!({"ms": began.elapsed().as_millis() as u64, "answer": serde_json::from_str::<Value>(&answer).expect("JSON")})
 }
 
@@ -394,22 +400,28 @@ fn respond(parts: &Parts, line: &str) -> Value {
             Value::from_iter(asking.into_iter().map(|asked| asked.join().expect("no panic")))
         }
         "books" => serde_json::from_str(
-            &reads::accounting(&*parts.engine, "acme", &[], SystemClock.now(), &Budget::default())
-                .expect("an answer"),
+            &read_routes::accounting(
+                &*parts.engine,
+                "acme",
+                &[],
+                SystemClock.now(),
+                &QueryBudget::default(),
+            )
+            .expect("an answer"),
         )
         .expect("JSON"),
         "names" => {
             let names = |answer: Result<String, _>| {
                 serde_json::from_str::<Value>(&answer.expect("an answer")).expect("JSON")
             };
-            let budget = Budget::default();
-            let metrics = names(reads::metrics(&*parts.engine, "acme", &[], &budget));
-            json!({"metrics": metrics, "values": names(reads::label_values(&*parts.engine, "acme", "page", &params(rest), &budget))})
+            let budget = QueryBudget::default();
+            let metrics = names(read_routes::metrics(&*parts.engine, "acme", &[], &budget));
+            json!({"metrics": metrics, "values": names(read_routes::label_values(&*parts.engine, "acme", "page", &params(rest), &budget))})
         }
         "peers" => {
             let peers = parts.directory.peers();
             let mut names: Vec<_> =
-                peers.iter().filter(|p| p.answers()).map(|p| p.name.clone()).collect();
+                peers.iter().filter(|p| p.is_available()).map(|p| p.name.clone()).collect();
             names.sort();
             json!(names)
         }

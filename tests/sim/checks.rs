@@ -10,30 +10,30 @@ use rollmill::model::flush::{FlushGuard, SeriesInfo};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::rollup::Rollup;
 use rollmill::model::window::Hour;
-use rollmill::operate::quarantine::Quarantine;
-use rollmill::operate::service::{KeyReach, QuarantineService};
+use rollmill::operate::quarantine::StoreQuarantine;
+use rollmill::operate::service::{QuarantineScope, QuarantineService};
 use rollmill::persistence::archive::Archive;
-use rollmill::persistence::archive::chain::Chains;
+use rollmill::persistence::archive::chain::ObjectChains;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::memory::MemoryStore;
-use rollmill::persistence::store::{Page, RollupQuery, RollupStore, StoreSnapshot};
+use rollmill::persistence::store::{NameRange, RollupQuery, RollupStore, StoreSnapshot};
 use rollmill::recompute::fold::FoldRules;
-use rollmill::recompute::rebuild::{self, Rebuild};
+use rollmill::recompute::rebuild::{self, StoreRebuild};
 use rollmill::recompute::verify;
-use rollmill::shards::series::Census;
+use rollmill::shards::series::MetricNameRegistry;
 use rollmill::shards::state::ShardLimits;
 
 use crate::doubles::checkpoint;
-use crate::fold::{Fold, METRIC, Place, Rows, TENANTS, difference, merge};
+use crate::fold::{EventPosition, METRIC, OracleFold, OracleRows, TENANTS, difference, merge};
 use crate::plants::Plant;
 use crate::report::{Fault, Violation, ensure};
-use crate::world::World;
+use crate::world::SimWorld;
 
 const ALWAYS: (Hour, Hour) = (Hour(i32::MIN), Hour(i32::MAX));
 
 /// The rows as queries read them.
-fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> Rows {
-    let mut rows = Rows::new();
+fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
+    let mut rows = OracleRows::new();
     for tenant in TENANTS {
         let (from, to) = ALWAYS;
         let all = RollupQuery {
@@ -56,8 +56,8 @@ fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> Rows {
 }
 
 /// The rows as `verify` reads them: the bytes stored must be those of the rollup.
-fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> Rows {
-    let mut rows = Rows::new();
+fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
+    let mut rows = OracleRows::new();
     let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup, bytes: &[u8]| {
         let mut encoded = Vec::new();
         rollup.encode(&mut encoded);
@@ -69,7 +69,7 @@ fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> Rows {
 }
 
 /// All that a store says, but for revisions, owners and recent ids.
-fn everything(store: &dyn RollupStore, shards: usize) -> Vec<String> {
+fn dump_store(store: &dyn RollupStore, shards: usize) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("the double answers");
     let mut all =
         vec![format!("{:?}", stored_bytes(&mut *snapshot)), format!("{:?}", snapshot.quarantine())];
@@ -83,13 +83,13 @@ fn everything(store: &dyn RollupStore, shards: usize) -> Vec<String> {
         all.push(format!("{shard} admitted {admissions:?}"));
     }
     for tenant in [TENANTS[0], TENANTS[1], ""] {
-        all.push(format!("{:?}", snapshot.metrics(tenant, &Page::ALL)));
+        all.push(format!("{:?}", snapshot.metrics(tenant, &NameRange::ALL)));
         all.push(format!("{:?}", snapshot.accounting(tenant, ALWAYS.0, ALWAYS.1)));
     }
     all
 }
 
-impl World {
+impl SimWorld {
     /// I5, then I2, I3 and I7 in the state that a commit left behind.
     pub fn after_commit(
         &mut self,
@@ -104,10 +104,10 @@ impl World {
             let chain =
                 before.is_some_and(|c| c.epoch == guard.epoch && c.next == guard.range.from);
             // Without any fence the rows must betray it as well: this check would always be first.
-            ensure(Invariant::SingleWriter, chain || self.plants(Plant::NoFence), || {
+            ensure(Invariant::SingleWriter, chain || self.has_plant(Plant::NoFence), || {
                 format!("{guard:?} was written on top of {before:?}")
             })?;
-            crate::doubles::roll(&self.dice, |dice| dice.stats.commits += 1);
+            crate::doubles::with_dice(&self.dice, |dice| dice.stats.commits += 1);
         }
         self.check_store(false)
     }
@@ -128,24 +128,24 @@ impl World {
             ensure(Invariant::PrefixAtomicity, there, || {
                 format!("the checkpoint of shard {s} is {at:?}")
             })?;
-            let places: BTreeSet<Place> = set_aside
+            let places: BTreeSet<EventPosition> = set_aside
                 .iter()
                 .filter(|q| q.shard == shard)
                 .map(|q| (q.offset, q.index))
                 .collect();
             if full {
-                self.oracle[s] = Fold::default();
+                self.oracle[s] = OracleFold::default();
             }
             while self.oracle[s].next < at.next {
                 let record = &self.history[s][self.oracle[s].next as usize];
-                self.oracle[s].record(record, self.setup.rules, &places);
+                self.oracle[s].fold_record(record, self.setup.rules, &places);
             }
             self.check_quarantine(s, &places)?;
         }
         let expected = match &self.oracle[..] {
             [only] => Cow::Borrowed(&only.rows),
             all => {
-                let mut expected = Rows::new();
+                let mut expected = OracleRows::new();
                 all.iter().for_each(|fold| merge(&mut expected, &fold.rows));
                 Cow::Owned(expected)
             }
@@ -160,7 +160,11 @@ impl World {
         self.check_accounting(&mut *snapshot)
     }
 
-    fn check_quarantine(&self, s: usize, stored: &BTreeSet<Place>) -> Result<(), Violation> {
+    fn check_quarantine(
+        &self,
+        s: usize,
+        stored: &BTreeSet<EventPosition>,
+    ) -> Result<(), Violation> {
         let expected = &self.oracle[s].quarantined;
         ensure(Invariant::Accounting, expected == stored, || {
             format!("set aside: expected {expected:?}, stored {stored:?}")
@@ -211,7 +215,7 @@ impl World {
             let start = self.log.start(shard);
             ensure(
                 Invariant::ArchiveTiles,
-                start <= floor || self.can_heal(shard, &at, start),
+                start <= floor || self.can_recover_gap(shard, &at, start),
                 || format!("the log of shard {s} begins at {start}, above {at:?}"),
             )?;
             if !full && self.archived[s] == (at.archived, start) {
@@ -258,9 +262,9 @@ impl World {
     }
 
     /// Whether the archive has what a log released that a store which was put back still needs.
-    fn can_heal(&self, shard: ShardId, at: &Checkpoint, start: Offset) -> bool {
+    fn can_recover_gap(&self, shard: ShardId, at: &Checkpoint, start: Offset) -> bool {
         let chains = || {
-            Chains::of(
+            ObjectChains::of(
                 &[at.log],
                 shard,
                 self.archive.list(at.log, shard).expect("the double answers"),
@@ -271,7 +275,7 @@ impl World {
     }
 
     /// Everything, once all is quiet.
-    pub fn last_accounts(&mut self) -> Result<(), Violation> {
+    pub fn check_everything(&mut self) -> Result<(), Violation> {
         self.check_store(true)?;
         self.check_archive(true)?;
         for s in 0..self.shards() {
@@ -308,7 +312,7 @@ impl World {
         }
         let (store, log) = (MemoryStore::rebuilding(), self.log.clone());
         let rules = self.setup.rules;
-        let rebuild = Rebuild {
+        let rebuild = StoreRebuild {
             store: &*store,
             archive: &*self.archive,
             log: &*log,
@@ -319,7 +323,7 @@ impl World {
                 shard_count: self.setup.shards,
             },
             max_series: rules.max_series as u64,
-            census: Census::new(100),
+            metric_names: MetricNameRegistry::new(100),
             max_ahead_ms: 0,
             nonce: 1,
         };
@@ -328,7 +332,7 @@ impl World {
         self.hit(Fault::Rebuilt);
         ensure(Invariant::Rebuildable, report.is_ok(), || format!("rebuild: {report:?}"))?;
         let (found, expected) =
-            (everything(&*store, self.shards()), everything(&*self.store, self.shards()));
+            (dump_store(&*store, self.shards()), dump_store(&*self.store, self.shards()));
         for (found, expected) in found.iter().zip(&expected) {
             ensure(Invariant::Rebuildable, found == expected, || {
                 format!("rebuilt: {found}\n was {expected}")
@@ -358,7 +362,7 @@ impl World {
         let hours =
             self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 30, hour - 20)]);
         let log = self.log.clone();
-        let sources = verify::Sources {
+        let sources = verify::VerifySources {
             store: &*self.store,
             archive: &*self.archive,
             open_log: &|| Ok(log.clone()),
@@ -367,7 +371,7 @@ impl World {
             only: None,
         };
         let report = verify::verify(&sources, Hour(hours.0)..Hour(hours.1), &mut |_, _| ());
-        let agrees = report.as_ref().is_ok_and(verify::Report::is_equal);
+        let agrees = report.as_ref().is_ok_and(verify::VerifyReport::is_equal);
         self.hit(Fault::Verified);
         ensure(Invariant::Rebuildable, agrees, || format!("verify of hours {hours:?}: {report:?}"))
     }
@@ -378,16 +382,18 @@ impl World {
         let set_aside =
             self.store.snapshot().and_then(|mut s| s.quarantine()).expect("the double answers");
         let mended = ShardLimits { panic_on_user: None, ..self.setup.limits.clone() };
-        let desk = Quarantine::new(self.store.clone(), mended);
+        let desk = StoreQuarantine::new(self.store.clone(), mended);
         for row in set_aside.iter().filter(|row| !row.tenant.is_empty()) {
             let place = EventPlace { shard: row.shard.0, offset: row.offset, index: row.index };
-            let settled = desk
-                .release(&KeyReach { tenant: row.tenant.as_str().into(), unowned: false }, place);
+            let settled = desk.release(
+                &QuarantineScope { tenant: row.tenant.as_str().into(), unowned: false },
+                place,
+            );
             ensure(Invariant::ExactEffect, settled.is_ok(), || {
                 format!("{place:?} is not released: {settled:?}")
             })?;
         }
-        let by_tenant = |rows: &Rows| {
+        let by_tenant = |rows: &OracleRows| {
             let mut sums: BTreeMap<(usize, i32), Rollup> = BTreeMap::new();
             for ((id, hour), rollup) in rows {
                 let tenant = (0..2).find(|t| crate::fold::overflow_id(*t) == *id);
@@ -398,12 +404,12 @@ impl World {
             }
             sums
         };
-        let mut expected = Rows::new();
+        let mut expected = OracleRows::new();
         for s in 0..self.shards() {
-            let mut fold = Fold::default();
+            let mut fold = OracleFold::default();
             self.history[s]
                 .iter()
-                .for_each(|record| fold.record(record, self.setup.rules, &BTreeSet::new()));
+                .for_each(|record| fold.fold_record(record, self.setup.rules, &BTreeSet::new()));
             merge(&mut expected, &fold.rows);
         }
         let found = stored_rows(&mut *self.store.snapshot().expect("the double answers"));

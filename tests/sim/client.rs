@@ -11,23 +11,23 @@ use rollmill::model::decimal::Decimal;
 use rollmill::model::offset::ShardId;
 use rollmill::persistence::log::{AppendRequest, EventLog};
 
-use crate::fold::{Event, Logged, POISON, TENANTS, series, tenant_of, users};
+use crate::fold::{LoggedRecord, POISON, SimEvent, TENANTS, series, tenant_of, users};
 use crate::plants::Plant;
 use crate::report::{Fault, Violation, ensure};
-use crate::world::World;
+use crate::world::SimWorld;
 
 /// A request and what became of it.
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub events: Vec<Event>,
+pub struct SimRequest {
+    pub events: Vec<SimEvent>,
     /// Its records: no events if the payload is garbage.
-    pub records: Vec<(ShardId, Bytes, Option<Vec<Event>>)>,
+    pub records: Vec<(ShardId, Bytes, Option<Vec<SimEvent>>)>,
     pub acked: bool,
 }
 
-impl World {
+impl SimWorld {
     /// A client sends something.
-    pub fn client(&mut self) -> Result<(), Violation> {
+    pub fn run_client(&mut self) -> Result<(), Violation> {
         let waiting: Vec<usize> =
             (0..self.requests.len()).filter(|r| !self.requests[*r].acked).collect();
         if !waiting.is_empty() && self.rng.chance(500) {
@@ -50,7 +50,7 @@ impl World {
             let shard = ShardId(self.rng.below(self.shards()) as u32);
             let garbage = Bytes::from(format!("garbage {}", self.next_id));
             self.next_id += 1;
-            Request { events: vec![], records: vec![(shard, garbage, None)], acked: false }
+            SimRequest { events: vec![], records: vec![(shard, garbage, None)], acked: false }
         } else {
             let tenant = self.rng.below(2);
             let events = (0..1 + self.rng.below(4)).map(|_| self.event(tenant)).collect();
@@ -60,7 +60,7 @@ impl World {
         self.send(self.requests.len() - 1, false)
     }
 
-    fn event(&mut self, tenant: usize) -> Event {
+    fn event(&mut self, tenant: usize) -> SimEvent {
         let late = self.rng.chance(self.setup.late);
         if late {
             self.hit(Fault::LateEvent);
@@ -68,7 +68,7 @@ impl World {
         self.next_id += 1;
         let id = self.next_id;
         let rng = &mut self.rng;
-        Event {
+        SimEvent {
             series: tenant * 6 + rng.below(6),
             timestamp: self.now - if late { 90_000_000 } else { rng.pick(&[0, 10, 3_600_000]) },
             value: rng.chance(900).then(|| rng.below(2_000_000_000) as i64 - 500_000_000),
@@ -79,9 +79,9 @@ impl World {
     }
 
     /// Encodes a request as the gateway does.
-    pub fn request(&self, events: Vec<Event>) -> Request {
+    pub fn request(&self, events: Vec<SimEvent>) -> SimRequest {
         let all = series(self.setup.shards);
-        let valid = |event: &Event| ValidEvent {
+        let valid = |event: &SimEvent| ValidEvent {
             series: all[event.series].clone(),
             timestamp: event.timestamp,
             value: event.value.map(|v| Decimal::from_units(v.into())),
@@ -101,7 +101,7 @@ impl World {
         let records = records_of(&batch, 1, 0).records.into_iter();
         let records =
             records.map(|(shard, payload)| (shard, payload, Some(of_shard(shard)))).collect();
-        Request { events, records, acked: false }
+        SimRequest { events, records, acked: false }
     }
 
     pub fn send(&mut self, r: usize, again: bool) -> Result<(), Violation> {
@@ -113,7 +113,7 @@ impl World {
             .iter()
             .map(|(shard, payload, _)| (*shard, payload.clone()))
             .collect();
-        if self.plants(Plant::RequestTorn) {
+        if self.has_plant(Plant::RequestTorn) {
             records.truncate(1);
         }
         let answer = self
@@ -122,20 +122,20 @@ impl World {
             .expect("the log is open")
             .try_recv()
             .expect("the double answers");
-        self.note(|| format!("request {r} is appended: {answer:?}"));
-        self.read_along(r)?;
+        self.add_trace(|| format!("request {r} is appended: {answer:?}"));
+        self.record_history(r)?;
         let lost = answer.is_ok() && self.rng.chance(self.setup.ack_lost);
         if lost {
             self.hit(Fault::AckLost);
         }
-        if (answer.is_ok() && !lost) || self.plants(Plant::AckBeforeLog) {
+        if (answer.is_ok() && !lost) || self.has_plant(Plant::AckBeforeLog) {
             self.requests[r].acked = true;
         }
         Ok(())
     }
 
     /// Notes what the log has kept of a request.
-    fn read_along(&mut self, r: usize) -> Result<(), Violation> {
+    fn record_history(&mut self, r: usize) -> Result<(), Violation> {
         for s in 0..self.shards() {
             let shard = ShardId(s as u32);
             let mut next = self.history[s].len() as u64;
@@ -150,7 +150,7 @@ impl World {
                             "the log holds what nobody sent".to_owned()
                         });
                     };
-                    self.history[s].push(Logged {
+                    self.history[s].push(LoggedRecord {
                         appended: record.appended,
                         received: record.received,
                         payload: payload.clone(),

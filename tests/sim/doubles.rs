@@ -5,31 +5,31 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use rollmill::model::budget::Budget;
+use rollmill::model::budget::QueryBudget;
 use rollmill::model::flush::{
     AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, LogRecord,
     QuarantineRow, SeriesInfo,
 };
-use rollmill::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
+use rollmill::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, ShardRestore, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::record;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::SeriesId;
 use rollmill::model::window::{Hour, Millis};
-use rollmill::persistence::archive::{Archive, ArchiveError, Examined, ObjectInfo};
-use rollmill::persistence::store::memory::{self, MemoryStore, Write};
+use rollmill::persistence::archive::{Archive, ArchiveError, ObjectInfo, RecoveredObject};
+use rollmill::persistence::store::memory::{self, MemoryStore, StoreWrite};
 use rollmill::persistence::store::{
-    Damage, Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, RollupStore, Sizes, StoreError,
-    StoreSnapshot,
+    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, RollupStore, StoreDamage,
+    StoreError, StoreSizes, StoreSnapshot,
 };
 
 use crate::plants::Plant;
-use crate::report::{Fault, Stats};
+use crate::report::{Fault, RunStats};
 use crate::rng::Rng;
 
 /// Faults per thousand calls.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Rates {
+pub struct FaultRates {
     pub append: usize,
     pub flush: usize,
     pub claim: usize,
@@ -40,17 +40,17 @@ pub struct Rates {
 }
 
 /// Where the doubles draw their faults from, and where effects are counted.
-pub struct Dice {
+pub struct FaultDice {
     pub rng: Rng,
-    pub rates: Rates,
-    pub stats: Stats,
+    pub rates: FaultRates,
+    pub stats: RunStats,
     /// How the next flush fails, whatever is drawn.
-    pub next_flush: Option<memory::Fault>,
+    pub next_flush: Option<memory::StoreFault>,
 }
 
-pub type SharedDice = Arc<Mutex<Dice>>;
+pub type SharedDice = Arc<Mutex<FaultDice>>;
 
-pub fn roll<T>(dice: &SharedDice, with: impl FnOnce(&mut Dice) -> T) -> T {
+pub fn with_dice<T>(dice: &SharedDice, with: impl FnOnce(&mut FaultDice) -> T) -> T {
     with(&mut dice.lock().expect("one thread"))
 }
 
@@ -70,25 +70,25 @@ impl SimStore {
     pub fn new(dice: &SharedDice, plant: Option<Plant>) -> Arc<Self> {
         let (inner, drawing) = (MemoryStore::new(), dice.clone());
         inner.set_faults(move |write| {
-            roll(&drawing, |dice| {
-                if write == Write::Flush && dice.next_flush.is_some() {
+            with_dice(&drawing, |dice| {
+                if write == StoreWrite::Flush && dice.next_flush.is_some() {
                     return dice.next_flush.take();
                 }
                 let rate = match write {
-                    Write::Claim => dice.rates.claim,
-                    Write::Flush => dice.rates.flush,
-                    Write::MarkSuspect => dice.rates.mark,
-                    Write::Archived => dice.rates.manifest,
-                    Write::Moved
-                    | Write::Expired
-                    | Write::Expiry
-                    | Write::Settle
-                    | Write::Restore => 0,
+                    StoreWrite::Claim => dice.rates.claim,
+                    StoreWrite::Flush => dice.rates.flush,
+                    StoreWrite::MarkSuspect => dice.rates.mark,
+                    StoreWrite::InsertManifestRow => dice.rates.manifest,
+                    StoreWrite::SetTier
+                    | StoreWrite::ExpireObject
+                    | StoreWrite::Expiry
+                    | StoreWrite::SettleQuarantine
+                    | StoreWrite::Restore => 0,
                 };
                 let kinds = [
-                    memory::Fault::Before,
-                    memory::Fault::AppliedReplyLost,
-                    memory::Fault::NotAppliedReplyLost,
+                    memory::StoreFault::Before,
+                    memory::StoreFault::AppliedReplyLost,
+                    memory::StoreFault::NotAppliedReplyLost,
                 ];
                 dice.rng.chance(rate).then(|| dice.rng.pick(&kinds))
             })
@@ -97,15 +97,15 @@ impl SimStore {
     }
 
     fn hit(&self, fault: Fault) {
-        roll(&self.dice, |dice| dice.stats.hit(fault));
+        with_dice(&self.dice, |dice| dice.stats.hit(fault));
     }
 
-    pub fn backup(&self) -> memory::Backup {
+    pub fn backup(&self) -> memory::StoreBackup {
         self.inner.backup()
     }
 
-    pub fn put_back(&self, backup: &memory::Backup) {
-        self.inner.put_back(backup);
+    pub fn put_back(&self, backup: &memory::StoreBackup) {
+        self.inner.restore_backup(backup);
     }
 
     fn planted_flush(
@@ -140,7 +140,7 @@ impl SimStore {
                     ..guard
                 };
                 let ids = FlushBatch { dedup: batch.dedup.clone(), ..FlushBatch::default() };
-                return if roll(&self.dice, |dice| dice.rng.chance(300)) {
+                return if with_dice(&self.dice, |dice| dice.rng.chance(300)) {
                     Ok(())
                 } else {
                     self.inner.flush(there, &ids, forget)
@@ -194,8 +194,9 @@ impl RollupStore for SimStore {
         let moved = checkpoint(&*self.inner, guard.shard).map(|c| c.next) != before;
         match &outcome {
             Ok(())
-            | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {
-            }
+            | Err(
+                StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::QueryEnded,
+            ) => {}
             Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => {
                 self.hit(Fault::FlushFailed)
             }
@@ -229,8 +230,9 @@ impl RollupStore for SimStore {
             checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
         match &outcome {
             Ok(())
-            | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {
-            }
+            | Err(
+                StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::QueryEnded,
+            ) => {}
             Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => {
                 self.hit(Fault::ManifestFailed)
             }
@@ -247,14 +249,14 @@ impl RollupStore for SimStore {
 
     fn swap_expiry(
         &self,
-        of: Expiring,
+        of: ExpiryTarget,
         before: Option<&str>,
         after: &str,
     ) -> Result<bool, StoreError> {
         self.inner.swap_expiry(of, before, after)
     }
 
-    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
+    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
         self.inner.say_yes(of)
     }
 
@@ -272,35 +274,35 @@ impl RollupStore for SimStore {
         self.inner.settle_quarantine(shard, offset, index, delta)
     }
 
-    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
+    fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         self.inner.restore(shard)
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         let snapshot = self.inner.snapshot()?;
         Ok(if self.plant == Some(Plant::RevisionsStand) {
-            Box::new(Still(snapshot))
+            Box::new(FrozenRevisions(snapshot))
         } else {
             snapshot
         })
     }
 
-    fn snapshot_for(&self, _: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         self.snapshot()
     }
 
     fn snapshot_at_once(
         &self,
-        _: &Budget,
+        _: &QueryBudget,
     ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         self.snapshot().map(Some)
     }
 
-    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+    fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         self.inner.check(found)
     }
 
-    fn sizes(&self) -> Result<Sizes, StoreError> {
+    fn sizes(&self) -> Result<StoreSizes, StoreError> {
         self.inner.sizes()
     }
 
@@ -314,9 +316,9 @@ impl RollupStore for SimStore {
 }
 
 /// A snapshot in which a day once written keeps its first revision.
-struct Still<'a>(Box<dyn StoreSnapshot + 'a>);
+struct FrozenRevisions<'a>(Box<dyn StoreSnapshot + 'a>);
 
-impl StoreSnapshot for Still<'_> {
+impl StoreSnapshot for FrozenRevisions<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         self.0.checkpoints()
     }
@@ -348,7 +350,11 @@ impl StoreSnapshot for Still<'_> {
     ) -> Result<(), StoreError> {
         self.0.rollup_bytes(from, to, visit)
     }
-    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
+    fn metrics(
+        &mut self,
+        tenant: &str,
+        page: &NameRange<'_>,
+    ) -> Result<Vec<MetricInfo>, StoreError> {
         self.0.metrics(tenant, page)
     }
     fn label_values(
@@ -356,7 +362,7 @@ impl StoreSnapshot for Still<'_> {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
-        page: &Page<'_>,
+        page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
         self.0.label_values(tenant, name, metric, page)
     }
@@ -393,10 +399,10 @@ impl StoreSnapshot for Still<'_> {
     fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
         self.0.extent_of_archive(shard)
     }
-    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
         self.0.expiry(of)
     }
-    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
+    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError> {
         self.0.expiries()
     }
     fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
@@ -412,7 +418,11 @@ impl StoreSnapshot for Still<'_> {
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
         self.0.admissions(shard)
     }
-    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+    fn decisions(
+        &mut self,
+        shard: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError> {
         self.0.decisions(shard, range)
     }
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
@@ -420,24 +430,24 @@ impl StoreSnapshot for Still<'_> {
     }
 }
 
-struct Object {
+struct LightObject {
     row: ManifestRow,
     records: Vec<LogRecord>,
-    decisions: Decisions,
+    decisions: RangeDecisions,
     torn: bool,
 }
 
 /// A light archive: records as they are, no Parquet, so that a schedule costs microseconds. Its
 /// faults are those of the real double.
 #[derive(Default)]
-struct Light(Mutex<BTreeMap<String, Object>>);
+struct LightArchive(Mutex<BTreeMap<String, LightObject>>);
 
 fn received_range(records: &[LogRecord]) -> (Millis, Millis) {
     let received = || records.iter().map(|record| record.received);
     (received().min().unwrap_or(0), received().max().unwrap_or(0))
 }
 
-impl Light {
+impl LightArchive {
     fn row(
         log: LogId,
         shard: ShardId,
@@ -481,7 +491,7 @@ impl Light {
 
 /// The archive as the simulation uses it.
 pub struct SimArchive {
-    light: Light,
+    light: LightArchive,
     /// The double that writes real Parquet, for a share of the schedules.
     parquet: Option<Arc<dyn Archive>>,
     store: Arc<SimStore>,
@@ -497,7 +507,7 @@ impl SimArchive {
         plant: Option<Plant>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            light: Light::default(),
+            light: LightArchive::default(),
             parquet,
             store: store.clone(),
             dice: dice.clone(),
@@ -510,7 +520,7 @@ impl SimArchive {
         log: LogId,
         shard: ShardId,
         epoch: Epoch,
-        (records, decisions): (&[LogRecord], &Decisions),
+        (records, decisions): (&[LogRecord], &RangeDecisions),
         torn: bool,
     ) -> Result<ManifestRow, ArchiveError> {
         if let Some(parquet) = &self.parquet
@@ -521,9 +531,9 @@ impl SimArchive {
             self.remove(&row.path, Tier::Hot)?;
             return Ok(row);
         }
-        let row = Light::row(log, shard, epoch, records, self.plant);
+        let row = LightArchive::row(log, shard, epoch, records, self.plant);
         let row = row.ok_or_else(|| ArchiveError::Unavailable("no records".to_owned()))?;
-        let object = Object {
+        let object = LightObject {
             row: row.clone(),
             records: records.to_vec(),
             decisions: decisions.clone(),
@@ -548,14 +558,14 @@ impl Archive for SimArchive {
         shard: ShardId,
         epoch: Epoch,
         records: &[LogRecord],
-        decisions: &Decisions,
+        decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError> {
         let kinds = [Fault::ArchiveDown, Fault::ArchiveReplyLost, Fault::ArchiveTorn];
-        let fault = roll(&self.dice, |dice| {
+        let fault = with_dice(&self.dice, |dice| {
             dice.rng.chance(dice.rates.archive).then(|| dice.rng.pick(&kinds))
         });
         if let Some(fault) = fault {
-            roll(&self.dice, |dice| dice.stats.hit(fault));
+            with_dice(&self.dice, |dice| dice.stats.hit(fault));
         }
         let lost = |fault: Fault| Err(ArchiveError::Unavailable(fault.text().to_owned()));
         let row = match fault {
@@ -576,13 +586,13 @@ impl Archive for SimArchive {
             }
         };
         // Another node may take the shard between the object and its manifest row.
-        let nonce = roll(&self.dice, |dice| {
+        let nonce = with_dice(&self.dice, |dice| {
             dice.rng.chance(dice.rates.archive_takeover).then(|| dice.rng.next())
         });
         if let Some(nonce) = nonce
             && self.store.claim(shard, log, nonce).is_ok()
         {
-            roll(&self.dice, |dice| dice.stats.hit(Fault::TakeoverWhileArchiving));
+            with_dice(&self.dice, |dice| dice.stats.hit(Fault::TakeoverWhileArchiving));
         }
         Ok(row)
     }
@@ -599,9 +609,9 @@ impl Archive for SimArchive {
         }
     }
 
-    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
-        if roll(&self.dice, |dice| dice.rng.chance(dice.rates.archive)) {
-            roll(&self.dice, |dice| dice.stats.hit(Fault::ArchiveDown));
+    fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
+        if with_dice(&self.dice, |dice| dice.rng.chance(dice.rates.archive)) {
+            with_dice(&self.dice, |dice| dice.stats.hit(Fault::ArchiveDown));
             return Err(ArchiveError::Unavailable(Fault::ArchiveDown.text().to_owned()));
         }
         let objects = self.light.0.lock().expect("one thread");
@@ -612,7 +622,7 @@ impl Archive for SimArchive {
             (Some(found), _) => {
                 let (row, records, decisions) =
                     (found.row.clone(), found.records.clone(), Some(found.decisions.clone()));
-                Ok(Examined { row, records, decisions, sealed: true })
+                Ok(RecoveredObject { row, records, decisions, has_checksum: true })
             }
             (None, Some(parquet)) => parquet.examine(object),
             (None, None) => Err(ArchiveError::Missing(object.path.clone())),

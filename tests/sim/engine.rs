@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use rollmill::actors::catalogue::{CatalogueQuestion, Growth};
-use rollmill::actors::live::{Asked, LiveReader, Reports};
-use rollmill::actors::slots::Slots;
+use rollmill::actors::catalogue::{CatalogueGrowth, CatalogueQuery};
+use rollmill::actors::live::{LiveReader, ShardRead, ShardResults};
+use rollmill::actors::shard_table::ShardTable;
 use rollmill::clock::Clock;
-use rollmill::gateway::reads;
+use rollmill::gateway::read_routes;
 use rollmill::invariants::Invariant;
-use rollmill::model::budget::Budget;
+use rollmill::model::budget::QueryBudget;
 use rollmill::model::decimal::{Decimal, write_units};
 use rollmill::model::flush::{AccountingDelta, SeriesInfo};
 use rollmill::model::matcher::Matcher;
@@ -19,87 +19,94 @@ use rollmill::model::rollup::Rollup;
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::{RollupStore, StoreError};
 use rollmill::query::engine::{QueryEngine, QueryLimits};
-use rollmill::shards::state::{AccountingQuestion, LiveQuestion};
+use rollmill::shards::state::{AccountingQuery, LiveQuery};
 use serde_json::value::RawValue;
 
 use crate::doubles::checkpoint;
-use crate::fold::{METRIC, Rows, TENANTS, merge, page_of, series, tenant_of};
+use crate::fold::{METRIC, OracleRows, TENANTS, merge, page_of, series, tenant_of};
 use crate::report::{Fault, Violation, ensure};
-use crate::world::World;
+use crate::world::SimWorld;
 
-type Meanwhile = Box<dyn FnOnce() + Send>;
+type PendingAction = Box<dyn FnOnce() + Send>;
 
 /// Sends live reads to the node that was chosen for each shard; before the first one, something may
 /// happen.
-struct Router {
-    slots: Vec<Arc<Slots>>,
+struct ReadRouter {
+    tables: Vec<Arc<ShardTable>>,
     chosen: Mutex<Vec<usize>>,
-    meanwhile: Mutex<Option<Meanwhile>>,
+    meanwhile: Mutex<Option<PendingAction>>,
 }
 
-impl LiveReader for Router {
+impl LiveReader for ReadRouter {
     fn shard_count(&self) -> u32 {
-        self.slots[0].shard_count()
+        self.tables[0].shard_count()
     }
 
     fn read(
         &self,
-        asked: &[Asked],
-        question: &LiveQuestion<'_>,
+        asked: &[ShardRead],
+        question: &LiveQuery<'_>,
         matchers: &[Matcher],
         visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Reports {
+    ) -> ShardResults {
         if let Some(meanwhile) = self.meanwhile.lock().expect("one thread").take() {
             meanwhile();
         }
         let chosen = self.chosen.lock().expect("one thread");
-        let of = |one: &Asked| {
-            self.slots[chosen[one.0.0 as usize]].read(&[*one], question, matchers, visit)
+        let of = |one: &ShardRead| {
+            self.tables[chosen[one.0.0 as usize]].read(&[*one], question, matchers, visit)
         };
         asked.iter().flat_map(of).collect()
     }
 
     fn catalogue(
         &self,
-        asked: &[Asked],
-        question: &CatalogueQuestion<'_>,
-        visit: &mut dyn FnMut(&Growth),
-    ) -> Reports {
+        asked: &[ShardRead],
+        question: &CatalogueQuery<'_>,
+        visit: &mut dyn FnMut(&CatalogueGrowth),
+    ) -> ShardResults {
         let chosen = self.chosen.lock().expect("one thread");
         asked
             .iter()
             .flat_map(|one| {
-                self.slots[chosen[one.0.0 as usize]].catalogue(&[*one], question, visit)
+                self.tables[chosen[one.0.0 as usize]].catalogue(&[*one], question, visit)
             })
             .collect()
     }
 
     fn accounting(
         &self,
-        asked: &[Asked],
-        question: &AccountingQuestion<'_>,
+        asked: &[ShardRead],
+        question: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
-    ) -> Reports {
+    ) -> ShardResults {
         let chosen = self.chosen.lock().expect("one thread");
         asked
             .iter()
             .flat_map(|one| {
-                self.slots[chosen[one.0.0 as usize]].accounting(&[*one], question, visit)
+                self.tables[chosen[one.0.0 as usize]].accounting(&[*one], question, visit)
             })
             .collect()
     }
 }
 
 /// An engine over all nodes.
-pub struct Engine {
+pub struct SimEngine {
     engine: Arc<QueryEngine>,
-    router: Arc<Router>,
+    router: Arc<ReadRouter>,
 }
 
-impl Engine {
-    pub fn new(store: Arc<dyn RollupStore>, slots: Vec<Arc<Slots>>, clock: Arc<dyn Clock>) -> Self {
-        let router =
-            Arc::new(Router { slots, chosen: Mutex::default(), meanwhile: Mutex::default() });
+impl SimEngine {
+    pub fn new(
+        store: Arc<dyn RollupStore>,
+        slots: Vec<Arc<ShardTable>>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let router = Arc::new(ReadRouter {
+            tables: slots,
+            chosen: Mutex::default(),
+            meanwhile: Mutex::default(),
+        });
         let limits = QueryLimits {
             max_points: 10_000,
             max_series: 100,
@@ -124,13 +131,13 @@ struct Completeness {
 
 /// The books of a tenant.
 #[derive(serde::Deserialize)]
-struct Books {
-    hours: Vec<BooksHour>,
+struct LedgerAnswer {
+    hours: Vec<LedgerHour>,
     completeness: Completeness,
 }
 
 #[derive(serde::Deserialize)]
-struct BooksHour {
+struct LedgerHour {
     hour: String,
     accepted: u64,
     aggregated: u64,
@@ -156,7 +163,7 @@ struct Point {
     max: Box<RawValue>,
 }
 
-impl World {
+impl SimWorld {
     /// Asks the engine; a commit on its way may arrive between its snapshot and its live reads.
     pub fn ask_engine(&mut self) -> Result<(), Violation> {
         let tenant = self.rng.below(2);
@@ -169,7 +176,7 @@ impl World {
         let sent = commit.map(|at| self.pending.remove(at));
         let before = sent.as_ref().and_then(|p| checkpoint(&*self.store, p.guard.shard));
         let outcome: Arc<Mutex<Option<Result<(), StoreError>>>> = Arc::default();
-        let arrive = sent.as_ref().map(|p| -> Meanwhile {
+        let arrive = sent.as_ref().map(|p| -> PendingAction {
             let (store, guard, batch, forget) =
                 (self.store.clone(), p.guard, p.batch.clone(), p.forget_ids_before);
             let outcome = outcome.clone();
@@ -189,13 +196,19 @@ impl World {
         let aggs = [("agg", "count,sum,min,max,distinct".to_owned())];
         let params: Vec<_> =
             params.into_iter().chain(range).chain(aggs).map(|(k, v)| (k.to_owned(), v)).collect();
-        let answer = reads::query(&*asked, TENANTS[tenant], &params, self.now, &Budget::default())
-            .expect("the engine answers");
+        let answer = read_routes::query(
+            &*asked,
+            TENANTS[tenant],
+            &params,
+            self.now,
+            &QueryBudget::default(),
+        )
+        .expect("the engine answers");
         if let Some(pending) = sent {
             let outcome =
                 outcome.lock().expect("one thread").take().expect("every query reads a shard");
             self.hit(Fault::CommitDuringQuery);
-            self.delivered(pending, before, outcome)?;
+            self.on_delivered(pending, before, outcome)?;
         }
         let answer: Answer = serde_json::from_str(&answer).expect("the answer is JSON");
         if answer.completeness.partial {
@@ -203,8 +216,8 @@ impl World {
         }
         self.hit(Fault::EngineComplete);
         for (s, &n) in nodes.iter().enumerate() {
-            let slot = self.nodes[n].slots.slot(ShardId(s as u32));
-            let applied = slot.read(|state| (state.epoch(), state.next()));
+            let slot = self.nodes[n].table.entry(ShardId(s as u32));
+            let applied = slot.read_state(|state| (state.epoch(), state.next()));
             let short = applied
                 .and_then(|(of, next)| self.held_at_claim.get(&of).filter(|held| **held > next));
             ensure(Invariant::HonestQueries, short.is_none(), || {
@@ -236,7 +249,7 @@ impl World {
 
     /// Asks the engine for a tenant's books: they must balance, and hold exactly what was counted
     /// below and above the checkpoints.
-    pub fn ask_books(&mut self) -> Result<(), Violation> {
+    pub fn ask_ledger(&mut self) -> Result<(), Violation> {
         let tenant = self.rng.below(2);
         let nodes: Vec<usize> = (0..self.shards()).map(|s| self.owner_of(s)).collect();
         let Some(engine) = &self.engine else { return Ok(()) };
@@ -248,15 +261,15 @@ impl World {
                 .to_string()
         };
         let params = params.map(|(name, ms)| (name.to_owned(), time(ms)));
-        let answer = reads::accounting(
+        let answer = read_routes::accounting(
             &*engine.engine,
             TENANTS[tenant],
             &params,
             self.now,
-            &Budget::default(),
+            &QueryBudget::default(),
         )
         .expect("the engine answers");
-        let books: Books = serde_json::from_str(&answer).expect("the answer is JSON");
+        let books: LedgerAnswer = serde_json::from_str(&answer).expect("the answer is JSON");
         let short = books
             .hours
             .iter()
@@ -296,10 +309,15 @@ impl World {
     }
 
     /// What a complete answer must hold: everything that the owners asked have applied.
-    fn rows(&self, tenant: usize, hours: (i64, i64), nodes: &[usize]) -> Result<Rows, Violation> {
-        let mut rows = Rows::new();
+    fn rows(
+        &self,
+        tenant: usize,
+        hours: (i64, i64),
+        nodes: &[usize],
+    ) -> Result<OracleRows, Violation> {
+        let mut rows = OracleRows::new();
         for (s, &n) in nodes.iter().enumerate() {
-            let slot = self.nodes[n].slots.slot(ShardId(s as u32));
+            let slot = self.nodes[n].table.entry(ShardId(s as u32));
             let at = checkpoint(&*self.store, ShardId(s as u32));
             let owned = at.is_some() && at.map(|c| c.epoch) == slot.epoch();
             ensure(Invariant::HonestQueries, owned, || {
@@ -318,7 +336,7 @@ impl World {
 }
 
 /// The points of rows, by page and hour.
-fn points(rows: &Rows) -> BTreeSet<String> {
+fn points(rows: &OracleRows) -> BTreeSet<String> {
     let mut groups: BTreeMap<(String, i32), Rollup> = BTreeMap::new();
     for ((id, hour), rollup) in rows {
         let plain = (0..12).find(|i| series(1)[*i].id == *id);

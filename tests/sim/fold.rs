@@ -17,7 +17,7 @@ const HOUR_MS: i64 = 3_600_000;
 
 /// What a client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
+pub struct SimEvent {
     /// Index into [`series`].
     pub series: usize,
     pub timestamp: i64,
@@ -29,11 +29,11 @@ pub struct Event {
 
 /// A record as it stands in the log. No events: its payload does not decode.
 #[derive(Debug, Clone)]
-pub struct Logged {
+pub struct LoggedRecord {
     pub appended: i64,
     pub received: i64,
     pub payload: bytes::Bytes,
-    pub events: Option<Vec<Event>>,
+    pub events: Option<Vec<SimEvent>>,
 }
 
 /// The page of a series.
@@ -79,34 +79,39 @@ pub fn users(user: u8) -> String {
 
 /// The limits that decide.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules {
+pub struct OracleRules {
     pub horizon_ms: i64,
     pub max_ids: usize,
     pub max_series: usize,
 }
 
-pub type Place = (u64, u32);
-pub type Rows = BTreeMap<(SeriesId, i32), Rollup>;
+pub type EventPosition = (u64, u32);
+pub type OracleRows = BTreeMap<(SeriesId, i32), Rollup>;
 
 /// The fold of a prefix of one shard's log.
 #[derive(Debug, Clone, Default)]
-pub struct Fold {
+pub struct OracleFold {
     pub next: u64,
     /// Ids in log order: append time, series, id.
     kept: Vec<(i64, usize, u32)>,
     admitted: [BTreeSet<usize>; 2],
-    pub rows: Rows,
+    pub rows: OracleRows,
     /// By tenant (or none) and hour of receipt: aggregated, de-duplicated, quarantined.
     pub accounting: BTreeMap<(&'static str, i32), [u64; 3]>,
-    pub quarantined: BTreeSet<Place>,
+    pub quarantined: BTreeSet<EventPosition>,
     pub events: u64,
     pub overflowed: u64,
     pub counted_again: u64,
     pub undecodable: u64,
 }
 
-impl Fold {
-    pub fn record(&mut self, record: &Logged, rules: Rules, set_aside: &BTreeSet<Place>) {
+impl OracleFold {
+    pub fn fold_record(
+        &mut self,
+        record: &LoggedRecord,
+        rules: OracleRules,
+        set_aside: &BTreeSet<EventPosition>,
+    ) {
         let (offset, hour) = (self.next, record.received.div_euclid(HOUR_MS) as i32);
         self.next += 1;
         let Some(events) = &record.events else {
@@ -117,31 +122,31 @@ impl Fold {
             return;
         };
         for (index, event) in events.iter().enumerate() {
-            self.event(record, event, (offset, index as u32), rules, set_aside);
+            self.fold_event(record, event, (offset, index as u32), rules, set_aside);
         }
     }
 
     /// The first events of the next record: what a shard that goes event by event has applied of
     /// it.
-    pub fn part(
+    pub fn fold_part(
         &mut self,
-        record: &Logged,
+        record: &LoggedRecord,
         events: u32,
-        rules: Rules,
-        set_aside: &BTreeSet<Place>,
+        rules: OracleRules,
+        set_aside: &BTreeSet<EventPosition>,
     ) {
         for (index, event) in record.events.iter().flatten().enumerate().take(events as usize) {
-            self.event(record, event, (self.next, index as u32), rules, set_aside);
+            self.fold_event(record, event, (self.next, index as u32), rules, set_aside);
         }
     }
 
-    fn event(
+    fn fold_event(
         &mut self,
-        record: &Logged,
-        event: &Event,
-        place: Place,
-        rules: Rules,
-        set_aside: &BTreeSet<Place>,
+        record: &LoggedRecord,
+        event: &SimEvent,
+        place: EventPosition,
+        rules: OracleRules,
+        set_aside: &BTreeSet<EventPosition>,
     ) {
         self.events += 1;
         let tenant = tenant_of(event.series);
@@ -187,12 +192,12 @@ impl Fold {
 }
 
 /// Adds the rows of one shard to those of another.
-pub fn merge(into: &mut Rows, rows: &Rows) {
+pub fn merge(into: &mut OracleRows, rows: &OracleRows) {
     rows.iter().for_each(|(key, rollup)| into.entry(*key).or_default().merge(rollup));
 }
 
 /// Where two sets of rows differ, byte by byte.
-pub fn difference(expected: &Rows, found: &Rows) -> Option<String> {
+pub fn difference(expected: &OracleRows, found: &OracleRows) -> Option<String> {
     let bytes = |rollup: Option<&Rollup>| {
         let mut out = Vec::new();
         rollup.unwrap_or(&Rollup::default()).encode(&mut out);

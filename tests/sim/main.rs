@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
 
 use plants::Plant;
-use report::{Stats, Violation};
+use report::{RunStats, Violation};
 use rollmill::clock::Stopwatch;
 
 /// Schedules are made of small maps: half of their time is allocation.
@@ -59,14 +59,14 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs the seeds on all cores; the sums, and the violations by seed.
-fn run_all(seeds: std::ops::Range<u64>, plant: Option<Plant>) -> (Stats, Vec<(u64, Violation)>) {
+fn run_all(seeds: std::ops::Range<u64>, plant: Option<Plant>) -> (RunStats, Vec<(u64, Violation)>) {
     quiet();
-    let (next, sums) = (AtomicU64::new(seeds.start), Mutex::new((Stats::default(), Vec::new())));
+    let (next, sums) = (AtomicU64::new(seeds.start), Mutex::new((RunStats::default(), Vec::new())));
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
-                let (mut stats, mut found) = (Stats::default(), Vec::new());
+                let (mut stats, mut found) = (RunStats::default(), Vec::new());
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds.end {

@@ -3,7 +3,7 @@
 //!
 //! No product code is changed. A bug of the store, the archive or the log is planted in its double;
 //! a bug of a shard is planted in its driver, by altering what the driver is told or what it asks
-//! for, so that the real decision and everything behind it run on ([`Place::Driver`]); a
+//! for, so that the real decision and everything behind it run on ([`PlantSite::Driver`]); a
 //! bug of what surrounds the shards is planted in the simulation's node.
 
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use rollmill::model::flush::{Claim, FlushBatch, FlushGuard};
 use rollmill::model::offset::{OffsetRange, ShardId};
 use rollmill::model::window::Hour;
 use rollmill::persistence::log::EventLog;
-use rollmill::shards::driver::startup::{Loaded, StartupEvent};
-use rollmill::shards::driver::{Command, Event};
+use rollmill::shards::driver::startup::{LoadedShard, StartupEvent};
+use rollmill::shards::driver::{ShardCommand, ShardEvent};
 
 use crate::doubles::checkpoint;
-use crate::world::World;
+use crate::world::SimWorld;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum PlantSite {
     /// In the double behind a port.
     Double,
     /// In the driver of a shard: in what it is told or asks for.
@@ -34,8 +34,8 @@ macro_rules! plants {
         pub enum Plant { $($name),* }
         impl Plant {
             pub const ALL: &[Plant] = &[$(Plant::$name),*];
-            pub fn place(self) -> Place {
-                match self { $(Plant::$name => Place::$place),* }
+            pub fn place(self) -> PlantSite {
+                match self { $(Plant::$name => PlantSite::$place),* }
             }
             pub fn text(self) -> &'static str {
                 match self { $(Plant::$name => $text),* }
@@ -91,7 +91,7 @@ plants! {
 }
 
 /// The driver, altered.
-impl World {
+impl SimWorld {
     /// What a starting shard is told.
     pub fn plant_in_answer(
         &self,
@@ -122,13 +122,18 @@ impl World {
             {
                 *end = next
             }
-            (Some(Plant::RecentIdsNotLoaded), StartupEvent::Load(Ok(Loaded { blocks, .. }))) => {
-                blocks.clear()
-            }
-            (Some(Plant::AdmissionsNotLoaded), StartupEvent::Load(Ok(Loaded { admitted, .. }))) => {
-                admitted.clear()
-            }
-            (Some(Plant::LoadNotChecked), StartupEvent::Load(Ok(Loaded { stored, .. }))) => {
+            (
+                Some(Plant::RecentIdsNotLoaded),
+                StartupEvent::Load(Ok(LoadedShard { blocks, .. })),
+            ) => blocks.clear(),
+            (
+                Some(Plant::AdmissionsNotLoaded),
+                StartupEvent::Load(Ok(LoadedShard { admitted, .. })),
+            ) => admitted.clear(),
+            (
+                Some(Plant::LoadNotChecked),
+                StartupEvent::Load(Ok(LoadedShard { checkpoint: stored, .. })),
+            ) => {
                 *stored = claim.map(|claim| claim.checkpoint);
             }
             _ => {}
@@ -137,32 +142,32 @@ impl World {
     }
 
     /// What a running shard is told, if it is.
-    pub fn plant_in_event<'a>(&self, event: Event<'a>) -> Option<Event<'a>> {
+    pub fn plant_in_event<'a>(&self, event: ShardEvent<'a>) -> Option<ShardEvent<'a>> {
         match (self.plant, event) {
-            (Some(Plant::FailedCommitForgotten), Event::CommitEnded(Err(error)))
-                if error.may_be_repeated() =>
+            (Some(Plant::FailedCommitForgotten), ShardEvent::CommitEnded(Err(error)))
+                if error.is_retryable() =>
             {
                 None
             }
-            (Some(Plant::DedupByWallClock), Event::LogRead(Ok(mut records))) => {
+            (Some(Plant::DedupByWallClock), ShardEvent::LogRead(Ok(mut records))) => {
                 records
                     .to_mut()
                     .iter_mut()
                     .for_each(|record| record.appended = self.now.max(record.appended));
-                Some(Event::LogRead(Ok(records)))
+                Some(ShardEvent::LogRead(Ok(records)))
             }
             (_, event) => Some(event),
         }
     }
 
     /// What a running shard asks for, if it does.
-    pub fn plant_in_command(&self, command: Command) -> Option<Command> {
+    pub fn plant_in_command(&self, command: ShardCommand) -> Option<ShardCommand> {
         match (self.plant, command) {
-            (Some(Plant::IdleNotConfirmed), Command::Confirm { .. })
-            | (Some(Plant::IsolationKept), Command::ReleaseIsolation) => None,
-            (_, Command::Commit { guard, batch, forget_ids_before }) => {
+            (Some(Plant::IdleNotConfirmed), ShardCommand::Confirm { .. })
+            | (Some(Plant::IsolationKept), ShardCommand::ReleaseIsolation) => None,
+            (_, ShardCommand::Commit { guard, batch, forget_ids_before }) => {
                 let (guard, batch) = (self.plant_in_guard(guard), self.plant_in_batch(batch));
-                Some(Command::Commit { guard, batch, forget_ids_before })
+                Some(ShardCommand::Commit { guard, batch, forget_ids_before })
             }
             (_, command) => Some(command),
         }
@@ -185,7 +190,7 @@ impl World {
     }
 
     fn plant_in_batch(&self, batch: Arc<FlushBatch>) -> Arc<FlushBatch> {
-        if !self.plants(Plant::LateEventsDropped) {
+        if !self.has_plant(Plant::LateEventsDropped) {
             return batch;
         }
         let mut dropped = (*batch).clone();

@@ -10,16 +10,18 @@ use rollmill::model::series::metric_hash;
 use rollmill::model::window::Hour;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupQuery, RollupStore};
-use rollmill::shards::state::{LiveQuestion, ShardState};
+use rollmill::shards::state::{LiveQuery, ShardState};
 
-use crate::fold::{Fold, METRIC, Place, Rows, TENANTS, difference, merge, overflow_id, series};
+use crate::fold::{
+    EventPosition, METRIC, OracleFold, OracleRows, TENANTS, difference, merge, overflow_id, series,
+};
 use crate::plants::Plant;
 use crate::report::{Fault, Violation, ensure};
-use crate::world::World;
+use crate::world::SimWorld;
 
 /// What a shard answered.
 #[derive(Clone)]
-pub struct Answer {
+pub struct LiveAnswer {
     applied: u64,
     /// End of the log when it answered.
     end: u64,
@@ -27,26 +29,26 @@ pub struct Answer {
     /// What the log held when its owner claimed the shard, unless it says that it has not reached
     /// that yet.
     held: Option<u64>,
-    set_aside: BTreeSet<Place>,
+    set_aside: BTreeSet<EventPosition>,
     alone: Option<(u64, u32)>,
 }
 
 /// A query between its steps.
 #[derive(Clone)]
-pub struct Query {
+pub struct SimQuery {
     tenant: usize,
     from: i32,
     to: i32,
     pub checkpoints: Vec<Option<Checkpoint>>,
-    rows: Rows,
-    answers: Vec<Option<Answer>>,
+    rows: OracleRows,
+    answers: Vec<Option<LiveAnswer>>,
 }
 
-impl World {
+impl SimWorld {
     /// The next step of the query at hand, or a new one.
-    pub fn query(&mut self) -> Result<(), Violation> {
+    pub fn step_query(&mut self) -> Result<(), Violation> {
         if self.engine.is_some() && self.rng.chance(500) {
-            return if self.rng.chance(200) { self.ask_books() } else { self.ask_engine() };
+            return if self.rng.chance(200) { self.ask_ledger() } else { self.ask_engine() };
         }
         let Some(mut query) = self.query.take() else {
             let query = self.snapshot();
@@ -67,7 +69,7 @@ impl World {
         self.judge(query)
     }
 
-    pub fn snapshot(&mut self) -> Query {
+    pub fn snapshot(&mut self) -> SimQuery {
         let hour = self.now.div_euclid(3_600_000) as i32;
         let (from, to) =
             self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 40, hour)]);
@@ -75,12 +77,18 @@ impl World {
         self.snapshot_of(tenant, from, to)
     }
 
-    pub fn snapshot_of(&mut self, tenant: usize, from: i32, to: i32) -> Query {
-        let mut query =
-            Query { tenant, from, to, checkpoints: vec![], rows: Rows::new(), answers: vec![] };
+    pub fn snapshot_of(&mut self, tenant: usize, from: i32, to: i32) -> SimQuery {
+        let mut query = SimQuery {
+            tenant,
+            from,
+            to,
+            checkpoints: vec![],
+            rows: OracleRows::new(),
+            answers: vec![],
+        };
         self.read_checkpoints(&mut query);
         self.read_rows(&mut query);
-        self.note(|| {
+        self.add_trace(|| {
             format!(
                 "a query takes its snapshot at {:?}",
                 query.checkpoints.iter().map(|c| c.map(|c| c.next)).collect::<Vec<_>>()
@@ -89,14 +97,14 @@ impl World {
         query
     }
 
-    fn read_checkpoints(&self, query: &mut Query) {
+    fn read_checkpoints(&self, query: &mut SimQuery) {
         let found =
             self.store.snapshot().and_then(|mut s| s.checkpoints()).expect("the double answers");
         let of = |s: u32| found.iter().find(|(id, _)| id.0 == s).map(|(_, checkpoint)| *checkpoint);
         query.checkpoints = (0..self.setup.shards).map(of).collect();
     }
 
-    fn read_rows(&self, query: &mut Query) {
+    fn read_rows(&self, query: &mut SimQuery) {
         let question = RollupQuery {
             tenant: TENANTS[query.tenant],
             metric: METRIC,
@@ -108,7 +116,7 @@ impl World {
             max_series: 100,
             budget: None,
         };
-        let mut rows = Rows::new();
+        let mut rows = OracleRows::new();
         let mut snapshot = self.store.snapshot().expect("the double answers");
         snapshot
             .rollups(&question, &mut |info, hour, rollup| {
@@ -122,13 +130,13 @@ impl World {
     fn node_of(&self, s: usize, checkpoint: Option<Checkpoint>) -> Option<usize> {
         let epoch = checkpoint?.epoch;
         (0..self.setup.nodes)
-            .find(|n| self.nodes[*n].slots.slot(ShardId(s as u32)).epoch() == Some(epoch))
+            .find(|n| self.nodes[*n].table.entry(ShardId(s as u32)).epoch() == Some(epoch))
     }
 
     /// Asks the next shard, on the node that seems to own it.
-    fn ask(&mut self, query: &mut Query) {
+    fn ask(&mut self, query: &mut SimQuery) {
         let s = query.answers.len();
-        let owner = (0..self.setup.nodes).find(|n| self.nodes[*n].shells[s].alive).unwrap_or(0);
+        let owner = (0..self.setup.nodes).find(|n| self.nodes[*n].shards[s].alive).unwrap_or(0);
         let n = match self.rng.below(10) {
             0..2 => self.rng.below(self.setup.nodes),
             2..5 => self.node_of(s, query.checkpoints[s]).unwrap_or(owner),
@@ -138,16 +146,16 @@ impl World {
     }
 
     /// Asks a node for the next shard.
-    pub fn ask_node(&mut self, query: &mut Query, n: usize) {
+    pub fn ask_node(&mut self, query: &mut SimQuery, n: usize) {
         let s = query.answers.len();
         let shard = ShardId(s as u32);
-        if self.plants(Plant::CheckpointsReadAfterRows) {
+        if self.has_plant(Plant::CheckpointsReadAfterRows) {
             self.read_checkpoints(query);
         }
         let checkpoint = query.checkpoints[s];
         let (from, to) = (Hour(query.from), Hour(query.to));
         let (tenant, metric) = (TENANTS[query.tenant], METRIC);
-        let question = LiveQuestion {
+        let question = LiveQuery {
             tenant,
             metric,
             from,
@@ -156,13 +164,13 @@ impl World {
             quantiles: true,
             overflow: false,
         };
-        let mut rows = Rows::new();
+        let mut rows = OracleRows::new();
         let end = self.log.end(shard);
         let read = if self.nodes[n].paused {
             // A paused node does not answer in time.
             Err(rollmill::actors::live::LiveError::Unavailable)
         } else {
-            let reports = self.nodes[n].slots.read(
+            let reports = self.nodes[n].table.read(
                 &[(shard, checkpoint)],
                 &question,
                 &[],
@@ -172,11 +180,11 @@ impl World {
             );
             reports[0].1
         };
-        self.note(|| format!("shard {s} on node {n} answers a query: {read:?}"));
+        self.add_trace(|| format!("shard {s} on node {n} answers a query: {read:?}"));
         if read.is_ok() {
-            self.windows_are_said(shard, n, question.tenant, &rows);
+            self.check_windows(shard, n, question.tenant, &rows);
         }
-        let shell = &self.nodes[n].shells[s];
+        let shell = &self.nodes[n].shards[s];
         let answer = match read {
             Ok(report) => {
                 merge(&mut query.rows, &rows);
@@ -187,17 +195,24 @@ impl World {
                     }
                     _ => report.as_of,
                 };
-                let recovering = report.recovering && !self.plants(Plant::RecoveringNotSaid);
+                let recovering = report.recovering && !self.has_plant(Plant::RecoveringNotSaid);
                 let held = checkpoint
                     .and_then(|at| self.held_at_claim.get(&at.epoch).copied())
                     .filter(|_| !recovering);
-                let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
+                let (set_aside, alone) = (shell.quarantined.clone(), shell.isolated);
                 if recovering {
                     self.hit(Fault::Recovering);
                 }
-                Some(Answer { applied: end - report.behind, end, as_of, held, set_aside, alone })
+                Some(LiveAnswer {
+                    applied: end - report.behind,
+                    end,
+                    as_of,
+                    held,
+                    set_aside,
+                    alone,
+                })
             }
-            Err(_) if self.plants(Plant::DeadShardIgnored) => Some(Answer {
+            Err(_) if self.has_plant(Plant::DeadShardIgnored) => Some(LiveAnswer {
                 applied: checkpoint.map_or(0, |c| c.next),
                 end,
                 as_of: self.now,
@@ -208,7 +223,7 @@ impl World {
             Err(_) => None,
         };
         query.answers.push(answer);
-        if self.plants(Plant::RowsReadAfterLive) && query.answers.len() == self.shards() {
+        if self.has_plant(Plant::RowsReadAfterLive) && query.answers.len() == self.shards() {
             let live = std::mem::take(&mut query.rows);
             let before = live.clone();
             self.read_rows(query);
@@ -221,10 +236,11 @@ impl World {
 
     /// What a node says that it holds, so that it need not be asked, leaves out nothing that it
     /// does hold.
-    fn windows_are_said(&self, shard: ShardId, n: usize, tenant: &str, rows: &Rows) {
+    fn check_windows(&self, shard: ShardId, n: usize, tenant: &str, rows: &OracleRows) {
         let mut said = BTreeSet::new();
-        let stood =
-            self.nodes[n].slots.stand(shard, &mut |metric, hour| _ = said.insert((metric, hour.0)));
+        let stood = self.nodes[n]
+            .table
+            .position(shard, &mut |metric, hour| _ = said.insert((metric, hour.0)));
         assert!(stood.is_ok(), "it has just answered");
         let unsaid =
             rows.keys().find(|(_, hour)| !said.contains(&(metric_hash(tenant, METRIC), *hour)));
@@ -236,10 +252,10 @@ impl World {
 
     /// Store ⊕ live must be the fold of exactly what the answer claims, and must claim no more than
     /// it holds.
-    pub fn judge(&mut self, query: Query) -> Result<(), Violation> {
+    pub fn judge(&mut self, query: SimQuery) -> Result<(), Violation> {
         let complete = query.answers.iter().all(Option::is_some);
         self.hit(if complete { Fault::QueryComplete } else { Fault::QueryPartial });
-        let mut expected = Rows::new();
+        let mut expected = OracleRows::new();
         for (s, answer) in query.answers.iter().enumerate() {
             let stored = query.checkpoints[s].map_or(0, |c| c.next);
             merge(&mut expected, &self.fold_to(s, stored, answer.as_ref()).rows);
@@ -287,40 +303,43 @@ impl World {
 
     /// The node that seems to own a shard and answers.
     pub fn owner_of(&mut self, s: usize) -> usize {
-        let lives = |n: &usize| self.nodes[*n].shells[s].alive && !self.nodes[*n].paused;
+        let lives = |n: &usize| self.nodes[*n].shards[s].alive && !self.nodes[*n].paused;
         let owner = (0..self.setup.nodes).find(lives).unwrap_or(0);
         if self.rng.chance(200) { self.rng.below(self.setup.nodes) } else { owner }
     }
 
     /// The fold of everything that the owner on a node has applied.
-    pub fn fold_at(&self, s: usize, stored: u64, n: usize) -> Fold {
-        let shell = &self.nodes[n].shells[s];
-        let slot = self.nodes[n].slots.slot(ShardId(s as u32));
-        let applied = slot.read(ShardState::next).unwrap_or(stored);
-        let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
+    pub fn fold_at(&self, s: usize, stored: u64, n: usize) -> OracleFold {
+        let shell = &self.nodes[n].shards[s];
+        let slot = self.nodes[n].table.entry(ShardId(s as u32));
+        let applied = slot.read_state(ShardState::next).unwrap_or(stored);
+        let (set_aside, alone) = (shell.quarantined.clone(), shell.isolated);
         self.fold_to(
             s,
             stored,
-            Some(&Answer { applied, end: applied, as_of: 0, held: None, set_aside, alone }),
+            Some(&LiveAnswer { applied, end: applied, as_of: 0, held: None, set_aside, alone }),
         )
     }
 
     /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it
     /// as the owner that answered did.
-    pub fn fold_to(&self, s: usize, stored: u64, answer: Option<&Answer>) -> Fold {
+    pub fn fold_to(&self, s: usize, stored: u64, answer: Option<&LiveAnswer>) -> OracleFold {
         let to = answer.map_or(stored, |a| a.applied.max(stored));
-        let mut fold =
-            if self.oracle[s].next == stored { self.oracle[s].clone() } else { Fold::default() };
-        let mut set_aside: BTreeSet<Place> =
+        let mut fold = if self.oracle[s].next == stored {
+            self.oracle[s].clone()
+        } else {
+            OracleFold::default()
+        };
+        let mut set_aside: BTreeSet<EventPosition> =
             self.oracle[s].quarantined.iter().filter(|p| p.0 < stored).copied().collect();
         set_aside.extend(answer.iter().flat_map(|a| a.set_aside.iter()).filter(|p| p.0 >= stored));
         while fold.next < to {
-            fold.record(&self.history[s][fold.next as usize], self.setup.rules, &set_aside);
+            fold.fold_record(&self.history[s][fold.next as usize], self.setup.rules, &set_aside);
         }
         if let Some((offset, index)) = answer.and_then(|a| a.alone)
             && offset == to
         {
-            fold.part(&self.history[s][to as usize], index, self.setup.rules, &set_aside);
+            fold.fold_part(&self.history[s][to as usize], index, self.setup.rules, &set_aside);
         }
         fold
     }

@@ -71,7 +71,7 @@ faults! {
 }
 
 #[derive(Debug, Clone)]
-pub struct Stats {
+pub struct RunStats {
     pub schedules: u64,
     pub steps: u64,
     pub commits: u64,
@@ -79,13 +79,13 @@ pub struct Stats {
     hits: Vec<u64>,
 }
 
-impl Default for Stats {
+impl Default for RunStats {
     fn default() -> Self {
         Self { schedules: 0, steps: 0, commits: 0, events: 0, hits: vec![0; Fault::ALL.len()] }
     }
 }
 
-impl Stats {
+impl RunStats {
     pub fn hit(&mut self, fault: Fault) {
         self.hits[fault as usize] += 1;
     }
@@ -94,7 +94,7 @@ impl Stats {
         self.hits[fault as usize]
     }
 
-    pub fn add(&mut self, other: &Stats) {
+    pub fn add(&mut self, other: &RunStats) {
         self.schedules += other.schedules;
         self.steps += other.steps;
         self.commits += other.commits;
@@ -107,7 +107,7 @@ impl Stats {
     }
 }
 
-impl std::fmt::Display for Stats {
+impl std::fmt::Display for RunStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let total: u64 = self.hits.iter().sum();
         writeln!(

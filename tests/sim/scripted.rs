@@ -8,15 +8,15 @@ use crate::doubles::checkpoint;
 use crate::plants::Plant;
 use crate::report::Violation;
 use crate::rng::Rng;
-use crate::setup::Setup;
-use crate::world::World;
+use crate::setup::SimSetup;
+use crate::world::SimWorld;
 
 const SHARD: ShardId = ShardId(0);
 
-fn world(plant: Option<Plant>) -> World {
+fn world(plant: Option<Plant>) -> SimWorld {
     let mut rng = Rng::new(1);
-    let setup = Setup::calm(&mut rng);
-    World::with(setup, rng, plant, false)
+    let setup = SimSetup::calm(&mut rng);
+    SimWorld::with(setup, rng, plant, false)
 }
 
 /// Node 0 claims and waits for the store; node 1 claims, applies and flushes; then node 0 reads the
@@ -24,17 +24,17 @@ fn world(plant: Option<Plant>) -> World {
 /// whose snapshot still names it as the owner.
 fn overtaken_while_loading() -> Result<(), Violation> {
     let mut world = world(None);
-    (0..5).try_for_each(|_| world.client())?;
+    (0..5).try_for_each(|_| world.run_client())?;
     world.claim(0, 0)?;
     let query = world.snapshot();
     world.claim(1, 0)?;
-    (0..2).try_for_each(|_| world.pulse(1, 0, true))?;
+    (0..2).try_for_each(|_| world.wake_shard(1, 0, true))?;
     world.deliver(0)?;
     (0..2).try_for_each(|_| {
-        if world.nodes[0].shells[0].alive { world.pulse(0, 0, false) } else { Ok(()) }
+        if world.nodes[0].shards[0].alive { world.wake_shard(0, 0, false) } else { Ok(()) }
     })?;
     world.query = Some(query);
-    (0..2).try_for_each(|_| world.query())
+    (0..2).try_for_each(|_| world.step_query())
 }
 
 #[test]
@@ -45,13 +45,13 @@ fn an_owner_overtaken_while_it_loads_gives_up() {
 }
 
 /// A world in which one owner has applied, flushed and archived five requests.
-fn settled(plant: Option<Plant>) -> Result<World, Violation> {
+fn settled(plant: Option<Plant>) -> Result<SimWorld, Violation> {
     let mut world = world(plant);
-    (0..5).try_for_each(|_| world.client())?;
+    (0..5).try_for_each(|_| world.run_client())?;
     world.claim(0, 0)?;
-    (0..2).try_for_each(|_| world.pulse(0, 0, true))?;
+    (0..2).try_for_each(|_| world.wake_shard(0, 0, true))?;
     world.deliver(0)?;
-    world.pulse(0, 0, false)?;
+    world.wake_shard(0, 0, false)?;
     Ok(world)
 }
 
@@ -73,7 +73,7 @@ fn a_log_that_lost_its_tail_stops_every_new_owner() {
 fn a_log_that_loses_its_tail_stops_its_owner() {
     let mut world = settled(None).expect("nothing fails");
     world.log.lose_tail(SHARD, world.log.end(SHARD) - 1);
-    let stopped = world.pulse(0, 0, false).expect_err("the log ends below what was applied");
+    let stopped = world.wake_shard(0, 0, false).expect_err("the log ends below what was applied");
     assert!(
         stopped.invariant.id() == "I12" && stopped.what.contains("the log ends at"),
         "{stopped}"
@@ -85,14 +85,15 @@ fn a_build_that_accepts_a_short_log_is_found() {
     let mut world = settled(Some(Plant::ShortLogAccepted)).expect("nothing fails");
     world.log.lose_tail(SHARD, world.log.end(SHARD) - 1);
     assert!(world.claim(1, 0).is_ok(), "the bug is planted where the shard starts");
-    let found = (0..2).find_map(|_| world.pulse(1, 0, false).err()).expect("it runs into the end");
+    let found =
+        (0..2).find_map(|_| world.wake_shard(1, 0, false).err()).expect("it runs into the end");
     assert_eq!(found.invariant.id(), "I12", "{found}");
 }
 
 #[test]
 fn a_log_released_above_the_checkpoint_stops_every_new_owner() {
     let mut world = settled(None).expect("nothing fails");
-    (0..3).try_for_each(|_| world.client()).expect("nothing fails");
+    (0..3).try_for_each(|_| world.run_client()).expect("nothing fails");
     let end = world.log.end(SHARD);
     world.log.release(&[end - 1]).expect("the double releases");
     let stopped = world.claim(1, 0).expect_err("records between checkpoint and log are missing");

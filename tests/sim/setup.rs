@@ -3,21 +3,21 @@
 
 use rollmill::shards::state::ShardLimits;
 
-use crate::doubles::Rates;
-use crate::fold::{POISON, Rules};
+use crate::doubles::FaultRates;
+use crate::fold::{OracleRules, POISON};
 use crate::rng::Rng;
 
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub struct SimSetup {
     pub shards: u32,
     pub nodes: usize,
     pub steps: usize,
-    pub rules: Rules,
+    pub rules: OracleRules,
     pub limits: ShardLimits,
     pub pull_bytes: usize,
     pub object_bytes: u64,
     pub object_delay_ms: i64,
-    pub rates: Rates,
+    pub rates: FaultRates,
     /// Per thousand steps.
     pub crash: usize,
     pub pause: usize,
@@ -39,10 +39,10 @@ pub struct Setup {
     pub parquet: bool,
 }
 
-impl Setup {
+impl SimSetup {
     /// Two nodes, one shard, nothing fails by itself: for schedules that are written down.
     pub fn calm(rng: &mut Rng) -> Self {
-        let rules = Rules { horizon_ms: 1_000_000, max_ids: 1_000, max_series: 100 };
+        let rules = OracleRules { horizon_ms: 1_000_000, max_ids: 1_000, max_series: 100 };
         let drawn = Self::draw(rng);
         let limits = ShardLimits {
             dedup_horizon_ms: rules.horizon_ms,
@@ -53,7 +53,7 @@ impl Setup {
             shard_count: 1,
             ..drawn.limits
         };
-        let rates = Rates::default();
+        let rates = FaultRates::default();
         let (object_bytes, object_delay_ms) = (1 << 20, 1);
         let calm = Self {
             shards: 1,
@@ -87,7 +87,7 @@ impl Setup {
             1 => frequent / 4,
             _ => frequent,
         };
-        let rules = Rules {
+        let rules = OracleRules {
             horizon_ms: rng.pick(&[100, 1_000, 20_000]),
             max_ids: rng.pick(&[2, 6, 1_000]),
             max_series: rng.pick(&[1, 2, 3, 20]),
@@ -101,7 +101,7 @@ impl Setup {
             shard_count: 1,
             panic_on_user: Some(xxhash_rust::xxh3::xxh3_64(POISON.as_bytes())),
         };
-        let rates = Rates {
+        let rates = FaultRates {
             append: rate(rng, 200),
             flush: rate(rng, 300),
             claim: rate(rng, 150),

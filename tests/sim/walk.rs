@@ -11,21 +11,21 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use rollmill::clock::Stopwatch;
 use rollmill::model::offset::ShardId;
-use rollmill::persistence::store::memory::Fault as StoreFault;
+use rollmill::persistence::store::memory::StoreFault;
 
-use crate::doubles::{checkpoint, roll};
-use crate::fold::Event;
+use crate::doubles::{checkpoint, with_dice};
+use crate::fold::SimEvent;
 use crate::plants::Plant;
-use crate::query::Query;
+use crate::query::SimQuery;
 use crate::report::Violation;
 use crate::rng::Rng;
-use crate::setup::Setup;
-use crate::world::World;
+use crate::setup::SimSetup;
+use crate::world::SimWorld;
 
 const OWNERS: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Choice {
+enum WalkChoice {
     Claim(usize),
     /// One step of a living owner: it loads, or learns how its commit ended, or applies one record.
     Step(usize),
@@ -38,7 +38,7 @@ enum Choice {
 
 /// What may still happen.
 #[derive(Debug, Clone, Copy, Hash)]
-struct Budget {
+struct WalkBudget {
     claims: usize,
     crashes: usize,
     faults: usize,
@@ -47,7 +47,7 @@ struct Budget {
 /// What an owner's state is made of: where it was claimed, what the store held when it loaded, the
 /// batches it began, and how they ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Past {
+struct OwnerHistory {
     claimed: Option<(u64, u64)>,
     loaded: Option<(u64, u64)>,
     next: u64,
@@ -55,18 +55,18 @@ struct Past {
     ended: Vec<(u64, bool)>,
 }
 
-struct Walk {
-    world: World,
-    budget: Budget,
-    past: [Past; OWNERS],
+struct ScheduleWalk {
+    world: SimWorld,
+    budget: WalkBudget,
+    past: [OwnerHistory; OWNERS],
     /// Up to where it has begun to flush; a failed commit takes that back.
     flushed: [u64; OWNERS],
-    snapshots: Vec<Query>,
+    snapshots: Vec<SimQuery>,
     seen: HashSet<(u64, u64)>,
 }
 
-fn event(id: u32, page: usize) -> Event {
-    Event {
+fn event(id: u32, page: usize) -> SimEvent {
+    SimEvent {
         series: page,
         timestamp: 0,
         value: Some(i64::from(id)),
@@ -76,12 +76,12 @@ fn event(id: u32, page: usize) -> Event {
     }
 }
 
-impl Walk {
-    fn new(plant: Option<Plant>, budget: Budget) -> Result<Self, Violation> {
+impl ScheduleWalk {
+    fn new(plant: Option<Plant>, budget: WalkBudget) -> Result<Self, Violation> {
         let mut rng = Rng::new(7);
-        let mut setup = Setup::calm(&mut rng);
+        let mut setup = SimSetup::calm(&mut rng);
         setup.pull_bytes = 1;
-        let mut world = World::with(setup, rng, plant, false);
+        let mut world = SimWorld::with(setup, rng, plant, false);
         for events in [
             vec![event(1, 0), event(2, 1)],
             vec![event(3, 0)],
@@ -102,51 +102,51 @@ impl Walk {
         })
     }
 
-    fn choices(&self) -> Vec<Choice> {
+    fn choices(&self) -> Vec<WalkChoice> {
         let mut choices = Vec::new();
         for n in 0..OWNERS {
-            let shell = &self.world.nodes[n].shells[0];
+            let shell = &self.world.nodes[n].shards[0];
             if shell.alive {
                 let busy = shell.starting.is_some() || shell.inbox.is_some();
                 let more = || self.world.next_of(n, 0) < self.world.history[0].len() as u64;
                 if busy || more() {
-                    choices.push(Choice::Step(n));
+                    choices.push(WalkChoice::Step(n));
                 }
                 let waits = self.world.pending.iter().any(|p| p.node == n && p.life == shell.life);
                 if !busy && !waits && self.world.next_of(n, 0) > self.flushed[n] {
-                    choices.push(Choice::Flush(n));
+                    choices.push(WalkChoice::Flush(n));
                 }
                 if self.budget.crashes > 0 {
-                    choices.push(Choice::Crash(n));
+                    choices.push(WalkChoice::Crash(n));
                 }
             } else if self.budget.claims > 0 {
-                choices.push(Choice::Claim(n));
+                choices.push(WalkChoice::Claim(n));
             }
         }
         for at in 0..self.world.pending.len() {
-            choices.push(Choice::Deliver(at, None));
+            choices.push(WalkChoice::Deliver(at, None));
             if self.budget.faults > 0 {
                 let faults = [
                     StoreFault::Before,
                     StoreFault::AppliedReplyLost,
                     StoreFault::NotAppliedReplyLost,
                 ];
-                choices.extend(faults.map(|fault| Choice::Deliver(at, Some(fault))));
+                choices.extend(faults.map(|fault| WalkChoice::Deliver(at, Some(fault))));
             }
         }
         choices
     }
 
     /// What happens next; `look` asks for the checks, which a repetition does not need.
-    fn take(&mut self, choice: Choice, look: bool) -> Result<(), Violation> {
+    fn take(&mut self, choice: WalkChoice, look: bool) -> Result<(), Violation> {
         match choice {
-            Choice::Claim(n) => {
+            WalkChoice::Claim(n) => {
                 self.budget.claims -= 1;
                 self.world.claim(n, 0)?;
-                self.past[n] = Past { claimed: self.stored(), ..Past::default() };
+                self.past[n] = OwnerHistory { claimed: self.stored(), ..OwnerHistory::default() };
             }
-            Choice::Step(n) => {
-                let shell = &self.world.nodes[n].shells[0];
+            WalkChoice::Step(n) => {
+                let shell = &self.world.nodes[n].shards[0];
                 if let Some((startup, _)) = &shell.starting {
                     let next = startup.claim().map_or(0, |claim| claim.checkpoint.next);
                     (self.flushed[n], self.past[n].loaded) = (next, self.stored());
@@ -157,24 +157,24 @@ impl Walk {
                 self.world.step_once(n)?;
                 self.past[n].next = self.applied(n);
             }
-            Choice::Flush(n) => {
+            WalkChoice::Flush(n) => {
                 self.flushed[n] = self.applied(n);
                 self.past[n].begun.push(self.flushed[n]);
                 self.world.drain(n, 0)?;
             }
-            Choice::Crash(n) => {
+            WalkChoice::Crash(n) => {
                 self.budget.crashes -= 1;
                 self.world.die(n, 0, "crash");
             }
-            Choice::Deliver(at, fault) => {
+            WalkChoice::Deliver(at, fault) => {
                 self.budget.faults -= usize::from(fault.is_some());
-                roll(&self.world.dice, |dice| dice.next_flush = fault);
+                with_dice(&self.world.dice, |dice| dice.next_flush = fault);
                 self.world.deliver(at)?;
-                roll(&self.world.dice, |dice| dice.next_flush = None);
+                with_dice(&self.world.dice, |dice| dice.next_flush = None);
             }
         }
         self.take_snapshot();
-        if look { self.look_around() } else { Ok(()) }
+        if look { self.check_snapshots() } else { Ok(()) }
     }
 
     fn stored(&self) -> Option<(u64, u64)> {
@@ -182,7 +182,7 @@ impl Walk {
     }
 
     fn applied(&self, n: usize) -> u64 {
-        if self.world.nodes[n].shells[0].alive { self.world.next_of(n, 0) } else { 0 }
+        if self.world.nodes[n].shards[0].alive { self.world.next_of(n, 0) } else { 0 }
     }
 
     fn take_snapshot(&mut self) {
@@ -195,9 +195,9 @@ impl Walk {
     }
 
     /// Every snapshot so far, asked of every owner that it names.
-    fn look_around(&mut self) -> Result<(), Violation> {
+    fn check_snapshots(&mut self) -> Result<(), Violation> {
         for n in 0..OWNERS {
-            let epoch = self.world.nodes[n].slots.slot(ShardId(0)).epoch();
+            let epoch = self.world.nodes[n].table.entry(ShardId(0)).epoch();
             for snapshot in &self.snapshots {
                 if epoch.is_some() && snapshot.checkpoints[0].map(|c| c.epoch) == epoch {
                     let mut query = snapshot.clone();
@@ -213,15 +213,15 @@ impl Walk {
         let mut hasher = DefaultHasher::new();
         self.stored().hash(&mut hasher);
         for n in 0..OWNERS {
-            let shell = &self.world.nodes[n].shells[0];
-            let slot = self.world.nodes[n].slots.slot(ShardId(0)).epoch().map(|e| e.counter);
+            let shell = &self.world.nodes[n].shards[0];
+            let slot = self.world.nodes[n].table.entry(ShardId(0)).epoch().map(|e| e.counter);
             (shell.alive, shell.starting.is_some(), slot, &self.past[n]).hash(&mut hasher);
             shell
                 .inbox
                 .as_ref()
                 .map(|(to, outcome)| (to, format!("{outcome:?}")))
                 .hash(&mut hasher);
-            let mine = |p: &&crate::node::Pending| p.node == n;
+            let mine = |p: &&crate::node::PendingCommit| p.node == n;
             let sent = self.world.pending.iter().filter(mine);
             let sent = sent.map(|p| {
                 (p.guard.range, p.guard.epoch.counter, p.life == shell.life && shell.alive)
@@ -236,26 +236,26 @@ impl Walk {
 }
 
 /// What a walk saw, and the first violation with the choices that lead to it.
-struct Found {
+struct WalkResult {
     states: usize,
     transitions: u64,
-    violation: Option<(Vec<Choice>, Violation)>,
+    violation: Option<(Vec<WalkChoice>, Violation)>,
 }
 
-fn walk(plant: Option<Plant>, budget: Budget) -> Found {
+fn walk(plant: Option<Plant>, budget: WalkBudget) -> WalkResult {
     crate::quiet();
-    let mut found = Found { states: 1, transitions: 0, violation: None };
+    let mut found = WalkResult { states: 1, transitions: 0, violation: None };
     let mut known = HashSet::new();
     // The shortest schedules first.
-    let mut open: VecDeque<Vec<Choice>> = [vec![]].into();
+    let mut open: VecDeque<Vec<WalkChoice>> = [vec![]].into();
     while let Some(path) = open.pop_front() {
-        let rebuilt = || -> Result<Walk, Violation> {
-            let mut walk = Walk::new(plant, budget)?;
+        let rebuilt = || -> Result<ScheduleWalk, Violation> {
+            let mut walk = ScheduleWalk::new(plant, budget)?;
             path.iter().try_for_each(|choice| walk.take(*choice, false))?;
             Ok(walk)
         };
         let mut here = Some(rebuilt().expect("it was reached before"));
-        let choices = here.as_ref().map(Walk::choices).unwrap_or_default();
+        let choices = here.as_ref().map(ScheduleWalk::choices).unwrap_or_default();
         for choice in choices {
             let mut next = here.take().unwrap_or_else(|| rebuilt().expect("it was reached before"));
             let mut longer = path.clone();
@@ -275,12 +275,12 @@ fn walk(plant: Option<Plant>, budget: Budget) -> Found {
 }
 
 /// `ROLLMILL_SIM_WALK=3,1,1` walks further: claims, crashes, failing commits.
-fn budgets() -> Vec<Budget> {
+fn budgets() -> Vec<WalkBudget> {
     let asked = std::env::var("ROLLMILL_SIM_WALK").unwrap_or_else(|_| "2,0,1 2,1,0".to_owned());
     let parse = |text: &str| {
         let numbers: Vec<usize> =
             text.split(',').map(|n| n.parse().expect("three numbers")).collect();
-        Budget { claims: numbers[0], crashes: numbers[1], faults: numbers[2] }
+        WalkBudget { claims: numbers[0], crashes: numbers[1], faults: numbers[2] }
     };
     asked.split(' ').map(parse).collect()
 }
@@ -310,7 +310,7 @@ fn the_walk_finds_what_is_planted() {
         Plant::RecentIdsNotLoaded,
         Plant::BlindRetry,
     ] {
-        let found = walk(Some(plant), Budget { claims: 2, crashes: 1, faults: 1 });
+        let found = walk(Some(plant), WalkBudget { claims: 2, crashes: 1, faults: 1 });
         let (path, violation) = found
             .violation
             .unwrap_or_else(|| panic!("{plant:?} is not found in {} states", found.states));

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use rollmill::actors::archiver::{ArchiveLimits, Archiver, Waiting};
-use rollmill::actors::slots::Slots;
+use rollmill::actors::archiver::{ArchiveDelays, ArchiveLimits, Archiver};
+use rollmill::actors::shard_table::ShardTable;
 use rollmill::clock::ManualClock;
 use rollmill::invariants::Invariant;
 use rollmill::model::offset::{Epoch, LogId, ShardId};
@@ -13,28 +13,30 @@ use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::memory::MemoryArchive;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::log::memory::{self, MemoryLog};
-use rollmill::persistence::store::memory::Backup;
+use rollmill::persistence::store::memory::StoreBackup;
 
-use crate::client::Request;
-use crate::doubles::{Dice, Rates, SharedDice, SimArchive, SimStore, checkpoint, roll};
-use crate::engine::Engine;
-use crate::fold::{Fold, Logged, Place};
-use crate::node::{Node, Pending, Shell};
+use crate::client::SimRequest;
+use crate::doubles::{
+    FaultDice, FaultRates, SharedDice, SimArchive, SimStore, checkpoint, with_dice,
+};
+use crate::engine::SimEngine;
+use crate::fold::{EventPosition, LoggedRecord, OracleFold};
+use crate::node::{PendingCommit, SimNode, SimShard};
 use crate::plants::Plant;
-use crate::query::Query;
-use crate::report::{Fault, Stats, Violation, ensure};
+use crate::query::SimQuery;
+use crate::report::{Fault, RunStats, Violation, ensure};
 use crate::rng::Rng;
-use crate::setup::Setup;
+use crate::setup::SimSetup;
 
 pub const LOG: LogId = LogId([9; 16]);
 /// Some day at ten minutes to an hour.
 const T0: i64 = 500_000 * 3_600_000 - 600_000;
 /// Rounds in which everything must be applied, flushed and archived once nothing fails any more. A
 /// poison event costs about 15 lives.
-const HEALING: usize = 6_000;
+const SETTLE_ROUNDS: usize = 6_000;
 
-pub struct World {
-    pub setup: Setup,
+pub struct SimWorld {
+    pub setup: SimSetup,
     pub rng: Rng,
     pub plant: Option<Plant>,
     pub clock: Arc<ManualClock>,
@@ -45,44 +47,47 @@ pub struct World {
     pub store: Arc<SimStore>,
     pub archive: Arc<SimArchive>,
     pub dice: SharedDice,
-    pub nodes: Vec<Node>,
-    pub pending: Vec<Pending>,
-    pub requests: Vec<Request>,
+    pub nodes: Vec<SimNode>,
+    pub pending: Vec<PendingCommit>,
+    pub requests: Vec<SimRequest>,
     pub next_id: u32,
     /// What the log has kept, ever.
-    pub history: Vec<Vec<Logged>>,
+    pub history: Vec<Vec<LoggedRecord>>,
     /// The fold up to the checkpoint, by shard.
-    pub oracle: Vec<Fold>,
+    pub oracle: Vec<OracleFold>,
     /// The end of the log when a shard was claimed, by the epoch of the claim.
     pub held_at_claim: BTreeMap<Epoch, u64>,
     /// The last counter of an epoch seen, by shard.
     pub epochs: Vec<u64>,
-    pub convictable: Vec<BTreeSet<Place>>,
+    pub convictable: Vec<BTreeSet<EventPosition>>,
     /// How the store may come back.
-    pub backup: Option<Backup>,
+    pub backup: Option<StoreBackup>,
     pub rolled_back: bool,
     /// Manifest rows whose objects were compared, by shard.
     pub verified: Vec<usize>,
     /// Archived offset and start of the log when they were last checked, by shard.
     pub archived: Vec<(u64, u64)>,
-    pub query: Option<Query>,
-    pub engine: Option<Engine>,
+    pub query: Option<SimQuery>,
+    pub engine: Option<SimEngine>,
     trace: Option<Vec<String>>,
 }
 
 /// What a schedule came to.
-pub struct Outcome {
-    pub stats: Stats,
+pub struct RunOutcome {
+    pub stats: RunStats,
     pub violation: Option<Violation>,
     pub trace: Vec<String>,
 }
 
 /// Runs the schedule of a seed.
-pub fn run(seed: u64, plant: Option<Plant>, traced: bool) -> Outcome {
-    let mut world = World::new(seed, plant, traced);
-    let violation =
-        world.live().and_then(|()| world.heal()).and_then(|()| world.last_accounts()).err();
-    let mut stats = roll(&world.dice, |dice| std::mem::take(&mut dice.stats));
+pub fn run(seed: u64, plant: Option<Plant>, traced: bool) -> RunOutcome {
+    let mut world = SimWorld::new(seed, plant, traced);
+    let violation = world
+        .run_steps()
+        .and_then(|()| world.settle())
+        .and_then(|()| world.check_everything())
+        .err();
+    let mut stats = with_dice(&world.dice, |dice| std::mem::take(&mut dice.stats));
     stats.schedules = 1;
     for fold in &world.oracle {
         stats.events += fold.events;
@@ -96,33 +101,33 @@ pub fn run(seed: u64, plant: Option<Plant>, traced: bool) -> Outcome {
             (0..hits).for_each(|_| stats.hit(fault));
         }
     }
-    Outcome { stats, violation, trace: world.trace.unwrap_or_default() }
+    RunOutcome { stats, violation, trace: world.trace.unwrap_or_default() }
 }
 
-impl World {
+impl SimWorld {
     pub fn new(seed: u64, plant: Option<Plant>, traced: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let setup = Setup::draw(&mut rng);
+        let setup = SimSetup::draw(&mut rng);
         Self::with(setup, rng, plant, traced)
     }
 
-    pub fn with(setup: Setup, mut rng: Rng, plant: Option<Plant>, traced: bool) -> Self {
+    pub fn with(setup: SimSetup, mut rng: Rng, plant: Option<Plant>, traced: bool) -> Self {
         let clock = ManualClock::at(T0);
         let log = MemoryLog::new(LOG, setup.shards, clock.clone());
-        let dice = Dice {
+        let dice = FaultDice {
             rng: Rng::new(rng.next()),
             rates: setup.rates,
-            stats: Stats::default(),
+            stats: RunStats::default(),
             next_flush: None,
         };
         let dice: SharedDice = Arc::new(Mutex::new(dice));
         let drawing = dice.clone();
         log.set_faults(move || {
-            roll(&drawing, |dice| {
+            with_dice(&drawing, |dice| {
                 let kinds = [
-                    (memory::Fault::Refused, Fault::AppendRefused),
-                    (memory::Fault::Lost, Fault::AppendLost),
-                    (memory::Fault::ReplyLost, Fault::AppendReplyLost),
+                    (memory::LogFault::Refused, Fault::AppendRefused),
+                    (memory::LogFault::Lost, Fault::AppendLost),
+                    (memory::LogFault::ReplyLost, Fault::AppendReplyLost),
                 ];
                 let (fault, counted) =
                     dice.rng.chance(dice.rates.append).then(|| dice.rng.pick(&kinds))?;
@@ -136,23 +141,24 @@ impl World {
         let limits =
             ArchiveLimits { max_bytes: setup.object_bytes, max_delay_ms: setup.object_delay_ms };
         let node = |_| {
-            let slots = Slots::new(log.clone(), clock.clone());
+            let slots = ShardTable::new(log.clone(), clock.clone());
             let archiver = Archiver {
                 log: log.clone(),
                 store: store.clone(),
                 archive: archive.clone(),
                 clock: clock.clone(),
                 limits,
-                slots: slots.clone(),
-                waiting: Waiting::default(),
+                table: slots.clone(),
+                delays: ArchiveDelays::default(),
             };
-            let shells = (0..setup.shards).map(|_| Shell::default()).collect();
-            Node { slots, archiver, paused: false, shells, isolating: None }
+            let shells = (0..setup.shards).map(|_| SimShard::default()).collect();
+            SimNode { table: slots, archiver, paused: false, shards: shells, isolating: None }
         };
         let shards = setup.shards as usize;
-        let nodes: Vec<Node> = (0..setup.nodes).map(node).collect();
-        let all_slots = || nodes.iter().map(|node| node.slots.clone()).collect();
-        let engine = setup.engine.then(|| Engine::new(store.clone(), all_slots(), clock.clone()));
+        let nodes: Vec<SimNode> = (0..setup.nodes).map(node).collect();
+        let all_slots = || nodes.iter().map(|node| node.table.clone()).collect();
+        let engine =
+            setup.engine.then(|| SimEngine::new(store.clone(), all_slots(), clock.clone()));
         Self {
             nodes,
             engine,
@@ -169,7 +175,7 @@ impl World {
             requests: Vec::new(),
             next_id: 0,
             history: vec![Vec::new(); shards],
-            oracle: vec![Fold::default(); shards],
+            oracle: vec![OracleFold::default(); shards],
             held_at_claim: BTreeMap::new(),
             epochs: vec![0; shards],
             convictable: vec![BTreeSet::new(); shards],
@@ -183,7 +189,7 @@ impl World {
         }
     }
 
-    pub fn note(&mut self, what: impl FnOnce() -> String) {
+    pub fn add_trace(&mut self, what: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push(format!("{:>8} {}", self.now - T0, what()));
         }
@@ -193,21 +199,21 @@ impl World {
         self.setup.shards as usize
     }
 
-    fn live(&mut self) -> Result<(), Violation> {
+    fn run_steps(&mut self) -> Result<(), Violation> {
         for _ in 0..self.setup.steps {
             self.count_step();
             self.pass_time();
-            self.trouble()?;
+            self.inject_trouble()?;
             let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
             match self.rng.below(100) {
-                0..20 => self.client()?,
-                20..60 => self.turn(n, s)?,
+                0..20 => self.run_client()?,
+                20..60 => self.run_shard(n, s)?,
                 60..80 if !self.pending.is_empty() => {
                     let at = self.rng.below(self.pending.len());
                     self.deliver(at)?;
                 }
-                80..88 if !self.nodes[n].paused => self.look(n)?,
-                88.. => self.query()?,
+                80..88 if !self.nodes[n].paused => self.run_archiver(n)?,
+                88.. => self.step_query()?,
                 _ => {}
             }
         }
@@ -215,7 +221,7 @@ impl World {
     }
 
     fn count_step(&mut self) {
-        roll(&self.dice, |dice| dice.stats.steps += 1);
+        with_dice(&self.dice, |dice| dice.stats.steps += 1);
     }
 
     pub fn set_time(&mut self, now: i64) {
@@ -224,7 +230,7 @@ impl World {
         // The pulse of a node that runs sees the new time before anything else happens.
         for n in 0..self.setup.nodes {
             if !self.nodes[n].paused {
-                (0..self.shards()).for_each(|s| self.note_progress(n, s));
+                (0..self.shards()).for_each(|s| self.update_progress(n, s));
             }
         }
     }
@@ -252,7 +258,7 @@ impl World {
                 }
                 _ => {
                     self.hit(Fault::LongPause);
-                    self.note(|| format!("{forward} ms pass"));
+                    self.add_trace(|| format!("{forward} ms pass"));
                     self.set_time(self.now + forward);
                 }
             }
@@ -262,23 +268,23 @@ impl World {
     /// The wall clock leaps, and no time passes.
     fn leap(&mut self, by: i64) {
         self.hit(if by < 0 { Fault::ClockBack } else { Fault::ClockForward });
-        self.note(|| format!("the clock leaps by {by}"));
+        self.add_trace(|| format!("the clock leaps by {by}"));
         self.leapt += by;
-        self.clock.leap(by);
+        self.clock.jump(by);
         self.set_time(self.now + by);
     }
 
     /// Whatever may go wrong at any moment.
-    fn trouble(&mut self) -> Result<(), Violation> {
+    fn inject_trouble(&mut self) -> Result<(), Violation> {
         let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
         if self.rng.chance(self.setup.pause) {
-            self.note(|| format!("node {n} pauses or goes on"));
+            self.add_trace(|| format!("node {n} pauses or goes on"));
             self.nodes[n].paused = !self.nodes[n].paused;
             if self.nodes[n].paused {
                 self.hit(Fault::Pause);
             } else {
-                self.nodes[n].shells.iter_mut().for_each(|shell| shell.woke = true);
-                (0..self.shards()).for_each(|s| self.note_progress(n, s));
+                self.nodes[n].shards.iter_mut().for_each(|shell| shell.woke = true);
+                (0..self.shards()).for_each(|s| self.update_progress(n, s));
             }
         }
         if self.rng.chance(self.setup.rollback) {
@@ -289,7 +295,7 @@ impl World {
         }
         if self.rng.chance(self.setup.crash) {
             if self.rng.chance(600) {
-                if self.nodes[n].shells[s].alive && !self.nodes[n].paused {
+                if self.nodes[n].shards[s].alive && !self.nodes[n].paused {
                     self.hit(Fault::ActorCrash);
                     self.die(n, s, "crash");
                 }
@@ -302,13 +308,13 @@ impl World {
 
     /// The store fails over to a standby that lacks commits, or is put back from a backup. Whoever
     /// owned shards goes on unaware.
-    fn roll_back(&mut self, backup: &Backup) -> Result<(), Violation> {
+    fn roll_back(&mut self, backup: &StoreBackup) -> Result<(), Violation> {
         self.hit(Fault::StoreRolledBack);
-        self.note(|| "the store is as it was before".to_owned());
+        self.add_trace(|| "the store is as it was before".to_owned());
         self.store.put_back(backup);
         self.query = None;
         self.rolled_back = true;
-        self.oracle.iter_mut().for_each(|fold| *fold = Fold::default());
+        self.oracle.iter_mut().for_each(|fold| *fold = OracleFold::default());
         self.epochs.iter_mut().for_each(|counter| *counter = 0);
         self.verified.iter_mut().for_each(|rows| *rows = 0);
         self.archived.iter_mut().for_each(|at| *at = (0, 0));
@@ -320,7 +326,7 @@ impl World {
         self.nodes[n].paused = false;
         for s in 0..self.shards() {
             self.die(n, s, "its node crashed");
-            self.nodes[n].slots.slot(ShardId(s as u32)).drop_memory();
+            self.nodes[n].table.entry(ShardId(s as u32)).drop_memory();
         }
         // What was sent to the store may still arrive, or died with the process.
         for at in (0..self.pending.len()).rev() {
@@ -333,17 +339,17 @@ impl World {
 
     /// A shard of a node gets its turn: a living owner goes on, a dead one starts again, and
     /// sometimes another node takes over.
-    fn turn(&mut self, n: usize, s: usize) -> Result<(), Violation> {
+    fn run_shard(&mut self, n: usize, s: usize) -> Result<(), Violation> {
         if self.nodes[n].paused {
             return Ok(());
         }
-        if self.nodes[n].shells[s].alive {
+        if self.nodes[n].shards[s].alive {
             let waits =
-                self.nodes[n].shells[s].starting.is_some() && self.rng.chance(self.setup.slow_load);
-            return if waits { Ok(()) } else { self.pulse(n, s, false) };
+                self.nodes[n].shards[s].starting.is_some() && self.rng.chance(self.setup.slow_load);
+            return if waits { Ok(()) } else { self.wake_shard(n, s, false) };
         }
         let elsewhere =
-            (0..self.setup.nodes).any(|other| other != n && self.nodes[other].shells[s].alive);
+            (0..self.setup.nodes).any(|other| other != n && self.nodes[other].shards[s].alive);
         if elsewhere && !self.rng.chance(self.setup.takeover * 5) {
             return Ok(());
         }
@@ -360,9 +366,9 @@ impl World {
 
     /// Nothing fails any more: everything sent must be acknowledged, applied, flushed, archived and
     /// released in bounded time.
-    fn heal(&mut self) -> Result<(), Violation> {
-        self.note(|| "healing".to_owned());
-        roll(&self.dice, |dice| dice.rates = Rates::default());
+    fn settle(&mut self) -> Result<(), Violation> {
+        self.add_trace(|| "healing".to_owned());
+        with_dice(&self.dice, |dice| dice.rates = FaultRates::default());
         self.log.clear_faults();
         self.nodes.iter_mut().for_each(|node| node.paused = false);
         let survivor = self.rng.below(self.setup.nodes);
@@ -371,18 +377,18 @@ impl World {
             (0..self.shards()).for_each(|s| self.die(n, s, "healing"));
         }
         self.resend_unacknowledged()?;
-        for _ in 0..HEALING {
+        for _ in 0..SETTLE_ROUNDS {
             self.set_time(self.now + 100);
             while !self.pending.is_empty() {
                 self.deliver(0)?;
             }
             for s in 0..self.shards() {
                 match self.owns(survivor, s) {
-                    true => self.pulse(survivor, s, true)?,
+                    true => self.wake_shard(survivor, s, true)?,
                     false => self.claim(survivor, s)?,
                 }
             }
-            self.look(survivor)?;
+            self.run_archiver(survivor)?;
             if self.settled(survivor) {
                 return Ok(());
             }
@@ -391,18 +397,18 @@ impl World {
             .map(|s| (checkpoint(&*self.store, ShardId(s)), self.log.end(ShardId(s))))
             .collect();
         ensure(Invariant::Liveness, false, || {
-            format!("not settled after {HEALING} rounds without faults: {stand:?}")
+            format!("not settled after {SETTLE_ROUNDS} rounds without faults: {stand:?}")
         })
     }
 
     /// Whether the shard's owner lives on the node. One that was fenced off is started again by
     /// whoever assigns shards to nodes.
     fn owns(&self, n: usize, s: usize) -> bool {
-        let shell = &self.nodes[n].shells[s];
+        let shell = &self.nodes[n].shards[s];
         let stored = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch);
         shell.alive
             && (shell.starting.is_some()
-                || self.nodes[n].slots.slot(ShardId(s as u32)).epoch() == stored)
+                || self.nodes[n].table.entry(ShardId(s as u32)).epoch() == stored)
     }
 
     fn settled(&self, n: usize) -> bool {
@@ -410,7 +416,7 @@ impl World {
             && (0..self.setup.shards).all(|s| {
                 let end = self.log.end(ShardId(s));
                 let at = checkpoint(&*self.store, ShardId(s));
-                let shell = &self.nodes[n].shells[s as usize];
+                let shell = &self.nodes[n].shards[s as usize];
                 let idle = shell.alive && shell.starting.is_none() && shell.inbox.is_none();
                 idle && at.is_some_and(|c| c.next == end && c.archived == end)
             })

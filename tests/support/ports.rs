@@ -11,20 +11,20 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// The kinds of servers have ranges of their own, because each part of the tests that needs ports
 /// has its own copy of this file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Family {
+pub struct PortRange {
     first: u16,
     count: u16,
 }
 
-pub const NODES: Family = Family { first: 10_000, count: 2_000 };
-pub const KAFKA: Family = Family { first: 12_000, count: 1_000 };
-pub const POSTGRES: Family = Family { first: 13_000, count: 500 };
-pub const REDIS: Family = Family { first: 13_500, count: 500 };
-pub const S3: Family = Family { first: 14_000, count: 500 };
-pub const MESH: Family = Family { first: 14_500, count: 1_000 };
+pub const NODES: PortRange = PortRange { first: 10_000, count: 2_000 };
+pub const KAFKA: PortRange = PortRange { first: 12_000, count: 1_000 };
+pub const POSTGRES: PortRange = PortRange { first: 13_000, count: 500 };
+pub const REDIS: PortRange = PortRange { first: 13_500, count: 500 };
+pub const S3: PortRange = PortRange { first: 14_000, count: 500 };
+pub const MESH: PortRange = PortRange { first: 14_500, count: 1_000 };
 
 /// A port of loopback on which nobody listens.
-pub fn free(family: Family) -> u16 {
+pub fn free(family: PortRange) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Other test processes on this machine begin elsewhere.
     let begin = (std::process::id() % u32::from(family.count)) as u16;

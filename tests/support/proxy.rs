@@ -12,7 +12,7 @@ use super::rng::Rng;
 
 /// What the proxy does to traffic. Percentages are per chunk that passes, in each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Plan {
+pub struct ProxyPlan {
     /// A chunk of the client is dropped, and the connection cut: the server never saw it.
     pub cut_request: u64,
     /// A chunk of the server is dropped, and the connection cut: the client never learns what was
@@ -32,19 +32,19 @@ pub struct Plan {
 /// A running proxy; it ends with its handle.
 pub struct Proxy {
     pub port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
 }
 
-struct Shared {
+struct ProxyState {
     upstream: u16,
-    plan: Mutex<(Plan, Rng)>,
+    plan: Mutex<(ProxyPlan, Rng)>,
     ended: AtomicBool,
     cut_requests: AtomicU64,
     cut_replies: AtomicU64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum ChunkFate {
     Pass,
     Cut,
     PassThenCut,
@@ -56,9 +56,9 @@ impl Proxy {
     pub fn start(upstream: u16, seed: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             upstream,
-            plan: Mutex::new((Plan::default(), Rng(seed))),
+            plan: Mutex::new((ProxyPlan::default(), Rng(seed))),
             ended: AtomicBool::new(false),
             cut_requests: AtomicU64::new(0),
             cut_replies: AtomicU64::new(0),
@@ -79,7 +79,7 @@ impl Proxy {
     }
 
     /// Changes what is done from now on.
-    pub fn set(&self, plan: Plan) {
+    pub fn set(&self, plan: ProxyPlan) {
         self.shared.plan.lock().expect("no panic").0 = plan;
     }
 
@@ -100,8 +100,8 @@ impl Drop for Proxy {
     }
 }
 
-impl Shared {
-    fn plan(&self) -> Plan {
+impl ProxyState {
+    fn plan(&self) -> ProxyPlan {
         self.plan.lock().expect("no panic").0
     }
 
@@ -115,21 +115,21 @@ impl Shared {
         }
     }
 
-    fn fate(&self, chunk: &[u8], request: bool) -> Fate {
+    fn fate(&self, chunk: &[u8], request: bool) -> ChunkFate {
         let mut guard = self.plan.lock().expect("no panic");
         let (plan, rng) = &mut *guard;
         if plan.stall {
-            return Fate::Stall;
+            return ChunkFate::Stall;
         }
         if request
             && let Some(word) = plan.cut_after
             && chunk.windows(word.len()).any(|part| part == word)
         {
             plan.cut_after = None;
-            return Fate::PassThenCut;
+            return ChunkFate::PassThenCut;
         }
         let percent = if request { plan.cut_request } else { plan.cut_reply };
-        if rng.chance(percent) { Fate::Cut } else { Fate::Pass }
+        if rng.chance(percent) { ChunkFate::Cut } else { ChunkFate::Pass }
     }
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, request: bool, mute: &AtomicBool) {
@@ -140,11 +140,11 @@ impl Shared {
                 Ok(length) => length,
             };
             let mut fate = self.fate(&chunk[..length], request);
-            while fate == Fate::Stall && !self.ended.load(Ordering::SeqCst) {
+            while fate == ChunkFate::Stall && !self.ended.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
                 fate = self.fate(&chunk[..length], request);
             }
-            if fate == Fate::PassThenCut {
+            if fate == ChunkFate::PassThenCut {
                 mute.store(true, Ordering::SeqCst);
                 let _ = to.write_all(&chunk[..length]);
                 self.cut_replies.fetch_add(1, Ordering::SeqCst);
@@ -155,7 +155,7 @@ impl Shared {
             if !request && mute.load(Ordering::SeqCst) {
                 continue;
             }
-            if fate == Fate::Cut {
+            if fate == ChunkFate::Cut {
                 let count = if request { &self.cut_requests } else { &self.cut_replies };
                 count.fetch_add(1, Ordering::SeqCst);
                 break;

@@ -21,12 +21,12 @@ impl Redis {
     pub fn start() -> Self {
         let port = ports::free(ports::REDIS);
         let mut redis = Self { child: None, port, dir: tempfile::tempdir().expect("a directory") };
-        redis.start_again();
+        redis.restart();
         redis
     }
 
     /// On the same port, empty.
-    pub fn start_again(&mut self) {
+    pub fn restart(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
         command.args([

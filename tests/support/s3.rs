@@ -17,7 +17,7 @@ pub const BUCKET: &str = "events";
 
 /// How a request goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub enum S3Fault {
     /// 503 SlowDown, nothing done.
     SlowDown,
     /// 500, nothing done.
@@ -32,12 +32,18 @@ pub enum Fault {
     Truncated,
 }
 
-pub const FAULTS: [Fault; 6] =
-    [Fault::SlowDown, Fault::Internal, Fault::Hang, Fault::LostReply, Fault::Cut, Fault::Truncated];
+pub const FAULTS: [S3Fault; 6] = [
+    S3Fault::SlowDown,
+    S3Fault::Internal,
+    S3Fault::Hang,
+    S3Fault::LostReply,
+    S3Fault::Cut,
+    S3Fault::Truncated,
+];
 
 /// What the server makes of conditional puts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Conditional {
+pub enum ConditionalPuts {
     Honoured,
     /// The header is refused with 501.
     Refused,
@@ -49,9 +55,9 @@ pub enum Conditional {
 struct Behaviour {
     dice: u64,
     per_mille: u64,
-    next: Vec<Fault>,
-    hit: Vec<Fault>,
-    conditional: Conditional,
+    next: Vec<S3Fault>,
+    hit: Vec<S3Fault>,
+    conditional: ConditionalPuts,
     puts: u64,
     down: bool,
 }
@@ -78,7 +84,7 @@ impl S3Server {
             per_mille: 0,
             next: Vec::new(),
             hit: Vec::new(),
-            conditional: Conditional::Honoured,
+            conditional: ConditionalPuts::Honoured,
             puts: 0,
             down: false,
         };
@@ -108,11 +114,11 @@ impl S3Server {
     }
 
     /// The next requests go wrong so; what only a put can suffer waits for one.
-    pub fn fail_next(&self, faults: &[Fault]) {
+    pub fn fail_next(&self, faults: &[S3Fault]) {
         self.set(|b| b.next = faults.iter().rev().copied().collect());
     }
 
-    pub fn set_conditional(&self, conditional: Conditional) {
+    pub fn set_conditional(&self, conditional: ConditionalPuts) {
         self.set(|b| b.conditional = conditional);
     }
 
@@ -122,7 +128,7 @@ impl S3Server {
     }
 
     /// The faults that happened.
-    pub fn hit(&self) -> Vec<Fault> {
+    pub fn injected_faults(&self) -> Vec<S3Fault> {
         self.set(|b| b.hit.clone())
     }
 
@@ -155,13 +161,13 @@ async fn accept(
     }
 }
 
-fn decide(behaviour: &Mutex<Behaviour>, put: bool) -> (Option<Fault>, Conditional) {
+fn decide(behaviour: &Mutex<Behaviour>, put: bool) -> (Option<S3Fault>, ConditionalPuts) {
     let mut b = behaviour.lock().expect("no panic");
     b.puts += u64::from(put);
     if b.down {
-        return (Some(Fault::SlowDown), b.conditional);
+        return (Some(S3Fault::SlowDown), b.conditional);
     }
-    let due = b.next.last().is_some_and(|next| put || *next != Fault::Truncated);
+    let due = b.next.last().is_some_and(|next| put || *next != S3Fault::Truncated);
     let mut fault = if due { b.next.pop() } else { None };
     if fault.is_none() && b.per_mille > 0 {
         // xorshift64
@@ -172,7 +178,7 @@ fn decide(behaviour: &Mutex<Behaviour>, put: bool) -> (Option<Fault>, Conditiona
             fault = Some(FAULTS[(b.dice / 1_000 % FAULTS.len() as u64) as usize]);
         }
     }
-    let fault = fault.filter(|fault| put || *fault != Fault::Truncated);
+    let fault = fault.filter(|fault| put || *fault != S3Fault::Truncated);
     b.hit.extend(fault);
     (fault, b.conditional)
 }
@@ -189,9 +195,9 @@ async fn answer(
     let key = request.uri().path().trim_start_matches('/').replace("%3D", "=");
     let (fault, conditional) = decide(&behaviour, put);
     match fault {
-        Some(Fault::SlowDown) => return status(503, "SlowDown"),
-        Some(Fault::Internal) => return status(500, "InternalError"),
-        Some(Fault::Hang) => {
+        Some(S3Fault::SlowDown) => return status(503, "SlowDown"),
+        Some(S3Fault::Internal) => return status(500, "InternalError"),
+        Some(S3Fault::Hang) => {
             tokio::time::sleep(Duration::from_secs(5)).await;
             return status(500, "InternalError");
         }
@@ -199,9 +205,9 @@ async fn answer(
     }
     if put
         && request.headers().contains_key("if-none-match")
-        && conditional != Conditional::Honoured
+        && conditional != ConditionalPuts::Honoured
     {
-        if conditional == Conditional::Refused {
+        if conditional == ConditionalPuts::Refused {
             return status(501, "NotImplemented");
         }
         // The signature covers the header, so the object goes away instead: then nothing is in the
@@ -210,9 +216,9 @@ async fn answer(
     }
     let response = service.call(request.map(s3s::Body::from)).await?;
     match fault {
-        Some(Fault::LostReply) => status(500, "InternalError"),
-        Some(Fault::Cut) => Err("cut".into()),
-        Some(Fault::Truncated) => {
+        Some(S3Fault::LostReply) => status(500, "InternalError"),
+        Some(S3Fault::Cut) => Err("cut".into()),
+        Some(S3Fault::Truncated) => {
             let path = root.join(&key);
             let half = std::fs::metadata(&path)?.len() / 2;
             std::fs::File::options().write(true).open(&path)?.set_len(half)?;

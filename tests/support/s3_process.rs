@@ -24,10 +24,10 @@ const ANSWER: &str = "ANSWER ";
 pub struct S3Process {
     pub endpoint: String,
     root: PathBuf,
-    running: Option<Running>,
+    running: Option<S3Child>,
 }
 
-struct Running {
+struct S3Child {
     child: Child,
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -36,7 +36,7 @@ struct Running {
 impl S3Process {
     pub fn start(root: &Path) -> Self {
         let (running, endpoint) =
-            Running::start(&format!("127.0.0.1:{}", ports::free(ports::S3)), root);
+            S3Child::start(&format!("127.0.0.1:{}", ports::free(ports::S3)), root);
         Self { endpoint, root: root.to_owned(), running: Some(running) }
     }
 
@@ -53,9 +53,9 @@ impl S3Process {
     }
 
     /// On the same port, with what it had and without faults; one that was not killed goes on.
-    pub fn start_again(&mut self) {
+    pub fn restart(&mut self) {
         if self.running.is_none() {
-            self.running = Some(Running::start(self.address(), &self.root).0);
+            self.running = Some(S3Child::start(self.address(), &self.root).0);
         }
     }
 
@@ -82,7 +82,7 @@ impl S3Process {
     }
 }
 
-impl Running {
+impl S3Child {
     /// The server, and its endpoint.
     fn start(address: &str, root: &Path) -> (Self, String) {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
@@ -119,7 +119,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for S3Child {
     fn drop(&mut self) {
         // Killed already is fine.
         let _ = self.child.kill();
@@ -143,7 +143,7 @@ fn an_s3_server() {
                 server.set_faults(number(1), number(2));
                 println!("{ANSWER}set");
             }
-            "hits" => println!("{ANSWER}{}", server.hit().len()),
+            "hits" => println!("{ANSWER}{}", server.injected_faults().len()),
             other => panic!("what is {other}?"),
         }
     }

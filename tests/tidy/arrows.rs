@@ -74,7 +74,7 @@ const COMPOSES: &[&str] = &[
     "src/node/backends.rs",
     "src/migrate/mod.rs",
     "src/migrate/move_topic.rs",
-    "src/node/migration_mark.rs",
+    "src/node/migration_marker.rs",
     "src/node/offline.rs",
     "src/node/rebuild.rs",
 ];

@@ -9,11 +9,11 @@ use crate::model::flush::{FlushBatch, FlushGuard};
 use crate::model::manifest::Tier;
 use crate::model::offset::LogId;
 use crate::persistence::archive::memory::MemoryArchive;
-use crate::persistence::archive::{Examined, ObjectInfo};
+use crate::persistence::archive::{ObjectInfo, RecoveredObject};
 use crate::persistence::log::AppendRequest;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::store::memory::MemoryStore;
-use crate::shards::series::Admission;
+use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{ShardLimits, ShardState};
 
 const LOG: LogId = LogId([1; 16]);
@@ -22,7 +22,7 @@ const SHARD: ShardId = ShardId(0);
 /// An archive during whose writes the owner leaves.
 struct Leaving {
     inner: MemoryArchive,
-    slots: Arc<Slots>,
+    slots: Arc<ShardTable>,
 }
 
 impl Archive for Leaving {
@@ -32,12 +32,12 @@ impl Archive for Leaving {
         shard: ShardId,
         epoch: Epoch,
         records: &[LogRecord],
-        decisions: &Decisions,
+        decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError> {
-        self.slots.slot(shard).for_supervisor().vacate();
+        self.slots.entry(shard).for_supervisor().vacate();
         self.inner.write(log, shard, epoch, records, decisions)
     }
-    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+    fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
         self.inner.examine(object)
     }
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
@@ -63,7 +63,7 @@ impl Archive for Leaving {
 fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
     let clock = ManualClock::at(1_000_000);
     let (log, store) = (MemoryLog::new(LOG, 1, clock.clone()), MemoryStore::new());
-    let slots = Slots::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), clock.clone());
     let append = |n: u8| {
         drop(
             log.append(AppendRequest { records: vec![(SHARD, Bytes::from(vec![n]))] })
@@ -84,20 +84,31 @@ fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
             shard_count: 1,
             panic_on_user: None,
         };
-        slots.slot(SHARD).begin(
+        slots.entry(SHARD).install_owner(
             &claim,
-            ShardState::new(limits, SHARD, &claim, vec![], Admission::limited(9, vec![]), to),
+            ShardState::new(limits, SHARD, &claim, vec![], SeriesAdmission::limited(9, vec![]), to),
         );
     };
     let archive = Arc::new(Leaving { inner: MemoryArchive::new(), slots: slots.clone() });
     let limits = ArchiveLimits { max_bytes: 1, max_delay_ms: 0 };
-    let (waiting, slots) = (Waiting::default(), slots.clone());
-    let archiver =
-        Archiver { log: log.clone(), store: store.clone(), archive, clock, limits, slots, waiting };
+    let (waiting, slots) = (ArchiveDelays::default(), slots.clone());
+    let archiver = Archiver {
+        log: log.clone(),
+        store: store.clone(),
+        archive,
+        clock,
+        limits,
+        table: slots,
+        delays: waiting,
+    };
     for n in 0..6u8 {
         append(n);
         claim_and_flush(n.into(), Offset::from(n) + 1);
-        assert_eq!(violations(Invariant::ArchiveTiles, || archiver.look()), 0, "object {n}");
+        assert_eq!(
+            violations(Invariant::ArchiveTiles, || archiver.archive_due_shards()),
+            0,
+            "object {n}"
+        );
     }
     let rows = store.snapshot().expect("a snapshot").manifest(Some(SHARD)).expect("rows");
     assert_eq!(rows.iter().map(|row| row.range.to).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
@@ -121,7 +132,8 @@ fn an_object_that_leaves_a_gap_is_a_violation() {
         crc32c: 0,
         tier: Tier::Hot,
     };
-    let found = |due: OffsetRange| violations(Invariant::ArchiveTiles, || _ = continues(&row, due));
+    let found =
+        |due: OffsetRange| violations(Invariant::ArchiveTiles, || _ = is_contiguous(&row, due));
     assert_eq!(found(range), 0);
     assert_eq!(found(OffsetRange { from: 4, to: 9 }), 1);
     assert_eq!(found(OffsetRange { from: 5, to: 8 }), 1);
@@ -130,20 +142,20 @@ fn an_object_that_leaves_a_gap_is_a_violation() {
 #[test]
 fn an_object_is_cut_by_size_or_age() {
     let limits = ArchiveLimits { max_bytes: 100, max_delay_ms: 1_000 };
-    assert!(!limits.due(99, 999));
-    assert!(limits.due(100, 0));
-    assert!(limits.due(1, 1_000));
+    assert!(!limits.is_due(99, 999));
+    assert!(limits.is_due(100, 0));
+    assert!(limits.is_due(1, 1_000));
 }
 
 #[test]
 fn records_wait_from_when_they_are_first_seen() {
-    let (waiting, shard) = (Waiting::default(), ShardId(3));
-    assert_eq!([5, 5, 9].map(|now| waiting.behind(shard, 10, now)), [0, 0, 4]);
+    let (waiting, shard) = (ArchiveDelays::default(), ShardId(3));
+    assert_eq!([5, 5, 9].map(|now| waiting.waited_ms(shard, 10, now)), [0, 0, 4]);
     assert_eq!(
-        [10, 12].map(|now| waiting.behind(shard, 20, now)),
+        [10, 12].map(|now| waiting.waited_ms(shard, 20, now)),
         [0, 2],
         "others wait since then"
     );
-    waiting.over(shard);
-    assert_eq!(waiting.behind(shard, 20, 30), 0);
+    waiting.clear(shard);
+    assert_eq!(waiting.waited_ms(shard, 20, 30), 0);
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::wire::Wire;
+use super::wire::WireProtocol;
 
 /// An answer longer than this is no answer of ours.
 const MAX_ANSWER: usize = 256 << 20;
@@ -21,7 +21,7 @@ async fn open(address: SocketAddr) -> anyhow::Result<TcpStream> {
 }
 
 /// One connection at a time.
-pub(super) struct Client {
+pub(super) struct HttpClient {
     stream: TcpStream,
     /// The server has said that it closes this connection: proxies do so after some number of
     /// requests.
@@ -32,7 +32,7 @@ pub(super) struct Client {
     received: Vec<u8>,
 }
 
-impl Client {
+impl HttpClient {
     pub(super) async fn connect(address: SocketAddr, key: Option<&str>) -> anyhow::Result<Self> {
         let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
         let stream = open(address).await?;
@@ -47,7 +47,7 @@ impl Client {
     }
 
     /// Bytes of the head of a POST with events; the body follows it in one write.
-    pub(super) fn post_head(&self, wire: Wire, body: usize) -> Vec<u8> {
+    pub(super) fn post_head(&self, wire: WireProtocol, body: usize) -> Vec<u8> {
         let (host, key, (path, kind)) = (&self.host, &self.key, wire.route());
         format!(
             "POST {path} HTTP/1.1\r\nhost: {host}\r\n{key}content-type: {kind}\r\ncontent-length: \

@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use self::table::{Column, Comparison, Figure};
+use self::table::{Comparison, ServerColumn, ServerFigure};
 use super::BenchArgs;
-use super::load::{self, Begin, Outcome, Plan, Target, percentile_ms};
-use super::queries::{self, Asked, Filling, SERIES};
-use super::server::Server;
-use super::shape::Shape;
+use super::load::{self, LoadPlan, LoadPosition, LoadResult, LoadTarget, percentile_ms};
+use super::queries::{self, FillPlan, QueryLatencies, SERIES};
+use super::server::BenchServer;
+use super::shape::EventShape;
 use super::victoria;
-use super::wire::Wire;
+use super::wire::WireProtocol;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
 /// What our server is compared with.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum Peer {
+pub(super) enum PeerServer {
     /// Debian's package victoria-metrics
     VictoriaMetrics,
 }
@@ -43,37 +43,37 @@ struct Contender {
     name: &'static str,
     durable: &'static str,
     kept: &'static str,
-    server: Server,
-    target: Target,
+    server: BenchServer,
+    target: LoadTarget,
     cpu_before: f64,
-    sum: Outcome,
+    sum: LoadResult,
     rates: Vec<f64>,
 }
 
 impl Contender {
     fn new(
         name: &'static str,
-        wire: Wire,
-        server: Server,
+        wire: WireProtocol,
+        server: BenchServer,
         [durable, kept]: [&'static str; 2],
     ) -> anyhow::Result<Self> {
-        let target = Target { address: server.address, key: None, wire };
-        let (cpu_before, sum, rates) = (server.cpu_seconds()?, Outcome::default(), Vec::new());
+        let target = LoadTarget { address: server.address, key: None, wire };
+        let (cpu_before, sum, rates) = (server.cpu_seconds()?, LoadResult::default(), Vec::new());
         Ok(Self { name, durable, kept, server, target, cpu_before, sum, rates })
     }
 
     fn is_ours(&self) -> bool {
-        self.target.wire == Wire::Rollmill
+        self.target.wire == WireProtocol::Rollmill
     }
 }
 
 /// How often and how long each server is loaded.
-struct Rounds {
+struct RoundPlan {
     count: u32,
     seconds: u32,
 }
 
-impl Rounds {
+impl RoundPlan {
     /// At least two if there are two seconds, none longer than [`MAX_ROUND_SECONDS`].
     fn of(seconds: u32) -> Self {
         let count = seconds.div_ceil(MAX_ROUND_SECONDS).max(2).min(seconds);
@@ -90,20 +90,20 @@ impl Rounds {
 /// # Errors
 /// If a server cannot be started or refuses, if the peer's binary is missing, or if ours counted
 /// anything wrongly.
-pub(super) async fn measure(args: &BenchArgs, peer: Peer) -> anyhow::Result<Comparison> {
-    let Peer::VictoriaMetrics = peer;
+pub(super) async fn measure(args: &BenchArgs, peer: PeerServer) -> anyhow::Result<Comparison> {
+    let PeerServer::VictoriaMetrics = peer;
     let binary = victoria::binary(args.victoria_binary.as_deref())?;
     let version = victoria::version(&binary)?;
     let run =
         getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
-    let shape = Shape {
+    let shape = EventShape {
         bytes: args.bytes as usize,
         batch: args.batch as usize,
         series: args.series,
         users: args.users,
         run,
     };
-    let rounds = Rounds::of(args.seconds);
+    let rounds = RoundPlan::of(args.seconds);
     let mut contenders = start(args, &binary).await?;
     for contender in &mut contenders {
         warm_up(contender, run).await?;
@@ -120,7 +120,8 @@ pub(super) async fn measure(args: &BenchArgs, peer: Peer) -> anyhow::Result<Comp
     // The third server is another way in, not another way out.
     contenders.truncate(2);
     let questions =
-        ask(&contenders, args.connections, &Shape { run: run ^ 1, ..shape }, &rounds).await?;
+        query_rounds(&contenders, args.connections, &EventShape { run: run ^ 1, ..shape }, &rounds)
+            .await?;
     Ok(Comparison {
         peer: version,
         rounds: rounds.count,
@@ -131,14 +132,14 @@ pub(super) async fn measure(args: &BenchArgs, peer: Peer) -> anyhow::Result<Comp
 }
 
 async fn start(args: &BenchArgs, binary: &std::path::Path) -> anyhow::Result<Vec<Contender>> {
-    let ours = Server::start(None, args.config.as_deref(), args.series).await?;
+    let ours = BenchServer::start(None, args.config.as_deref(), args.series).await?;
     let import = victoria::start(binary, "import").await?;
     let influx = victoria::start(binary, "influx").await?;
     let theirs = ["no", "value and time"];
     Ok(vec![
-        Contender::new("rollmill", Wire::Rollmill, ours, ["yes", "events and rollups"])?,
-        Contender::new("VM JSON import", Wire::JsonImport, import, theirs)?,
-        Contender::new("VM Influx line", Wire::InfluxLine, influx, theirs)?,
+        Contender::new("rollmill", WireProtocol::Rollmill, ours, ["yes", "events and rollups"])?,
+        Contender::new("VM JSON import", WireProtocol::JsonImport, import, theirs)?,
+        Contender::new("VM Influx line", WireProtocol::InfluxLine, influx, theirs)?,
     ])
 }
 
@@ -152,9 +153,9 @@ async fn warm_up(contender: &mut Contender, run: u32) -> anyhow::Result<()> {
     if !wire.takes(status) {
         bail!("{} answered {status}: {}", contender.name, String::from_utf8_lossy(&answer));
     }
-    contender.sum.next = Begin { events: 0, probes: 1 };
+    contender.sum.next = LoadPosition { events: 0, probes: 1 };
     let watch = Stopwatch::start();
-    while !load::shows(&mut client, wire, &metric, 1).await? {
+    while !load::is_visible(&mut client, wire, &metric, 1).await? {
         if watch.elapsed() > MAX_WARM_UP {
             bail!(
                 "{} does not show an event {} s after it took it",
@@ -170,10 +171,10 @@ async fn warm_up(contender: &mut Contender, run: u32) -> anyhow::Result<()> {
 async fn load_once(
     contender: &mut Contender,
     args: &BenchArgs,
-    shape: &Shape,
-    rounds: &Rounds,
+    shape: &EventShape,
+    rounds: &RoundPlan,
 ) -> anyhow::Result<()> {
-    let plan = Plan {
+    let plan = LoadPlan {
         shape: *shape,
         connections: args.connections,
         seconds: rounds.seconds,
@@ -189,7 +190,7 @@ async fn load_once(
     Ok(())
 }
 
-async fn ingest_column(contender: &Contender, shape: &Shape) -> anyhow::Result<Column> {
+async fn ingest_column(contender: &Contender, shape: &EventShape) -> anyhow::Result<ServerColumn> {
     let (sum, server) = (&contender.sum, &contender.server);
     if !contender.is_ours() {
         victoria::flush(server).await?;
@@ -204,43 +205,47 @@ async fn ingest_column(contender: &Contender, shape: &Shape) -> anyhow::Result<C
     }
     let events = sum.acked as f64;
     let figures = vec![
-        Figure::number("events", events, "acknowledged"),
-        Figure::number("events_counted", counted as f64, "afterwards"),
-        Figure::number("events_per_second", events / sum.seconds, "/s"),
-        Figure::number(
+        ServerFigure::number("events", events, "acknowledged"),
+        ServerFigure::number("events_counted", counted as f64, "afterwards"),
+        ServerFigure::number("events_per_second", events / sum.seconds, "/s"),
+        ServerFigure::number(
             "slowest_round",
             contender.rates.iter().copied().fold(f64::INFINITY, f64::min),
             "/s",
         ),
-        Figure::number("fastest_round", contender.rates.iter().copied().fold(0.0, f64::max), "/s"),
-        Figure::number("server_cpu_per_million_events", cpu / events * 1e6, "s"),
-        Figure::number("server_peak_memory", server.peak_memory()? as f64 / 1e6, "MB"),
-        Figure::number("disk_per_event", disk as f64 / events, "bytes"),
-        Figure::number("ack_p50", percentile_ms(sum.ack_us(), 0.5), "ms"),
-        Figure::number("ack_p99", percentile_ms(sum.ack_us(), 0.99), "ms"),
-        Figure::number(
+        ServerFigure::number(
+            "fastest_round",
+            contender.rates.iter().copied().fold(0.0, f64::max),
+            "/s",
+        ),
+        ServerFigure::number("server_cpu_per_million_events", cpu / events * 1e6, "s"),
+        ServerFigure::number("server_peak_memory", server.peak_memory()? as f64 / 1e6, "MB"),
+        ServerFigure::number("disk_per_event", disk as f64 / events, "bytes"),
+        ServerFigure::number("ack_p50", percentile_ms(sum.ack_us(), 0.5), "ms"),
+        ServerFigure::number("ack_p99", percentile_ms(sum.ack_us(), 0.99), "ms"),
+        ServerFigure::number(
             "fresh_p50",
             percentile_ms(sum.fresh_us(), 0.5),
             "ms from the acknowledgement to an answer",
         ),
-        Figure::number("overload_answers", sum.refusals() as f64, "429 or 503, repeated"),
-        Figure::text("acknowledged_is_durable", contender.durable),
-        Figure::text("kept", contender.kept),
+        ServerFigure::number("overload_answers", sum.refusals() as f64, "429 or 503, repeated"),
+        ServerFigure::text("acknowledged_is_durable", contender.durable),
+        ServerFigure::text("kept", contender.kept),
     ];
-    Ok(Column { name: contender.name, figures })
+    Ok(ServerColumn { name: contender.name, figures })
 }
 
 /// The 24 hourly sums of one series, another one each time, in alternating rounds; both must give
 /// the same numbers.
-async fn ask(
+async fn query_rounds(
     contenders: &[Contender],
     connections: u32,
-    shape: &Shape,
-    rounds: &Rounds,
-) -> anyhow::Result<Vec<Column>> {
+    shape: &EventShape,
+    rounds: &RoundPlan,
+) -> anyhow::Result<Vec<ServerColumn>> {
     let (now, metric) = (SystemClock.now(), shape.metric());
     let to = now - now.rem_euclid(24 * HOUR_MS);
-    let filling = Filling {
+    let filling = FillPlan {
         from: to - FILLED_HOURS * HOUR_MS,
         hours: FILLED_HOURS,
         per_hour: FILLED_PER_HOUR,
@@ -253,27 +258,32 @@ async fn ask(
     // What is asked about lies in the stores.
     tokio::time::sleep(MAX_PAUSE).await;
     same_answers(contenders, &metric, to).await?;
-    let mut asked: Vec<(Asked, f64)> = contenders.iter().map(|_| (Asked::default(), 0.0)).collect();
+    let mut asked: Vec<(QueryLatencies, f64)> =
+        contenders.iter().map(|_| (QueryLatencies::default(), 0.0)).collect();
     for _ in 0..rounds.count {
         for (contender, (sum, cpu)) in contenders.iter().zip(&mut asked) {
             let before = contender.server.cpu_seconds()?;
             let time = Duration::from_secs(u64::from(rounds.seconds));
             let path = |n| contender.target.wire.day_path(&metric, n, to);
-            sum.add(queries::many(&contender.target, connections, time, path).await?);
+            sum.add(queries::query_concurrently(&contender.target, connections, time, path).await?);
             *cpu += contender.server.cpu_seconds()? - before;
         }
     }
-    let column = |(contender, (asked, cpu)): (&Contender, &(Asked, f64))| Column {
+    let column = |(contender, (asked, cpu)): (&Contender, &(QueryLatencies, f64))| ServerColumn {
         name: contender.name,
         figures: vec![
-            Figure::number(
+            ServerFigure::number(
                 "queries_per_second",
                 asked.per_second(),
                 "/s, 24 hourly sums of one series",
             ),
-            Figure::number("query_p50", asked.percentile_ms(0.5), "ms"),
-            Figure::number("query_p99", asked.percentile_ms(0.99), "ms"),
-            Figure::number("server_cpu_per_query", cpu * 1e3 / asked.questions() as f64, "ms"),
+            ServerFigure::number("query_p50", asked.percentile_ms(0.5), "ms"),
+            ServerFigure::number("query_p99", asked.percentile_ms(0.99), "ms"),
+            ServerFigure::number(
+                "server_cpu_per_query",
+                cpu * 1e3 / asked.questions() as f64,
+                "ms",
+            ),
         ],
     };
     Ok(contenders.iter().zip(&asked).map(column).collect())
@@ -309,7 +319,7 @@ mod tests {
     #[test]
     fn rounds_are_short_and_at_least_two() {
         let of = |seconds| {
-            let rounds = Rounds::of(seconds);
+            let rounds = RoundPlan::of(seconds);
             (rounds.count, rounds.seconds, rounds.pause().as_secs())
         };
         assert_eq!([of(1), of(2), of(3)], [(1, 1, 2), (2, 1, 2), (2, 1, 2)]);

@@ -3,22 +3,26 @@
 
 use std::fmt::Write;
 
-use super::shape::Shape;
-use super::wire::{Places, Wire};
+use super::shape::EventShape;
+use super::wire::{FieldOffsets, WireProtocol};
 
 /// A request body of fixed length whose changing digits are overwritten.
-pub(super) struct Body {
+pub(super) struct BenchBody {
     pub(super) bytes: Vec<u8>,
     start: usize,
     event: usize,
-    places: Places,
+    places: FieldOffsets,
 }
 
-impl Body {
+impl BenchBody {
     /// `head` stands before the body in the same buffer.
-    pub(super) fn new(shape: &Shape, wire: Wire, head: impl FnOnce(usize) -> Vec<u8>) -> Self {
+    pub(super) fn new(
+        shape: &EventShape,
+        wire: WireProtocol,
+        head: impl FnOnce(usize) -> Vec<u8>,
+    ) -> Self {
         let (mut event, places) = wire.event(shape);
-        if wire == Wire::Rollmill {
+        if wire == WireProtocol::Rollmill {
             pad(&mut event, shape.bytes);
         }
         let [before, between, after] = wire.punctuation();
@@ -30,7 +34,7 @@ impl Body {
     }
 
     /// Events `first..` of the run, at `now`.
-    pub(super) fn patch(&mut self, shape: &Shape, first: u64, now: i64) {
+    pub(super) fn patch(&mut self, shape: &EventShape, first: u64, now: i64) {
         for n in 0..shape.batch {
             let serial = first + n as u64;
             let base = self.start + n * self.event;
@@ -48,7 +52,7 @@ impl Body {
     }
 
     /// Event *n* is of series *first + n*.
-    pub(super) fn one_of_each_series(&mut self, shape: &Shape, first: u64) {
+    pub(super) fn one_of_each_series(&mut self, shape: &EventShape, first: u64) {
         for n in 0..shape.batch {
             self.digits(
                 self.start + n * self.event + self.places.series,
@@ -88,8 +92,8 @@ mod tests {
     #[test]
     fn bodies_are_json_of_the_wanted_size() {
         for bytes in [300, 4_096] {
-            let shape = Shape { bytes, batch: 3, series: 1_000, users: 10, run: 7 };
-            let mut body = Body::new(&shape, Wire::Rollmill, |_| b"HEAD".to_vec());
+            let shape = EventShape { bytes, batch: 3, series: 1_000, users: 10, run: 7 };
+            let mut body = BenchBody::new(&shape, WireProtocol::Rollmill, |_| b"HEAD".to_vec());
             body.patch(&shape, 41, 1_790_000_000_123);
             let events: Vec<serde_json::Value> =
                 serde_json::from_slice(&body.bytes[4..]).expect("JSON");
@@ -104,14 +108,15 @@ mod tests {
 
     #[test]
     fn all_wires_carry_the_same_events() {
-        let shape = Shape { bytes: 300, batch: 3, series: 1_000, users: 10, run: 7 };
+        let shape = EventShape { bytes: 300, batch: 3, series: 1_000, users: 10, run: 7 };
         let text = |wire| {
-            let mut body = Body::new(&shape, wire, |_| Vec::new());
+            let mut body = BenchBody::new(&shape, wire, |_| Vec::new());
             body.patch(&shape, 41, 1_790_000_000_123);
             String::from_utf8(body.bytes).unwrap()
         };
-        let ours: Vec<serde_json::Value> = serde_json::from_str(&text(Wire::Rollmill)).unwrap();
-        let (import, influx) = (text(Wire::JsonImport), text(Wire::InfluxLine));
+        let ours: Vec<serde_json::Value> =
+            serde_json::from_str(&text(WireProtocol::Rollmill)).unwrap();
+        let (import, influx) = (text(WireProtocol::JsonImport), text(WireProtocol::InfluxLine));
         assert_eq!((import.lines().count(), influx.lines().count()), (3, 3));
         for ((ours, import), influx) in ours.iter().zip(import.lines()).zip(influx.lines()) {
             let (series, value) =

@@ -8,61 +8,61 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::Figures;
-use super::client::Client;
-use super::events::Body;
-use super::shape::Shape;
-use super::wire::Wire;
-use crate::cli::client::Answer;
+use super::BenchFigures;
+use super::client::HttpClient;
+use super::events::BenchBody;
+use super::shape::EventShape;
+use super::wire::WireProtocol;
+use crate::cli::client::HttpAnswer;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
 /// Between two measurements of freshness.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
 /// Until a request that was refused, or had no answer, is sent again.
-const REFUSED_FOR: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a server may be away.
-const AWAY: Duration = Duration::from_secs(60);
+const MAX_OUTAGE: Duration = Duration::from_secs(60);
 
 /// Where the load goes.
 #[derive(Clone)]
-pub(super) struct Target {
+pub(super) struct LoadTarget {
     pub(super) address: SocketAddr,
     pub(super) key: Option<String>,
-    pub(super) wire: Wire,
+    pub(super) wire: WireProtocol,
 }
 
-impl Target {
-    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
-        Client::connect(self.address, self.key.as_deref()).await
+impl LoadTarget {
+    pub(super) async fn connect(&self) -> anyhow::Result<HttpClient> {
+        HttpClient::connect(self.address, self.key.as_deref()).await
     }
 
-    pub(super) async fn line(&self) -> anyhow::Result<Line> {
-        Ok(Line { client: self.connect().await?, wire: self.wire })
+    pub(super) async fn open(&self) -> anyhow::Result<LoadConnection> {
+        Ok(LoadConnection { client: self.connect().await?, wire: self.wire })
     }
 }
 
-pub(super) struct Plan {
-    pub(super) shape: Shape,
+pub(super) struct LoadPlan {
+    pub(super) shape: EventShape,
     pub(super) connections: u32,
     pub(super) seconds: u32,
     pub(super) rate: Option<u64>,
-    pub(super) begin: Begin,
+    pub(super) begin: LoadPosition,
 }
 
 /// How much of the run was sent before, so that a further round sends other events.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Begin {
+pub(super) struct LoadPosition {
     pub(super) events: u64,
     pub(super) probes: u64,
 }
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct LoadResult {
     pub(super) acked: u64,
     pub(super) seconds: f64,
-    pub(super) next: Begin,
+    pub(super) next: LoadPosition,
     /// Events of requests that had no answer until the end: counted or not, nobody knows.
     pub(super) unanswered: u64,
     refusals: u64,
@@ -72,7 +72,7 @@ pub(super) struct Outcome {
 }
 
 #[derive(Default)]
-struct Tally {
+struct LoadTally {
     next: Cell<u64>,
     probes: Cell<u64>,
     acked: Cell<u64>,
@@ -83,11 +83,11 @@ struct Tally {
     fresh_us: RefCell<Vec<u32>>,
 }
 
-pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
-    let tally = Tally {
+pub(super) async fn run(target: &LoadTarget, plan: &LoadPlan) -> anyhow::Result<LoadResult> {
+    let tally = LoadTally {
         next: Cell::new(plan.begin.events),
         probes: Cell::new(plan.begin.probes),
-        ..Tally::default()
+        ..LoadTally::default()
     };
     let tally = Rc::new(tally);
     let watch = Rc::new(Stopwatch::start());
@@ -96,8 +96,8 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
     let tasks = tokio::task::LocalSet::new();
     let mut handles = Vec::new();
     for _ in 0..plan.connections {
-        let (tally, watch, line) = (tally.clone(), watch.clone(), target.line().await?);
-        let pace = Pace { rate: plan.rate, begin: plan.begin.events };
+        let (tally, watch, line) = (tally.clone(), watch.clone(), target.open().await?);
+        let pace = RateLimit { rate: plan.rate, begin: plan.begin.events };
         handles.push(tasks.spawn_local(connection(
             line,
             plan.shape,
@@ -107,7 +107,7 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
             watch,
         )));
     }
-    let probe = (target.line().await?, target.connect().await?);
+    let probe = (target.open().await?, target.connect().await?);
     handles.push(tasks.spawn_local(freshness(
         probe,
         plan.shape.run,
@@ -130,10 +130,10 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
     for ended in ended {
         ended??;
     }
-    let mut outcome = Outcome {
+    let mut outcome = LoadResult {
         acked: tally.acked.get(),
         seconds,
-        next: Begin { events: tally.next.get(), probes: tally.probes.get() },
+        next: LoadPosition { events: tally.next.get(), probes: tally.probes.get() },
         unanswered: tally.unanswered.get(),
         refusals: tally.refusals.get(),
         lost: tally.lost.get(),
@@ -146,29 +146,29 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
 }
 
 /// A connection, and what is spoken on it.
-pub(super) struct Line {
-    client: Client,
-    wire: Wire,
+pub(super) struct LoadConnection {
+    client: HttpClient,
+    wire: WireProtocol,
 }
 
-impl Line {
+impl LoadConnection {
     /// A body of these events with its head.
-    pub(super) fn body(&self, shape: &Shape) -> Body {
-        Body::new(shape, self.wire, |length| self.client.post_head(self.wire, length))
+    pub(super) fn body(&self, shape: &EventShape) -> BenchBody {
+        BenchBody::new(shape, self.wire, |length| self.client.post_head(self.wire, length))
     }
 
     /// Sends a request until it is taken, the same events each time: whatever was taken is not
     /// counted twice.
     pub(super) async fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
         match self.try_to_send(request).await? {
-            Tries { unanswered: Some(why), .. } => Err(why),
+            SendAttempts { unanswered: Some(why), .. } => Err(why),
             _ => Ok(()),
         }
     }
 
     /// As [`Self::send`]; a server that is away for too long is no error of the load.
-    async fn try_to_send(&mut self, request: &[u8]) -> anyhow::Result<Tries> {
-        let mut tries = Tries::default();
+    async fn try_to_send(&mut self, request: &[u8]) -> anyhow::Result<SendAttempts> {
+        let mut tries = SendAttempts::default();
         let mut away: Option<Stopwatch> = None;
         loop {
             match self.client.exchange(request).await {
@@ -182,19 +182,19 @@ impl Line {
                 }
                 Err(why) => {
                     tries.lost += u64::from(away.is_none());
-                    if away.get_or_insert_with(Stopwatch::start).elapsed() > AWAY {
-                        return Ok(Tries { unanswered: Some(why), ..tries });
+                    if away.get_or_insert_with(Stopwatch::start).elapsed() > MAX_OUTAGE {
+                        return Ok(SendAttempts { unanswered: Some(why), ..tries });
                     }
                 }
             }
-            tokio::time::sleep(REFUSED_FOR).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 }
 
 /// What it took to send a request.
 #[derive(Default)]
-struct Tries {
+struct SendAttempts {
     refusals: u64,
     /// Connections that ended without an answer; attempts to make them again are not counted.
     lost: u64,
@@ -203,17 +203,17 @@ struct Tries {
 }
 
 /// At most so many events per second since the first of the round.
-struct Pace {
+struct RateLimit {
     rate: Option<u64>,
     begin: u64,
 }
 
 async fn connection(
-    mut line: Line,
-    shape: Shape,
+    mut line: LoadConnection,
+    shape: EventShape,
     seconds: u32,
-    pace: Pace,
-    tally: Rc<Tally>,
+    pace: RateLimit,
+    tally: Rc<LoadTally>,
     watch: Rc<Stopwatch>,
 ) -> anyhow::Result<()> {
     let until = Duration::from_secs(u64::from(seconds));
@@ -243,7 +243,7 @@ async fn connection(
 
 /// An error of the server in its own words.
 fn sentence(status: u16, answer: &[u8]) -> String {
-    Answer {
+    HttpAnswer {
         status,
         retry_after: None,
         text: String::from_utf8_lossy(answer).into_owned(),
@@ -263,13 +263,13 @@ pub(super) fn probe_metric(run: u32) -> String {
 
 /// From the acknowledgement of an event until a query counts it.
 async fn freshness(
-    probe: (Line, Client),
+    probe: (LoadConnection, HttpClient),
     run: u32,
     seconds: u32,
-    tally: Rc<Tally>,
+    tally: Rc<LoadTally>,
     watch: Rc<Stopwatch>,
 ) -> anyhow::Result<()> {
-    let (Line { client: mut writer, wire }, mut reader) = probe;
+    let (LoadConnection { client: mut writer, wire }, mut reader) = probe;
     let metric = probe_metric(run);
     let until = Duration::from_secs(u64::from(seconds));
     while watch.elapsed() < until {
@@ -283,11 +283,11 @@ async fn freshness(
         tally.probes.set(tally.probes.get() + 1);
         let acked = watch.elapsed();
         // A server that is away shows nothing.
-        while !shows(&mut reader, wire, &metric, tally.probes.get()).await.unwrap_or(false) {
+        while !is_visible(&mut reader, wire, &metric, tally.probes.get()).await.unwrap_or(false) {
             // Ours is waited for; a server that shows events after seconds would make the round
             // longer than its load.
             if watch.elapsed() >= until
-                && (wire != Wire::Rollmill || watch.elapsed() - acked > AWAY)
+                && (wire != WireProtocol::Rollmill || watch.elapsed() - acked > MAX_OUTAGE)
             {
                 return Ok(());
             }
@@ -300,9 +300,9 @@ async fn freshness(
 }
 
 /// Whether so many events of the metric are counted.
-pub(super) async fn shows(
-    reader: &mut Client,
-    wire: Wire,
+pub(super) async fn is_visible(
+    reader: &mut HttpClient,
+    wire: WireProtocol,
     metric: &str,
     events: u64,
 ) -> anyhow::Result<bool> {
@@ -313,15 +313,19 @@ pub(super) async fn shows(
 }
 
 /// What the server counted of the run, as soon as it is `expected`, or after a minute.
-pub(super) async fn count_of(target: &Target, shape: &Shape, expected: u64) -> anyhow::Result<u64> {
+pub(super) async fn count_of(
+    target: &LoadTarget,
+    shape: &EventShape,
+    expected: u64,
+) -> anyhow::Result<u64> {
     let now = SystemClock.now();
     count_between(target, shape, now - 24 * HOUR_MS, now + HOUR_MS, expected).await
 }
 
 /// The same, between two times.
 pub(super) async fn count_between(
-    target: &Target,
-    shape: &Shape,
+    target: &LoadTarget,
+    shape: &EventShape,
     from: i64,
     to: i64,
     expected: u64,
@@ -332,7 +336,7 @@ pub(super) async fn count_between(
     loop {
         let (status, answer) = match client.get(&path).await {
             Ok(answer) => answer,
-            Err(why) if watch.elapsed() > AWAY => {
+            Err(why) if watch.elapsed() > MAX_OUTAGE => {
                 return Err(why.context("the server was not there to count"));
             }
             Err(_) => {
@@ -359,7 +363,7 @@ pub(super) fn percentile_ms(sorted: &[u32], share: f64) -> f64 {
     }
 }
 
-impl Outcome {
+impl LoadResult {
     /// Adds a further round.
     pub(super) fn add(&mut self, other: Self) {
         self.acked += other.acked;
@@ -389,7 +393,7 @@ impl Outcome {
         self.refusals
     }
 
-    pub(super) fn figures(&self, shape: &Shape) -> Figures {
+    pub(super) fn figures(&self, shape: &EventShape) -> BenchFigures {
         let rate = self.acked as f64 / self.seconds;
         vec![
             ("events", self.acked as f64, "acknowledged"),

@@ -6,28 +6,28 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::Figures;
-use super::client::Client;
-use super::load::{self, Target, percentile_ms};
-use super::shape::Shape;
+use super::BenchFigures;
+use super::client::HttpClient;
+use super::load::{self, LoadTarget, percentile_ms};
+use super::shape::EventShape;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
 pub(super) const SERIES: u64 = 1_000;
 const DAYS: i64 = 30;
-const ASKING: Duration = Duration::from_secs(5);
+const QUERY_TIME: Duration = Duration::from_secs(5);
 /// A question is asked so many times, and the median counts.
 const REPEATS: usize = 9;
 
 pub(super) async fn measure(
-    target: &Target,
-    shape: &Shape,
+    target: &LoadTarget,
+    shape: &EventShape,
     connections: u32,
-) -> anyhow::Result<Figures> {
+) -> anyhow::Result<BenchFigures> {
     let now = SystemClock.now();
     let to = now - now.rem_euclid(24 * HOUR_MS);
     let from = to - DAYS * 24 * HOUR_MS;
-    fill(target, shape, &Filling { from, hours: DAYS * 24, per_hour: 1 }).await?;
+    fill(target, shape, &FillPlan { from, hours: DAYS * 24, per_hour: 1 }).await?;
     // What is asked about is what lies in the store: flushes come every ten seconds.
     tokio::time::sleep(Duration::from_secs(25)).await;
     let metric = shape.metric();
@@ -35,13 +35,13 @@ pub(super) async fn measure(
     let small = |n: u64| format!("/v1/query?{day}&where=%7Bseries=%22s{n:08}%22%7D");
     let large = format!("/v1/query?metric={metric}&from={from}&to={to}&step=1d&agg=sum&by=series");
     let mut client = target.connect().await?;
-    let cold = once(&mut client, &large).await?;
+    let cold = query_once(&mut client, &large).await?;
     let mut warm = Vec::new();
     for _ in 0..REPEATS {
-        warm.push(once(&mut client, &large).await?);
+        warm.push(query_once(&mut client, &large).await?);
     }
     warm.sort_by(f64::total_cmp);
-    let asked = many(target, connections, ASKING, small).await?;
+    let asked = query_concurrently(target, connections, QUERY_TIME, small).await?;
     Ok(vec![
         ("stored_rollups", (SERIES as i64 * DAYS * 24) as f64, "rows"),
         (
@@ -57,7 +57,7 @@ pub(super) async fn measure(
 }
 
 /// Which hours get events, and how many of each series.
-pub(super) struct Filling {
+pub(super) struct FillPlan {
     pub(super) from: i64,
     pub(super) hours: i64,
     /// At most 11.
@@ -65,9 +65,13 @@ pub(super) struct Filling {
 }
 
 /// Sends the events, each request one of every series, and waits until they are counted.
-pub(super) async fn fill(target: &Target, shape: &Shape, filling: &Filling) -> anyhow::Result<()> {
-    let shape = Shape { series: SERIES, batch: SERIES as usize, ..*shape };
-    let mut line = target.line().await?;
+pub(super) async fn fill(
+    target: &LoadTarget,
+    shape: &EventShape,
+    filling: &FillPlan,
+) -> anyhow::Result<()> {
+    let shape = EventShape { series: SERIES, batch: SERIES as usize, ..*shape };
+    let mut line = target.open().await?;
     let mut body = line.body(&shape);
     let requests = filling.hours * filling.per_hour;
     let bar = indicatif::ProgressBar::new(requests.unsigned_abs())
@@ -100,7 +104,7 @@ pub(super) async fn fill(target: &Target, shape: &Shape, filling: &Filling) -> a
 }
 
 /// Milliseconds of one question.
-async fn once(client: &mut Client, path: &str) -> anyhow::Result<f64> {
+async fn query_once(client: &mut HttpClient, path: &str) -> anyhow::Result<f64> {
     let watch = Stopwatch::start();
     let (status, answer) = client.get(path).await?;
     let time = watch.elapsed().as_secs_f64() * 1e3;
@@ -112,12 +116,12 @@ async fn once(client: &mut Client, path: &str) -> anyhow::Result<f64> {
 
 /// Questions asked in some seconds, and how long each took.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
+pub(super) struct QueryLatencies {
     pub(super) seconds: f64,
     sorted_us: Vec<u32>,
 }
 
-impl Asked {
+impl QueryLatencies {
     pub(super) fn questions(&self) -> usize {
         self.sorted_us.len()
     }
@@ -139,12 +143,12 @@ impl Asked {
 }
 
 /// Asks on all connections at once, of another series each time.
-pub(super) async fn many(
-    target: &Target,
+pub(super) async fn query_concurrently(
+    target: &LoadTarget,
     connections: u32,
     time: Duration,
     path: impl Fn(u64) -> String,
-) -> anyhow::Result<Asked> {
+) -> anyhow::Result<QueryLatencies> {
     let next = Rc::new(Cell::new(0u64));
     let times = Rc::new(RefCell::new(Vec::new()));
     let paths: Rc<Vec<String>> = Rc::new((0..SERIES).map(path).collect());
@@ -159,7 +163,7 @@ pub(super) async fn many(
             while watch.elapsed() < time {
                 next.set(next.get() + 1);
                 let milliseconds =
-                    once(&mut client, &paths[(next.get() % SERIES) as usize]).await?;
+                    query_once(&mut client, &paths[(next.get() % SERIES) as usize]).await?;
                 times.borrow_mut().push((milliseconds * 1e3) as u32);
             }
             anyhow::Ok(())
@@ -168,7 +172,8 @@ pub(super) async fn many(
     for ended in tasks.run_until(futures::future::join_all(handles)).await {
         ended??;
     }
-    let mut asked = Asked { seconds: watch.elapsed().as_secs_f64(), sorted_us: times.take() };
+    let mut asked =
+        QueryLatencies { seconds: watch.elapsed().as_secs_f64(), sorted_us: times.take() };
     asked.sorted_us.sort_unstable();
     Ok(asked)
 }

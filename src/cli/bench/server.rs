@@ -6,17 +6,17 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use super::client::Client;
+use super::client::HttpClient;
 
 /// A child that is ended with the benchmark.
-pub(super) struct Server {
+pub(super) struct BenchServer {
     child: Child,
     pub(super) address: SocketAddr,
     pub(super) data: PathBuf,
     temporary: bool,
 }
 
-impl Server {
+impl BenchServer {
     /// Starts this very binary on `data`, or on a new directory that is removed afterwards. The
     /// final count reads all `series`.
     pub(super) async fn start(
@@ -57,7 +57,7 @@ impl Server {
 
     async fn wait(&mut self, alive: &str) -> anyhow::Result<()> {
         for _ in 0..1_000 {
-            if let Ok(mut client) = Client::connect(self.address, None).await
+            if let Ok(mut client) = HttpClient::connect(self.address, None).await
                 && client.get(alive).await.is_ok_and(|(status, _)| status == 200)
             {
                 return Ok(());
@@ -138,7 +138,7 @@ fn blocks(path: &Path) -> anyhow::Result<u64> {
     Ok(sum)
 }
 
-impl Drop for Server {
+impl Drop for BenchServer {
     fn drop(&mut self) {
         if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
             eprintln!("rollmill: the benchmark's server could not be ended: {error}");

@@ -2,7 +2,7 @@
 
 /// What the events look like.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
+pub(super) struct EventShape {
     /// Bytes of one event.
     pub(super) bytes: usize,
     /// Events of one request.
@@ -15,7 +15,7 @@ pub(super) struct Shape {
     pub(super) run: u32,
 }
 
-impl Shape {
+impl EventShape {
     pub(super) fn metric(&self) -> String {
         format!("bench_{:08x}", self.run)
     }

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use super::client::Client;
-use super::server::{Server, free_address, temporary_directory};
+use super::client::HttpClient;
+use super::server::{BenchServer, free_address, temporary_directory};
 
 const BINARY: &str = "victoria-metrics";
 
@@ -38,7 +38,7 @@ fn find(named: Option<&Path>, path: &std::ffi::OsStr) -> anyhow::Result<PathBuf>
 ///
 /// # Errors
 /// If it does not start or answer within ten seconds.
-pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<Server> {
+pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<BenchServer> {
     let (address, data) = (free_address()?, temporary_directory(name));
     let mut command = Command::new(binary);
     command
@@ -46,16 +46,16 @@ pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<Server> {
         .arg(format!("-httpListenAddr={address}"));
     // Without this the Influx wire would name the same metric differently.
     command.args(["-influxSkipSingleField", "-loggerLevel=ERROR"]).stdout(Stdio::null());
-    Server::launch(command, address, data, true, "/health").await
+    BenchServer::launch(command, address, data, true, "/health").await
 }
 
 /// Makes everything it took visible to queries, and writes it to disk.
 ///
 /// # Errors
 /// If it refuses.
-pub(super) async fn flush(server: &Server) -> anyhow::Result<()> {
+pub(super) async fn flush(server: &BenchServer) -> anyhow::Result<()> {
     let (status, answer) =
-        Client::connect(server.address, None).await?.get("/internal/force_flush").await?;
+        HttpClient::connect(server.address, None).await?.get("/internal/force_flush").await?;
     if status != 200 {
         bail!("{BINARY} refused to flush: {status}: {}", String::from_utf8_lossy(&answer));
     }

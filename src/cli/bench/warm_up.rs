@@ -7,27 +7,27 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::load::{self, Line, Target};
-use super::server::Server;
-use super::shape::Shape;
+use super::load::{self, LoadConnection, LoadTarget};
+use super::server::BenchServer;
+use super::shape::EventShape;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 
 /// Events of a request.
 const BATCH: u64 = 1_000;
 /// A server that takes fewer cores than this has written what it was sent.
-const AT_REST: f64 = 0.05;
+const IDLE_CORES: f64 = 0.05;
 /// Longer than the interval of flushes: before it, rest may be a pause between two of them.
-const REST_AFTER: Duration = Duration::from_secs(15);
+const MIN_IDLE_WAIT: Duration = Duration::from_secs(15);
 /// Who does not rest by then has other work to do.
-const REST_WITHIN: u32 = 600;
+const MAX_IDLE_WAIT: u32 = 600;
 
 /// Sends an event of each series, and waits until they are counted and the server has come to rest,
 /// if it is ours. Series per second.
 pub(super) async fn each_series(
-    target: &Target,
-    shape: &Shape,
+    target: &LoadTarget,
+    shape: &EventShape,
     connections: u32,
-    server: Option<&Server>,
+    server: Option<&BenchServer>,
 ) -> anyhow::Result<f64> {
     let bar =
         indicatif::ProgressBar::new(shape.series).with_style(super::super::bar_style("series"));
@@ -36,7 +36,7 @@ pub(super) async fn each_series(
     let mut handles = Vec::new();
     for _ in 0..connections {
         handles.push(tasks.spawn_local(send(
-            target.line().await?,
+            target.open().await?,
             *shape,
             next.clone(),
             bar.clone(),
@@ -52,14 +52,14 @@ pub(super) async fn each_series(
         bail!("{} series were sent one event each, {counted} are counted", shape.series);
     }
     if let Some(server) = server {
-        rest(server).await?;
+        await_idle(server).await?;
     }
     Ok(shape.series as f64 / seconds)
 }
 
 async fn send(
-    mut line: Line,
-    shape: Shape,
+    mut line: LoadConnection,
+    shape: EventShape,
     next: Rc<Cell<u64>>,
     bar: indicatif::ProgressBar,
 ) -> anyhow::Result<()> {
@@ -67,7 +67,7 @@ async fn send(
         let first = next.get();
         let batch = BATCH.min(shape.series - first);
         next.set(first + batch);
-        let shape = Shape { batch: batch as usize, ..shape };
+        let shape = EventShape { batch: batch as usize, ..shape };
         let mut body = line.body(&shape);
         body.patch(&shape, first, SystemClock.now());
         body.one_of_each_series(&shape, first);
@@ -77,17 +77,17 @@ async fn send(
     Ok(())
 }
 
-async fn rest(server: &Server) -> anyhow::Result<()> {
-    tokio::time::sleep(REST_AFTER).await;
-    for _ in 0..REST_WITHIN {
+async fn await_idle(server: &BenchServer) -> anyhow::Result<()> {
+    tokio::time::sleep(MIN_IDLE_WAIT).await;
+    for _ in 0..MAX_IDLE_WAIT {
         let before = server.cpu_seconds()?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if server.cpu_seconds()? - before < AT_REST {
+        if server.cpu_seconds()? - before < IDLE_CORES {
             return Ok(());
         }
     }
     bail!(
-        "the server has not come to rest within {REST_WITHIN} s: measure fewer series, or without \
+        "the server has not come to rest within {MAX_IDLE_WAIT} s: measure fewer series, or without \
          --warm-up"
     )
 }

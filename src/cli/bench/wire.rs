@@ -1,10 +1,10 @@
 //! How each server is spoken to: ours, and the one it is compared with.
 
-use super::shape::Shape;
+use super::shape::EventShape;
 
 /// A way to send events and to ask how many have arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wire {
+pub(super) enum WireProtocol {
     /// `POST /v1/events`.
     Rollmill,
     /// JSON lines to VictoriaMetrics' `/api/v1/import`.
@@ -16,7 +16,7 @@ pub(super) enum Wire {
 /// Where the fields of an event begin that change from event to event; a wire without users or ids
 /// has none.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Places {
+pub(super) struct FieldOffsets {
     pub(super) time: usize,
     pub(super) value: usize,
     pub(super) series: usize,
@@ -24,7 +24,7 @@ pub(super) struct Places {
     pub(super) id: Option<usize>,
 }
 
-impl Wire {
+impl WireProtocol {
     /// Path and content type of a request with events.
     pub(super) fn route(self) -> (&'static str, &'static str) {
         match self {
@@ -44,7 +44,7 @@ impl Wire {
 
     /// One event of this shape, its changing digits zero. Ours ends before its closing brace, so
     /// that a payload can follow.
-    pub(super) fn event(self, shape: &Shape) -> (String, Places) {
+    pub(super) fn event(self, shape: &EventShape) -> (String, FieldOffsets) {
         let (metric, run) = (shape.metric(), shape.run);
         let text = match self {
             Self::Rollmill => format!(
@@ -64,7 +64,7 @@ impl Wire {
             Self::InfluxLine => ["value=100.00 ", "value=", "series=s"],
         }
         .map(|needle| after(needle).unwrap_or_default());
-        let places = Places {
+        let places = FieldOffsets {
             time,
             value,
             series,
@@ -177,16 +177,18 @@ mod tests {
     fn both_answers_are_read_as_the_same_numbers() {
         let ours = br#"{"series":[{"labels":{},"points":[{"t":"x","count":2,"sum":300.5},{"t":"y","count":3,"sum":100}]}]}"#;
         let theirs = br#"{"status":"success","data":{"result":[{"metric":{},"values":[[1,"300.5"],[3601,"100"]]}]}}"#;
-        assert_eq!(Wire::Rollmill.day_sums(ours).unwrap(), [300.5, 100.0]);
-        assert_eq!(Wire::JsonImport.day_sums(theirs).unwrap(), [300.5, 100.0]);
-        assert_eq!(Wire::Rollmill.count(ours).unwrap(), 5);
+        assert_eq!(WireProtocol::Rollmill.day_sums(ours).unwrap(), [300.5, 100.0]);
+        assert_eq!(WireProtocol::JsonImport.day_sums(theirs).unwrap(), [300.5, 100.0]);
+        assert_eq!(WireProtocol::Rollmill.count(ours).unwrap(), 5);
         let theirs = br#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[9,"5"]}]}}"#;
-        assert_eq!(Wire::InfluxLine.count(theirs).unwrap(), 5);
+        assert_eq!(WireProtocol::InfluxLine.count(theirs).unwrap(), 5);
         let none = br#"{"status":"success","data":{"resultType":"vector","result":[]}}"#;
-        assert_eq!(Wire::JsonImport.count(none).unwrap(), 0);
+        assert_eq!(WireProtocol::JsonImport.count(none).unwrap(), 0);
         assert!(
-            Wire::JsonImport.day_sums(br#"{"data":{"result":[{"values":[[1,"no"]]}]}}"#).is_err()
+            WireProtocol::JsonImport
+                .day_sums(br#"{"data":{"result":[{"values":[[1,"no"]]}]}}"#)
+                .is_err()
         );
-        assert!(Wire::JsonImport.count(b"no").is_err());
+        assert!(WireProtocol::JsonImport.count(b"no").is_err());
     }
 }

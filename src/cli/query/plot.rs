@@ -10,14 +10,14 @@ const MAX_BAR: usize = 6;
 
 /// One line over time: a value for each window, none where there is no data.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Line {
+pub(super) struct PlotLine {
     pub(super) title: String,
     pub(super) values: Vec<Option<f64>>,
 }
 
 /// Draws lines of equal length below each other, `width` characters wide. `from` and `to` stand
 /// below the first and the last window.
-pub(super) fn draw(lines: &[Line], from: &str, to: &str, width: usize) -> String {
+pub(super) fn draw(lines: &[PlotLine], from: &str, to: &str, width: usize) -> String {
     let all = || lines.iter().flat_map(|line| line.values.iter().flatten().copied());
     let windows = lines.iter().map(|line| line.values.len()).max().unwrap_or(0);
     if windows == 0 || all().next().is_none() {
@@ -25,7 +25,7 @@ pub(super) fn draw(lines: &[Line], from: &str, to: &str, width: usize) -> String
     }
     let (low, high) =
         all().fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
-    let labels = [high, low].map(super::super::figures::short);
+    let labels = [high, low].map(super::super::number_format::short);
     let margin = labels.iter().map(String::len).max().unwrap_or(0) + 1;
     let room = width.saturating_sub(margin + 1).max(10);
     let folded = windows.div_ceil(room);
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     fn drawn(values: &[Option<f64>], width: usize) -> Vec<String> {
-        let line = Line { title: "m: count".to_owned(), values: values.to_vec() };
+        let line = PlotLine { title: "m: count".to_owned(), values: values.to_vec() };
         draw(&[line], "10:00", "15:00", width).lines().map(str::to_owned).collect()
     }
 
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn all_lines_have_one_scale() {
         let lines = [("a", 1.0), ("b", 100.0)]
-            .map(|(title, value)| Line { title: title.to_owned(), values: vec![Some(value)] });
+            .map(|(title, value)| PlotLine { title: title.to_owned(), values: vec![Some(value)] });
         let drawn = draw(&lines, "f", "t", 60);
         assert_eq!(drawn.matches("100│").count(), 2, "{drawn}");
         assert!(drawn.contains("▁▁▁▁▁▁") && drawn.contains("██████"), "{drawn}");

@@ -7,23 +7,23 @@ use std::ops::Range;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::times::{Time, Times};
+use super::times::{InputTime, TimeParser};
 
 /// What a retry needs to know of an event, and where it stands in the text.
 #[derive(Debug, Default)]
-struct Seen<'a> {
+struct EventFacts<'a> {
     fields: usize,
     id: Option<&'a str>,
     timestamp: Option<&'a str>,
 }
 
-impl<'de> Visitor<'de> for Seen<'de> {
+impl<'de> Visitor<'de> for EventFacts<'de> {
     type Value = Self;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an event, which is a JSON object")
     }
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
-        while let Some((name, value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+        while let Some((name, value)) = map.next_entry::<MemberName<'de>, &'de RawValue>()? {
             self.fields += 1;
             match &*name.0 {
                 "id" => self.id = Some(value.get()),
@@ -36,7 +36,7 @@ impl<'de> Visitor<'de> for Seen<'de> {
 }
 
 #[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+struct MemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Writes the event with an id on one line; whether the id is the made-up one.
 ///
@@ -45,7 +45,7 @@ struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 pub(super) fn one_line(
     value: &[u8],
     made_up: &str,
-    times: &mut Times,
+    times: &mut TimeParser,
     out: &mut Vec<u8>,
 ) -> Result<bool, (&'static str, String)> {
     let unreadable = |why: String| ("event_unreadable", why);
@@ -54,7 +54,8 @@ pub(super) fn one_line(
         return Err(unreadable("not a JSON object".to_owned()));
     }
     let mut reader = serde_json::Deserializer::from_str(text);
-    let seen = reader.deserialize_map(Seen::default()).and_then(|seen| reader.end().map(|()| seen));
+    let seen =
+        reader.deserialize_map(EventFacts::default()).and_then(|seen| reader.end().map(|()| seen));
     let seen = seen.map_err(|error| unreadable(format!("not a readable event: {error}")))?;
     let place = |part: &str| {
         let from = part.as_ptr() as usize - text.as_ptr() as usize;
@@ -78,8 +79,8 @@ pub(super) fn one_line(
         seen.timestamp.filter(|raw| raw.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
     {
         match times.number(raw).map_err(|why| ("timestamp_invalid", why))? {
-            Time::Same => {}
-            Time::Millis(millis) => edits.push((place(raw), millis.to_string())),
+            InputTime::Verbatim => {}
+            InputTime::Millis(millis) => edits.push((place(raw), millis.to_string())),
         }
     }
     edits.sort_by_key(|(range, _)| range.start);
@@ -109,8 +110,8 @@ mod tests {
 
     fn line(value: &str) -> (String, bool) {
         let mut out = Vec::new();
-        let made_up =
-            one_line(value.as_bytes(), "x", &mut Times::default(), &mut out).expect("an event");
+        let made_up = one_line(value.as_bytes(), "x", &mut TimeParser::default(), &mut out)
+            .expect("an event");
         (String::from_utf8(out).expect("text"), made_up)
     }
 
@@ -154,12 +155,13 @@ mod tests {
             ("{} {}", "trailing"),
         ] {
             let (code, why) =
-                one_line(text.as_bytes(), "x", &mut Times::default(), &mut Vec::new())
+                one_line(text.as_bytes(), "x", &mut TimeParser::default(), &mut Vec::new())
                     .expect_err(text);
             assert!(code == "event_unreadable" && why.contains(word), "{text}: {why}");
         }
         assert!(
-            one_line(b"{\"a\":\"\xff\"}", "x", &mut Times::default(), &mut Vec::new()).is_err()
+            one_line(b"{\"a\":\"\xff\"}", "x", &mut TimeParser::default(), &mut Vec::new())
+                .is_err()
         );
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::feed::{AHEAD, Fed, Feed};
-use super::position::{Entry, OtherInput};
-use super::sniff::{self, Wanted};
-use super::sources::Source;
-use super::split::{Flaw, Format, Record, Splitter};
-use super::table::{Columns, Table};
-use super::times::Times;
+use super::input_reader::{InputReader, MAX_CHUNKS_AHEAD, NextChunk};
+use super::position::{InputEntry, InputMismatch};
+use super::sniff::{self, FormatHint};
+use super::sources::InputSource;
+use super::split::{InputFormat, InputRecord, RecordFlaw, Splitter};
+use super::table::{ColumnMap, ColumnNames};
+use super::times::TimeParser;
 use super::{SendArgs, event};
 
 /// How long a reader that is not scheduled yet is waited for at the end.
@@ -21,49 +21,49 @@ const GRACE: Duration = Duration::from_millis(100);
 
 /// What is noted of an input when a batch that reaches so far is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct InputCursor {
     pub(super) entry: usize,
     pub(super) offset: u64,
     pub(super) hash: String,
 }
 
 /// What an input yields.
-pub(super) enum Yield {
+pub(super) enum InputItem {
     /// A record; its event is at the end of the given buffer, unless it was refused.
     Event {
-        record: Record,
-        made_up: bool,
+        record: InputRecord,
+        id_generated: bool,
         refused: Option<(&'static str, String)>,
     },
     /// Nothing yet.
-    Nothing,
+    Pending,
     End,
 }
 
 /// An input that is being sent.
-pub(super) struct Input {
+pub(super) struct SendInput {
     pub(super) name: String,
-    feed: Feed,
+    reader: InputReader,
     entry: usize,
     number: u64,
     run: String,
     /// What was read while its format was unknown.
     head: Vec<u8>,
     splitter: Option<Splitter>,
-    columns: Option<Columns>,
-    wanted: Wanted,
-    table: Option<Table>,
+    columns: Option<ColumnNames>,
+    hint: FormatHint,
+    table: Option<ColumnMap>,
     header: Option<Vec<u8>>,
-    pub(super) times: Times,
+    pub(super) times: TimeParser,
     /// In before: so many bytes, and what they are.
-    before: Entry,
+    before: InputEntry,
     check: Option<(u64, blake3::Hasher)>,
     /// Events that a position of an earlier release says are in.
     old_events: u64,
     /// Records passed over because they are in.
-    pub(super) passed: u64,
+    pub(super) skipped: u64,
     /// The line behind them.
-    pub(super) new_from: u64,
+    pub(super) resumed_line: u64,
     pub(super) sent: u64,
     /// An unfinished last line is left for the next run.
     pub(super) may_grow: bool,
@@ -72,11 +72,11 @@ pub(super) struct Input {
     stopped: bool,
 }
 
-impl Input {
+impl SendInput {
     pub(super) fn open(
         args: &SendArgs,
-        source: &Source,
-        entry: (usize, &Entry),
+        source: &InputSource,
+        entry: (usize, &InputEntry),
         run: &str,
         read: Arc<AtomicU64>,
     ) -> anyhow::Result<Self> {
@@ -84,24 +84,24 @@ impl Input {
         let columns = args.columns();
         Ok(Self {
             name: source.name(),
-            feed: Feed::open(source, read)?,
+            reader: InputReader::open(source, read)?,
             entry: at,
             number: entry.source,
             run: run.to_owned(),
             head: Vec::new(),
             splitter: None,
-            wanted: Wanted { csv: columns.is_some(), delimiter: args.delimiter },
+            hint: FormatHint { csv: columns.is_some(), delimiter: args.delimiter },
             columns,
             table: None,
             header: None,
-            times: Times::new(args.time_unit, args.tz.clone()),
+            times: TimeParser::new(args.time_unit, args.tz.clone()),
             check: (entry.offset > 0).then(|| (entry.offset, blake3::Hasher::new())),
             before: entry.clone(),
             old_events: 0,
-            passed: 0,
-            new_from: 1,
+            skipped: 0,
+            resumed_line: 1,
             sent: 0,
-            may_grow: args.resume.is_some() && matches!(source, Source::File(_)),
+            may_grow: args.resume.is_some() && matches!(source, InputSource::File(_)),
             left: None,
             ended: false,
             stopped: false,
@@ -116,18 +116,18 @@ impl Input {
         self.header.as_deref()
     }
 
-    pub(super) fn bytes(&self, record: &Record) -> &[u8] {
+    pub(super) fn bytes(&self, record: &InputRecord) -> &[u8] {
         self.splitter.as_ref().map_or(&[], |splitter| splitter.bytes(record))
     }
 
     /// How far it has come.
-    pub(super) fn mark(&self) -> Option<Mark> {
-        let (offset, hash) = self.splitter.as_ref()?.mark();
-        (offset >= self.before.offset).then_some(Mark { entry: self.entry, offset, hash })
+    pub(super) fn cursor(&self) -> Option<InputCursor> {
+        let (offset, hash) = self.splitter.as_ref()?.cursor();
+        (offset >= self.before.offset).then_some(InputCursor { entry: self.entry, offset, hash })
     }
 
     /// The next event, written behind what `out` holds.
-    pub(super) fn next(&mut self, wait: Duration, out: &mut Vec<u8>) -> anyhow::Result<Yield> {
+    pub(super) fn next(&mut self, wait: Duration, out: &mut Vec<u8>) -> anyhow::Result<InputItem> {
         loop {
             while let Some(record) = self.splitter.as_mut().and_then(Splitter::next) {
                 if let Some(found) = self.take(record, out)? {
@@ -135,17 +135,17 @@ impl Input {
                 }
             }
             if std::mem::take(&mut self.stopped) {
-                self.last_words();
+                self.finish_partial();
                 continue;
             }
             if self.ended {
                 return self.end(out);
             }
-            match self.feed.next(wait) {
-                Fed::Part(part) => self.push(&part)?,
-                Fed::Nothing => return Ok(Yield::Nothing),
-                Fed::End => self.finish()?,
-                Fed::Failed(error) => {
+            match self.reader.next(wait) {
+                NextChunk::Chunk(part) => self.push(&part)?,
+                NextChunk::Pending => return Ok(InputItem::Pending),
+                NextChunk::End => self.finish()?,
+                NextChunk::Failed(error) => {
                     bail!(
                         "cannot read {} behind byte {}: {error}",
                         self.name,
@@ -159,25 +159,25 @@ impl Input {
     /// No more is read; what has come is still given. A line that has not ended yet is an event
     /// only if it is whole JSON. Returns whether the input was at its end.
     pub(super) fn stop(&mut self) -> anyhow::Result<bool> {
-        for _ in 0..=AHEAD {
-            match self.feed.next(GRACE) {
-                Fed::Part(part) => self.push(&part)?,
-                Fed::End => return self.finish().map(|()| true),
-                Fed::Nothing | Fed::Failed(_) => break,
+        for _ in 0..=MAX_CHUNKS_AHEAD {
+            match self.reader.next(GRACE) {
+                NextChunk::Chunk(part) => self.push(&part)?,
+                NextChunk::End => return self.finish().map(|()| true),
+                NextChunk::Pending | NextChunk::Failed(_) => break,
             }
         }
         if self.splitter.is_none() {
-            self.tell(true)?;
+            self.detect_format(true)?;
         }
         (self.ended, self.stopped, self.old_events) = (true, true, 0);
         Ok(false)
     }
 
     /// What is left when no more is read: an event if it is whole.
-    fn last_words(&mut self) {
+    fn finish_partial(&mut self) {
         let Some(splitter) = &mut self.splitter else { return };
         let pending = splitter.pending().trim_ascii();
-        if splitter.format() == Format::Ndjson && is_json(pending) {
+        if splitter.format() == InputFormat::Ndjson && is_json(pending) {
             splitter.finish();
         } else if !pending.is_empty() {
             self.left = Some(splitter.line_number());
@@ -191,7 +191,7 @@ impl Input {
             *left -= of_it as u64;
             if *left == 0 {
                 if hasher.finalize().to_hex().as_str() != self.before.hash {
-                    bail!(self.before.differs());
+                    bail!(self.before.mismatch());
                 }
                 self.check = None;
             }
@@ -200,15 +200,15 @@ impl Input {
             Some(splitter) => splitter.push(part),
             None => {
                 self.head.extend_from_slice(part);
-                self.tell(false)?;
+                self.detect_format(false)?;
             }
         }
         Ok(())
     }
 
     /// Tells the format, once enough has come.
-    fn tell(&mut self, complete: bool) -> anyhow::Result<()> {
-        let told = sniff::format_of(&self.head, complete, self.wanted);
+    fn detect_format(&mut self, complete: bool) -> anyhow::Result<()> {
+        let told = sniff::format_of(&self.head, complete, self.hint);
         let told = told
             .map_err(anyhow::Error::msg)
             .with_context(|| format!("{} cannot be sent", self.name))?;
@@ -221,15 +221,15 @@ impl Input {
     fn finish(&mut self) -> anyhow::Result<()> {
         self.ended = true;
         if self.check.is_some() {
-            bail!(self.before.differs());
+            bail!(self.before.mismatch());
         }
         if self.splitter.is_none() {
-            self.tell(true)?;
+            self.detect_format(true)?;
         }
         let Some(splitter) = &mut self.splitter else { return Ok(()) };
         let pending = splitter.pending().trim_ascii();
         if self.may_grow
-            && splitter.format() == Format::Ndjson
+            && splitter.format() == InputFormat::Ndjson
             && !pending.is_empty()
             && !is_json(pending)
         {
@@ -242,34 +242,38 @@ impl Input {
 
     /// At the end: an array that was not closed is a mistake, although all that it holds could be
     /// read.
-    fn end(&mut self, out: &mut Vec<u8>) -> anyhow::Result<Yield> {
-        if self.old_events > self.passed {
+    fn end(&mut self, out: &mut Vec<u8>) -> anyhow::Result<InputItem> {
+        if self.old_events > self.skipped {
             bail!(
                 "{} holds {} events, and the position says that {} are in: it belongs to another \
                  input",
                 self.name,
-                self.passed,
+                self.skipped,
                 self.old_events
             );
         }
         let open = self.splitter.as_mut().and_then(Splitter::take_open_array);
-        let Some(record) = open else { return Ok(Yield::End) };
-        Ok(self.take(record, out)?.unwrap_or(Yield::End))
+        let Some(record) = open else { return Ok(InputItem::End) };
+        Ok(self.take(record, out)?.unwrap_or(InputItem::End))
     }
 
-    fn take(&mut self, record: Record, out: &mut Vec<u8>) -> anyhow::Result<Option<Yield>> {
+    fn take(
+        &mut self,
+        record: InputRecord,
+        out: &mut Vec<u8>,
+    ) -> anyhow::Result<Option<InputItem>> {
         let Some(splitter) = &self.splitter else { return Ok(None) };
         let bytes = splitter.bytes(&record);
-        if let (Some(columns), Format::Csv(delimiter), None) =
+        if let (Some(columns), InputFormat::Csv(delimiter), None) =
             (&self.columns, splitter.format(), &self.table)
         {
-            let table = Table::new(bytes, delimiter, columns).map_err(anyhow::Error::msg);
+            let table = ColumnMap::new(bytes, delimiter, columns).map_err(anyhow::Error::msg);
             self.table = Some(table.with_context(|| format!("{} cannot be sent", self.name))?);
             self.header = Some(bytes.to_vec());
             return Ok(None);
         }
-        let known = record.offset < self.before.offset || self.passed < self.old_events;
-        if known && record.flaw != Some(Flaw::OpenArray) {
+        let known = record.offset < self.before.offset || self.skipped < self.old_events;
+        if known && record.flaw != Some(RecordFlaw::OpenArray) {
             if self.before.offset > 0
                 && record.offset + record.range.len() as u64 > self.before.offset
             {
@@ -277,18 +281,18 @@ impl Input {
                     "{}: line {} was sent as it stood at the end of the file, and has grown since",
                     self.name, record.line
                 );
-                bail!(OtherInput(why));
+                bail!(InputMismatch(why));
             }
-            self.passed += 1;
+            self.skipped += 1;
             return Ok(None);
         }
         if self.sent == 0 {
-            self.new_from = record.line;
+            self.resumed_line = record.line;
         }
         self.sent += 1;
         if let Some(flaw) = record.flaw {
             let refused = Some(("event_unreadable", flaw.reason().to_owned()));
-            return Ok(Some(Yield::Event { record, made_up: false, refused }));
+            return Ok(Some(InputItem::Event { record, id_generated: false, refused }));
         }
         let made_up = format!("{}-{:x}-{:x}", self.run, self.number, record.offset);
         let before = out.len();
@@ -297,10 +301,10 @@ impl Input {
             None => event::one_line(bytes, &made_up, &mut self.times, out),
         };
         Ok(Some(match made {
-            Ok(made_up) => Yield::Event { record, made_up, refused: None },
+            Ok(made_up) => InputItem::Event { record, id_generated: made_up, refused: None },
             Err(refused) => {
                 out.truncate(before);
-                Yield::Event { record, made_up: false, refused: Some(refused) }
+                InputItem::Event { record, id_generated: false, refused: Some(refused) }
             }
         }))
     }

@@ -11,19 +11,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::feed::Identity;
+use super::input_reader::FileIdentity;
 
 const VERSION: u32 = 2;
 
 /// What is noted of one input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct InputEntry {
     /// Part of the ids of its events; never given to another input.
     pub(super) source: u64,
     /// Absolute path; `-` is standard input.
     pub(super) name: String,
     #[serde(flatten)]
-    pub(super) identity: Option<Identity>,
+    pub(super) identity: Option<FileIdentity>,
     /// Bytes that are in, unpacked.
     pub(super) offset: u64,
     /// Their hash.
@@ -32,17 +32,17 @@ pub(super) struct Entry {
 
 /// A position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Position {
+pub(super) struct SendPosition {
     version: u32,
     /// Random, made once.
     pub(super) run: String,
-    pub(super) inputs: Vec<Entry>,
+    pub(super) inputs: Vec<InputEntry>,
     /// Of a position that an earlier release has kept: so many events of the one input are in.
     #[serde(skip)]
     pub(super) old_events: Option<u64>,
 }
 
-impl Position {
+impl SendPosition {
     /// The beginning of a new run.
     pub(super) fn new(run: String) -> Self {
         Self { version: VERSION, run, inputs: Vec::new(), old_events: None }
@@ -92,12 +92,12 @@ impl Position {
     /// An input that has the name of an entry, and another beginning.
     pub(super) fn resolve(
         &mut self,
-        inputs: &[(String, Option<Identity>)],
-        mut begins: impl FnMut(usize, &Entry) -> anyhow::Result<bool>,
+        inputs: &[(String, Option<FileIdentity>)],
+        mut begins: impl FnMut(usize, &InputEntry) -> anyhow::Result<bool>,
     ) -> anyhow::Result<Vec<usize>> {
         let mut found: Vec<Option<usize>> = vec![None; inputs.len()];
         let mut taken = vec![false; self.inputs.len()];
-        let mut by_identity: HashMap<Identity, Vec<usize>> = HashMap::new();
+        let mut by_identity: HashMap<FileIdentity, Vec<usize>> = HashMap::new();
         let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
         for (at, entry) in self.inputs.iter().enumerate() {
             by_name.entry(entry.name.clone()).or_default().push(at);
@@ -131,27 +131,27 @@ impl Position {
                     taken[entry] = true;
                     Some(entry)
                 }
-                Some(entry) => bail!(self.inputs[entry].differs()),
+                Some(entry) => bail!(self.inputs[entry].mismatch()),
                 None => Some(self.add(name, *identity)),
             };
         }
         Ok(found.into_iter().flatten().collect())
     }
 
-    fn add(&mut self, name: &str, identity: Option<Identity>) -> usize {
+    fn add(&mut self, name: &str, identity: Option<FileIdentity>) -> usize {
         // Numbers are given in the order of the entries.
         let source = self.inputs.last().map_or(0, |entry| entry.source + 1);
         let hash = blake3::Hasher::new().finalize().to_hex().to_string();
-        self.inputs.push(Entry { source, name: name.to_owned(), identity, offset: 0, hash });
+        self.inputs.push(InputEntry { source, name: name.to_owned(), identity, offset: 0, hash });
         self.inputs.len() - 1
     }
 }
 
-impl Entry {
+impl InputEntry {
     /// What to say of an input that has its name, and another beginning.
-    pub(super) fn differs(&self) -> OtherInput {
+    pub(super) fn mismatch(&self) -> InputMismatch {
         let name = if self.name == STDIN { "standard input" } else { &self.name };
-        OtherInput(format!(
+        InputMismatch(format!(
             "{name} is not what this position belongs to: its first {} bytes differ from those \
              that were sent. If it holds other events, give it a position of its own: --resume \
              with another file",
@@ -163,7 +163,7 @@ impl Entry {
 /// An input that is not what the position belongs to: to run it again would not help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct OtherInput(pub(super) String);
+pub(super) struct InputMismatch(pub(super) String);
 
 /// The name of standard input.
 pub(super) const STDIN: &str = "-";
@@ -172,23 +172,23 @@ pub(super) const STDIN: &str = "-";
 mod tests {
     use super::*;
 
-    fn identity(inode: u64) -> Option<Identity> {
-        Some(Identity { device: 1, inode })
+    fn identity(inode: u64) -> Option<FileIdentity> {
+        Some(FileIdentity { device: 1, inode })
     }
 
     #[test]
     fn a_position_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.pos");
-        assert_eq!(Position::read(&path, "r").expect("no file"), None);
-        let mut position = Position::new("r".to_owned());
+        assert_eq!(SendPosition::read(&path, "r").expect("no file"), None);
+        let mut position = SendPosition::new("r".to_owned());
         position.add("/a", identity(7));
         position.add("-", None);
         position.write(&path).expect("written");
-        assert_eq!(Position::read(&path, "other").expect("read"), Some(position));
+        assert_eq!(SendPosition::read(&path, "other").expect("read"), Some(position));
         for other in ["{}", "nothing", "{\"version\":9,\"run\":\"\",\"inputs\":[]}"] {
             std::fs::write(&path, other).expect("written");
-            assert!(Position::read(&path, "r").is_err(), "{other}");
+            assert!(SendPosition::read(&path, "r").is_err(), "{other}");
         }
     }
 
@@ -198,16 +198,19 @@ mod tests {
         let path = dir.path().join("a.pos");
         std::fs::write(&path, "336776").expect("written");
         assert_eq!(
-            Position::read(&path, "r").expect("read").and_then(|position| position.old_events),
+            SendPosition::read(&path, "r").expect("read").and_then(|position| position.old_events),
             Some(336_776)
         );
     }
 
     /// The entries of files, by name, inode and content.
-    fn resolve(position: &mut Position, files: &[(&str, u64, &str)]) -> anyhow::Result<Vec<u64>> {
+    fn resolve(
+        position: &mut SendPosition,
+        files: &[(&str, u64, &str)],
+    ) -> anyhow::Result<Vec<u64>> {
         let inputs: Vec<_> =
             files.iter().map(|(name, inode, _)| ((*name).to_owned(), identity(*inode))).collect();
-        let begins = |at: usize, entry: &Entry| {
+        let begins = |at: usize, entry: &InputEntry| {
             let content = files[at].2.as_bytes();
             Ok(content
                 .get(..entry.offset as usize)
@@ -223,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_input_is_known_by_what_was_sent_of_it() {
-        let mut position = Position::new("r".to_owned());
+        let mut position = SendPosition::new("r".to_owned());
         assert_eq!(
             resolve(&mut position, &[("/a", 1, "abc"), ("/b", 2, "b")]).expect("new"),
             [0, 1]
@@ -244,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_log_that_is_rotated_keeps_its_entry_and_the_new_one_has_its_own() {
-        let mut position = Position::new("r".to_owned());
+        let mut position = SendPosition::new("r".to_owned());
         assert_eq!(resolve(&mut position, &[("/log", 1, "abc")]).expect("new"), [0]);
         assert_eq!(
             resolve(&mut position, &[("/log", 2, "xyz"), ("/log.1", 1, "abcd")]).expect("rotated"),

@@ -14,7 +14,7 @@ const MAX_HEADER: u64 = 1 << 20;
 
 /// A refused line.
 #[derive(Debug)]
-pub(super) struct Reject<'a> {
+pub(super) struct RejectedLine<'a> {
     pub(super) input: &'a str,
     pub(super) line: u64,
     pub(super) code: &'a str,
@@ -27,14 +27,14 @@ pub(super) struct Reject<'a> {
 
 /// Where refused lines go.
 #[derive(Debug, Default)]
-pub(super) struct Rejects {
-    files: Option<Files>,
+pub(super) struct RejectsWriter {
+    files: Option<RejectFiles>,
     pub(super) count: u64,
     named: Vec<String>,
 }
 
 #[derive(Debug)]
-struct Files {
+struct RejectFiles {
     path: PathBuf,
     lines: File,
     reasons: File,
@@ -42,7 +42,7 @@ struct Files {
     header: Option<Vec<u8>>,
 }
 
-impl Rejects {
+impl RejectsWriter {
     /// Refused lines are added to what the files hold: a repaired run must not take away what an
     /// earlier one has kept.
     pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
@@ -58,7 +58,7 @@ impl Rejects {
             });
             first.with_context(|| format!("cannot read {}", path.display()))?;
             let header = header.strip_suffix(b"\n").map(<[u8]>::to_vec);
-            anyhow::Ok(Files {
+            anyhow::Ok(RejectFiles {
                 path: path.to_owned(),
                 lines,
                 reasons: open(&reasons(path))?,
@@ -68,7 +68,7 @@ impl Rejects {
         Ok(Self { files: files.transpose()?, ..Self::default() })
     }
 
-    pub(super) fn add(&mut self, reject: &Reject<'_>) -> anyhow::Result<()> {
+    pub(super) fn add(&mut self, reject: &RejectedLine<'_>) -> anyhow::Result<()> {
         self.count += 1;
         let reason = format!(
             "{}:{}: {}: {}",
@@ -113,8 +113,8 @@ impl Rejects {
     }
 }
 
-impl Files {
-    fn add(&mut self, reject: &Reject<'_>, reason: &str) -> std::io::Result<()> {
+impl RejectFiles {
+    fn add(&mut self, reject: &RejectedLine<'_>, reason: &str) -> std::io::Result<()> {
         let mut text = Vec::with_capacity(reject.raw.len() + 1);
         if let Some(header) = reject.header
             && self.header.as_deref() != Some(header)
@@ -149,13 +149,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("bad");
         for run in 0..2 {
-            let mut rejects = Rejects::new(Some(&path)).expect("opened");
+            let mut rejects = RejectsWriter::new(Some(&path)).expect("opened");
             for line in 2..14u64 {
                 let raw = format!("{run},{line}");
                 let (input, code, message, header) =
                     ("in.csv", "value_invalid", "no\n\u{1b}number", Some(&b"a,b"[..]));
                 rejects
-                    .add(&Reject { input, line, code, message, raw: raw.as_bytes(), header })
+                    .add(&RejectedLine { input, line, code, message, raw: raw.as_bytes(), header })
                     .expect("kept");
             }
             let report = rejects.report();

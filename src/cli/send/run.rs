@@ -10,50 +10,50 @@ use std::ops::Range;
 use anyhow::{Context, bail};
 
 use super::SendArgs;
-use super::feed::{self, Fed, Feed};
-use super::input::{Input, Mark, Yield};
-use super::position::{Entry, OtherInput, Position, STDIN};
-use super::post::{Delivered, Poster};
-use super::rejects::{self, Reject, Rejects};
-use super::sources::{self, Source};
-use super::stop::Stop;
+use super::delivery::{BatchPoster, BatchResult};
+use super::input::{InputCursor, InputItem, SendInput};
+use super::input_reader::{self, InputReader, NextChunk};
+use super::position::{InputEntry, InputMismatch, STDIN, SendPosition};
+use super::rejects::{self, RejectedLine, RejectsWriter};
+use super::sources::{self, InputSource};
+use super::stop_signal::StopSignal;
 use crate::cli::UsageError;
 use crate::cli::client::PATIENCE;
-use crate::cli::figures::counted;
+use crate::cli::number_format::count_of;
 use crate::clock::Stopwatch;
 
 /// What has come is sent after this time, however little it is.
 const LINGER: Duration = Duration::from_secs(1);
 /// Between two looks at whether an end was asked for.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Remarks on inputs that are shown.
-const NOTES: usize = 100;
+const MAX_NOTES: usize = 100;
 /// Bytes of a batch; a server takes at least 20 MiB by default.
 const BATCH_BYTES: usize = 4 << 20;
 
 /// A record of the batch.
-struct Item {
+struct BatchItem {
     input: usize,
     line: u64,
-    /// Where it stands in [`Batch::raw`].
+    /// Where it stands in [`SendBatch::raw`].
     raw: Range<usize>,
     refused: Option<(String, String)>,
 }
 
 /// What is delivered together.
 #[derive(Default)]
-struct Batch {
+struct SendBatch {
     body: Vec<u8>,
     /// Lines of the body, each with its end.
     lines: Vec<Range<usize>>,
     /// The item of each line.
     sent: Vec<usize>,
-    items: Vec<Item>,
+    items: Vec<BatchItem>,
     raw: Vec<u8>,
     since: Option<Stopwatch>,
 }
 
-impl Batch {
+impl SendBatch {
     fn is_full(&self, events: u32) -> bool {
         self.lines.len() >= events as usize
             || self.items.len() >= 10_000
@@ -72,25 +72,25 @@ impl Batch {
 }
 
 /// What is known of an input that has ended, for refusals that come later.
-struct Known {
+struct InputInfo {
     name: String,
     header: Option<Vec<u8>>,
 }
 
-struct Run<'a> {
+struct SendRun<'a> {
     args: &'a SendArgs,
-    poster: Poster,
-    stop: Stop,
-    position: Position,
-    rejects: Rejects,
-    batch: Batch,
-    inputs: Vec<Known>,
+    poster: BatchPoster,
+    stop: StopSignal,
+    position: SendPosition,
+    rejects: RejectsWriter,
+    batch: SendBatch,
+    inputs: Vec<InputInfo>,
     /// Of inputs whose last events are in the batch.
-    marks: Vec<Mark>,
+    cursors: Vec<InputCursor>,
     accepted: u64,
-    passed: u64,
+    skipped: u64,
     /// Events that got an id of the run.
-    made_up: u64,
+    generated_ids: u64,
     notes: Vec<String>,
     /// An end was asked for before the inputs were through.
     interrupted: bool,
@@ -101,29 +101,29 @@ struct Run<'a> {
 
 pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
     let mut notes = Vec::new();
-    let sources = sources::expand(&args.files, &written(args), &mut notes)?;
+    let sources = sources::expand(&args.files, &output_files(args), &mut notes)?;
     let id = getrandom::u64()
         .map_err(|error| anyhow::anyhow!("no randomness for the run's id: {error}"))?;
     let (position, entries) = begin(args, &sources, &format!("{id:016x}"))?;
-    let stop = Stop::listen()?;
-    let poster = Poster::new(
+    let stop = StopSignal::listen()?;
+    let poster = BatchPoster::new(
         args.server.server(PATIENCE)?,
         Duration::from_secs(args.patience),
         stop.clone(),
     );
     let (progress, sized) = progress(&sources);
-    let mut run = Run {
+    let mut run = SendRun {
         args,
         poster,
         stop,
         position,
-        rejects: Rejects::new(args.rejects.as_deref())?,
-        batch: Batch::default(),
+        rejects: RejectsWriter::new(args.rejects.as_deref())?,
+        batch: SendBatch::default(),
         inputs: Vec::new(),
-        marks: Vec::new(),
+        cursors: Vec::new(),
         accepted: 0,
-        passed: 0,
-        made_up: 0,
+        skipped: 0,
+        generated_ids: 0,
         notes,
         interrupted: false,
         read: Arc::new(AtomicU64::new(0)),
@@ -140,44 +140,49 @@ pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
 }
 
 /// The files that this command writes.
-fn written(args: &SendArgs) -> Vec<PathBuf> {
+fn output_files(args: &SendArgs) -> Vec<PathBuf> {
     let kept = args.rejects.iter().flat_map(|path| [path.clone(), rejects::reasons(path)]);
     kept.chain(args.resume.clone()).collect()
 }
 
 /// Where each input stands, by the position if there is one.
-fn begin(args: &SendArgs, sources: &[Source], id: &str) -> anyhow::Result<(Position, Vec<usize>)> {
-    let kept = args.resume.as_deref().map(|path| Position::read(path, id)).transpose()?.flatten();
-    let mut position = kept.unwrap_or_else(|| Position::new(id.to_owned()));
+fn begin(
+    args: &SendArgs,
+    sources: &[InputSource],
+    id: &str,
+) -> anyhow::Result<(SendPosition, Vec<usize>)> {
+    let kept =
+        args.resume.as_deref().map(|path| SendPosition::read(path, id)).transpose()?.flatten();
+    let mut position = kept.unwrap_or_else(|| SendPosition::new(id.to_owned()));
     if position.old_events.is_some() && sources.len() != 1 {
         let message =
             "the position is one of an earlier release, which knew one input: name that one alone";
         bail!(UsageError(message.to_owned()));
     }
     let named = sources.iter().map(|source| {
-        let Source::File(path) = source else { return Ok((STDIN.to_owned(), None)) };
+        let InputSource::File(path) = source else { return Ok((STDIN.to_owned(), None)) };
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        Ok((absolute.display().to_string(), feed::identity_of(source)?))
+        Ok((absolute.display().to_string(), input_reader::identity_of(source)?))
     });
     let named: Vec<_> = named.collect::<anyhow::Result<_>>()?;
-    let entries = position.resolve(&named, |at, entry| begins(&sources[at], entry))?;
+    let entries = position.resolve(&named, |at, entry| starts_with_sent(&sources[at], entry))?;
     Ok((position, entries))
 }
 
 /// Whether an input begins with what was sent of it.
-fn begins(source: &Source, entry: &Entry) -> anyhow::Result<bool> {
-    let feed = Feed::open(source, Arc::default())?;
+fn starts_with_sent(source: &InputSource, entry: &InputEntry) -> anyhow::Result<bool> {
+    let feed = InputReader::open(source, Arc::default())?;
     let (mut left, mut hasher) = (entry.offset, blake3::Hasher::new());
     while left > 0 {
         match feed.next(Duration::from_secs(3600)) {
-            Fed::Part(part) => {
+            NextChunk::Chunk(part) => {
                 let of_it = usize::try_from(left).unwrap_or(usize::MAX).min(part.len());
                 hasher.update(&part[..of_it]);
                 left -= of_it as u64;
             }
-            Fed::Nothing => {}
-            Fed::End => return Ok(false),
-            Fed::Failed(error) => {
+            NextChunk::Pending => {}
+            NextChunk::End => return Ok(false),
+            NextChunk::Failed(error) => {
                 return Err(error).with_context(|| format!("cannot read {}", source.name()));
             }
         }
@@ -185,16 +190,16 @@ fn begins(source: &Source, entry: &Entry) -> anyhow::Result<bool> {
     Ok(hasher.finalize().to_hex().as_str() == entry.hash)
 }
 
-impl Run<'_> {
-    fn all(&mut self, sources: &[Source], entries: &[usize]) -> anyhow::Result<()> {
+impl SendRun<'_> {
+    fn all(&mut self, sources: &[InputSource], entries: &[usize]) -> anyhow::Result<()> {
         for (at, (source, entry)) in sources.iter().zip(entries).enumerate() {
             let entry = (*entry, &self.position.inputs[*entry]);
             let mut input =
-                Input::open(self.args, source, entry, &self.position.run, self.read.clone())?;
+                SendInput::open(self.args, source, entry, &self.position.run, self.read.clone())?;
             input.pass_old_events(self.position.old_events.unwrap_or(0));
-            self.inputs.push(Known { name: input.name.clone(), header: None });
+            self.inputs.push(InputInfo { name: input.name.clone(), header: None });
             self.one(&mut input)?;
-            if self.stop.asked() {
+            if self.stop.is_requested() {
                 self.interrupted |= at + 1 < sources.len();
                 break;
             }
@@ -202,22 +207,23 @@ impl Run<'_> {
         self.flush(None)
     }
 
-    fn one(&mut self, input: &mut Input) -> anyhow::Result<()> {
+    fn one(&mut self, input: &mut SendInput) -> anyhow::Result<()> {
         let mut stopping = false;
         loop {
-            if !stopping && self.stop.asked() {
+            if !stopping && self.stop.is_requested() {
                 stopping = true;
                 self.interrupted = !input.stop()?;
             }
             let due = self.batch.since.as_ref().map(|since| LINGER.saturating_sub(since.elapsed()));
             let from = self.batch.body.len();
-            let next = input.next(due.unwrap_or(LOOK).min(LOOK), &mut self.batch.body);
+            let next =
+                input.next(due.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL), &mut self.batch.body);
             if next.is_err() {
                 // What stands before a mistake is none.
                 self.flush(Some(input))?;
             }
             match next? {
-                Yield::Event { record, made_up, refused } => {
+                InputItem::Event { record, id_generated: made_up, refused } => {
                     let raw = self.batch.raw.len();
                     self.batch.raw.extend_from_slice(input.bytes(&record));
                     let refused = refused.map(|(code, message)| (code.to_owned(), message));
@@ -225,9 +231,9 @@ impl Run<'_> {
                         self.batch.body.push(b'\n');
                         self.batch.lines.push(from..self.batch.body.len());
                         self.batch.sent.push(self.batch.items.len());
-                        self.made_up += u64::from(made_up);
+                        self.generated_ids += u64::from(made_up);
                     }
-                    let item = Item {
+                    let item = BatchItem {
                         input: self.inputs.len() - 1,
                         line: record.line,
                         raw: raw..self.batch.raw.len(),
@@ -239,32 +245,32 @@ impl Run<'_> {
                         self.flush(Some(input))?;
                     }
                 }
-                Yield::Nothing => {}
-                Yield::End => break,
+                InputItem::Pending => {}
+                InputItem::End => break,
             }
             if self.batch.since.as_ref().is_some_and(|since| since.elapsed() >= LINGER) {
                 self.flush(Some(input))?;
             }
         }
-        self.ended(input);
+        self.add_notes(input);
         Ok(())
     }
 
     /// Notes what is to be said of an input that has ended.
-    fn ended(&mut self, input: &Input) {
+    fn add_notes(&mut self, input: &SendInput) {
         if let Some(known) = self.inputs.last_mut() {
             known.header = input.header().map(<[u8]>::to_vec);
         }
-        self.marks.extend(input.mark());
-        self.passed += input.passed;
+        self.cursors.extend(input.cursor());
+        self.skipped += input.skipped;
         let name = &input.name;
-        match (input.passed, input.sent) {
+        match (input.skipped, input.sent) {
             (0, _) => {}
             (passed, 0) => {
                 self.notes.push(format!("{name}: {} in before, nothing new", are(passed)))
             }
             (passed, new) => {
-                let from = input.new_from;
+                let from = input.resumed_line;
                 self.notes.push(format!(
                     "{name}: {} in before, {} new, from line {from} on",
                     are(passed),
@@ -283,8 +289,8 @@ impl Run<'_> {
     }
 
     /// Delivers the batch, keeps what was refused, then notes how far the inputs are in.
-    fn flush(&mut self, current: Option<&Input>) -> anyhow::Result<()> {
-        let mut done = Delivered::default();
+    fn flush(&mut self, current: Option<&SendInput>) -> anyhow::Result<()> {
+        let mut done = BatchResult::default();
         let delivered = self.poster.deliver(&self.batch.body, &self.batch.lines, &mut done);
         self.accepted += done.accepted;
         delivered?;
@@ -296,12 +302,12 @@ impl Run<'_> {
             let known = &self.inputs[item.input];
             let last = item.input + 1 == self.inputs.len();
             let header = if last {
-                current.and_then(Input::header).or(known.header.as_deref())
+                current.and_then(SendInput::header).or(known.header.as_deref())
             } else {
                 known.header.as_deref()
             };
             let raw = &self.batch.raw[item.raw.clone()];
-            self.rejects.add(&Reject {
+            self.rejects.add(&RejectedLine {
                 input: &known.name,
                 line: item.line,
                 code,
@@ -311,8 +317,8 @@ impl Run<'_> {
             })?;
         }
         self.batch.clear();
-        self.marks.extend(current.and_then(Input::mark));
-        for mark in self.marks.drain(..) {
+        self.cursors.extend(current.and_then(SendInput::cursor));
+        for mark in self.cursors.drain(..) {
             let entry = &mut self.position.inputs[mark.entry];
             (entry.offset, entry.hash) = (mark.offset, mark.hash);
         }
@@ -324,7 +330,7 @@ impl Run<'_> {
     }
 
     fn show(&self) {
-        let events = counted(self.accepted, "event");
+        let events = count_of(self.accepted, "event");
         self.progress.set_message(events);
         if self.sized {
             self.progress.set_position(self.read.load(Ordering::Relaxed));
@@ -336,9 +342,9 @@ impl Run<'_> {
     /// The summary, and how the run ended.
     fn report(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         let extra = [
-            (self.passed > 0).then(|| format!("{} in before", are(self.passed))),
+            (self.skipped > 0).then(|| format!("{} in before", are(self.skipped))),
             (self.poster.retries > 0)
-                .then(|| counted(self.poster.retries, "retry").replace("retrys", "retries")),
+                .then(|| count_of(self.poster.retries, "retry").replace("retrys", "retries")),
         ];
         let extra: String = extra.into_iter().flatten().map(|text| format!(", {text}")).collect();
         let refused = format!(
@@ -346,17 +352,17 @@ impl Run<'_> {
             if self.rejects.count == 1 { "1 was".to_owned() } else { were(self.rejects.count) }
         );
         eprintln!("{} in, {refused}{extra}", are_events(self.accepted));
-        self.notes.iter().take(NOTES).for_each(|note| eprintln!("  {note}"));
-        if self.notes.len() > NOTES {
-            eprintln!("  and {} more such lines", self.notes.len() - NOTES);
+        self.notes.iter().take(MAX_NOTES).for_each(|note| eprintln!("  {note}"));
+        if self.notes.len() > MAX_NOTES {
+            eprintln!("  and {} more such lines", self.notes.len() - MAX_NOTES);
         }
         self.rejects.report().iter().for_each(|line| eprintln!("{line}"));
         let waiting = self.batch.lines.len() as u64;
         if let Err(error) = ended {
-            if error.is::<OtherInput>() {
+            if error.is::<InputMismatch>() {
                 return Err(error);
             }
-            let way = self.way_on();
+            let way = self.resume_hint();
             let lost = if waiting > 0 {
                 format!("; {} read and not sent", were_events(waiting))
             } else {
@@ -364,14 +370,14 @@ impl Run<'_> {
             };
             return Err(error.context(format!("not everything was sent{lost}{way}")));
         }
-        if self.args.resume.is_none() && self.made_up > 0 {
+        if self.args.resume.is_none() && self.generated_ids > 0 {
             eprintln!(
                 "  these are new events: sent again, they count again; --resume FILE keeps what \
                  was sent"
             );
         }
         if self.interrupted && !self.is_stream() {
-            bail!("ended by a signal before everything was sent{}", self.way_on());
+            bail!("ended by a signal before everything was sent{}", self.resume_hint());
         }
         if self.rejects.count > 0 {
             bail!("{} refused", were_events(self.rejects.count));
@@ -381,11 +387,11 @@ impl Run<'_> {
 
     /// Whether a stream was being read last, which has no end but a signal.
     fn is_stream(&self) -> bool {
-        self.inputs.last().is_some_and(|known| known.name == Source::Stdin.name())
+        self.inputs.last().is_some_and(|known| known.name == InputSource::Stdin.name())
     }
 
     /// How to go on. Who has not asked for a position beforehand needs one now.
-    fn way_on(&self) -> String {
+    fn resume_hint(&self) -> String {
         if let Some(path) = &self.args.resume {
             return format!("; run it again to go on ({})", path.display());
         }
@@ -402,26 +408,26 @@ impl Run<'_> {
 
 fn are(n: u64) -> String {
     let verb = if n == 1 { "is" } else { "are" };
-    format!("{} {verb}", crate::cli::figures::grouped(&n.to_string()))
+    format!("{} {verb}", crate::cli::number_format::grouped(&n.to_string()))
 }
 
 fn were(n: u64) -> String {
-    format!("{} were", crate::cli::figures::grouped(&n.to_string()))
+    format!("{} were", crate::cli::number_format::grouped(&n.to_string()))
 }
 
 fn are_events(n: u64) -> String {
-    format!("{} {}", counted(n, "event"), if n == 1 { "is" } else { "are" })
+    format!("{} {}", count_of(n, "event"), if n == 1 { "is" } else { "are" })
 }
 
 fn were_events(n: u64) -> String {
-    format!("{} {}", counted(n, "event"), if n == 1 { "was" } else { "were" })
+    format!("{} {}", count_of(n, "event"), if n == 1 { "was" } else { "were" })
 }
 
 /// A bar of bytes if all inputs are files, else what is true of a stream: how many events are in.
-fn progress(sources: &[Source]) -> (indicatif::ProgressBar, bool) {
-    let size = |source: &Source| match source {
-        Source::Stdin => None,
-        Source::File(path) => std::fs::metadata(path)
+fn progress(sources: &[InputSource]) -> (indicatif::ProgressBar, bool) {
+    let size = |source: &InputSource| match source {
+        InputSource::Stdin => None,
+        InputSource::File(path) => std::fs::metadata(path)
             .ok()
             .filter(std::fs::Metadata::is_file)
             .map(|metadata| metadata.len()),

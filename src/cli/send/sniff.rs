@@ -1,6 +1,6 @@
 //! What an input is, told by how it begins; what `send` cannot read is refused by its name.
 
-use super::split::{BOM, Format};
+use super::split::{BOM, InputFormat};
 use super::table::delimiter_of;
 
 /// Bytes by which an input that is no text is told.
@@ -26,7 +26,7 @@ const LOOKED_AT: usize = 5;
 
 /// What is asked for on the command line.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
+pub(super) struct FormatHint {
     /// A metric or its column is named, so it has to be CSV.
     pub(super) csv: bool,
     pub(super) delimiter: Option<u8>,
@@ -39,8 +39,8 @@ pub(super) struct Wanted {
 pub(super) fn format_of(
     head: &[u8],
     complete: bool,
-    wanted: Wanted,
-) -> Result<Option<Format>, String> {
+    wanted: FormatHint,
+) -> Result<Option<InputFormat>, String> {
     if let Some((_, what, way)) = FOREIGN.iter().find(|(magic, ..)| head.starts_with(magic)) {
         return Err(format!("it is {what}: {way}"));
     }
@@ -48,7 +48,11 @@ pub(super) fn format_of(
     let line_end = memchr::memchr2(b'\n', b'\r', text);
     let undecided = !complete && head.len() < super::split::MAX_RECORD;
     let Some(first) = text.first().copied() else {
-        return Ok(complete.then_some(if wanted.csv { Format::Csv(b',') } else { Format::Ndjson }));
+        return Ok(complete.then_some(if wanted.csv {
+            InputFormat::Csv(b',')
+        } else {
+            InputFormat::Ndjson
+        }));
     };
     if undecided && line_end.is_none() && (wanted.csv || head.len() < 16) {
         return Ok(None);
@@ -58,9 +62,11 @@ pub(super) fn format_of(
         (b'{' | b'[', true) => {
             Err("it begins like JSON, and --metric and --metric-column are for CSV".to_owned())
         }
-        (_, true) => Ok(Some(Format::Csv(wanted.delimiter.unwrap_or_else(|| delimiter_of(line))))),
-        (b'[', false) => Ok(Some(Format::Values)),
-        (b'{', false) if line.trim_ascii() == b"{" => Ok(Some(Format::Values)),
+        (_, true) => {
+            Ok(Some(InputFormat::Csv(wanted.delimiter.unwrap_or_else(|| delimiter_of(line)))))
+        }
+        (b'[', false) => Ok(Some(InputFormat::Values)),
+        (b'{', false) if line.trim_ascii() == b"{" => Ok(Some(InputFormat::Values)),
         (0x80..=0xa0 | 0xdc..=0xdf, false) if std::str::from_utf8(line).is_err() => {
             Err("it looks like MessagePack, which POST /v1/events takes: see docs/api.md"
                 .to_owned())
@@ -70,7 +76,7 @@ pub(super) fn format_of(
                 "it looks like CSV with the columns {columns}: name the metric with --metric \
                  NAME, or the column that holds it with --metric-column COLUMN"
             )),
-            None => Ok(Some(Format::Ndjson)),
+            None => Ok(Some(InputFormat::Ndjson)),
         },
     }
 }
@@ -103,20 +109,20 @@ fn csv_header(text: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn told(head: &[u8], csv: bool) -> Result<Option<Format>, String> {
-        format_of(head, true, Wanted { csv, delimiter: None })
+    fn told(head: &[u8], csv: bool) -> Result<Option<InputFormat>, String> {
+        format_of(head, true, FormatHint { csv, delimiter: None })
     }
 
     #[test]
     fn json_is_told_by_its_beginning() {
         for (head, format) in [
-            (&b"{\"metric\":\"m\"}\n"[..], Format::Ndjson),
-            (b"\xef\xbb\xbf{\"metric\":\"m\"}", Format::Ndjson),
-            (b"\xef\xbb\xbf [{\"metric\":\"m\"}]", Format::Values),
-            (b"{\n  \"metric\": \"m\"\n}", Format::Values),
-            (b"started, version 1\n{\"metric\":\"m\"}\n", Format::Ndjson),
-            (b"hello\n", Format::Ndjson),
-            (b"", Format::Ndjson),
+            (&b"{\"metric\":\"m\"}\n"[..], InputFormat::Ndjson),
+            (b"\xef\xbb\xbf{\"metric\":\"m\"}", InputFormat::Ndjson),
+            (b"\xef\xbb\xbf [{\"metric\":\"m\"}]", InputFormat::Values),
+            (b"{\n  \"metric\": \"m\"\n}", InputFormat::Values),
+            (b"started, version 1\n{\"metric\":\"m\"}\n", InputFormat::Ndjson),
+            (b"hello\n", InputFormat::Ndjson),
+            (b"", InputFormat::Ndjson),
         ] {
             assert_eq!(told(head, false), Ok(Some(format)), "{}", String::from_utf8_lossy(head));
         }
@@ -124,10 +130,10 @@ mod tests {
 
     #[test]
     fn csv_needs_a_metric_and_a_metric_needs_csv() {
-        assert_eq!(told(b"a;b\n1;2\n", true), Ok(Some(Format::Csv(b';'))));
+        assert_eq!(told(b"a;b\n1;2\n", true), Ok(Some(InputFormat::Csv(b';'))));
         assert_eq!(
-            format_of(b"a;b\n", true, Wanted { csv: true, delimiter: Some(b',') }),
-            Ok(Some(Format::Csv(b',')))
+            format_of(b"a;b\n", true, FormatHint { csv: true, delimiter: Some(b',') }),
+            Ok(Some(InputFormat::Csv(b',')))
         );
         let why = told(b"time,\"value\"\n1,2\n", false).expect_err("CSV");
         assert!(why.contains("columns time, value") && why.contains("--metric-column"), "{why}");
@@ -148,11 +154,11 @@ mod tests {
 
     #[test]
     fn a_beginning_that_tells_nothing_is_waited_for() {
-        let early = |head: &[u8], csv| format_of(head, false, Wanted { csv, delimiter: None });
+        let early = |head: &[u8], csv| format_of(head, false, FormatHint { csv, delimiter: None });
         assert_eq!(
             (early(b"", false), early(b" \n", false), early(b"{", false), early(b"a;b", true)),
             (Ok(None), Ok(None), Ok(None), Ok(None))
         );
-        assert_eq!(early(b"{}\n", false), Ok(Some(Format::Ndjson)));
+        assert_eq!(early(b"{}\n", false), Ok(Some(InputFormat::Ndjson)));
     }
 }

@@ -10,12 +10,12 @@ use crate::cli::UsageError;
 
 /// One input.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum InputSource {
     Stdin,
     File(PathBuf),
 }
 
-impl Source {
+impl InputSource {
     /// As people know it, in messages.
     pub(super) fn name(&self) -> String {
         match self {
@@ -36,16 +36,16 @@ pub(super) fn expand(
     named: &[PathBuf],
     own: &[PathBuf],
     notes: &mut Vec<String>,
-) -> anyhow::Result<Vec<Source>> {
-    let own: Vec<Identity> = own.iter().filter_map(|path| identity(path)).collect();
+) -> anyhow::Result<Vec<InputSource>> {
+    let own: Vec<InodeKey> = own.iter().filter_map(|path| identity(path)).collect();
     let is_own = |path: &Path| identity(path).is_some_and(|identity| own.contains(&identity));
     let mut sources = Vec::new();
     for path in named {
         if path.as_os_str() == "-" {
-            sources.push(Source::Stdin);
+            sources.push(InputSource::Stdin);
         } else if path.is_dir() {
             let (before, mut walk) =
-                (sources.len(), Walk { is_own: &is_own, seen: HashSet::new(), notes });
+                (sources.len(), DirectoryWalk { is_own: &is_own, seen: HashSet::new(), notes });
             walk.directory(path, &mut sources)?;
             if sources.len() == before {
                 notes.push(format!("{} holds no file to send", path.display()));
@@ -57,22 +57,22 @@ pub(super) fn expand(
             );
             bail!(UsageError(message));
         } else if path.exists() || !is_pattern(path) {
-            sources.push(Source::File(path.clone()));
+            sources.push(InputSource::File(path.clone()));
         } else {
             let found = matching(path)?;
             if found.is_empty() {
                 bail!(UsageError(format!("no file matches {}", path.display())));
             }
             let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|path| is_own(path));
-            notes.extend(own.iter().map(|path| left_to_itself(path)));
-            sources.extend(others.into_iter().map(Source::File));
+            notes.extend(own.iter().map(|path| skip_note(path)));
+            sources.extend(others.into_iter().map(InputSource::File));
         }
     }
     let mut known = HashSet::new();
     sources.retain(|source| {
         let identity = match source {
-            Source::Stdin => None,
-            Source::File(path) => {
+            InputSource::Stdin => None,
+            InputSource::File(path) => {
                 Some(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
             }
         };
@@ -86,9 +86,9 @@ pub(super) fn expand(
 }
 
 /// What tells files and directories apart, whatever they are called.
-type Identity = (u64, u64);
+type InodeKey = (u64, u64);
 
-fn identity(path: &Path) -> Option<Identity> {
+fn identity(path: &Path) -> Option<InodeKey> {
     use std::os::unix::fs::MetadataExt;
     // What is not a file (such as /dev/null) may be written and named at the same time.
     let metadata =
@@ -96,20 +96,20 @@ fn identity(path: &Path) -> Option<Identity> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-fn left_to_itself(path: &Path) -> String {
+fn skip_note(path: &Path) -> String {
     format!("{} is left alone: it is what this command writes to", path.display())
 }
 
 /// A way through directories. Each is entered once, so that links in a circle have an end.
-struct Walk<'a> {
+struct DirectoryWalk<'a> {
     is_own: &'a dyn Fn(&Path) -> bool,
-    seen: HashSet<Identity>,
+    seen: HashSet<InodeKey>,
     notes: &'a mut Vec<String>,
 }
 
-impl Walk<'_> {
+impl DirectoryWalk<'_> {
     /// Files below a directory that are data by their names; hidden ones are not.
-    fn directory(&mut self, path: &Path, sources: &mut Vec<Source>) -> anyhow::Result<()> {
+    fn directory(&mut self, path: &Path, sources: &mut Vec<InputSource>) -> anyhow::Result<()> {
         if identity(path).is_some_and(|identity| !self.seen.insert(identity)) {
             self.notes.push(format!(
                 "{} is left alone: it is a directory that was entered already",
@@ -125,9 +125,9 @@ impl Walk<'_> {
             if path.is_dir() {
                 self.directory(&path, sources)?;
             } else if (self.is_own)(&path) {
-                self.notes.push(left_to_itself(&path));
+                self.notes.push(skip_note(&path));
             } else if is_data(&name) {
-                sources.push(Source::File(path));
+                sources.push(InputSource::File(path));
             } else {
                 self.notes.push(format!(
                     "{} is left alone: its name ends in none of {}",
@@ -210,8 +210,9 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn names(sources: &[Source], root: &Path) -> Vec<String> {
-        let relative = |source: &Source| source.name().replace(&format!("{}/", root.display()), "");
+    fn names(sources: &[InputSource], root: &Path) -> Vec<String> {
+        let relative =
+            |source: &InputSource| source.name().replace(&format!("{}/", root.display()), "");
         sources.iter().map(relative).collect()
     }
 

@@ -11,7 +11,7 @@ pub(super) const MAX_RECORD: usize = 1 << 20;
 
 /// How an input is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum InputFormat {
     /// One JSON object a line.
     Ndjson,
     /// JSON values in an array, or one after the other.
@@ -22,7 +22,7 @@ pub(super) enum Format {
 
 /// Why a record is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flaw {
+pub(super) enum RecordFlaw {
     /// Longer than [`MAX_RECORD`]; only its beginning is there.
     TooLong,
     /// A quoted cell of CSV without an end.
@@ -33,7 +33,7 @@ pub(super) enum Flaw {
     OpenArray,
 }
 
-impl Flaw {
+impl RecordFlaw {
     /// For people.
     pub(super) fn reason(self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl Flaw {
 
 /// A record, as a range of what the splitter holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct InputRecord {
     pub(super) range: Range<usize>,
     /// Byte of the input at which it begins.
     pub(super) offset: u64,
@@ -57,11 +57,11 @@ pub(super) struct Record {
     pub(super) line: u64,
     /// Whether its end was seen; the last line of an input may lack it.
     pub(super) ended: bool,
-    pub(super) flaw: Option<Flaw>,
+    pub(super) flaw: Option<RecordFlaw>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cell {
+enum CellState {
     Begin,
     Plain,
     Quoted,
@@ -70,27 +70,27 @@ enum Cell {
 
 /// What a scan knows of a record that has not ended yet.
 #[derive(Debug, Clone, Copy)]
-struct Scan {
+struct ScanState {
     at: usize,
-    cell: Cell,
+    cell: CellState,
     depth: usize,
     quoted: bool,
     escaped: bool,
 }
 
-impl Scan {
+impl ScanState {
     fn from(at: usize) -> Self {
-        Self { at, cell: Cell::Begin, depth: 0, quoted: false, escaped: false }
+        Self { at, cell: CellState::Begin, depth: 0, quoted: false, escaped: false }
     }
 }
 
 /// Cuts one input.
 pub(super) struct Splitter {
-    format: Format,
+    format: InputFormat,
     held: Vec<u8>,
     /// What lies before it is consumed.
     start: usize,
-    scan: Scan,
+    scan: ScanState,
     offset: u64,
     line: u64,
     hasher: blake3::Hasher,
@@ -108,12 +108,12 @@ pub(super) struct Splitter {
 
 impl Splitter {
     /// The byte order mark of UTF-8, if `held` begins with it, belongs to no record.
-    pub(super) fn new(format: Format, held: Vec<u8>) -> Self {
+    pub(super) fn new(format: InputFormat, held: Vec<u8>) -> Self {
         let mut new = Self {
             format,
             held,
             start: 0,
-            scan: Scan::from(0),
+            scan: ScanState::from(0),
             offset: 0,
             line: 1,
             hasher: blake3::Hasher::new(),
@@ -144,12 +144,12 @@ impl Splitter {
         self.complete = true;
     }
 
-    pub(super) fn bytes(&self, record: &Record) -> &[u8] {
+    pub(super) fn bytes(&self, record: &InputRecord) -> &[u8] {
         &self.held[record.range.clone()]
     }
 
     /// How far it has come, and the hash of everything before.
-    pub(super) fn mark(&self) -> (u64, String) {
+    pub(super) fn cursor(&self) -> (u64, String) {
         let mut hasher = self.hasher.clone();
         hasher.update(&self.held[self.hashed..self.start]);
         (self.offset, hasher.finalize().to_hex().to_string())
@@ -159,7 +159,7 @@ impl Splitter {
         self.offset
     }
 
-    pub(super) fn format(&self) -> Format {
+    pub(super) fn format(&self) -> InputFormat {
         self.format
     }
 
@@ -174,7 +174,7 @@ impl Splitter {
 
     /// The next record that is whole, or with [`Self::finish`] the last one. Blank ones are passed
     /// over.
-    pub(super) fn next(&mut self) -> Option<Record> {
+    pub(super) fn next(&mut self) -> Option<InputRecord> {
         loop {
             if self.skip_all {
                 self.consume(self.held.len() - self.start);
@@ -189,9 +189,9 @@ impl Splitter {
                 }
             }
             let record = match self.format {
-                Format::Ndjson => self.line(),
-                Format::Csv(delimiter) => self.row(delimiter),
-                Format::Values => self.value(),
+                InputFormat::Ndjson => self.line(),
+                InputFormat::Csv(delimiter) => self.row(delimiter),
+                InputFormat::Values => self.value(),
             }?;
             if record.flaw.is_some() || !blank(self.bytes(&record)) {
                 return Some(record);
@@ -205,19 +205,24 @@ impl Splitter {
             memchr::memchr_iter(b'\n', &self.held[self.start..self.start + n]).count() as u64;
         self.offset += n as u64;
         self.start += n;
-        self.scan = Scan::from(self.start);
+        self.scan = ScanState::from(self.start);
     }
 
     /// A record of the next `length` bytes, `with_end` of which are consumed.
-    fn take(&mut self, length: usize, with_end: usize, flaw: Option<Flaw>) -> Record {
+    fn take(&mut self, length: usize, with_end: usize, flaw: Option<RecordFlaw>) -> InputRecord {
         let range = self.start..self.start + length;
-        let record =
-            Record { range, offset: self.offset, line: self.line, ended: with_end > length, flaw };
+        let record = InputRecord {
+            range,
+            offset: self.offset,
+            line: self.line,
+            ended: with_end > length,
+            flaw,
+        };
         self.consume(with_end);
         record
     }
 
-    fn line(&mut self) -> Option<Record> {
+    fn line(&mut self) -> Option<InputRecord> {
         let held = self.held.len() - self.start;
         match newline(&self.held[self.scan.at..]) {
             Some(at) => {
@@ -230,7 +235,7 @@ impl Splitter {
             }
             None if held > MAX_RECORD => {
                 self.skip_line = true;
-                Some(self.take(MAX_RECORD, MAX_RECORD, Some(Flaw::TooLong)))
+                Some(self.take(MAX_RECORD, MAX_RECORD, Some(RecordFlaw::TooLong)))
             }
             None if self.complete && held > 0 => Some(self.take(held, held, None)),
             None => {
@@ -241,25 +246,25 @@ impl Splitter {
     }
 
     /// A whole line that is too long.
-    fn too_long(&mut self, length: usize) -> Record {
-        let mut record = self.take(MAX_RECORD, length + 1, Some(Flaw::TooLong));
+    fn too_long(&mut self, length: usize) -> InputRecord {
+        let mut record = self.take(MAX_RECORD, length + 1, Some(RecordFlaw::TooLong));
         record.ended = true;
         record
     }
 
-    fn row(&mut self, delimiter: u8) -> Option<Record> {
+    fn row(&mut self, delimiter: u8) -> Option<InputRecord> {
         while self.scan.at < self.held.len() {
             let byte = self.held[self.scan.at];
             let cell = match (self.scan.cell, byte) {
-                (Cell::Quoted, b'"') => Cell::QuoteInQuoted,
-                (Cell::Quoted, _) => Cell::Quoted,
+                (CellState::Quoted, b'"') => CellState::QuoteInQuoted,
+                (CellState::Quoted, _) => CellState::Quoted,
                 (_, b'\n' | b'\r') => {
                     let length = self.scan.at - self.start;
                     return Some(self.take(length, length + 1, None));
                 }
-                (Cell::Begin | Cell::QuoteInQuoted, b'"') => Cell::Quoted,
-                (_, byte) if byte == delimiter => Cell::Begin,
-                _ => Cell::Plain,
+                (CellState::Begin | CellState::QuoteInQuoted, b'"') => CellState::Quoted,
+                (_, byte) if byte == delimiter => CellState::Begin,
+                _ => CellState::Plain,
             };
             self.scan.cell = cell;
             self.scan.at += 1;
@@ -270,7 +275,7 @@ impl Splitter {
         if !self.complete || self.start == self.held.len() {
             return None;
         }
-        if self.scan.cell == Cell::Quoted {
+        if self.scan.cell == CellState::Quoted {
             return Some(self.bad_row());
         }
         let length = self.held.len() - self.start;
@@ -278,9 +283,9 @@ impl Splitter {
     }
 
     /// A row without an end: its first line is bad, and the next line is a row again.
-    fn bad_row(&mut self) -> Record {
-        let open = self.scan.cell == Cell::Quoted;
-        let flaw = if open { Flaw::OpenQuote } else { Flaw::TooLong };
+    fn bad_row(&mut self) -> InputRecord {
+        let open = self.scan.cell == CellState::Quoted;
+        let flaw = if open { RecordFlaw::OpenQuote } else { RecordFlaw::TooLong };
         match newline(&self.held[self.start..self.scan.at]) {
             Some(length) => self.take(length, length + 1, Some(flaw)),
             None => {
@@ -291,7 +296,7 @@ impl Splitter {
         }
     }
 
-    fn value(&mut self) -> Option<Record> {
+    fn value(&mut self) -> Option<InputRecord> {
         if self.scan.at == self.start && self.scan.depth == 0 && !self.pass_punctuation() {
             return None;
         }
@@ -319,19 +324,19 @@ impl Splitter {
             }
             if self.scan.at - self.start > MAX_RECORD {
                 self.skip_all = true;
-                return Some(self.take(MAX_RECORD, MAX_RECORD, Some(Flaw::Unfinished)));
+                return Some(self.take(MAX_RECORD, MAX_RECORD, Some(RecordFlaw::Unfinished)));
             }
         }
         if !self.complete {
             return None;
         }
         let length = self.held.len() - self.start;
-        let flaw = (self.scan.depth > 0 || self.scan.quoted).then_some(Flaw::Unfinished);
+        let flaw = (self.scan.depth > 0 || self.scan.quoted).then_some(RecordFlaw::Unfinished);
         self.skip_all |= flaw.is_some();
         Some(self.take(length, length, flaw))
     }
 
-    fn take_value(&mut self, length: usize) -> Record {
+    fn take_value(&mut self, length: usize) -> InputRecord {
         let mut record = self.take(length, length, None);
         record.ended = true;
         record
@@ -358,12 +363,18 @@ impl Splitter {
 
     /// The array that the input has not closed, once it is at its end: a record of nothing, where
     /// the array begins.
-    pub(super) fn take_open_array(&mut self) -> Option<Record> {
+    pub(super) fn take_open_array(&mut self) -> Option<InputRecord> {
         let open = self.complete && self.arrays > 0 && !self.skip_all;
         self.arrays = 0;
         let (offset, line) = self.array_at;
         let range = self.start..self.start;
-        open.then_some(Record { range, offset, line, ended: false, flaw: Some(Flaw::OpenArray) })
+        open.then_some(InputRecord {
+            range,
+            offset,
+            line,
+            ended: false,
+            flaw: Some(RecordFlaw::OpenArray),
+        })
     }
 }
 
@@ -384,7 +395,11 @@ mod tests {
     use super::*;
 
     /// What a splitter makes of an input that comes in parts of this size: text, byte, line, flaw.
-    fn split(format: Format, input: &[u8], part: usize) -> Vec<(String, u64, u64, Option<Flaw>)> {
+    fn split(
+        format: InputFormat,
+        input: &[u8],
+        part: usize,
+    ) -> Vec<(String, u64, u64, Option<RecordFlaw>)> {
         let mut splitter = Splitter::new(format, Vec::new());
         let mut found = Vec::new();
         let mut drain = |splitter: &mut Splitter| {
@@ -400,14 +415,14 @@ mod tests {
         splitter.finish();
         drain(&mut splitter);
         assert_eq!(
-            splitter.mark(),
+            splitter.cursor(),
             (input.len() as u64, blake3::hash(input).to_hex().to_string()),
             "all is consumed and hashed"
         );
         found
     }
 
-    fn named(found: &[(String, u64, u64, Option<Flaw>)]) -> Vec<(&str, u64, u64)> {
+    fn named(found: &[(String, u64, u64, Option<RecordFlaw>)]) -> Vec<(&str, u64, u64)> {
         found.iter().map(|(text, offset, line, _)| (text.as_str(), *offset, *line)).collect()
     }
 
@@ -415,14 +430,14 @@ mod tests {
     fn lines_know_where_they_stand() {
         let input = b"{1}\n\n  \r\n{2}\r\n{3}";
         for part in 1..=input.len() {
-            let found = split(Format::Ndjson, input, part);
+            let found = split(InputFormat::Ndjson, input, part);
             assert_eq!(named(&found), [("{1}", 0, 1), ("{2}\r", 9, 4), ("{3}", 14, 5)]);
         }
     }
 
     #[test]
     fn a_byte_order_mark_belongs_to_no_record() {
-        let mut splitter = Splitter::new(Format::Ndjson, b"\xef\xbb\xbf{1}\n".to_vec());
+        let mut splitter = Splitter::new(InputFormat::Ndjson, b"\xef\xbb\xbf{1}\n".to_vec());
         let record = splitter.next().expect("a record");
         assert_eq!((splitter.bytes(&record), record.offset, record.line), (&b"{1}"[..], 3, 1));
     }
@@ -431,7 +446,7 @@ mod tests {
     fn rows_may_hold_lines_and_delimiters() {
         let input = b"a;b\n1;\"x\ny;\"\"z\"\"\"\r\n\n2;5\"\n3;4";
         for part in 1..=input.len() {
-            let found = split(Format::Csv(b';'), input, part);
+            let found = split(InputFormat::Csv(b';'), input, part);
             let expected =
                 [("a;b", 0, 1), ("1;\"x\ny;\"\"z\"\"\"", 4, 2), ("2;5\"", 20, 5), ("3;4", 25, 6)];
             assert_eq!(named(&found), expected);
@@ -441,8 +456,8 @@ mod tests {
     #[test]
     fn a_quote_without_an_end_costs_one_row() {
         for part in [1, 7, 64] {
-            let found = split(Format::Csv(b','), b"v\n1\n\"2\n3\n4\n", part);
-            assert_eq!(found[2], ("\"2".to_owned(), 4, 3, Some(Flaw::OpenQuote)));
+            let found = split(InputFormat::Csv(b','), b"v\n1\n\"2\n3\n4\n", part);
+            assert_eq!(found[2], ("\"2".to_owned(), 4, 3, Some(RecordFlaw::OpenQuote)));
             assert_eq!(named(&found)[3..], [("3", 7, 4), ("4", 9, 5)]);
         }
     }
@@ -451,7 +466,7 @@ mod tests {
     fn values_of_an_array_or_one_after_the_other_are_found() {
         let array = b"[\n  {\"a\": \"]}\\\"\",\n   \"b\": [{}]},\n  {\"c\":1} , 7\n]\n";
         for part in 1..=array.len() {
-            let found = split(Format::Values, array, part);
+            let found = split(InputFormat::Values, array, part);
             let expected = [
                 ("{\"a\": \"]}\\\"\",\n   \"b\": [{}]}", 4, 2),
                 ("{\"c\":1}", 35, 4),
@@ -460,28 +475,28 @@ mod tests {
             assert_eq!(named(&found), expected);
         }
         assert_eq!(
-            named(&split(Format::Values, b"{\n}\n{\n}{}", 3)),
+            named(&split(InputFormat::Values, b"{\n}\n{\n}{}", 3)),
             [("{\n}", 0, 1), ("{\n}", 4, 3), ("{}", 7, 4)]
         );
     }
 
     #[test]
     fn json_without_an_end_is_said_to_have_none() {
-        let found = split(Format::Values, b"[{\"a\":1},{\"b\":", 4);
-        assert_eq!((found.len(), found[1].3), (2, Some(Flaw::Unfinished)));
-        let mut splitter = Splitter::new(Format::Values, b"[{},\n{}".to_vec());
+        let found = split(InputFormat::Values, b"[{\"a\":1},{\"b\":", 4);
+        assert_eq!((found.len(), found[1].3), (2, Some(RecordFlaw::Unfinished)));
+        let mut splitter = Splitter::new(InputFormat::Values, b"[{},\n{}".to_vec());
         splitter.finish();
         assert_eq!(std::iter::from_fn(|| splitter.next()).count(), 2);
         let open = splitter.take_open_array().expect("a mistake");
         assert_eq!(
             (open.flaw, open.line, splitter.take_open_array()),
-            (Some(Flaw::OpenArray), 1, None)
+            (Some(RecordFlaw::OpenArray), 1, None)
         );
     }
 
     #[test]
     fn memory_is_bounded_and_the_next_line_is_found() {
-        for format in [Format::Ndjson, Format::Csv(b',')] {
+        for format in [InputFormat::Ndjson, InputFormat::Csv(b',')] {
             let mut splitter = Splitter::new(format, Vec::new());
             let mut found = Vec::new();
             for _ in 0..200 {
@@ -497,7 +512,7 @@ mod tests {
             let last = std::iter::from_fn(|| splitter.next()).last().expect("the next line");
             assert_eq!(
                 (found.len(), found[0].flaw, last.line),
-                (1, Some(Flaw::TooLong), 2),
+                (1, Some(RecordFlaw::TooLong), 2),
                 "{format:?}"
             );
             assert_eq!(splitter.bytes(&last), b"y");
@@ -507,7 +522,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_are_those_of_the_csv_crate(input in "[a\",;\r\n]{0,40}", part in 1usize..9) {
-            let found = split(Format::Csv(b','), input.as_bytes(), part);
+            let found = split(InputFormat::Csv(b','), input.as_bytes(), part);
             prop_assume!(found.iter().all(|(_, _, _, flaw)| flaw.is_none()));
             let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(input.as_bytes());
             let theirs: Vec<u64> = reader.records().map(|row| row.unwrap().position().unwrap().byte()).collect();

@@ -1,10 +1,10 @@
 //! Rows of CSV as events.
 
-use super::times::{Time, Times};
+use super::times::{InputTime, TimeParser};
 
 /// Which columns hold what, as people name them.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Columns {
+pub(super) struct ColumnNames {
     pub(super) metric: Option<String>,
     pub(super) metric_column: Option<String>,
     pub(super) time: Option<String>,
@@ -19,7 +19,7 @@ pub(super) struct Columns {
 
 /// The columns of one file.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct ColumnMap {
     delimiter: u8,
     columns: usize,
     metric: Result<usize, String>,
@@ -33,12 +33,12 @@ pub(super) struct Table {
 
 /// Cells of a row, unquoted.
 #[derive(Debug, Default)]
-pub(super) struct Cells {
+pub(super) struct RowCells {
     bytes: Vec<u8>,
     ends: Vec<usize>,
 }
 
-impl Cells {
+impl RowCells {
     /// The cells of a record, quotes taken off.
     pub(super) fn of(record: &[u8], delimiter: u8) -> Self {
         let mut cells = Self::default();
@@ -97,13 +97,13 @@ pub(super) fn delimiter_of(header: &[u8]) -> u8 {
 /// In the order in which a tie is decided.
 pub(super) const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
-impl Table {
+impl ColumnMap {
     /// Finds the columns in a header.
     ///
     /// # Errors
     /// Which is not there, or there twice.
-    pub(super) fn new(header: &[u8], delimiter: u8, wanted: &Columns) -> Result<Self, String> {
-        let cells = Cells::of(header, delimiter);
+    pub(super) fn new(header: &[u8], delimiter: u8, wanted: &ColumnNames) -> Result<Self, String> {
+        let cells = RowCells::of(header, delimiter);
         let names: Vec<&str> =
             (0..cells.len()).map(|at| cells.text(at).map(str::trim)).collect::<Result<_, _>>()?;
         let column = |name: &String| {
@@ -143,10 +143,10 @@ impl Table {
         &self,
         record: &[u8],
         made_up: &str,
-        times: &mut Times,
+        times: &mut TimeParser,
         out: &mut Vec<u8>,
     ) -> Result<bool, (&'static str, String)> {
-        let row = Cells::of(record, self.delimiter);
+        let row = RowCells::of(record, self.delimiter);
         if row.len() != self.columns {
             return Err((
                 "row_invalid",
@@ -173,9 +173,11 @@ impl Table {
             };
             out.extend_from_slice(b",\"timestamp\":");
             match times.cell(time).map_err(|why| ("timestamp_invalid", why))? {
-                Time::Millis(millis) => out.extend_from_slice(millis.to_string().as_bytes()),
-                Time::Same if time.parse::<i64>().is_ok() => out.extend_from_slice(time.as_bytes()),
-                Time::Same => push_text(out, time),
+                InputTime::Millis(millis) => out.extend_from_slice(millis.to_string().as_bytes()),
+                InputTime::Verbatim if time.parse::<i64>().is_ok() => {
+                    out.extend_from_slice(time.as_bytes())
+                }
+                InputTime::Verbatim => push_text(out, time),
             }
         }
         if self.value.is_some() {
@@ -247,25 +249,25 @@ mod tests {
 
     use super::*;
 
-    fn columns() -> Columns {
-        Columns {
+    fn columns() -> ColumnNames {
+        ColumnNames {
             metric: Some("m".to_owned()),
             time: Some("time".to_owned()),
             value: Some("v".to_owned()),
             labels: vec![("origin".to_owned(), "from".to_owned())],
-            ..Columns::default()
+            ..ColumnNames::default()
         }
     }
 
-    fn event(table: &Table, row: &str) -> Result<Value, (&'static str, String)> {
+    fn event(table: &ColumnMap, row: &str) -> Result<Value, (&'static str, String)> {
         let mut out = Vec::new();
-        table.event(row.as_bytes(), "made-up", &mut Times::default(), &mut out)?;
+        table.event(row.as_bytes(), "made-up", &mut TimeParser::default(), &mut out)?;
         Ok(serde_json::from_slice(&out).expect("JSON"))
     }
 
     #[test]
     fn a_row_is_an_event() {
-        let table = Table::new(b"from,time,v,rest", b',', &columns()).expect("all columns");
+        let table = ColumnMap::new(b"from,time,v,rest", b',', &columns()).expect("all columns");
         let got =
             event(&table, "\"a \"\"b\"\" \\ \u{1}\",2026-01-01T00:00:00Z, 5 ,").expect("an event");
         let labels = json!({"origin": "a \"b\" \\ \u{1}"});
@@ -278,7 +280,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_row_is_said_of_that_row() {
-        let table = Table::new(b"from,time,v", b',', &columns()).expect("all columns");
+        let table = ColumnMap::new(b"from,time,v", b',', &columns()).expect("all columns");
         for (row, code, word) in [
             ("a,1767225600000", "row_invalid", "2 cells, the header 3"),
             ("a,,1", "timestamp_invalid", "empty"),
@@ -290,20 +292,20 @@ mod tests {
         }
         let mut out = Vec::new();
         let bad = table
-            .event(b"\xe4,1767225600000,1", "x", &mut Times::default(), &mut out)
+            .event(b"\xe4,1767225600000,1", "x", &mut TimeParser::default(), &mut out)
             .expect_err("Latin-1");
         assert!(bad.1.contains("not UTF-8"), "{bad:?}");
     }
 
     #[test]
     fn a_column_may_hold_the_metric_and_a_comma_may_be_a_point() {
-        let wanted = Columns {
+        let wanted = ColumnNames {
             metric: None,
             metric_column: Some("what".to_owned()),
             decimal_comma: true,
             ..columns()
         };
-        let table = Table::new(b"what;from;time;v", b';', &wanted).expect("all columns");
+        let table = ColumnMap::new(b"what;from;time;v", b';', &wanted).expect("all columns");
         let got = event(&table, "speed;a;1767225600;1.234,5").expect("an event");
         assert_eq!(
             (&got["metric"], &got["value"], &got["timestamp"]),
@@ -314,10 +316,10 @@ mod tests {
 
     #[test]
     fn columns_have_to_be_there_once() {
-        let why = Table::new(b"from,time", b',', &columns()).expect_err("no value");
+        let why = ColumnMap::new(b"from,time", b',', &columns()).expect_err("no value");
         assert!(why.contains("no column \"v\"; there are from, time"), "{why}");
         assert!(
-            Table::new(b"from,time,v,v", b',', &columns())
+            ColumnMap::new(b"from,time,v,v", b',', &columns())
                 .expect_err("which?")
                 .contains("two columns \"v\"")
         );
@@ -343,7 +345,7 @@ mod tests {
         fn cells_are_those_of_the_csv_crate(input in "[a\",;]{1,20}") {
             let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(input.as_bytes());
             let theirs = reader.records().next().unwrap().unwrap();
-            let ours = Cells::of(input.as_bytes(), b',');
+            let ours = RowCells::of(input.as_bytes(), b',');
             let ours: Vec<_> = (0..ours.len()).map(|at| ours.text(at).unwrap()).collect();
             prop_assert_eq!(ours, theirs.iter().collect::<Vec<_>>());
         }

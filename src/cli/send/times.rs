@@ -7,7 +7,7 @@ use crate::model::event::parse_rfc3339;
 
 /// What a number since 1970 counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Unit {
+pub(super) enum TimeUnit {
     /// Seconds
     S,
     /// Milliseconds
@@ -18,7 +18,7 @@ pub(super) enum Unit {
     Ns,
 }
 
-impl Unit {
+impl TimeUnit {
     fn name(self) -> &'static str {
         match self {
             Self::S => "seconds",
@@ -42,48 +42,50 @@ impl Unit {
 
 /// How the times of one input are read.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Times {
-    given: Option<Unit>,
-    detected: Option<Unit>,
+pub(super) struct TimeParser {
+    given: Option<TimeUnit>,
+    detected: Option<TimeUnit>,
     zone: Option<TimeZone>,
 }
 
 /// A time as the server takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Time {
+pub(super) enum InputTime {
     /// As it stands.
-    Same,
+    Verbatim,
     /// Milliseconds since 1970.
     Millis(i64),
 }
 
-impl Times {
-    pub(super) fn new(given: Option<Unit>, zone: Option<TimeZone>) -> Self {
+impl TimeParser {
+    pub(super) fn new(given: Option<TimeUnit>, zone: Option<TimeZone>) -> Self {
         Self { given, detected: None, zone }
     }
 
     /// What the numbers were taken for, if that is not what the server takes.
     pub(super) fn guessed(&self) -> Option<&'static str> {
-        self.detected.filter(|unit| self.given.is_none() && *unit != Unit::Ms).map(Unit::name)
+        self.detected
+            .filter(|unit| self.given.is_none() && *unit != TimeUnit::Ms)
+            .map(TimeUnit::name)
     }
 
     /// A number since 1970: digits, perhaps a sign and a fraction.
     ///
     /// # Errors
     /// If its unit is another one than that of the times before, or it is out of range.
-    pub(super) fn number(&mut self, text: &str) -> Result<Time, String> {
+    pub(super) fn number(&mut self, text: &str) -> Result<InputTime, String> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let Ok(seen) = whole.parse::<i128>() else {
             return Err(format!("{text} is no time since 1970 in plain digits"));
         };
-        let unit = match (self.given, Unit::of(seen)) {
+        let unit = match (self.given, TimeUnit::of(seen)) {
             (Some(unit), _) => unit,
-            (None, None) => self.detected.unwrap_or(Unit::Ms),
+            (None, None) => self.detected.unwrap_or(TimeUnit::Ms),
             (None, Some(unit)) if self.detected.is_none_or(|known| known == unit) => {
                 *self.detected.insert(unit)
             }
             (None, Some(unit)) => {
-                let before = self.detected.map_or("", Unit::name);
+                let before = self.detected.map_or("", TimeUnit::name);
                 return Err(format!(
                     "{text} looks like {} since 1970, times before it like {before}: say \
                      --time-unit",
@@ -91,8 +93,8 @@ impl Times {
                 ));
             }
         };
-        if unit == Unit::Ms && fraction.is_empty() {
-            return Ok(Time::Same);
+        if unit == TimeUnit::Ms && fraction.is_empty() {
+            return Ok(InputTime::Verbatim);
         }
         let fraction = &fraction[..fraction.len().min(9)];
         let digits: i128 = if fraction.is_empty() {
@@ -103,16 +105,16 @@ impl Times {
         let scale = 10i128.pow(u32::try_from(fraction.len()).unwrap_or(0));
         let signed = if whole.starts_with('-') { -digits } else { digits };
         let (times, over) = match unit {
-            Unit::S => (1_000, 1),
-            Unit::Ms => (1, 1),
-            Unit::Us => (1, 1_000),
-            Unit::Ns => (1, 1_000_000),
+            TimeUnit::S => (1_000, 1),
+            TimeUnit::Ms => (1, 1),
+            TimeUnit::Us => (1, 1_000),
+            TimeUnit::Ns => (1, 1_000_000),
         };
         let millis =
             seen.checked_mul(scale).and_then(|n| n.checked_add(signed)?.checked_mul(times));
         let millis = millis.and_then(|n| i64::try_from(n.div_euclid(over * scale)).ok());
         millis
-            .map(Time::Millis)
+            .map(InputTime::Millis)
             .ok_or_else(|| format!("{text} {} since 1970 is out of range", unit.name()))
     }
 
@@ -121,20 +123,24 @@ impl Times {
     /// # Errors
     /// As [`Self::number`], and for a time without a zone if none was given. What is no time at all
     /// is left to the server.
-    pub(super) fn cell(&mut self, text: &str) -> Result<Time, String> {
+    pub(super) fn cell(&mut self, text: &str) -> Result<InputTime, String> {
         if is_number(text) {
             return self.number(text);
         }
         if let Ok(millis) = parse_rfc3339(text) {
-            return Ok(if text.contains('T') { Time::Same } else { Time::Millis(millis) });
+            return Ok(if text.contains('T') {
+                InputTime::Verbatim
+            } else {
+                InputTime::Millis(millis)
+            });
         }
-        let Ok(civil) = text.parse::<DateTime>() else { return Ok(Time::Same) };
+        let Ok(civil) = text.parse::<DateTime>() else { return Ok(InputTime::Verbatim) };
         let Some(zone) = &self.zone else {
             return Err(format!("{text} has no zone: say --tz ZONE, such as --tz UTC"));
         };
         let at =
             civil.to_zoned_datetime(zone.clone()).map_err(|error| format!("{text}: {error}"))?;
-        Ok(Time::Millis(at.timestamp().as_millisecond()))
+        Ok(InputTime::Millis(at.timestamp().as_millisecond()))
     }
 }
 
@@ -149,28 +155,31 @@ pub(super) fn is_number(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Time {
-        Times::default().cell(text).expect("a time")
+    fn read(text: &str) -> InputTime {
+        TimeParser::default().cell(text).expect("a time")
     }
 
     #[test]
     fn the_unit_is_told_by_the_size() {
-        assert_eq!(read("1767225600"), Time::Millis(1_767_225_600_000));
-        assert_eq!(read("1767225600.1239"), Time::Millis(1_767_225_600_123));
-        assert_eq!(read("1767225600123"), Time::Same);
-        assert_eq!(read("1767225600123.9"), Time::Millis(1_767_225_600_123));
-        assert_eq!(read("1767225600123456"), Time::Millis(1_767_225_600_123));
-        assert_eq!(read("1767225600123456789"), Time::Millis(1_767_225_600_123));
-        assert_eq!(read("-1000000000.5"), Time::Millis(-1_000_000_000_500));
-        assert_eq!(read("12345"), Time::Same, "as the server takes it");
-        assert_eq!(Times::new(Some(Unit::S), None).cell("12345"), Ok(Time::Millis(12_345_000)));
-        assert_eq!(Times::new(Some(Unit::Us), None).cell("-1"), Ok(Time::Millis(-1)));
+        assert_eq!(read("1767225600"), InputTime::Millis(1_767_225_600_000));
+        assert_eq!(read("1767225600.1239"), InputTime::Millis(1_767_225_600_123));
+        assert_eq!(read("1767225600123"), InputTime::Verbatim);
+        assert_eq!(read("1767225600123.9"), InputTime::Millis(1_767_225_600_123));
+        assert_eq!(read("1767225600123456"), InputTime::Millis(1_767_225_600_123));
+        assert_eq!(read("1767225600123456789"), InputTime::Millis(1_767_225_600_123));
+        assert_eq!(read("-1000000000.5"), InputTime::Millis(-1_000_000_000_500));
+        assert_eq!(read("12345"), InputTime::Verbatim, "as the server takes it");
+        assert_eq!(
+            TimeParser::new(Some(TimeUnit::S), None).cell("12345"),
+            Ok(InputTime::Millis(12_345_000))
+        );
+        assert_eq!(TimeParser::new(Some(TimeUnit::Us), None).cell("-1"), Ok(InputTime::Millis(-1)));
     }
 
     #[test]
     fn one_input_has_one_unit() {
-        let mut times = Times::default();
-        assert_eq!(times.cell("1767225600"), Ok(Time::Millis(1_767_225_600_000)));
+        let mut times = TimeParser::default();
+        assert_eq!(times.cell("1767225600"), Ok(InputTime::Millis(1_767_225_600_000)));
         let why = times.cell("1767225600123").expect_err("another unit");
         assert!(why.contains("milliseconds") && why.contains("seconds: say --time-unit"), "{why}");
         assert_eq!(times.guessed(), Some("seconds"));
@@ -178,22 +187,29 @@ mod tests {
 
     #[test]
     fn a_time_without_a_zone_needs_one() {
-        assert_eq!(read("2026-01-01T00:00:00Z"), Time::Same);
-        assert_eq!(read("2026-01-01 00:00:00+01:00"), Time::Millis(1_767_225_600_000 - 3_600_000));
-        assert_eq!(read("yesterday"), Time::Same, "the server says what is wrong");
+        assert_eq!(read("2026-01-01T00:00:00Z"), InputTime::Verbatim);
+        assert_eq!(
+            read("2026-01-01 00:00:00+01:00"),
+            InputTime::Millis(1_767_225_600_000 - 3_600_000)
+        );
+        assert_eq!(read("yesterday"), InputTime::Verbatim, "the server says what is wrong");
         for text in ["2026-07-01 02:00:00", "2026-07-01T02:00:00", "2026-07-01"] {
-            assert!(Times::default().cell(text).expect_err("no zone").contains("--tz"), "{text}");
+            assert!(
+                TimeParser::default().cell(text).expect_err("no zone").contains("--tz"),
+                "{text}"
+            );
         }
-        let mut berlin = Times::new(None, Some(TimeZone::get("Europe/Berlin").expect("a zone")));
-        assert_eq!(berlin.cell("2026-07-01 02:00:00"), Ok(Time::Millis(1_782_864_000_000)));
-        assert_eq!(berlin.cell("2026-01-01"), Ok(Time::Millis(1_767_222_000_000)));
+        let mut berlin =
+            TimeParser::new(None, Some(TimeZone::get("Europe/Berlin").expect("a zone")));
+        assert_eq!(berlin.cell("2026-07-01 02:00:00"), Ok(InputTime::Millis(1_782_864_000_000)));
+        assert_eq!(berlin.cell("2026-01-01"), Ok(InputTime::Millis(1_767_222_000_000)));
     }
 
     #[test]
     fn what_is_no_number_is_none() {
         for text in ["1.2.3", "99999999999999999999999999999999999999999"] {
-            assert!(Times::default().cell(text).is_err(), "{text}");
+            assert!(TimeParser::default().cell(text).is_err(), "{text}");
         }
-        assert!(Times::default().number("1e9").is_err());
+        assert!(TimeParser::default().number("1e9").is_err());
     }
 }

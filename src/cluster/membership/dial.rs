@@ -14,64 +14,64 @@ const SPURIOUS: u32 = 4;
 
 /// Where a dial stands.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum DialPhase {
     Waiting,
     Connecting(Option<String>),
     Open(NodeId),
     /// It leads to this node itself.
-    Myself,
+    ThisNode,
 }
 
 /// One configured address.
-pub(super) struct Dial {
+pub(super) struct PeerDial {
     pub(super) address: String,
-    pub(super) phase: Phase,
+    pub(super) phase: DialPhase,
     pub(super) since: Stopwatch,
     pub(super) delay: Duration,
     pub(super) failures: u32,
     /// Whom it has led to, with the random part of that life.
-    pub(super) leads_to: Option<String>,
+    pub(super) peer_name: Option<String>,
     /// What was logged of it last, so that it is logged once.
-    pub(super) said: Option<String>,
+    pub(super) last_logged: Option<String>,
 }
 
-impl Dial {
+impl PeerDial {
     pub(super) fn new(address: &str) -> Self {
         Self {
             address: address.to_owned(),
-            phase: Phase::Waiting,
+            phase: DialPhase::Waiting,
             since: Stopwatch::start(),
             delay: jittered(REDIAL.0),
             failures: 0,
-            leads_to: None,
-            said: None,
+            peer_name: None,
+            last_logged: None,
         }
     }
 
-    pub(super) fn wait(&mut self) {
+    pub(super) fn schedule_redial(&mut self) {
         let delay = REDIAL.0.saturating_mul(1 << self.failures.min(10)).min(REDIAL.1);
         (self.phase, self.since, self.delay) =
-            (Phase::Waiting, Stopwatch::start(), jittered(delay));
+            (DialPhase::Waiting, Stopwatch::start(), jittered(delay));
     }
 
     /// The other side has closed the connection. Once or twice that is two nodes that dial each
     /// other at the same moment, or a node that starts: one session is kept of both.
-    pub(super) fn closed(&mut self, why: &str) {
+    pub(super) fn record_close(&mut self, why: &str) {
         if self.failures + 1 < SPURIOUS {
             self.failures += 1;
-            self.wait();
+            self.schedule_redial();
         } else {
-            self.failed(why);
+            self.record_failure(why);
         }
     }
 
-    pub(super) fn failed(&mut self, why: &str) {
+    pub(super) fn record_failure(&mut self, why: &str) {
         self.failures = self.failures.saturating_add(1);
-        if self.said.as_deref() != Some(why) {
+        if self.last_logged.as_deref() != Some(why) {
             tracing::warn!(address = %self.address, why, "another node cannot be reached, it is dialled again and again");
-            self.said = Some(why.to_owned());
+            self.last_logged = Some(why.to_owned());
         }
-        self.wait();
+        self.schedule_redial();
     }
 }
 
@@ -91,17 +91,17 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_closed_once_or_twice_is_no_other_cookie() {
-        let mut dial = Dial::new("b:1");
+        let mut dial = PeerDial::new("b:1");
         for _ in 1..SPURIOUS {
-            dial.closed("another cookie");
-            assert_eq!((dial.said.as_deref(), &dial.phase), (None, &Phase::Waiting));
+            dial.record_close("another cookie");
+            assert_eq!((dial.last_logged.as_deref(), &dial.phase), (None, &DialPhase::Waiting));
         }
-        dial.closed("another cookie");
-        assert_eq!(dial.said.as_deref(), Some("another cookie"));
-        let mut refused = Dial::new("b:1");
-        refused.failed("connection refused");
+        dial.record_close("another cookie");
+        assert_eq!(dial.last_logged.as_deref(), Some("another cookie"));
+        let mut refused = PeerDial::new("b:1");
+        refused.record_failure("connection refused");
         assert_eq!(
-            refused.said.as_deref(),
+            refused.last_logged.as_deref(),
             Some("connection refused"),
             "what is clear is said at once"
         );

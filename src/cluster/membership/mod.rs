@@ -5,8 +5,8 @@
 //! random part for each life of a node, so that a node that comes back is never taken for the
 //! session that it has left behind.
 
-mod beats;
 mod dial;
+mod heartbeat;
 mod options;
 mod sessions;
 
@@ -22,21 +22,21 @@ use ractor_cluster::{NodeEventSubscription, NodeId, NodeServer, NodeServerMessag
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-pub use options::{Cookie, MeshOptions};
+pub use options::{ClusterCookie, MeshOptions};
 pub use sessions::MeshState;
 
-use super::directory::Directory;
-use super::door::Door;
-use super::gate::{Connection, Gates};
+use super::directory::PeerDirectory;
+use super::endpoint::PeerEndpoint;
+use super::gate::{AuthGates, MeshConnection};
 use super::listener;
-use super::peer::Peer;
-use super::serve::Server;
+use super::peer::MeshPeer;
+use super::server::MeshServer;
 use super::tls::refuse_all;
 use crate::clock::{Clock, Stopwatch};
 use crate::telemetry;
-use beats::beats;
-use dial::{Dial, Phase};
-use sessions::Task;
+use dial::{DialPhase, PeerDial};
+use heartbeat::send_heartbeats;
+use sessions::TaskGuard;
 
 /// How often the actor looks at its dials and sessions.
 const TICK: Duration = Duration::from_millis(100);
@@ -49,22 +49,22 @@ const SCOPE: &str = "rollmill";
 
 /// The actor.
 #[derive(Clone)]
-pub struct Mesh {
+pub struct MeshActor {
     /// How the node takes part.
     pub options: Arc<MeshOptions>,
     /// Where other nodes come in: bound before the actor starts, and kept over its restarts.
     pub listener: Arc<TcpListener>,
     /// Whom it keeps.
-    pub directory: Arc<Directory>,
+    pub directory: Arc<PeerDirectory>,
     /// Answers other nodes.
-    pub server: Server,
+    pub server: MeshServer,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
 
 /// What happened to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Happened {
+pub enum SessionEvent {
     /// A connection was opened.
     Opened,
     /// It has the secret.
@@ -80,22 +80,22 @@ pub enum MeshMessage {
     /// Time passes.
     Tick,
     /// Something happened to a session.
-    Session(Happened, Box<NodeServerSessionInformation>),
+    Session(SessionEvent, Box<NodeServerSessionInformation>),
     /// A dial has a connection.
-    Dialled(usize, Box<Connection>),
+    DialSucceeded(usize, Box<MeshConnection>),
     /// A dial failed.
     DialFailed(usize, String),
     /// A peer has not answered for `cluster.dead_after`.
-    Silent(NodeId),
+    PeerSilent(NodeId),
 }
 
 impl ractor::Message for MeshMessage {}
 
 /// Tells the actor what the server of sessions says.
-struct Events(ActorRef<MeshMessage>);
+struct SessionEvents(ActorRef<MeshMessage>);
 
-impl Events {
-    fn tell(&self, happened: Happened, session: NodeServerSessionInformation) {
+impl SessionEvents {
+    fn send(&self, happened: SessionEvent, session: NodeServerSessionInformation) {
         #[expect(
             clippy::let_underscore_must_use,
             reason = "the actor that is gone takes the sessions with it"
@@ -104,22 +104,22 @@ impl Events {
     }
 }
 
-impl NodeEventSubscription for Events {
+impl NodeEventSubscription for SessionEvents {
     fn node_session_opened(&self, session: NodeServerSessionInformation) {
-        self.tell(Happened::Opened, session);
+        self.send(SessionEvent::Opened, session);
     }
     fn node_session_disconnected(&self, session: NodeServerSessionInformation) {
-        self.tell(Happened::Closed, session);
+        self.send(SessionEvent::Closed, session);
     }
     fn node_session_authenticated(&self, session: NodeServerSessionInformation) {
-        self.tell(Happened::Authenticated, session);
+        self.send(SessionEvent::Authenticated, session);
     }
     fn node_session_ready(&self, session: NodeServerSessionInformation) {
-        self.tell(Happened::Ready, session);
+        self.send(SessionEvent::Ready, session);
     }
 }
 
-impl Actor for Mesh {
+impl Actor for MeshActor {
     type Msg = MeshMessage;
     type State = MeshState;
     type Arguments = ();
@@ -136,7 +136,7 @@ impl Actor for Mesh {
         let options = &self.options;
         let me = format!("{}@{life}", options.name);
         let permits = Arc::new(Semaphore::new(options.max_reads));
-        let door = Door { server: self.server.clone(), permits };
+        let door = PeerEndpoint { server: self.server.clone(), permits };
         let (door, _) = Actor::spawn_linked(None, door, (), myself.get_cell()).await?;
         ractor::pg::join_scoped(SCOPE.to_owned(), me.clone(), vec![door.get_cell()]);
         // The listener that ractor_cluster insists on is no way in: nodes come in by our own.
@@ -147,9 +147,9 @@ impl Actor for Mesh {
             .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
             .with_max_inbound_frame_size((self.server.max_answer + FRAME_OVERHEAD) as u64);
         let (server, _) = Actor::spawn_linked(None, server, (), myself.get_cell()).await?;
-        let subscription = Box::new(Events(myself.clone()));
+        let subscription = Box::new(SessionEvents(myself.clone()));
         server.cast(NodeServerMessage::SubscribeToEvents { id: SCOPE.to_owned(), subscription })?;
-        let gates = Arc::new(Gates::default());
+        let gates = Arc::new(AuthGates::default());
         let accepting = listener::run(
             self.listener.clone(),
             options.tls.clone(),
@@ -157,11 +157,20 @@ impl Actor for Mesh {
             server.clone(),
             HANDSHAKE,
         );
-        let accepting = Task(tokio::spawn(accepting).abort_handle());
+        let accepting = TaskGuard(tokio::spawn(accepting).abort_handle());
         myself.send_interval(TICK, || MeshMessage::Tick);
-        let dials = options.peers.iter().map(|address| Dial::new(address)).collect();
+        let dials = options.peers.iter().map(|address| PeerDial::new(address)).collect();
         let (sessions, refused, door) = (HashMap::new(), HashSet::new(), door.get_id());
-        Ok(MeshState { server, door, me, sessions, dials, refused, gates, _accepting: accepting })
+        Ok(MeshState {
+            server,
+            endpoint: door,
+            own_name: me,
+            sessions,
+            dials,
+            refused,
+            gates,
+            _accepting: accepting,
+        })
     }
 
     async fn handle(
@@ -172,18 +181,20 @@ impl Actor for Mesh {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             MeshMessage::Tick => self.on_tick(&myself, state),
-            MeshMessage::Session(Happened::Opened, info) => state.on_opened(&info),
-            MeshMessage::Session(Happened::Authenticated, info) => state.on_authenticated(&info),
-            MeshMessage::Session(Happened::Ready, info) => self.on_ready(&myself, state, &info),
-            MeshMessage::Session(Happened::Closed, info) => state.on_closed(&info),
-            MeshMessage::Dialled(dial, stream) => state.on_dialled(dial, stream)?,
-            MeshMessage::DialFailed(dial, why) => state.dials[dial].failed(&why),
-            MeshMessage::Silent(id) => self.on_silent(state, id),
+            MeshMessage::Session(SessionEvent::Opened, info) => state.on_opened(&info),
+            MeshMessage::Session(SessionEvent::Authenticated, info) => {
+                state.on_authenticated(&info)
+            }
+            MeshMessage::Session(SessionEvent::Ready, info) => self.on_ready(&myself, state, &info),
+            MeshMessage::Session(SessionEvent::Closed, info) => state.on_closed(&info),
+            MeshMessage::DialSucceeded(dial, stream) => state.on_dialled(dial, stream)?,
+            MeshMessage::DialFailed(dial, why) => state.dials[dial].record_failure(&why),
+            MeshMessage::PeerSilent(id) => self.on_silent(state, id),
         }
         let answering = state
             .sessions
             .values()
-            .filter(|session| session.peer.as_ref().is_some_and(|(peer, _)| peer.answers()));
+            .filter(|session| session.peer.as_ref().is_some_and(|(peer, _)| peer.is_available()));
         metrics::gauge!(telemetry::MESH_PEERS).set(answering.count() as f64);
         Ok(())
     }
@@ -199,14 +210,14 @@ impl Actor for Mesh {
             | SupervisionEvent::ActorTerminated(cell, ..) => cell.get_id(),
             _ => return Ok(()),
         };
-        match ended == state.door || ended == state.server.get_id() {
+        match ended == state.endpoint || ended == state.server.get_id() {
             true => Err(format!("a part of the mesh ended: {event}").into()),
             false => Ok(()),
         }
     }
 }
 
-impl Mesh {
+impl MeshActor {
     fn on_tick(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState) {
         let late: Vec<NodeId> =
             state.sessions.iter().filter(|(_, s)| s.is_late()).map(|(id, _)| *id).collect();
@@ -220,7 +231,7 @@ impl Mesh {
             .map(|(id, _)| *id)
             .collect();
         for id in waiting {
-            self.meet(myself, state, id);
+            self.add_peer(myself, state, id);
         }
         for dial in 0..state.dials.len() {
             if state.is_due(dial) {
@@ -231,7 +242,7 @@ impl Mesh {
 
     fn dial(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, number: usize) {
         let (dial, gates) = (&mut state.dials[number], state.gates.clone());
-        (dial.phase, dial.since) = (Phase::Connecting(None), Stopwatch::start());
+        (dial.phase, dial.since) = (DialPhase::Connecting(None), Stopwatch::start());
         let (address, tls, myself) =
             (dial.address.clone(), self.options.tls.clone(), myself.clone());
         tokio::spawn(async move {
@@ -239,7 +250,7 @@ impl Mesh {
                 tokio::time::timeout(HANDSHAKE, listener::connect(&address, tls.as_ref(), &gates))
                     .await;
             let told = match connected {
-                Ok(Ok(stream)) => myself.cast(MeshMessage::Dialled(number, Box::new(stream))),
+                Ok(Ok(stream)) => myself.cast(MeshMessage::DialSucceeded(number, Box::new(stream))),
                 Ok(Err(why)) => myself.cast(MeshMessage::DialFailed(number, why)),
                 Err(_) => myself.cast(MeshMessage::DialFailed(
                     number,
@@ -261,29 +272,29 @@ impl Mesh {
         session.ready = true;
         session.name =
             info.peer_name.as_ref().map(|name| name.name.clone()).or(session.name.take());
-        self.meet(myself, state, info.node_id);
+        self.add_peer(myself, state, info.node_id);
     }
 
     /// Looks for the peer's door and begins to ask it for heartbeats.
-    fn meet(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, id: NodeId) {
+    fn add_peer(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, id: NodeId) {
         let Some(session) = state.sessions.get_mut(&id) else { return };
         let Some(name) = session.name.clone() else { return };
         let of_session =
             |at: ActorId| matches!(at, ActorId::Remote { node_id, .. } if node_id == id);
         let doors = ractor::pg::get_scoped_members(&SCOPE.to_owned(), &name);
         let Some(door) = doors.into_iter().find(|cell| of_session(cell.get_id())) else { return };
-        let peer = Peer::new(
-            plain(&name).to_owned(),
+        let peer = MeshPeer::new(
+            display_name(&name).to_owned(),
             door.into(),
             self.clock.clone(),
             self.options.max_calls,
         );
-        let beats = beats(peer.clone(), id, self.options.clone(), myself.clone());
-        session.peer = Some((peer.clone(), Task(tokio::spawn(beats).abort_handle())));
+        let beats = send_heartbeats(peer.clone(), id, self.options.clone(), myself.clone());
+        session.peer = Some((peer.clone(), TaskGuard(tokio::spawn(beats).abort_handle())));
         tracing::info!(peer = %peer.name, address = %session.address, incoming = session.incoming, "another node has joined");
         self.directory.join(peer);
-        for dial in state.dials.iter_mut().filter(|dial| dial.phase == Phase::Open(id)) {
-            (dial.failures, dial.said, dial.leads_to) = (0, None, Some(name.clone()));
+        for dial in state.dials.iter_mut().filter(|dial| dial.phase == DialPhase::Open(id)) {
+            (dial.failures, dial.last_logged, dial.peer_name) = (0, None, Some(name.clone()));
         }
     }
 
@@ -296,6 +307,6 @@ impl Mesh {
 }
 
 /// Name of a node for people: without the random part.
-fn plain(name: &str) -> &str {
+fn display_name(name: &str) -> &str {
     name.rsplit_once('@').map_or(name, |(name, _)| name)
 }

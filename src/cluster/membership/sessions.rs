@@ -9,10 +9,10 @@ use ractor_cluster::{NodeId, NodeServerMessage, NodeSessionMessage};
 use tokio::task::AbortHandle;
 
 use super::HANDSHAKE;
-use super::dial::{Dial, Phase};
+use super::dial::{DialPhase, PeerDial};
 use crate::clock::Stopwatch;
-use crate::cluster::gate::{Connection, Gates};
-use crate::cluster::peer::Peer;
+use crate::cluster::gate::{AuthGates, MeshConnection};
+use crate::cluster::peer::MeshPeer;
 
 /// Sessions at once: a cluster has fewer nodes, and each holds buffers.
 const MAX_SESSIONS: usize = 256;
@@ -20,16 +20,16 @@ const MAX_SESSIONS: usize = 256;
 const MAX_REFUSED: usize = 1_024;
 
 /// Ends a task with its owner.
-pub(super) struct Task(pub(super) AbortHandle);
+pub(super) struct TaskGuard(pub(super) AbortHandle);
 
-impl Drop for Task {
+impl Drop for TaskGuard {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 /// A session, ready or not.
-pub(super) struct Session {
+pub(super) struct PeerSession {
     pub(super) actor: ActorRef<NodeSessionMessage>,
     pub(super) name: Option<String>,
     pub(super) address: String,
@@ -37,13 +37,13 @@ pub(super) struct Session {
     pub(super) since: Stopwatch,
     pub(super) authenticated: bool,
     pub(super) ready: bool,
-    pub(super) peer: Option<(Arc<Peer>, Task)>,
+    pub(super) peer: Option<(Arc<MeshPeer>, TaskGuard)>,
 }
 
-impl Drop for Session {
+impl Drop for PeerSession {
     fn drop(&mut self) {
         if let Some((peer, _)) = &self.peer {
-            peer.leave();
+            peer.mark_gone();
         }
     }
 }
@@ -51,16 +51,16 @@ impl Drop for Session {
 /// What the actor keeps.
 pub struct MeshState {
     pub(super) server: ActorRef<NodeServerMessage>,
-    pub(super) door: ActorId,
-    pub(super) me: String,
-    pub(super) sessions: HashMap<NodeId, Session>,
-    pub(super) dials: Vec<Dial>,
+    pub(super) endpoint: ActorId,
+    pub(super) own_name: String,
+    pub(super) sessions: HashMap<NodeId, PeerSession>,
+    pub(super) dials: Vec<PeerDial>,
     pub(super) refused: HashSet<String>,
-    pub(super) gates: Arc<Gates>,
-    pub(super) _accepting: Task,
+    pub(super) gates: Arc<AuthGates>,
+    pub(super) _accepting: TaskGuard,
 }
 
-impl Session {
+impl PeerSession {
     pub(super) fn is_late(&self) -> bool {
         self.peer.is_none() && self.since.elapsed() > HANDSHAKE
     }
@@ -72,46 +72,46 @@ impl MeshState {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.actor.stop(Some(why.to_owned()));
             if let Some((peer, _beats)) = session.peer.take() {
-                peer.leave();
+                peer.mark_gone();
             }
         }
     }
 
     /// Whether a session with that life of a node has the secret.
     pub(super) fn is_known(&self, name: &str) -> bool {
-        name == self.me
+        name == self.own_name
             || self.sessions.values().any(|s| s.authenticated && s.name.as_deref() == Some(name))
     }
 
     pub(super) fn is_due(&self, dial: usize) -> bool {
         let dial = &self.dials[dial];
         match &dial.phase {
-            Phase::Waiting => {
+            DialPhase::Waiting => {
                 dial.since.elapsed() >= dial.delay
-                    && !dial.leads_to.as_deref().is_some_and(|name| self.is_known(name))
+                    && !dial.peer_name.as_deref().is_some_and(|name| self.is_known(name))
             }
             // The server of sessions has not said what became of the connection.
-            Phase::Connecting(_) => dial.since.elapsed() > HANDSHAKE * 3,
-            Phase::Open(id) => !self.sessions.contains_key(id),
-            Phase::Myself => false,
+            DialPhase::Connecting(_) => dial.since.elapsed() > HANDSHAKE * 3,
+            DialPhase::Open(id) => !self.sessions.contains_key(id),
+            DialPhase::ThisNode => false,
         }
     }
 
     pub(super) fn on_dialled(
         &mut self,
         dial: usize,
-        stream: Box<Connection>,
+        stream: Box<MeshConnection>,
     ) -> Result<(), ActorProcessingErr> {
         let address = stream.peer.clone();
         // Before the server of sessions can say that it is open.
-        self.dials[dial].phase = Phase::Connecting(Some(address));
+        self.dials[dial].phase = DialPhase::Connecting(Some(address));
         Ok(self
             .server
             .cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server: false })?)
     }
 
     pub(super) fn on_opened(&mut self, info: &NodeServerSessionInformation) {
-        let session = Session {
+        let session = PeerSession {
             actor: info.actor.clone(),
             name: None,
             address: info.peer_addr.clone(),
@@ -125,12 +125,13 @@ impl MeshState {
         if self.sessions.len() > MAX_SESSIONS {
             self.stop(info.node_id, "too_many_sessions");
         }
-        let waits =
-            |dial: &&mut Dial| dial.phase == Phase::Connecting(Some(info.peer_addr.clone()));
+        let waits = |dial: &&mut PeerDial| {
+            dial.phase == DialPhase::Connecting(Some(info.peer_addr.clone()))
+        };
         if !info.is_server
             && let Some(dial) = self.dials.iter_mut().find(waits)
         {
-            dial.phase = Phase::Open(info.node_id);
+            dial.phase = DialPhase::Open(info.node_id);
         }
     }
 
@@ -152,26 +153,27 @@ impl MeshState {
         let known =
             session.authenticated || name.as_deref().is_some_and(|name| self.is_known(name));
         if session.incoming && !known {
-            self.refused_incoming(&session.address);
+            self.log_refused(&session.address);
         }
-        let itself = name.as_deref() == Some(self.me.as_str());
-        let Some(dial) = self.dials.iter_mut().find(|dial| dial.phase == Phase::Open(info.node_id))
+        let itself = name.as_deref() == Some(self.own_name.as_str());
+        let Some(dial) =
+            self.dials.iter_mut().find(|dial| dial.phase == DialPhase::Open(info.node_id))
         else {
             return;
         };
         if itself {
-            dial.phase = Phase::Myself;
+            dial.phase = DialPhase::ThisNode;
         } else if known {
-            dial.leads_to = name;
-            dial.wait();
+            dial.peer_name = name;
+            dial.schedule_redial();
         } else {
             let why = "it closed the connection before it was authenticated: do both nodes have \
                        the same cookie, and both TLS or neither?";
-            dial.closed(why);
+            dial.record_close(why);
         }
     }
 
-    pub(super) fn refused_incoming(&mut self, address: &str) {
+    pub(super) fn log_refused(&mut self, address: &str) {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
         if self.refused.len() >= MAX_REFUSED {
             self.refused.clear();

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::super::error::ApiError;
+use super::super::json_scan::{self, JsonMember, JsonMembers, ScanError};
 use super::super::parse;
-use super::super::scan::{self, Broken, Member, Members};
 
 /// Padding is taken and not asked for.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -21,7 +21,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// How keys and values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Embedded {
+pub(super) enum EmbeddedFormat {
     /// As JSON.
     Json,
     /// As base64 of JSON.
@@ -32,14 +32,14 @@ pub(super) enum Embedded {
 /// opaque and kept with the event, as `{"key": …, "value": EVENT}`; it is no id, because records of
 /// one key are not the same record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct ProduceRecord {
     pub(super) event: Range<usize>,
     pub(super) raw: Range<usize>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Sent<'a> {
+struct SentRecord<'a> {
     #[serde(borrow, default)]
     key: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -54,10 +54,10 @@ struct Sent<'a> {
 /// # Errors
 /// 400 if the body cannot be read, 413 for more than `max` records, 422 for none.
 pub(super) fn read(
-    embedded: Embedded,
+    embedded: EmbeddedFormat,
     body: &Bytes,
     max: usize,
-) -> Result<(Bytes, Vec<Result<Record, String>>), ApiError> {
+) -> Result<(Bytes, Vec<Result<ProduceRecord, String>>), ApiError> {
     let records = records_of(body)?;
     let sent = parse::split_array(&body[..records.end], records.start, max)?;
     if sent.is_empty() {
@@ -65,8 +65,8 @@ pub(super) fn read(
     }
     let sent = sent.into_iter().map(|range| &body[range]);
     match embedded {
-        Embedded::Json => Ok((body.clone(), sent.map(|sent| json(body, sent)).collect())),
-        Embedded::Binary => {
+        EmbeddedFormat::Json => Ok((body.clone(), sent.map(|sent| json(body, sent)).collect())),
+        EmbeddedFormat::Binary => {
             let mut kept = Vec::with_capacity(body.len());
             let records = sent.map(|sent| binary(&mut kept, sent)).collect();
             Ok((Bytes::from(kept), records))
@@ -77,15 +77,15 @@ pub(super) fn read(
 /// Where the records of a request stand.
 fn records_of(body: &[u8]) -> Result<Range<usize>, ApiError> {
     let broken =
-        |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(body)));
-    let start = scan::skip_space(body, parse::bom_len(body));
+        |broken: ScanError| ApiError::unreadable(format!("broken JSON: {}", broken.describe(body)));
+    let start = json_scan::skip_space(body, parse::bom_len(body));
     if body.get(start) != Some(&b'{') {
         return Err(ApiError::unreadable("a request is an object with records"));
     }
-    scan::only(body, start).map_err(broken)?;
+    json_scan::whole_value(body, start).map_err(broken)?;
     let mut records = None;
-    for member in Members::of(body, start) {
-        let Member { name, value } = member.map_err(broken)?;
+    for member in JsonMembers::of(body, start) {
+        let JsonMember { name, value } = member.map_err(broken)?;
         if &body[name] == b"\"records\"" && records.replace(value).is_some() {
             return Err(ApiError::unreadable("records is there twice"));
         }
@@ -99,12 +99,12 @@ fn unprocessable(message: &str) -> ApiError {
 }
 
 /// Key and value of a record that may be taken.
-fn opened(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
+fn key_and_value(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
     if sent.first() != Some(&b'{') {
         return Err("a record is an object with a value".to_owned());
     }
-    let sent: Sent<'_> = serde_json::from_slice(sent)
-        .map_err(|e| format!("not a readable record: {}", parse::shown(&e)))?;
+    let sent: SentRecord<'_> = serde_json::from_slice(sent)
+        .map_err(|e| format!("not a readable record: {}", parse::quoted_error(&e)))?;
     if sent.partition.is_some() {
         return Err(
             "the series of an event decides on its partition: leave partition out".to_owned()
@@ -112,15 +112,15 @@ fn opened(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
     }
     let value = sent.value.ok_or("a record without a value holds no event")?;
     let key = sent.key.map(RawValue::get);
-    key.map_or(Ok(()), |key| parse::check_kept("the key", key))?;
+    key.map_or(Ok(()), |key| parse::check_stored_json("the key", key))?;
     Ok((key, value.get()))
 }
 
-fn json(body: &[u8], sent: &[u8]) -> Result<Record, String> {
-    let (key, value) = opened(sent)?;
+fn json(body: &[u8], sent: &[u8]) -> Result<ProduceRecord, String> {
+    let (key, value) = key_and_value(sent)?;
     let event = range_in(body, value.as_bytes());
     let raw = if key.is_some() { range_in(body, sent) } else { event.clone() };
-    Ok(Record { event, raw })
+    Ok(ProduceRecord { event, raw })
 }
 
 /// Where `part`, a slice of `whole`, stands in it.
@@ -129,8 +129,8 @@ fn range_in(whole: &[u8], part: &[u8]) -> Range<usize> {
     start..start + part.len()
 }
 
-fn binary(kept: &mut Vec<u8>, sent: &[u8]) -> Result<Record, String> {
-    let (key, value) = opened(sent)?;
+fn binary(kept: &mut Vec<u8>, sent: &[u8]) -> Result<ProduceRecord, String> {
+    let (key, value) = key_and_value(sent)?;
     let value: String =
         serde_json::from_str(value).map_err(|_| "a binary value is a string of base64")?;
     let value = BASE64.decode(value).map_err(|_| "a binary value is a string of base64")?;
@@ -143,5 +143,5 @@ fn binary(kept: &mut Vec<u8>, sent: &[u8]) -> Result<Record, String> {
     if key.is_some() {
         kept.push(b'}');
     }
-    Ok(Record { event, raw: start..kept.len() })
+    Ok(ProduceRecord { event, raw: start..kept.len() })
 }

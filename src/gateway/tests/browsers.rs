@@ -9,8 +9,10 @@ const PAGE: &str = "https://shop.example";
 fn listing(keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
     let log = Arc::new(Log::default());
     let mut deps = deps(Some(log.clone()), Config::defaults(), keys);
-    deps.sites =
-        Sites::new("127.0.0.1:8080", vec![PAGE.to_owned(), "http://localhost:3000".to_owned()]);
+    deps.origin_policy = OriginPolicy::new(
+        "127.0.0.1:8080",
+        vec![PAGE.to_owned(), "http://localhost:3000".to_owned()],
+    );
     (Gateway::new(deps), log)
 }
 

@@ -292,9 +292,9 @@ async fn large_answers_are_packed_for_those_who_take_it() {
     );
     assert_eq!(ask("/openapi.json", Some("gzip")).await.0.as_deref(), Some("gzip"));
     let places = gateway
-        .packing
+        .compression_permits
         .clone()
-        .acquire_many_owned(gateway.packing.available_permits() as u32)
+        .acquire_many_owned(gateway.compression_permits.available_permits() as u32)
         .await
         .unwrap();
     assert_eq!(

@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::*;
 use crate::api;
-use crate::gateway::reads;
+use crate::gateway::read_routes;
 use crate::model::decimal::Decimal;
 use crate::model::rollup::Rollup;
-use crate::query::completeness::MissingShard;
+use crate::query::completeness::IncompleteShard;
 
 /// Where an answer of a route is published, and its type.
 fn answers(
@@ -103,26 +103,26 @@ fn the_published_answers_are_the_types_of_the_wire() {
 }
 
 /// One series with a value, and one without.
-fn answer<'a>(request: &'a QueryRequest, budget: &'a Budget) -> QueryAnswer<'a> {
+fn answer<'a>(request: &'a QueryRequest, budget: &'a QueryBudget) -> QueryOutput<'a> {
     let mut full = Rollup::default();
     full.add(Some(Decimal::parse("123456789012345678.423456789").unwrap()), Some(7));
     let mut empty = Rollup::default();
     empty.add(None, None);
-    let series = |label: &str, rollup: Rollup| Group {
+    let series = |label: &str, rollup: Rollup| SeriesGroup {
         key: vec![label.to_owned()],
         points: vec![(NOW, rollup)],
     };
-    let mut completeness = Completeness::of(&[], &Vec::new(), NOW, 1).with_overflow(Some(5));
-    completeness.missing.push(MissingShard {
+    let mut completeness = QueryCompleteness::of(&[], &Vec::new(), NOW, 1).with_overflow(Some(5));
+    completeness.missing.push(IncompleteShard {
         shard: crate::model::offset::ShardId(3),
         reason: "behind",
         behind_ms: Some(9),
     });
-    QueryAnswer::new(
+    QueryOutput::new(
         request,
         vec![series("a\"\n", full), series("", empty)],
         completeness,
-        Charge::new(budget),
+        QueryCharge::new(budget),
     )
     .unwrap()
 }
@@ -138,11 +138,11 @@ fn the_fast_renderer_writes_the_type_of_the_wire() {
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect();
         let ((request, form), budget) =
-            (reads::query_request(&given, NOW).unwrap(), Budget::default());
+            (read_routes::query_request(&given, NOW).unwrap(), QueryBudget::default());
         let text =
             crate::gateway::render::query_answer(&mut answer(&request, &budget), form.decimals)
                 .unwrap();
-        assert_eq!(budget.bytes(), 0, "what an answer holds is given back");
+        assert_eq!(budget.charged_bytes(), 0, "what an answer holds is given back");
         let parsed: api::query::QueryAnswer = serde_json::from_str(&text).unwrap();
         let again: Value = serde_json::from_str(&serde_json::to_string(&parsed).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), again, "nothing beside the type");
@@ -167,8 +167,9 @@ fn the_fast_renderer_writes_the_type_of_the_wire() {
 #[test]
 fn only_what_does_not_move_by_itself_is_worth_an_update() {
     let given = [("metric".to_owned(), "m".to_owned()), ("by".to_owned(), "page".to_owned())];
-    let ((request, form), budget) = (reads::query_request(&given, NOW).unwrap(), Budget::default());
-    let hash = |change: &dyn Fn(&mut QueryAnswer<'_>)| {
+    let ((request, form), budget) =
+        (read_routes::query_request(&given, NOW).unwrap(), QueryBudget::default());
+    let hash = |change: &dyn Fn(&mut QueryOutput<'_>)| {
         let mut answer = answer(&request, &budget);
         change(&mut answer);
         let (text, hash) =
@@ -182,5 +183,5 @@ fn only_what_does_not_move_by_itself_is_worth_an_update() {
     assert_ne!(hash(&|answer| answer.completeness.missing.clear()), same);
     assert_ne!(hash(&|answer| answer.completeness.overflow = Some(6)), same);
     assert_ne!(hash(&|answer| answer.series.truncate(1)), same);
-    assert_eq!(budget.bytes(), 0, "what an answer holds is given back");
+    assert_eq!(budget.charged_bytes(), 0, "what an answer holds is given back");
 }

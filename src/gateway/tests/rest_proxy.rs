@@ -272,7 +272,7 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
         Config::defaults(),
         KeyTable::of(KeysFile { keys: vec![write, read] }),
     );
-    deps.sites = Sites::new("0.0.0.0:80", vec!["https://rollmill.test".to_owned()]);
+    deps.origin_policy = OriginPolicy::new("0.0.0.0:80", vec!["https://rollmill.test".to_owned()]);
     let gateway = Gateway::new(deps);
     let basic = |text: &str| format!("Basic {}", base64(text));
     let with = |topic: &str, authorization: &str, origin: Option<&str>| {

@@ -78,7 +78,7 @@ async fn queries_of_one_tenant_leave_room_for_another() {
             tokio::spawn(async move { call(&gateway, request).await })
         })
         .collect();
-    while gateway.shares.queries.usage("a").own < 4 {
+    while gateway.shares.queries.usage("a").held_by_tenant < 4 {
         tokio::task::yield_now().await;
     }
     for uri in [
@@ -144,7 +144,7 @@ async fn bytes_in_flight_of_one_tenant_leave_room_for_another() {
         answer.contains("tenant_overloaded") && answer.contains("accept.max_inflight"),
         "{answer}"
     );
-    assert!(gateway.shares.inflight.usage("a").own <= 1 << 20);
+    assert!(gateway.shares.inflight.usage("a").held_by_tenant <= 1 << 20);
     assert_eq!(
         call(&gateway, event(&b)).await.0,
         StatusCode::ACCEPTED,

@@ -5,11 +5,11 @@ use std::ops::Range;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::super::error::ApiError;
-use super::super::scan::{self, Broken, Member, Members};
+use super::super::json_scan::{self, JsonMember, JsonMembers, ScanError};
 
 /// A message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Incoming {
+pub(super) enum ClientMessage {
     /// Events, to be acknowledged under this number.
     Events {
         /// The number.
@@ -30,7 +30,7 @@ pub(super) enum Incoming {
 
 /// What is no message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unread {
+pub(super) struct MessageError {
     /// The number of the events that it meant to carry, if that can be read.
     pub(super) seq: Option<u64>,
     /// What is wrong.
@@ -39,7 +39,7 @@ pub(super) struct Unread {
 
 /// The members that messages have, each at most once.
 #[derive(Default)]
-struct Parts {
+struct MessageMembers {
     seq: Option<Range<usize>>,
     events: Option<Range<usize>>,
     subscribe: Option<Range<usize>>,
@@ -47,8 +47,8 @@ struct Parts {
     unsubscribe: Option<Range<usize>>,
 }
 
-impl Parts {
-    fn place(&mut self, name: &[u8]) -> Option<&mut Option<Range<usize>>> {
+impl MessageMembers {
+    fn member_mut(&mut self, name: &[u8]) -> Option<&mut Option<Range<usize>>> {
         match name {
             b"\"seq\"" => Some(&mut self.seq),
             b"\"events\"" => Some(&mut self.events),
@@ -61,21 +61,21 @@ impl Parts {
 
     /// Fills in what stands there, as far as it can be told.
     fn fill(&mut self, text: &[u8]) -> Result<(), String> {
-        let start = scan::skip_space(text, 0);
+        let start = json_scan::skip_space(text, 0);
         if text.get(start) != Some(&b'{') {
             return Err("a message is an object".to_owned());
         }
-        let broken = |broken: Broken| format!("broken JSON: {}", broken.shown(text));
+        let broken = |broken: ScanError| format!("broken JSON: {}", broken.describe(text));
         let (mut wrong, mut numbers) = (None, 0);
-        for member in Members::of(text, start) {
-            let Member { name, value } = member.map_err(broken)?;
+        for member in JsonMembers::of(text, start) {
+            let JsonMember { name, value } = member.map_err(broken)?;
             let shown = || {
                 String::from_utf8_lossy(&text[name.clone()])
                     .escape_debug()
                     .take(80)
                     .collect::<String>()
             };
-            match self.place(&text[name.clone()]) {
+            match self.member_mut(&text[name.clone()]) {
                 None => {
                     wrong = wrong.or_else(|| Some(format!("no message has a member {}", shown())))
                 }
@@ -90,7 +90,7 @@ impl Parts {
             // Which of them the client waits for, nobody knows.
             self.seq = None;
         }
-        scan::only(text, start).map_err(broken)?;
+        json_scan::whole_value(text, start).map_err(broken)?;
         wrong.map_or(Ok(()), Err)
     }
 }
@@ -99,11 +99,11 @@ impl Parts {
 ///
 /// # Errors
 /// What is wrong with it, and which events wait for an answer, if that can be told.
-pub(super) fn read(text: &[u8]) -> Result<Incoming, Unread> {
-    let mut parts = Parts::default();
+pub(super) fn read(text: &[u8]) -> Result<ClientMessage, MessageError> {
+    let mut parts = MessageMembers::default();
     let filled = parts.fill(text);
     let seq = parts.seq.clone().and_then(|seq| serde_json::from_slice(&text[seq]).ok());
-    let unread = |seq, message: &str| Unread { seq, error: ApiError::unreadable(message) };
+    let unread = |seq, message: &str| MessageError { seq, error: ApiError::unreadable(message) };
     if let Err(why) = filled {
         return Err(unread(seq, &why));
     }
@@ -112,27 +112,33 @@ pub(super) fn read(text: &[u8]) -> Result<Incoming, Unread> {
             .map_err(|_| unread(None, "the name of a subscription is a string"))
     };
     match parts {
-        Parts {
+        MessageMembers {
             seq: Some(_),
             events: Some(events),
             subscribe: None,
             query: None,
             unsubscribe: None,
         } => match seq {
-            Some(seq) => Ok(Incoming::Events { seq, events }),
+            Some(seq) => Ok(ClientMessage::Events { seq, events }),
             None => Err(unread(None, "seq is a whole number from 0 to 2^64-1")),
         },
-        Parts { seq: None, events: None, subscribe: Some(subscribe), query, unsubscribe: None } => {
+        MessageMembers {
+            seq: None,
+            events: None,
+            subscribe: Some(subscribe),
+            query,
+            unsubscribe: None,
+        } => {
             let query = query.map_or(Some(Vec::new()), |query| strings(&text[query]));
-            Ok(Incoming::Subscribe { name: name(subscribe)?, query })
+            Ok(ClientMessage::Subscribe { name: name(subscribe)?, query })
         }
-        Parts {
+        MessageMembers {
             seq: None,
             events: None,
             subscribe: None,
             query: None,
             unsubscribe: Some(gone),
-        } => Ok(Incoming::Unsubscribe(name(gone)?)),
+        } => Ok(ClientMessage::Unsubscribe(name(gone)?)),
         _ => {
             let message = "a message has seq and events, or subscribe and query, or unsubscribe";
             Err(unread(seq.filter(|_| parts.events.is_some()), message))
@@ -169,15 +175,15 @@ mod tests {
     #[test]
     fn messages_are_told_by_their_members() {
         let events = br#" {"seq": 7, "events": [{"metric":"m"}]} "#;
-        assert_eq!(read(events), Ok(Incoming::Events { seq: 7, events: 22..38 }));
+        assert_eq!(read(events), Ok(ClientMessage::Events { seq: 7, events: 22..38 }));
         let query = Some(vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())]);
         let subscribe = br#"{"subscribe":"q","query":{"a":"1","a":"2"}}"#;
-        assert_eq!(read(subscribe), Ok(Incoming::Subscribe { name: "q".to_owned(), query }));
-        let subscribe = |query| Ok(Incoming::Subscribe { name: "q".to_owned(), query });
+        assert_eq!(read(subscribe), Ok(ClientMessage::Subscribe { name: "q".to_owned(), query }));
+        let subscribe = |query| Ok(ClientMessage::Subscribe { name: "q".to_owned(), query });
         assert_eq!(read(br#"{"subscribe":"q"}"#), subscribe(Some(vec![])));
         assert_eq!(read(br#"{"subscribe":"q","query":{"step":3600}}"#), subscribe(None));
         assert_eq!(read(br#"{"subscribe":"q","query":7}"#), subscribe(None));
-        assert_eq!(read(br#"{"unsubscribe":"q"}"#), Ok(Incoming::Unsubscribe("q".to_owned())));
+        assert_eq!(read(br#"{"unsubscribe":"q"}"#), Ok(ClientMessage::Unsubscribe("q".to_owned())));
     }
 
     #[test]

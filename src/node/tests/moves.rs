@@ -5,14 +5,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
-use crate::actors::live::{LiveError, LiveReader, ShardReport};
-use crate::actors::slots::Slots;
+use crate::actors::live::{LiveError, LiveReader, ShardFreshness};
+use crate::actors::shard_table::ShardTable;
 use crate::model::offset::Checkpoint;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
-use crate::persistence::store::memory::{Fault, Write};
+use crate::persistence::store::memory::{StoreFault, StoreWrite};
 use crate::persistence::store::{RollupQuery, StoreSnapshot};
-use crate::shards::state::LiveQuestion;
+use crate::shards::state::LiveQuery;
 
 /// Moves of one run; `ROLLMILL_TEST_MOVES` asks for more.
 const MOVES: u64 = 2_000;
@@ -30,12 +30,12 @@ impl Rng {
 
 /// Counts one shard's live events.
 fn live_count(
-    slots: &Slots,
+    slots: &ShardTable,
     shard: ShardId,
     checkpoint: &Checkpoint,
-) -> Result<(ShardReport, u64), LiveError> {
+) -> Result<(ShardFreshness, u64), LiveError> {
     let (from, to) = (Hour(i32::MIN), Hour(i32::MAX));
-    let question = LiveQuestion {
+    let question = LiveQuery {
         tenant: "t",
         metric: "m",
         from,
@@ -54,7 +54,7 @@ fn live_count(
 
 /// The events that store and live deltas hold, and up to when they are all, if every shard has
 /// answered.
-fn count(store: &MemoryStore, nodes: &[Arc<Slots>]) -> Option<(Millis, u64)> {
+fn count(store: &MemoryStore, nodes: &[Arc<ShardTable>]) -> Option<(Millis, u64)> {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let checkpoints: BTreeMap<_, _> =
         snapshot.checkpoints().expect("checkpoints").into_iter().collect();
@@ -142,7 +142,7 @@ impl Ledger {
     }
 
     /// Asks until the run is done; how often the answer was complete, and how often not.
-    fn read(&self, store: &MemoryStore, nodes: &[Arc<Slots>]) -> (u64, u64) {
+    fn read(&self, store: &MemoryStore, nodes: &[Arc<ShardTable>]) -> (u64, u64) {
         let (mut complete, mut partial) = (0, 0);
         while !self.done.load(Ordering::Acquire) {
             let Some((as_of, counted)) = count(store, nodes) else {
@@ -228,13 +228,17 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
     logs[0].assign(all());
     let mut dice = Rng(5);
     cluster.store.set_faults(move |write| match (write, dice.below(200)) {
-        (Write::Flush | Write::Archived, 0) => Some(Fault::AppliedReplyLost),
-        (Write::Flush | Write::Archived, 1) => Some(Fault::NotAppliedReplyLost),
-        (Write::Claim | Write::Flush, 2) => Some(Fault::Before),
+        (StoreWrite::Flush | StoreWrite::InsertManifestRow, 0) => {
+            Some(StoreFault::AppliedReplyLost)
+        }
+        (StoreWrite::Flush | StoreWrite::InsertManifestRow, 1) => {
+            Some(StoreFault::NotAppliedReplyLost)
+        }
+        (StoreWrite::Claim | StoreWrite::Flush, 2) => Some(StoreFault::Before),
         _ => None,
     });
     let nodes = [cluster.node(&logs[0], &quick()).await, cluster.node(&logs[1], &quick()).await];
-    let slots: Vec<Arc<Slots>> = nodes.iter().map(|node| node.slots.clone()).collect();
+    let slots: Vec<Arc<ShardTable>> = nodes.iter().map(|node| node.slots.clone()).collect();
     let ledger = Arc::new(Ledger::default());
     let _ends = EndsTheRun(ledger.clone());
     let writers: Vec<_> = (0..3)
@@ -403,7 +407,7 @@ async fn let_go_beside_a_store_that_hangs() -> Duration {
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(100), "let go after {took:?}");
     assert!(
-        all().into_iter().all(|shard| node.slots.slot(shard).epoch().is_none()),
+        all().into_iter().all(|shard| node.slots.entry(shard).epoch().is_none()),
         "the slots are empty"
     );
     drop(go_on);
@@ -426,14 +430,14 @@ async fn two_nodes_that_both_believe_to_own_a_shard_do_not_fight_over_it() {
     let (stale, owner) = (cluster.node(&log, &config).await, cluster.node(&other, &config).await);
     other.assign(all());
     until("taken over", || {
-        all().into_iter().all(|shard| owner.slots.slot(shard).epoch().is_some())
+        all().into_iter().all(|shard| owner.slots.entry(shard).epoch().is_some())
     })
     .await;
     for id in 0..200 {
         append(&cluster.log, &some_event(id)).await;
     }
     until("the stale owner is refused", || {
-        all().into_iter().all(|shard| stale.slots.slot(shard).epoch().is_none())
+        all().into_iter().all(|shard| stale.slots.entry(shard).epoch().is_none())
     })
     .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -455,7 +459,7 @@ async fn two_nodes_that_both_believe_to_own_a_shard_do_not_fight_over_it() {
     // It is the other way round: who waits because it was refused starts at once when the
     // assignment changes.
     log.assign([ShardId(0)].into());
-    until("taken back", || stale.slots.slot(ShardId(0)).epoch().is_some()).await;
+    until("taken back", || stale.slots.entry(ShardId(0)).epoch().is_some()).await;
     for node in [stale, owner] {
         node.stop().await.expect("stops");
     }

@@ -124,7 +124,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
     // The archive follows.
     until("archived", || {
         (1..SHARDS).all(|s| {
-            let slot = node.slots.slot(ShardId(s));
+            let slot = node.slots.entry(ShardId(s));
             slot.archived() == log.end(ShardId(s))
         })
     })
@@ -135,7 +135,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
     let other = cluster.log.join();
     let second = cluster.node(&other, &quick().with(|c| c.node.name = Some("b".to_owned()))).await;
     other.assign([ShardId(0)].into());
-    until("owned", || second.slots.slot(ShardId(0)).epoch().is_some()).await;
+    until("owned", || second.slots.entry(ShardId(0)).epoch().is_some()).await;
     let answer = await_status(&node, |answer| answer["healthy"] == true).await;
     assert_eq!(answer["shards"][0]["owner"], "elsewhere", "{answer}");
     node.stop().await.expect("stops");

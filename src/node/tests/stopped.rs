@@ -2,7 +2,7 @@
 //! release, partitions that are no shards.
 
 use super::*;
-use crate::recompute::verify::{Sources, verify};
+use crate::recompute::verify::{VerifySources, verify};
 
 /// An event of this shard.
 fn event_of(shard: ShardId, id: u64) -> Event {
@@ -52,7 +52,7 @@ async fn partitions_that_are_no_shards_are_left_alone() {
         append(&cluster.log, &some_event(id)).await;
     }
     until("all shards are served", || {
-        all().into_iter().all(|shard| node.slots.slot(shard).epoch().is_some())
+        all().into_iter().all(|shard| node.slots.entry(shard).epoch().is_some())
     })
     .await;
     until("the node is ready", || node.slots.all_fresh(1_000)).await;
@@ -62,7 +62,7 @@ async fn partitions_that_are_no_shards_are_left_alone() {
         (&false.into(), &SHARDS.into()),
         "{answer}"
     );
-    let gave_up = tokio::time::timeout(Duration::from_millis(300), node.gave_up()).await;
+    let gave_up = tokio::time::timeout(Duration::from_millis(300), node.await_failure()).await;
     assert!(gave_up.is_err(), "the supervision tree is whole");
     node.stop().await.expect("stops");
 }
@@ -80,8 +80,8 @@ async fn a_record_of_another_release_stops_its_shard_alone_and_says_so_everywher
     append_raw(&cluster.log, shard, newer).await;
     append(&cluster.log, &event_of(shard, 3)).await;
     append(&cluster.log, &event_of(ShardId(4), 4)).await;
-    let slot = node.slots.slot(shard).clone();
-    until("it stops", || slot.stopped().is_some()).await;
+    let slot = node.slots.entry(shard).clone();
+    until("it stops", || slot.stop_reason().is_some()).await;
     until("what lies below is flushed", || slot.committed() == 1).await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert_eq!(
@@ -119,8 +119,8 @@ async fn a_log_that_is_damaged_in_one_shard_stops_it_and_it_goes_on_when_it_is_m
     }
     cluster.log.damage(shard, Some(2));
     let node = cluster.node(&log, &config()).await;
-    let slot = node.slots.slot(shard).clone();
-    until("it stops", || slot.stopped().is_some()).await;
+    let slot = node.slots.entry(shard).clone();
+    until("it stops", || slot.stop_reason().is_some()).await;
     until("what lies below is flushed", || slot.committed() == 2).await;
     until("the node is ready", || node.slots.all_fresh(1_000)).await;
     assert_eq!(get(&node, "/readyz").await.0, 200);
@@ -131,7 +131,7 @@ async fn a_log_that_is_damaged_in_one_shard_stops_it_and_it_goes_on_when_it_is_m
         "{stands}"
     );
     cluster.log.damage(shard, None);
-    until("it goes on", || slot.committed() == 3 && slot.stopped().is_none()).await;
+    until("it goes on", || slot.committed() == 3 && slot.stop_reason().is_none()).await;
     node.stop().await.expect("stops");
 }
 
@@ -155,7 +155,7 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
     node.stop().await.expect("stops");
     let verified = |only: Option<ShardId>| {
         let opened = log.clone() as Arc<dyn EventLog>;
-        let sources = Sources {
+        let sources = VerifySources {
             store: &*cluster.store,
             archive: &*cluster.archive,
             open_log: &|| Ok(opened.clone()),
@@ -168,7 +168,7 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
     };
     let whole = verified(None);
     assert!(
-        whole.is_equal() && whole.shards == u64::from(SHARDS) && whole.set_aside == 1,
+        whole.is_equal() && whole.shards == u64::from(SHARDS) && whole.quarantined == 1,
         "{whole:?}"
     );
     let alone = verified(Some(shard));
@@ -177,7 +177,7 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
             && alone.shards == 1
             && alone.rows > 0
             && alone.rows < whole.rows
-            && alone.set_aside == 0,
+            && alone.quarantined == 0,
         "{alone:?}"
     );
     cluster.log.damage(shard, Some(1));

@@ -12,7 +12,7 @@ use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
 
 /// An object of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
+pub struct ArchiveObject {
     /// Where it is.
     pub object: ObjectInfo,
     /// What its name says.
@@ -21,40 +21,40 @@ pub struct Link {
 
 /// The objects of a shard, and how far each leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chains {
+pub struct ObjectChains {
     /// By their first record.
-    all: Vec<Link>,
+    all: Vec<ArchiveObject>,
     /// From each first record, the furthest end of a chain that begins there.
     furthest: BTreeMap<Offset, Offset>,
 }
 
-impl Chains {
+impl ObjectChains {
     /// Of a listing: each object once, of two copies the one in the hot store, which was there
     /// first. `logs` are the names under which the shard's objects may be: those of former
     /// logs, whose offsets it has continued, too.
     pub fn of(logs: &[LogId], shard: ShardId, listed: Vec<ObjectInfo>) -> Self {
-        let mut by_path: BTreeMap<String, Link> = BTreeMap::new();
+        let mut by_path: BTreeMap<String, ArchiveObject> = BTreeMap::new();
         for object in listed {
             let Some(name) =
-                logs.iter().find_map(|log| ManifestRow::name_of(*log, shard, &object.path))
+                logs.iter().find_map(|log| ManifestRow::parse_name(*log, shard, &object.path))
             else {
                 continue;
             };
             let hot = object.tier == Tier::Hot;
-            let link = Link { object, name };
+            let link = ArchiveObject { object, name };
             if hot || !by_path.contains_key(&link.object.path) {
                 by_path.insert(link.object.path.clone(), link);
             }
         }
-        let mut all: Vec<Link> = by_path.into_values().collect();
+        let mut all: Vec<ArchiveObject> = by_path.into_values().collect();
         all.sort_by_key(|link| (link.name.range.from, link.name.range.to, link.name.epoch));
         Self::sorted(all)
     }
 
-    fn sorted(all: Vec<Link>) -> Self {
+    fn sorted(all: Vec<ArchiveObject>) -> Self {
         let mut chains = Self { all, furthest: BTreeMap::new() };
         for at in (0..chains.all.len()).rev() {
-            let reached = chains.leads_to(&chains.all[at]);
+            let reached = chains.end_through(&chains.all[at]);
             let best = chains.furthest.entry(chains.all[at].name.range.from).or_insert(reached);
             *best = reached.max(*best);
         }
@@ -68,24 +68,24 @@ impl Chains {
     }
 
     /// All objects, by their first record.
-    pub fn links(&self) -> &[Link] {
+    pub fn objects(&self) -> &[ArchiveObject] {
         &self.all
     }
 
     /// The end of the chain from `start`; `start` itself if none begins there.
-    pub fn reach(&self, start: Offset) -> Offset {
+    pub fn chain_end(&self, start: Offset) -> Offset {
         self.furthest.get(&start).copied().unwrap_or(start)
     }
 
     /// The chain from `start` that reaches furthest; among objects that lead there, those of the
     /// latest owner. From any object of it on, it is the chain from there.
-    pub fn from(&self, start: Offset) -> Vec<Link> {
+    pub fn chain_from(&self, start: Offset) -> Vec<ArchiveObject> {
         let (mut chain, mut next) = (Vec::new(), start);
         while let Some(goal) = self.furthest.get(&next) {
             let from = self.all.partition_point(|link| link.name.range.from < next);
             let begin_here =
                 self.all[from..].iter().take_while(|link| link.name.range.from == next);
-            let leading = begin_here.filter(|link| self.leads_to(link) == *goal);
+            let leading = begin_here.filter(|link| self.end_through(link) == *goal);
             let Some(best) = leading.max_by_key(|link| (link.name.epoch, link.name.range.to))
             else {
                 break;
@@ -101,17 +101,24 @@ impl Chains {
     ///
     /// # Errors
     /// The first part of the range that no chain holds.
-    pub fn covering(&self, anchor: Offset, range: OffsetRange) -> Result<Vec<Link>, OffsetRange> {
+    pub fn covering(
+        &self,
+        anchor: Offset,
+        range: OffsetRange,
+    ) -> Result<Vec<ArchiveObject>, OffsetRange> {
         let below = self.all.iter().rev().map(|link| link.name.range.from);
         let starts =
             || std::iter::once(anchor).chain(below.clone()).filter(|start| *start <= range.from);
-        let Some(start) = starts().find(|start| self.reach(*start) >= range.to) else {
-            let from =
-                starts().map(|start| self.reach(start)).max().unwrap_or(range.from).max(range.from);
+        let Some(start) = starts().find(|start| self.chain_end(*start) >= range.to) else {
+            let from = starts()
+                .map(|start| self.chain_end(start))
+                .max()
+                .unwrap_or(range.from)
+                .max(range.from);
             let next = self.all.iter().map(|link| link.name.range.from).find(|next| *next > from);
             return Err(OffsetRange { from, to: next.unwrap_or(range.to).min(range.to) });
         };
-        let chain = self.from(start).into_iter();
+        let chain = self.chain_from(start).into_iter();
         let wanted = chain
             .skip_while(|link| link.name.range.to <= range.from)
             .take_while(|link| link.name.range.from < range.to);
@@ -120,19 +127,19 @@ impl Chains {
 
     /// The way around an object that turned out to be damaged: the other objects, and those of them
     /// that hold `range`. None if they do not.
-    pub fn around(
+    pub fn bypass(
         &self,
         damaged: &str,
         anchor: Offset,
         range: OffsetRange,
-    ) -> Option<(Self, Vec<Link>)> {
+    ) -> Option<(Self, Vec<ArchiveObject>)> {
         let others = self.without(damaged);
         let links = others.covering(anchor, range).ok()?;
         Some((others, links))
     }
 
-    fn leads_to(&self, link: &Link) -> Offset {
-        self.reach(link.name.range.to)
+    fn end_through(&self, link: &ArchiveObject) -> Offset {
+        self.chain_end(link.name.range.to)
     }
 }
 
@@ -150,15 +157,15 @@ mod tests {
         ObjectInfo { path, bytes: 1, written: 0, tier }
     }
 
-    fn chains(objects: &[(Offset, Offset, u64)]) -> Chains {
+    fn chains(objects: &[(Offset, Offset, u64)]) -> ObjectChains {
         let listed = objects
             .iter()
             .map(|&(from, to, counter)| object(from, to, counter, Tier::Hot))
             .collect();
-        Chains::of(&[LOG], SHARD, listed)
+        ObjectChains::of(&[LOG], SHARD, listed)
     }
 
-    fn ranges(links: &[Link]) -> Vec<(Offset, Offset, u64)> {
+    fn ranges(links: &[ArchiveObject]) -> Vec<(Offset, Offset, u64)> {
         links
             .iter()
             .map(|link| (link.name.range.from, link.name.range.to, link.name.epoch.counter))
@@ -171,23 +178,26 @@ mod tests {
         // owner wrote too late.
         let all =
             chains(&[(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)]);
-        assert_eq!(ranges(&all.from(0)), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);
-        assert_eq!(ranges(&all.from(10)), [(10, 20, 3), (20, 25, 3)]);
-        assert_eq!((all.reach(0), all.reach(14), all.reach(3), all.links().len()), (25, 16, 3, 6));
-        let other = all.without(&all.from(0)[1].object.path);
-        assert_eq!(ranges(&other.from(0)), [(0, 10, 1), (10, 20, 2), (20, 25, 3)]);
+        assert_eq!(ranges(&all.chain_from(0)), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);
+        assert_eq!(ranges(&all.chain_from(10)), [(10, 20, 3), (20, 25, 3)]);
+        assert_eq!(
+            (all.chain_end(0), all.chain_end(14), all.chain_end(3), all.objects().len()),
+            (25, 16, 3, 6)
+        );
+        let other = all.without(&all.chain_from(0)[1].object.path);
+        assert_eq!(ranges(&other.chain_from(0)), [(0, 10, 1), (10, 20, 2), (20, 25, 3)]);
     }
 
     #[test]
     fn a_damaged_object_is_gone_around_if_others_have_its_records() {
         let all = chains(&[(0, 10, 1), (10, 20, 2), (10, 18, 1), (20, 30, 2)]);
-        let path = |at: usize| all.links()[at].object.path.clone();
+        let path = |at: usize| all.objects()[at].object.path.clone();
         let range = |from, to| OffsetRange { from, to };
-        let (others, links) = all.around(&path(2), 0, range(5, 18)).expect("the older owner's");
+        let (others, links) = all.bypass(&path(2), 0, range(5, 18)).expect("the older owner's");
         assert_eq!(ranges(&links), [(0, 10, 1), (10, 18, 1)]);
-        assert_eq!(ranges(others.links()), [(0, 10, 1), (10, 18, 1), (20, 30, 2)]);
-        assert_eq!(all.around(&path(2), 0, range(5, 19)), None);
-        assert_eq!(others.around(&path(1), 0, range(5, 18)), None, "two are damaged");
+        assert_eq!(ranges(others.objects()), [(0, 10, 1), (10, 18, 1), (20, 30, 2)]);
+        assert_eq!(all.bypass(&path(2), 0, range(5, 19)), None);
+        assert_eq!(others.bypass(&path(1), 0, range(5, 18)), None, "two are damaged");
     }
 
     #[test]
@@ -198,9 +208,9 @@ mod tests {
             object(5, 6, 1, Tier::Cold),
         ];
         let stranger = ObjectInfo { path: "raw/notes.txt".to_owned(), ..listed[0].clone() };
-        let all = Chains::of(&[LOG], SHARD, [listed, vec![stranger]].concat());
+        let all = ObjectChains::of(&[LOG], SHARD, [listed, vec![stranger]].concat());
         assert_eq!(
-            all.links().iter().map(|link| link.object.tier).collect::<Vec<_>>(),
+            all.objects().iter().map(|link| link.object.tier).collect::<Vec<_>>(),
             [Tier::Hot, Tier::Cold]
         );
     }

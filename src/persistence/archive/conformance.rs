@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::location::{Location, directory};
-use super::memory::{Fault, MemoryArchive};
-use super::objects::{ObjectArchive, Place};
+use super::location::{TierLocation, open_directory};
+use super::memory::{ArchiveFault, MemoryArchive};
+use super::objects::{ObjectArchive, TierStore};
 use super::row::tests::sample;
-use super::server::{self, Conditional, S3Server};
+use super::server::{self, ConditionalPuts, S3Server};
 use super::*;
 
 const LOG: LogId = LogId([9; 16]);
@@ -19,28 +19,36 @@ fn records(range: std::ops::Range<u64>) -> Vec<LogRecord> {
 }
 
 fn passes_all(archive: &dyn Archive) {
-    let first =
-        archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("write");
+    let first = archive
+        .write(LOG, SHARD, EPOCH, &records(0..5), &RangeDecisions::default())
+        .expect("write");
     assert_eq!(
         first,
         archive
-            .write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default())
+            .write(LOG, SHARD, EPOCH, &records(0..5), &RangeDecisions::default())
             .expect("the same again")
     );
-    let second =
-        archive.write(LOG, SHARD, EPOCH, &records(5..6), &Decisions::default()).expect("write");
+    let second = archive
+        .write(LOG, SHARD, EPOCH, &records(5..6), &RangeDecisions::default())
+        .expect("write");
     let newer = archive
-        .write(LOG, SHARD, Epoch { counter: 3, ..EPOCH }, &records(5..6), &Decisions::default())
+        .write(
+            LOG,
+            SHARD,
+            Epoch { counter: 3, ..EPOCH },
+            &records(5..6),
+            &RangeDecisions::default(),
+        )
         .expect("another owner");
     assert_ne!(second.path, newer.path, "owners never share a name");
     archive
-        .write(LogId([8; 16]), SHARD, EPOCH, &records(0..1), &Decisions::default())
+        .write(LogId([8; 16]), SHARD, EPOCH, &records(0..1), &RangeDecisions::default())
         .expect("another log");
 
     assert_eq!(archive.read(&first), Ok(records(0..5)));
     assert_eq!(archive.read(&second), Ok(records(5..6)));
     archive
-        .write(LOG, ShardId(33), EPOCH, &records(0..1), &Decisions::default())
+        .write(LOG, ShardId(33), EPOCH, &records(0..1), &RangeDecisions::default())
         .expect("another shard, whose number begins alike");
     let listed = archive.list(LOG, SHARD).expect("list");
     let mut paths = [&first, &second, &newer].map(|row| row.path.clone());
@@ -49,19 +57,19 @@ fn passes_all(archive: &dyn Archive) {
     assert_eq!(listed.iter().find(|o| o.path == first.path).map(|o| o.bytes), Some(first.bytes));
 
     // Without their manifest rows objects say the same of themselves.
-    let decisions = Decisions {
+    let decisions = RangeDecisions {
         admitted: vec![(crate::model::series::SeriesId([5; 16]), 7)],
-        set_aside: vec![(6, 1, true)],
+        quarantined: vec![(6, 1, true)],
     };
     let decided = archive.write(LOG, ShardId(4), EPOCH, &records(6..8), &decisions).expect("write");
     let found = archive.examine(&archive.list(LOG, ShardId(4)).expect("list")[0]);
     assert_eq!(
         found,
-        Ok(Examined {
+        Ok(RecoveredObject {
             row: decided,
             records: records(6..8),
             decisions: Some(decisions),
-            sealed: true
+            has_checksum: true
         })
     );
     for object in &listed {
@@ -83,15 +91,16 @@ fn passes_all(archive: &dyn Archive) {
     assert_eq!(archive.read(&second), Err(ArchiveError::Missing(second.path.clone())));
     assert_eq!(archive.list(LOG, SHARD).expect("list").len(), 2);
     assert!(matches!(
-        archive.write(LOG, SHARD, EPOCH, &[], &Decisions::default()),
+        archive.write(LOG, SHARD, EPOCH, &[], &RangeDecisions::default()),
         Err(ArchiveError::Codec(_))
     ));
 }
 
 /// Of an archive without a cold store.
 fn needs_a_cold_store(archive: &dyn Archive) {
-    let row =
-        archive.write(LOG, SHARD, EPOCH, &records(20..22), &Decisions::default()).expect("write");
+    let row = archive
+        .write(LOG, SHARD, EPOCH, &records(20..22), &RangeDecisions::default())
+        .expect("write");
     let no_cold_store = Err(ArchiveError::NoColdStore(row.path.clone()));
     assert!(!archive.has_cold());
     assert_eq!(archive.copy_to_cold(&row), no_cold_store);
@@ -106,7 +115,9 @@ fn needs_a_cold_store(archive: &dyn Archive) {
 fn moves_objects(archive: &dyn Archive) {
     assert!(archive.has_cold());
     let rows = [(30..33), (33..34)].map(|range| {
-        archive.write(LOG, SHARD, EPOCH, &records(range), &Decisions::default()).expect("write")
+        archive
+            .write(LOG, SHARD, EPOCH, &records(range), &RangeDecisions::default())
+            .expect("write")
     });
     let tiers = |path: &str| {
         let listed = archive.list(LOG, SHARD).expect("list");
@@ -135,7 +146,7 @@ fn moves_objects(archive: &dyn Archive) {
     assert_eq!(archive.read(&rows[1]), Ok(records(33..34)), "the other one is where it was");
 }
 
-fn bucket(server: &S3Server, prefix: &str, timeout_ms: u64) -> Place {
+fn bucket(server: &S3Server, prefix: &str, timeout_ms: u64) -> TierStore {
     let directory = tempfile::tempdir().expect("dir");
     let credentials = directory.path().join("credentials");
     let text = format!(
@@ -144,14 +155,14 @@ fn bucket(server: &S3Server, prefix: &str, timeout_ms: u64) -> Place {
         server::SECRET_KEY
     );
     std::fs::write(&credentials, text).expect("credentials");
-    let location = Location {
+    let location = TierLocation {
         url: format!("s3://{}/{prefix}", server::BUCKET),
         endpoint: server.endpoint.clone(),
         region: "eu-central-1".to_owned(),
         credentials: Some(credentials),
         timeout: Duration::from_millis(timeout_ms),
     };
-    Place::new(location.open().expect("opens"))
+    TierStore::new(location.open().expect("opens"))
 }
 
 fn on_s3(server: &S3Server) -> ObjectArchive {
@@ -173,7 +184,8 @@ fn a_directory_conforms() {
     let archive = ObjectArchive::open_directory(&dir.path().join("archive")).expect("open");
     passes_all(&archive);
     needs_a_cold_store(&archive);
-    let place = |name: &str| Place::new(directory(&dir.path().join(name)).expect("a directory"));
+    let place =
+        |name: &str| TierStore::new(open_directory(&dir.path().join(name)).expect("a directory"));
     let archive = ObjectArchive::new(place("hot"), Some(place("cold"))).expect("opens");
     passes_all(&archive);
     moves_objects(&archive);
@@ -193,7 +205,7 @@ fn s3_conforms() {
 
 #[test]
 fn s3_without_conditional_puts_conforms() {
-    for conditional in [Conditional::Refused, Conditional::Ignored] {
+    for conditional in [ConditionalPuts::Refused, ConditionalPuts::Ignored] {
         let dir = tempfile::tempdir().expect("dir");
         let server = S3Server::start(dir.path());
         server.set_conditional(conditional);
@@ -202,11 +214,11 @@ fn s3_without_conditional_puts_conforms() {
         moves_objects(&archive);
         // What a failed attempt left is replaced here too.
         let row = archive
-            .write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default())
+            .write(LOG, SHARD, EPOCH, &records(40..42), &RangeDecisions::default())
             .expect("write");
         std::fs::write(server.file(&format!("hot/{}", row.path)), b"half").expect("damage");
         assert_eq!(
-            archive.write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default()),
+            archive.write(LOG, SHARD, EPOCH, &records(40..42), &RangeDecisions::default()),
             Ok(row.clone())
         );
         assert_eq!(archive.read(&row), Ok(records(40..42)));
@@ -218,18 +230,18 @@ fn an_upload_that_was_acknowledged_but_is_not_whole_is_no_object() {
     let dir = tempfile::tempdir().expect("dir");
     let server = S3Server::start(dir.path());
     let archive = on_s3(&server);
-    server.fail_next(&[server::Fault::Truncated]);
-    let written = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default());
+    server.fail_next(&[server::S3Fault::Truncated]);
+    let written = archive.write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default());
     assert!(matches!(written, Err(ArchiveError::NotKept(_))), "{written:?}");
     let row = archive
-        .write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default())
+        .write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default())
         .expect("the next attempt replaces it");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
     // The copy in the cold store likewise: it is no damage of the object, which is whole in the hot
     // one.
     let size =
         || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
-    server.fail_next(&[server::Fault::Truncated]);
+    server.fail_next(&[server::S3Fault::Truncated]);
     assert_eq!(archive.copy_to_cold(&row), Err(ArchiveError::NotKept(row.path.clone())));
     assert_eq!(size(), row.bytes / 2);
     archive.copy_to_cold(&row).expect("replaced");
@@ -241,23 +253,23 @@ fn one_lost_or_late_answer_is_survived_by_a_retry() {
     let dir = tempfile::tempdir().expect("dir");
     let server = S3Server::start(dir.path());
     let archive = on_s3(&server);
-    use server::Fault::{Internal, LostReply, SlowDown};
+    use server::S3Fault::{Internal, LostReply, SlowDown};
     for (at, fault) in [Internal, LostReply, SlowDown].into_iter().enumerate() {
         server.fail_next(&[fault]);
         let range = 10 * at as u64..10 * at as u64 + 2;
         let row = archive
-            .write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default())
+            .write(LOG, SHARD, EPOCH, &records(range.clone()), &RangeDecisions::default())
             .expect("the client tries again");
         assert_eq!(archive.read(&row), Ok(records(range)));
     }
-    assert_eq!(server.hit(), [Internal, LostReply, SlowDown]);
+    assert_eq!(server.injected_faults(), [Internal, LostReply, SlowDown]);
     let archive = ObjectArchive::new(bucket(&server, "hot", 300), None).expect("opens");
     let mut took = Vec::new();
     while took.len() < 4 && took.iter().all(|took| *took >= Duration::from_secs(3)) {
-        server.fail_next(&[server::Fault::Hang]);
+        server.fail_next(&[server::S3Fault::Hang]);
         let watch = crate::clock::Stopwatch::start();
         let range = 90 + 2 * took.len() as u64..92 + 2 * took.len() as u64;
-        let outcome = archive.write(LOG, SHARD, EPOCH, &records(range), &Decisions::default());
+        let outcome = archive.write(LOG, SHARD, EPOCH, &records(range), &RangeDecisions::default());
         assert!(matches!(outcome, Ok(_) | Err(ArchiveError::Unavailable(_))), "{outcome:?}");
         took.push(watch.elapsed());
     }
@@ -282,7 +294,8 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
     let (mut acknowledged, mut failures) = (Vec::new(), 0);
     for at in 0..40_u64 {
         let range = 5 * at..5 * at + 3;
-        match archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default()) {
+        match archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &RangeDecisions::default())
+        {
             Ok(row) => acknowledged.push((row, range)),
             Err(_) => failures += 1,
         }
@@ -306,7 +319,7 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
     for (row, range) in &acknowledged {
         assert_eq!(archive.read(row), Ok(records(range.clone())), "seed {seed}");
     }
-    let kinds: std::collections::HashSet<_> = server.hit().into_iter().collect();
+    let kinds: std::collections::HashSet<_> = server.injected_faults().into_iter().collect();
     assert!(
         failures > 0 && acknowledged.len() > 10 && kinds.len() == server::FAULTS.len(),
         "seed {seed}: {failures} {kinds:?}"
@@ -317,12 +330,13 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
 fn what_a_failed_attempt_left_is_replaced() {
     let dir = tempfile::tempdir().expect("dir");
     let archive = ObjectArchive::open_directory(dir.path()).expect("open");
-    let row =
-        archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
+    let row = archive
+        .write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default())
+        .expect("write");
     std::fs::write(dir.path().join(&row.path), b"half").expect("damage");
     assert!(matches!(archive.read(&row), Err(ArchiveError::Corrupt { .. })));
     assert_eq!(
-        archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()),
+        archive.write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default()),
         Ok(row.clone())
     );
     assert_eq!(archive.read(&row), Ok(records(0..2)));
@@ -331,8 +345,9 @@ fn what_a_failed_attempt_left_is_replaced() {
 #[test]
 fn every_damaged_byte_is_found() {
     let archive = MemoryArchive::new();
-    let row =
-        archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
+    let row = archive
+        .write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default())
+        .expect("write");
     let bytes = archive.bytes(&row.path, Tier::Hot).expect("there");
     for at in 0..bytes.len() {
         let mut damaged = bytes.to_vec();
@@ -345,16 +360,18 @@ fn every_damaged_byte_is_found() {
 #[test]
 fn faults_of_the_double_do_what_they_say() {
     let archive = MemoryArchive::new();
-    for (fault, left) in [(Fault::Before, 0), (Fault::LostReply, 1), (Fault::Torn, 1)] {
+    for (fault, left) in
+        [(ArchiveFault::Before, 0), (ArchiveFault::ReplyLost, 1), (ArchiveFault::Torn, 1)]
+    {
         archive.fail_next(fault);
         assert!(matches!(
-            archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()),
+            archive.write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default()),
             Err(ArchiveError::Unavailable(_))
         ));
         assert_eq!(archive.list(LOG, SHARD).expect("list").len(), left);
     }
     let row = archive
-        .write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default())
+        .write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default())
         .expect("a retry heals");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
     archive.set_down(true);
@@ -370,7 +387,7 @@ fn it_may_be_dropped_and_used_inside_of_a_runtime() {
         let archive = Arc::new(ObjectArchive::open_directory(dir.path()).expect("open"));
         let worker = archive.clone();
         let written = tokio::task::spawn_blocking(move || {
-            worker.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default())
+            worker.write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default())
         })
         .await
         .expect("joins");

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{Decisions, ObjectName};
+use crate::model::manifest::{ObjectName, RangeDecisions};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
@@ -20,24 +20,24 @@ use crate::model::window::Millis;
 const VERSION: &str = "2";
 const VERSION_1: &str = "1";
 const DECISIONS: &str = "rollmill.decisions";
-const SUM: &str = "rollmill.crc32c";
+const CHECKSUM_KEY: &str = "rollmill.crc32c";
 /// Stands for the checksum while it is computed: as many digits.
-const NO_SUM: [u8; 8] = *b"00000000";
+const CHECKSUM_PLACEHOLDER: [u8; 8] = *b"00000000";
 /// What follows the key in the file: the next field, which is a text of eight bytes.
-const SUM_FOLLOWS: [u8; 2] = [0x18, 8];
+const CHECKSUM_FIELD: [u8; 2] = [0x18, 8];
 /// Length of the footer and magic number, at the end of the file.
-const TAIL: usize = 8;
+const TAIL_LEN: usize = 8;
 
 /// When the records of an object were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Times {
+pub(super) struct ObjectTimes {
     /// Append time of the first and last.
     pub(super) appended: (Millis, Millis),
     /// The least and the greatest received time.
     pub(super) received: (Millis, Millis),
 }
 
-impl Times {
+impl ObjectTimes {
     /// Those of consecutive records.
     ///
     /// # Errors
@@ -53,7 +53,11 @@ impl Times {
 }
 
 /// What the footer says of the object's place.
-pub(super) fn place(log: LogId, shard: ShardId, name: ObjectName) -> Vec<(&'static str, String)> {
+pub(super) fn location_pairs(
+    log: LogId,
+    shard: ShardId,
+    name: ObjectName,
+) -> Vec<(&'static str, String)> {
     vec![
         ("rollmill.log", log.to_string()),
         ("rollmill.shard", shard.to_string()),
@@ -65,30 +69,30 @@ pub(super) fn place(log: LogId, shard: ShardId, name: ObjectName) -> Vec<(&'stat
 }
 
 /// Everything that the footer says, the place of the checksum last.
-pub(super) fn pairs(
+pub(super) fn footer_pairs(
     log: LogId,
     shard: ShardId,
     name: ObjectName,
-    times: Times,
-    decisions: &Decisions,
+    times: ObjectTimes,
+    decisions: &RangeDecisions,
 ) -> Result<Vec<(&'static str, String)>, CodecError> {
     let mut pairs = vec![("rollmill.version", VERSION.to_owned())];
-    pairs.append(&mut place(log, shard, name));
+    pairs.append(&mut location_pairs(log, shard, name));
     let range = |(low, high): (Millis, Millis)| format!("{low}..{high}");
     pairs.push(("rollmill.appended", range(times.appended)));
     pairs.push(("rollmill.received", range(times.received)));
     pairs.push((
         DECISIONS,
-        serde_json::to_string(&Written::of(decisions)).map_err(|e| bad(e.to_string()))?,
+        serde_json::to_string(&WrittenDecisions::of(decisions)).map_err(|e| bad(e.to_string()))?,
     ));
-    pairs.push((SUM, String::from_utf8_lossy(&NO_SUM).into_owned()));
+    pairs.push((CHECKSUM_KEY, String::from_utf8_lossy(&CHECKSUM_PLACEHOLDER).into_owned()));
     Ok(pairs)
 }
 
 /// The footer that was read.
-pub(super) struct Footer<'a>(pub(super) Option<&'a Vec<KeyValue>>);
+pub(super) struct ObjectFooter<'a>(pub(super) Option<&'a Vec<KeyValue>>);
 
-impl Footer<'_> {
+impl ObjectFooter<'_> {
     fn value(&self, key: &str) -> Option<&str> {
         self.0
             .into_iter()
@@ -111,7 +115,7 @@ impl Footer<'_> {
                  use the version of Rollmill that wrote it"
             )));
         }
-        for (key, expected) in place(log, shard, name) {
+        for (key, expected) in location_pairs(log, shard, name) {
             if self.value(key) != Some(&expected) {
                 let found = self.value(key).unwrap_or("nothing");
                 return Err(bad(format!(
@@ -147,9 +151,9 @@ impl Footer<'_> {
     }
 
     /// What was decided about the records; `None` if the object was written before that was noted.
-    pub(super) fn decisions(&self) -> Result<Option<Decisions>, CodecError> {
+    pub(super) fn decisions(&self) -> Result<Option<RangeDecisions>, CodecError> {
         let Some(text) = self.value(DECISIONS) else { return Ok(None) };
-        let written: Written =
+        let written: WrittenDecisions =
             serde_json::from_str(text).map_err(|e| bad(format!("{DECISIONS}: {e}")))?;
         written.decisions().map(Some)
     }
@@ -157,21 +161,21 @@ impl Footer<'_> {
 
 /// Decisions as the footer has them.
 #[derive(Debug, Serialize, Deserialize)]
-struct Written {
+struct WrittenDecisions {
     /// Series id in hexadecimal digits, offset.
     admitted: Vec<(String, u64)>,
     /// Offset, index, whether it was given up.
     set_aside: Vec<(u64, u32, bool)>,
 }
 
-impl Written {
-    fn of(decisions: &Decisions) -> Self {
+impl WrittenDecisions {
+    fn of(decisions: &RangeDecisions) -> Self {
         let admitted =
             decisions.admitted.iter().map(|(id, offset)| (id.to_string(), *offset)).collect();
-        Self { admitted, set_aside: decisions.set_aside.clone() }
+        Self { admitted, set_aside: decisions.quarantined.clone() }
     }
 
-    fn decisions(self) -> Result<Decisions, CodecError> {
+    fn decisions(self) -> Result<RangeDecisions, CodecError> {
         let id = |digits: &str| match digits.len() {
             32 => u128::from_str_radix(digits, 16)
                 .map(|id| SeriesId(id.to_be_bytes()))
@@ -183,40 +187,41 @@ impl Written {
             .iter()
             .map(|(digits, offset)| Ok((id(digits)?, *offset)))
             .collect::<Result<_, _>>()?;
-        Ok(Decisions { admitted, set_aside: self.set_aside })
+        Ok(RangeDecisions { admitted, quarantined: self.set_aside })
     }
 }
 
 /// Where the checksum stands; `None` in an object that has none.
-fn sum_at(bytes: &[u8]) -> Option<usize> {
-    let (rest, tail) = bytes.split_at_checked(bytes.len().checked_sub(TAIL)?)?;
+fn checksum_position(bytes: &[u8]) -> Option<usize> {
+    let (rest, tail) = bytes.split_at_checked(bytes.len().checked_sub(TAIL_LEN)?)?;
     let length = u32::from_le_bytes(tail.first_chunk().copied()?) as usize;
     let footer_at = rest.len().checked_sub(length)?;
-    let wanted = [SUM.as_bytes(), &SUM_FOLLOWS].concat();
+    let wanted = [CHECKSUM_KEY.as_bytes(), &CHECKSUM_FIELD].concat();
     let found = rest[footer_at..].windows(wanted.len()).rposition(|window| window == wanted)?;
     let at = footer_at + found + wanted.len();
-    (at + NO_SUM.len() <= rest.len()).then_some(at)
+    (at + CHECKSUM_PLACEHOLDER.len() <= rest.len()).then_some(at)
 }
 
-fn sum(bytes: &[u8], at: usize) -> [u8; 8] {
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..at]), &NO_SUM);
-    let digits = format!("{:08x}", crc32c::crc32c_append(sum, &bytes[at + NO_SUM.len()..]));
-    digits.as_bytes().first_chunk().copied().unwrap_or(NO_SUM)
+fn checksum(bytes: &[u8], at: usize) -> [u8; 8] {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..at]), &CHECKSUM_PLACEHOLDER);
+    let digits =
+        format!("{:08x}", crc32c::crc32c_append(sum, &bytes[at + CHECKSUM_PLACEHOLDER.len()..]));
+    digits.as_bytes().first_chunk().copied().unwrap_or(CHECKSUM_PLACEHOLDER)
 }
 
 /// Writes the checksum into a finished file.
-pub(super) fn seal(bytes: &mut [u8]) -> Result<(), CodecError> {
-    let at = sum_at(bytes).ok_or_else(|| bad("it has no place for its checksum"))?;
-    let sum = sum(bytes, at);
+pub(super) fn write_checksum(bytes: &mut [u8]) -> Result<(), CodecError> {
+    let at = checksum_position(bytes).ok_or_else(|| bad("it has no place for its checksum"))?;
+    let sum = checksum(bytes, at);
     bytes[at..at + sum.len()].copy_from_slice(&sum);
     Ok(())
 }
 
 /// Whether the file has a checksum, which then is right. To be asked before anything is read: the
 /// library may panic on damaged bytes.
-pub(super) fn is_sealed(bytes: &Bytes) -> Result<bool, CodecError> {
-    let Some(at) = sum_at(bytes) else { return Ok(false) };
-    let (found, expected) = (&bytes[at..at + NO_SUM.len()], sum(bytes, at));
+pub(super) fn verify_checksum(bytes: &Bytes) -> Result<bool, CodecError> {
+    let Some(at) = checksum_position(bytes) else { return Ok(false) };
+    let (found, expected) = (&bytes[at..at + CHECKSUM_PLACEHOLDER.len()], checksum(bytes, at));
     if found == expected {
         return Ok(true);
     }

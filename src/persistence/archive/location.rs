@@ -23,7 +23,7 @@ const RETRIES: usize = 3;
 
 /// Where one tier is kept.
 #[derive(Clone)]
-pub struct Location {
+pub struct TierLocation {
     /// `file:///path` or `s3://bucket/prefix`.
     pub url: String,
     /// Endpoint of S3; empty is AWS.
@@ -36,26 +36,26 @@ pub struct Location {
     pub timeout: Duration,
 }
 
-impl Location {
+impl TierLocation {
     /// Opens it. Nothing is sent: storage that is down does not keep a node from starting.
     ///
     /// # Errors
     /// [`ArchiveError::Config`] names the key and what it takes.
     pub fn open(&self) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
         match self.url.split_once("://") {
-            Some(("file", path)) if path.starts_with('/') => directory(Directory::new(path)),
-            Some(("s3", rest)) => self.bucket(rest),
-            _ => Err(self.wrong("expected file:///path or s3://bucket/prefix")),
+            Some(("file", path)) if path.starts_with('/') => open_directory(Directory::new(path)),
+            Some(("s3", rest)) => self.open_bucket(rest),
+            _ => Err(self.config_error("expected file:///path or s3://bucket/prefix")),
         }
     }
 
     /// Whether both are the same place, however they are written: what moves from one to the other
     /// would be removed.
     pub fn is_same_place(&self, other: &Self) -> bool {
-        self.place() == other.place()
+        self.canonical_url() == other.canonical_url()
     }
 
-    fn place(&self) -> String {
+    fn canonical_url(&self) -> String {
         let trimmed = self.url.trim_end_matches('/');
         let path =
             trimmed.strip_prefix("file://").and_then(|path| std::fs::canonicalize(path).ok());
@@ -65,16 +65,16 @@ impl Location {
         )
     }
 
-    fn wrong(&self, why: &str) -> ArchiveError {
+    fn config_error(&self, why: &str) -> ArchiveError {
         // What stands before an @ may be a secret that somebody wrote into the address.
         let shown = self.url.rsplit_once('@').map_or(self.url.as_str(), |(_, shown)| shown);
         ArchiveError::Config(format!("{shown:?}: {why}"))
     }
 
-    fn bucket(&self, rest: &str) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
+    fn open_bucket(&self, rest: &str) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || rest.contains(['@', '?', '#']) {
-            return Err(self.wrong(
+            return Err(self.config_error(
                 "expected s3://bucket/prefix; credentials belong into archive.credentials_file or \
                  the environment",
             ));
@@ -112,7 +112,7 @@ impl Location {
                 builder = builder.with_token(token);
             }
         }
-        let store = builder.build().map_err(|e| self.wrong(&e.to_string()))?;
+        let store = builder.build().map_err(|e| self.config_error(&e.to_string()))?;
         let prefix = prefix.trim_matches('/');
         Ok(if prefix.is_empty() {
             Arc::new(store)
@@ -126,7 +126,7 @@ impl Location {
 ///
 /// # Errors
 /// If it cannot be made or used.
-pub fn directory(path: &Directory) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
+pub fn open_directory(path: &Directory) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
     let failed = |why: String| ArchiveError::Config(format!("{}: {why}", path.display()));
     std::fs::create_dir_all(path).map_err(|e| failed(e.to_string()))?;
     let store = LocalFileSystem::new_with_prefix(path).map_err(|e| failed(e.to_string()))?;
@@ -174,8 +174,8 @@ impl Credentials {
 mod tests {
     use super::*;
 
-    fn location(url: &str) -> Location {
-        Location {
+    fn location(url: &str) -> TierLocation {
+        TierLocation {
             url: url.to_owned(),
             endpoint: String::new(),
             region: String::new(),

@@ -8,20 +8,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{
-    Archive, ArchiveError, Examined, ObjectInfo, checked, examined, parquet, verified, worse,
+    Archive, ArchiveError, ObjectInfo, RecoveredObject, decode_verified, more_retryable, parquet,
+    recover_object, verify_bytes,
 };
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{Decisions, ManifestRow, Tier};
+use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::window::Millis;
 
 /// How the next write fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum ArchiveFault {
     /// Nothing is written.
     Before,
     /// The object is written, the answer is lost.
-    LostReply,
+    ReplyLost,
     /// Half of the object is written, the answer is lost.
     Torn,
     /// Half of the object is written, and acknowledged: it shows when it is read back.
@@ -33,7 +34,7 @@ struct State {
     objects: BTreeMap<(String, Tier), (Bytes, Millis)>,
     cold: bool,
     now: Millis,
-    fault: Option<Fault>,
+    fault: Option<ArchiveFault>,
     down: bool,
 }
 
@@ -42,16 +43,18 @@ impl State {
     fn keep(&mut self, path: &str, tier: Tier, bytes: Bytes) -> Result<(), ArchiveError> {
         let fault = self.fault.take();
         let kept = match fault {
-            Some(Fault::Before) => None,
-            Some(Fault::Torn | Fault::NotKept) => Some(bytes.slice(..bytes.len() / 2)),
-            Some(Fault::LostReply) | None => Some(bytes),
+            Some(ArchiveFault::Before) => None,
+            Some(ArchiveFault::Torn | ArchiveFault::NotKept) => {
+                Some(bytes.slice(..bytes.len() / 2))
+            }
+            Some(ArchiveFault::ReplyLost) | None => Some(bytes),
         };
         if let Some(kept) = kept {
             self.objects.insert((path.to_owned(), tier), (kept, self.now));
         }
         match fault {
             None => Ok(()),
-            Some(Fault::NotKept) => Err(ArchiveError::NotKept(path.to_owned())),
+            Some(ArchiveFault::NotKept) => Err(ArchiveError::NotKept(path.to_owned())),
             Some(fault) => Err(ArchiveError::Unavailable(format!("{fault:?}"))),
         }
     }
@@ -76,7 +79,7 @@ impl MemoryArchive {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
     /// The next write fails so.
-    pub fn fail_next(&self, fault: Fault) {
+    pub fn fail_next(&self, fault: ArchiveFault) {
         self.lock().fault = Some(fault);
     }
     /// While it is down, every call fails.
@@ -110,7 +113,7 @@ impl Archive for MemoryArchive {
         shard: ShardId,
         epoch: Epoch,
         records: &[LogRecord],
-        decisions: &Decisions,
+        decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError> {
         let (bytes, row) = parquet::encode(log, shard, epoch, records, decisions)?;
         self.reachable()?.keep(&row.path, Tier::Hot, bytes.into())?;
@@ -124,17 +127,17 @@ impl Archive for MemoryArchive {
                 Err(ArchiveError::NoColdStore(row.path.clone()))
             }
             None => Err(ArchiveError::Missing(row.path.clone())),
-            Some((bytes, _)) => checked(bytes.clone(), row),
+            Some((bytes, _)) => decode_verified(bytes.clone(), row),
         };
         read(row.tier)
-            .or_else(|first| read(row.tier.other()).map_err(|second| worse(first, second)))
+            .or_else(|first| read(row.tier.other()).map_err(|second| more_retryable(first, second)))
     }
 
-    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+    fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
         let state = self.reachable()?;
         let found =
             state.objects.get(&(object.path.clone(), object.tier)).map(|(bytes, _)| bytes.clone());
-        examined(found.ok_or_else(|| ArchiveError::Missing(object.path.clone()))?, object)
+        recover_object(found.ok_or_else(|| ArchiveError::Missing(object.path.clone()))?, object)
     }
 
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
@@ -169,7 +172,7 @@ impl Archive for MemoryArchive {
             .flatten()
             .next()
             .ok_or_else(|| ArchiveError::Missing(row.path.clone()))?;
-        verified(&bytes, row)?;
+        verify_bytes(&bytes, row)?;
         state.keep(&row.path, Tier::Cold, bytes)
     }
 }

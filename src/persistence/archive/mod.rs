@@ -28,10 +28,10 @@ use bytes::Bytes;
 
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{Decisions, ManifestRow, Tier};
+use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::window::Millis;
-pub use parquet::Examined;
+pub use parquet::RecoveredObject;
 
 /// Why the archive failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +99,7 @@ pub trait Archive: Send + Sync + 'static {
         shard: ShardId,
         epoch: Epoch,
         records: &[LogRecord],
-        decisions: &Decisions,
+        decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError>;
     /// Reads an object back, records as they were in the log: from the tier of the row, or else
     /// from the other one.
@@ -111,7 +111,7 @@ pub trait Archive: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`ArchiveError`].
-    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError>;
+    fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError>;
     /// All objects of a shard in both tiers, by path and tier, for the search for orphans.
     ///
     /// # Errors
@@ -134,14 +134,14 @@ pub trait Archive: Send + Sync + 'static {
 }
 
 /// The records in the bytes that were found under the row's path.
-fn checked(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
-    verified(&bytes, row)?;
+fn decode_verified(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+    verify_bytes(&bytes, row)?;
     parquet::decode(bytes, row)
         .map_err(|error| ArchiveError::Corrupt { path: row.path.clone(), why: error.to_string() })
 }
 
 /// That the bytes are those of the manifest row.
-fn verified(bytes: &Bytes, row: &ManifestRow) -> Result<(), ArchiveError> {
+fn verify_bytes(bytes: &Bytes, row: &ManifestRow) -> Result<(), ArchiveError> {
     let corrupt = |why: String| ArchiveError::Corrupt { path: row.path.clone(), why };
     if bytes.len() as u64 != row.bytes {
         return Err(corrupt(format!(
@@ -161,7 +161,7 @@ fn verified(bytes: &Bytes, row: &ManifestRow) -> Result<(), ArchiveError> {
 }
 
 /// The object in the bytes that were found under a listed path.
-fn examined(bytes: Bytes, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+fn recover_object(bytes: Bytes, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
     let corrupt = |why: String| ArchiveError::Corrupt { path: object.path.clone(), why };
     let found = parquet::examine(bytes, object.tier).map_err(|error| corrupt(error.to_string()))?;
     if found.row.path != object.path {
@@ -171,7 +171,7 @@ fn examined(bytes: Bytes, object: &ObjectInfo) -> Result<Examined, ArchiveError>
 }
 
 /// What to say when neither tier gave the object: what is worth another attempt before what is not.
-fn worse(a: ArchiveError, b: ArchiveError) -> ArchiveError {
+fn more_retryable(a: ArchiveError, b: ArchiveError) -> ArchiveError {
     let rank = |error: &ArchiveError| match error {
         ArchiveError::Unavailable(_) | ArchiveError::NotKept(_) => 0,
         ArchiveError::Corrupt { .. } => 1,

@@ -24,17 +24,17 @@ use object_store::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
-    Archive, ArchiveError, Examined, ObjectInfo, checked, examined, location, parquet, verified,
-    worse,
+    Archive, ArchiveError, ObjectInfo, RecoveredObject, decode_verified, location, more_retryable,
+    parquet, recover_object, verify_bytes,
 };
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{Decisions, ManifestRow, Tier};
+use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 
 /// Raw events in object storage.
 pub struct ObjectArchive {
-    hot: Place,
-    cold: Option<Place>,
+    hot: TierStore,
+    cold: Option<TierStore>,
     /// None only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -62,14 +62,14 @@ impl ObjectArchive {
     /// # Errors
     /// If the directory cannot be made or used.
     pub fn open_directory(directory: &Directory) -> Result<Self, ArchiveError> {
-        Self::new(Place::new(location::directory(directory)?), None)
+        Self::new(TierStore::new(location::open_directory(directory)?), None)
     }
 
     /// On a store, and a second one for old objects if there is one.
     ///
     /// # Errors
     /// If the runtime cannot be started.
-    pub fn new(hot: Place, cold: Option<Place>) -> Result<Self, ArchiveError> {
+    pub fn new(hot: TierStore, cold: Option<TierStore>) -> Result<Self, ArchiveError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("archive")
@@ -82,7 +82,7 @@ impl ObjectArchive {
 
     /// Waits for a request without being part of a runtime, so that a worker thread of another one
     /// may wait too.
-    fn wait<T: Send + 'static>(
+    fn block_on<T: Send + 'static>(
         &self,
         request: impl Future<Output = Result<T, ArchiveError>> + Send + 'static,
     ) -> Result<T, ArchiveError> {
@@ -97,7 +97,7 @@ impl ObjectArchive {
         receiver.recv().map_err(|_| gone())?
     }
 
-    fn place(&self, tier: Tier, path: &str) -> Result<&Place, ArchiveError> {
+    fn tier_store(&self, tier: Tier, path: &str) -> Result<&TierStore, ArchiveError> {
         match tier {
             Tier::Hot => Ok(&self.hot),
             Tier::Cold => {
@@ -107,14 +107,14 @@ impl ObjectArchive {
     }
 
     fn read_from(&self, tier: Tier, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
-        let (place, at) = (self.place(tier, &row.path)?.clone(), path(&row.path)?);
-        checked(self.wait(async move { place.get(&at).await })?, row)
+        let (place, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
+        decode_verified(self.block_on(async move { place.get(&at).await })?, row)
     }
 
     fn bytes_from(&self, tier: Tier, row: &ManifestRow) -> Result<Bytes, ArchiveError> {
-        let (place, at) = (self.place(tier, &row.path)?.clone(), path(&row.path)?);
-        let bytes = self.wait(async move { place.get(&at).await })?;
-        verified(&bytes, row).map(|()| bytes)
+        let (place, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
+        let bytes = self.block_on(async move { place.get(&at).await })?;
+        verify_bytes(&bytes, row).map(|()| bytes)
     }
 
     /// The bytes of an object, size and checksum verified, and the tier where they were found.
@@ -125,9 +125,9 @@ impl ObjectArchive {
         };
         match self.bytes_from(row.tier.other(), row) {
             Err(ArchiveError::NoColdStore(_)) => Err(first),
-            second => {
-                second.map(|bytes| (bytes, row.tier.other())).map_err(|second| worse(first, second))
-            }
+            second => second
+                .map(|bytes| (bytes, row.tier.other()))
+                .map_err(|second| more_retryable(first, second)),
         }
     }
 
@@ -138,7 +138,7 @@ impl ObjectArchive {
     ///
     /// # Errors
     /// See [`ArchiveError`].
-    pub fn take_over(
+    pub fn copy_from(
         &self,
         row: &ManifestRow,
         from: &Self,
@@ -149,29 +149,29 @@ impl ObjectArchive {
             return Ok(found);
         }
         let tier = if self.has_cold() { found } else { Tier::Hot };
-        let (place, at) = (self.place(tier, &row.path)?.clone(), path(&row.path)?);
-        self.wait(async move { place.write(&at, &bytes).await })?;
+        let (place, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
+        self.block_on(async move { place.write(&at, &bytes).await })?;
         Ok(tier)
     }
 }
 
 /// One store.
 #[derive(Clone)]
-pub struct Place {
+pub struct TierStore {
     store: Arc<dyn ObjectStore>,
     attributes: Attributes,
     /// Whether the store is known not to take conditional puts.
-    unconditional: Arc<AtomicBool>,
+    no_conditional_puts: Arc<AtomicBool>,
 }
 
-impl Place {
+impl TierStore {
     /// A store whose puts are durable when they return.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, attributes: Attributes::new(), unconditional: Arc::default() }
+        Self { store, attributes: Attributes::new(), no_conditional_puts: Arc::default() }
     }
 
     /// Objects are put in this storage class of S3; empty is the bucket's.
-    pub fn of_class(mut self, class: &str) -> Self {
+    pub fn with_storage_class(mut self, class: &str) -> Self {
         if !class.is_empty() {
             self.attributes.insert(Attribute::StorageClass, class.to_owned().into());
         }
@@ -201,14 +201,14 @@ impl Place {
 
     /// Puts the object if there is none of its name.
     async fn create(&self, at: &Path, bytes: &Bytes) -> Result<(), Error> {
-        if !self.unconditional.load(Ordering::Relaxed) {
+        if !self.no_conditional_puts.load(Ordering::Relaxed) {
             match self.put(at, bytes, PutMode::Create).await {
                 Err(error) if not_implemented(&error) => {
                     tracing::info!(
                         "the object storage takes no conditional puts: it is asked first whether \
                          an object is there"
                     );
-                    self.unconditional.store(true, Ordering::Relaxed);
+                    self.no_conditional_puts.store(true, Ordering::Relaxed);
                 }
                 answer => return answer,
             }
@@ -281,11 +281,11 @@ impl Archive for ObjectArchive {
         shard: ShardId,
         epoch: Epoch,
         records: &[LogRecord],
-        decisions: &Decisions,
+        decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError> {
         let (bytes, row) = parquet::encode(log, shard, epoch, records, decisions)?;
         let (place, at, bytes) = (self.hot.clone(), path(&row.path)?, Bytes::from(bytes));
-        self.wait(async move { place.write(&at, &bytes).await })?;
+        self.block_on(async move { place.write(&at, &bytes).await })?;
         Ok(row)
     }
 
@@ -297,19 +297,20 @@ impl Archive for ObjectArchive {
         match self.read_from(row.tier.other(), row) {
             // Without a cold store there is no second place.
             Err(ArchiveError::NoColdStore(_)) => Err(first),
-            second => second.map_err(|second| worse(first, second)),
+            second => second.map_err(|second| more_retryable(first, second)),
         }
     }
 
-    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
-        let (place, at) = (self.place(object.tier, &object.path)?.clone(), path(&object.path)?);
-        examined(self.wait(async move { place.get(&at).await })?, object)
+    fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
+        let (place, at) =
+            (self.tier_store(object.tier, &object.path)?.clone(), path(&object.path)?);
+        recover_object(self.block_on(async move { place.get(&at).await })?, object)
     }
 
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
         let prefix = path(ManifestRow::shard_prefix(log, shard).trim_end_matches('/'))?;
         let (hot, cold) = (self.hot.clone(), self.cold.clone());
-        let mut objects = self.wait(async move {
+        let mut objects = self.block_on(async move {
             let mut objects = hot.list(&prefix, Tier::Hot).await?;
             if let Some(cold) = cold {
                 objects.append(&mut cold.list(&prefix, Tier::Cold).await?);
@@ -321,8 +322,8 @@ impl Archive for ObjectArchive {
     }
 
     fn remove(&self, text: &str, tier: Tier) -> Result<(), ArchiveError> {
-        let (place, at) = (self.place(tier, text)?.clone(), path(text)?);
-        self.wait(async move { place.remove(&at).await })
+        let (place, at) = (self.tier_store(tier, text)?.clone(), path(text)?);
+        self.block_on(async move { place.remove(&at).await })
     }
 
     fn has_cold(&self) -> bool {
@@ -331,16 +332,16 @@ impl Archive for ObjectArchive {
 
     fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError> {
         let (hot, cold, at) =
-            (self.hot.clone(), self.place(Tier::Cold, &row.path)?.clone(), path(&row.path)?);
+            (self.hot.clone(), self.tier_store(Tier::Cold, &row.path)?.clone(), path(&row.path)?);
         let row = row.clone();
-        self.wait(async move {
+        self.block_on(async move {
             match hot.get(&at).await {
                 Ok(bytes) => {
-                    verified(&bytes, &row)?;
+                    verify_bytes(&bytes, &row)?;
                     cold.write(&at, &bytes).await
                 }
                 // It may have been moved before, and the manifest be one that was restored.
-                Err(ArchiveError::Missing(_)) => verified(&cold.get(&at).await?, &row),
+                Err(ArchiveError::Missing(_)) => verify_bytes(&cold.get(&at).await?, &row),
                 Err(error) => Err(error),
             }
         })

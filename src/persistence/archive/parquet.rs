@@ -23,11 +23,11 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
-use super::footer::{self, Footer, Times};
-use super::row::{self, Row, RowMaker};
+use super::footer::{self, ObjectFooter, ObjectTimes};
+use super::row::{self, EventRow, RowEncoder};
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{Decisions, ManifestRow, ObjectName, Tier};
+use crate::model::manifest::{ManifestRow, ObjectName, RangeDecisions, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::window::Hour;
 
@@ -72,14 +72,14 @@ const NO_STATISTICS: [&str; 6] = ["labels", "series_id", "id", "user", "raw", "p
 
 /// What the rows of an object add up to.
 #[derive(Debug, Default)]
-struct Summary {
+struct RowSummary {
     windows: BTreeMap<Hour, u64>,
     events: u64,
     raw_bytes: u64,
 }
 
-impl Summary {
-    fn add(&mut self, rows: &[Row]) {
+impl RowSummary {
+    fn add(&mut self, rows: &[EventRow]) {
         for row in rows {
             if let Some(time) = row.event_time {
                 *self.windows.entry(Hour::of(time)).or_default() += 1;
@@ -91,11 +91,11 @@ impl Summary {
     }
 
     /// The manifest row of an object of these bytes and times.
-    fn row(
+    fn manifest_row(
         self,
         place: (LogId, ShardId, ObjectName),
         bytes: &[u8],
-        times: Times,
+        times: ObjectTimes,
         tier: Tier,
     ) -> ManifestRow {
         let (log, shard, ObjectName { range, epoch }) = place;
@@ -126,17 +126,18 @@ pub fn encode(
     shard: ShardId,
     epoch: Epoch,
     records: &[LogRecord],
-    decisions: &Decisions,
+    decisions: &RangeDecisions,
 ) -> Result<(Vec<u8>, ManifestRow), CodecError> {
     let name = ObjectName { range: range_of(records)?, epoch };
     let schema = Arc::new(parse_message_type(SCHEMA).map_err(bad)?);
     let reserve = records.iter().map(|record| record.payload.len()).sum::<usize>() / EXPECTED_RATIO;
-    let times = Times::of(records)?;
-    let properties = Arc::new(properties(footer::pairs(log, shard, name, times, decisions)?)?);
+    let times = ObjectTimes::of(records)?;
+    let properties =
+        Arc::new(properties(footer::footer_pairs(log, shard, name, times, decisions)?)?);
     let mut writer =
         SerializedFileWriter::new(Vec::with_capacity(reserve), schema, properties).map_err(bad)?;
-    let mut summary = Summary::default();
-    let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
+    let mut summary = RowSummary::default();
+    let (mut maker, mut rows) = (RowEncoder::default(), Vec::new());
     let mut pending = 0;
     for (at, record) in records.iter().enumerate() {
         let start = rows.len();
@@ -150,8 +151,8 @@ pub fn encode(
         }
     }
     let mut bytes = writer.into_inner().map_err(bad)?;
-    footer::seal(&mut bytes)?;
-    let row = summary.row((log, shard, name), &bytes, times, Tier::Hot);
+    footer::write_checksum(&mut bytes)?;
+    let row = summary.manifest_row((log, shard, name), &bytes, times, Tier::Hot);
     Ok((bytes, row))
 }
 
@@ -183,10 +184,10 @@ fn properties(pairs: Vec<(&'static str, String)>) -> Result<WriterProperties, Co
     Ok(builder.build())
 }
 
-type Group<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
+type GroupWriter<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
 
 /// Writes the rows, and takes their texts out of them.
-fn write_group(mut group: Group<'_>, rows: &mut [Row]) -> Result<(), ParquetError> {
+fn write_group(mut group: GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), ParquetError> {
     write_columns_1(&mut group, rows)?;
     put::<Int64Type>(&mut group, &rows.iter().map(|r| r.appended).collect::<Vec<_>>(), None)?;
     put_optional::<Int64Type>(&mut group, rows.iter().map(|r| r.stamp))?;
@@ -195,7 +196,7 @@ fn write_group(mut group: Group<'_>, rows: &mut [Row]) -> Result<(), ParquetErro
 }
 
 /// The columns that version 1 had, too.
-fn write_columns_1(group: &mut Group<'_>, rows: &mut [Row]) -> Result<(), ParquetError> {
+fn write_columns_1(group: &mut GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), ParquetError> {
     let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
     put::<Int64Type>(group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;
     put::<Int32Type>(group, &rows.iter().map(|r| r.index as i32).collect::<Vec<_>>(), None)?;
@@ -216,7 +217,7 @@ fn write_columns_1(group: &mut Group<'_>, rows: &mut [Row]) -> Result<(), Parque
 }
 
 fn put_optional<T: DataType>(
-    group: &mut Group<'_>,
+    group: &mut GroupWriter<'_>,
     cells: impl Iterator<Item = Option<T::T>>,
 ) -> Result<(), ParquetError> {
     let (mut values, mut levels) = (Vec::new(), Vec::new());
@@ -228,7 +229,7 @@ fn put_optional<T: DataType>(
 }
 
 fn put<T: DataType>(
-    group: &mut Group<'_>,
+    group: &mut GroupWriter<'_>,
     values: &[T::T],
     levels: Option<&[i16]>,
 ) -> Result<(), ParquetError> {
@@ -260,26 +261,26 @@ pub fn decode(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, CodecEr
 
 /// An object that was read without its manifest row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Examined {
+pub struct RecoveredObject {
     /// Its manifest row.
     pub row: ManifestRow,
     /// Its records.
     pub records: Vec<LogRecord>,
     /// What was decided about them; `None` if the object was written before that was noted.
-    pub decisions: Option<Decisions>,
+    pub decisions: Option<RangeDecisions>,
     /// Whether it carries its own checksum. Older objects do not: what is damaged in them may be
     /// taken for good.
-    pub sealed: bool,
+    pub has_checksum: bool,
 }
 
 /// Reads all of an object that no manifest row speaks of, and checks it as far as it goes.
 ///
 /// # Errors
 /// If the bytes are no object, or a damaged one.
-pub fn examine(bytes: Bytes, tier: Tier) -> Result<Examined, CodecError> {
-    let sealed = footer::is_sealed(&bytes)?;
+pub fn examine(bytes: Bytes, tier: Tier) -> Result<RecoveredObject, CodecError> {
+    let sealed = footer::verify_checksum(&bytes)?;
     // Nothing vouches for the bytes of an older object, and the library may panic on damaged ones.
-    let read = std::panic::catch_unwind(|| -> Result<Examined, CodecError> {
+    let read = std::panic::catch_unwind(|| -> Result<RecoveredObject, CodecError> {
         let reader = SerializedFileReader::new(bytes.clone()).map_err(bad)?;
         let footer = footer_of(&reader);
         let place = footer.object()?;
@@ -290,38 +291,40 @@ pub fn examine(bytes: Bytes, tier: Tier) -> Result<Examined, CodecError> {
                 "the records are not those of the footer",
             ));
         }
-        let row = summary.row(place, &bytes, Times::of(&records)?, tier);
-        Ok(Examined { row, records, decisions: footer.decisions()?, sealed })
+        let row = summary.manifest_row(place, &bytes, ObjectTimes::of(&records)?, tier);
+        Ok(RecoveredObject { row, records, decisions: footer.decisions()?, has_checksum: sealed })
     });
     read.unwrap_or_else(|_| {
         Err(CodecError::new("archive object", "reading it panicked: its bytes are damaged"))
     })
 }
 
-fn footer_of(reader: &SerializedFileReader<Bytes>) -> Footer<'_> {
-    Footer(reader.metadata().file_metadata().key_value_metadata())
+fn footer_of(reader: &SerializedFileReader<Bytes>) -> ObjectFooter<'_> {
+    ObjectFooter(reader.metadata().file_metadata().key_value_metadata())
 }
 
-fn read_all(reader: &SerializedFileReader<Bytes>) -> Result<(Vec<LogRecord>, Summary), CodecError> {
-    let (mut records, mut summary) = (Vec::new(), Summary::default());
+fn read_all(
+    reader: &SerializedFileReader<Bytes>,
+) -> Result<(Vec<LogRecord>, RowSummary), CodecError> {
+    let (mut records, mut summary) = (Vec::new(), RowSummary::default());
     for group in 0..reader.num_row_groups() {
         let rows = read_group(reader.get_row_group(group).map_err(bad)?.as_ref()).map_err(bad)?;
         summary.add(&rows);
         for of_record in rows.chunk_by(|a, b| a.offset == b.offset) {
-            records.push(row::record(of_record)?);
+            records.push(row::decode_record(of_record)?);
         }
     }
     Ok((records, summary))
 }
 
 /// Reads the columns of a group, in the order of the schema.
-struct Columns<'a> {
+struct GroupColumns<'a> {
     group: &'a dyn RowGroupReader,
     rows: usize,
     next: usize,
 }
 
-impl Columns<'_> {
+impl GroupColumns<'_> {
     fn required<T: DataType>(&mut self) -> Result<Vec<T::T>, ParquetError> {
         let mut reader = get_typed_column_reader::<T>(self.group.get_column_reader(self.next)?);
         self.next += 1;
@@ -357,11 +360,11 @@ impl Columns<'_> {
     }
 }
 
-fn read_group(group: &dyn RowGroupReader) -> Result<Vec<Row>, ParquetError> {
+fn read_group(group: &dyn RowGroupReader) -> Result<Vec<EventRow>, ParquetError> {
     let rows = usize::try_from(group.metadata().num_rows())
         .map_err(|e| ParquetError::General(e.to_string()))?;
     let older = group.metadata().column(0).column_descr().name() == "shard";
-    let mut columns = Columns { group, rows, next: usize::from(older) };
+    let mut columns = GroupColumns { group, rows, next: usize::from(older) };
     let offset = columns.required::<Int64Type>()?;
     let index = columns.required::<Int32Type>()?;
     let received = columns.required::<Int64Type>()?;
@@ -392,7 +395,7 @@ fn read_group(group: &dyn RowGroupReader) -> Result<Vec<Row>, ParquetError> {
                 Some(i128::from_be_bytes(bytes))
             }
         };
-        Ok(Row {
+        Ok(EventRow {
             offset: offset[at] as u64,
             index: index[at] as u32,
             received: received[at],
@@ -429,12 +432,12 @@ pub(crate) mod tests {
     const EPOCH: Epoch = Epoch { counter: 3, nonce: 0xabc };
 
     fn object(records: &[LogRecord]) -> (Vec<u8>, ManifestRow) {
-        encode(LOG, ShardId(5), EPOCH, records, &Decisions::default()).expect("encodes")
+        encode(LOG, ShardId(5), EPOCH, records, &RangeDecisions::default()).expect("encodes")
     }
 
-    fn decisions() -> Decisions {
+    fn decisions() -> RangeDecisions {
         let admitted = vec![(SeriesId([0xab; 16]), 0), (SeriesId([0; 16]), 1)];
-        Decisions { admitted, set_aside: vec![(0, 3, false), (1, 0, true)] }
+        RangeDecisions { admitted, quarantined: vec![(0, 3, false), (1, 0, true)] }
     }
 
     #[test]
@@ -444,11 +447,11 @@ pub(crate) mod tests {
         records[7].payload = Bytes::from_static(b"garbage");
         let (bytes, row) = encode(LOG, ShardId(5), EPOCH, &records, &decisions()).expect("encodes");
         let row = ManifestRow { tier: Tier::Cold, ..row };
-        let expected = Examined {
+        let expected = RecoveredObject {
             row: row.clone(),
             records: records.clone(),
             decisions: Some(decisions()),
-            sealed: true,
+            has_checksum: true,
         };
         assert_eq!(examine(bytes.clone().into(), Tier::Cold), Ok(expected));
         assert_eq!(
@@ -471,8 +474,9 @@ pub(crate) mod tests {
             examine(damaged.into(), Tier::Hot)
         };
         // What breaks the checksum's own key leaves an object without one, which is said.
-        let passed: Vec<usize> =
-            (0..bytes.len()).filter(|at| found(*at).is_ok_and(|object| object.sealed)).collect();
+        let passed: Vec<usize> = (0..bytes.len())
+            .filter(|at| found(*at).is_ok_and(|object| object.has_checksum))
+            .collect();
         std::panic::set_hook(quiet);
         assert_eq!(passed, Vec::<usize>::new());
     }
@@ -481,7 +485,7 @@ pub(crate) mod tests {
     pub(crate) fn older(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Bytes {
         let name = ObjectName { range: range_of(records).expect("a range"), epoch };
         let mut pairs = vec![("rollmill.version", "1".to_owned())];
-        pairs.append(&mut footer::place(log, shard, name));
+        pairs.append(&mut footer::location_pairs(log, shard, name));
         with_footer(pairs, shard, records)
     }
 
@@ -499,7 +503,7 @@ pub(crate) mod tests {
         let properties = Arc::new(properties(pairs).expect("properties"));
         let mut writer =
             SerializedFileWriter::new(Vec::new(), schema, properties).expect("a writer");
-        let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
+        let (mut maker, mut rows) = (RowEncoder::default(), Vec::new());
         for record in records {
             let start = rows.len();
             maker.push_rows(record, &mut rows);
@@ -521,7 +525,10 @@ pub(crate) mod tests {
         let bytes = older(LOG, ShardId(5), EPOCH, &records);
         let old = examine(bytes.clone(), Tier::Hot).expect("read");
         let one_time = records.map(|record| LogRecord { received: record.appended, ..record });
-        assert_eq!((&old.records[..], old.decisions, old.sealed), (&one_time[..], None, false));
+        assert_eq!(
+            (&old.records[..], old.decisions, old.has_checksum),
+            (&one_time[..], None, false)
+        );
         assert_eq!(decode(bytes, &old.row), Ok(one_time.to_vec()));
         assert_eq!(
             old.row,
@@ -542,7 +549,7 @@ pub(crate) mod tests {
     fn another_version_is_refused_with_the_way_out() {
         let (_, row) = object(&[sample(0, 1)]);
         let mut pairs = vec![("rollmill.version", "3".to_owned())];
-        pairs.append(&mut footer::place(
+        pairs.append(&mut footer::location_pairs(
             LOG,
             ShardId(5),
             ObjectName { range: row.range, epoch: EPOCH },
@@ -598,7 +605,7 @@ pub(crate) mod tests {
     #[test]
     fn no_records_and_gaps_are_refused() {
         let refused = |records: &[LogRecord]| {
-            encode(LOG, ShardId(0), EPOCH, records, &Decisions::default()).is_err()
+            encode(LOG, ShardId(0), EPOCH, records, &RangeDecisions::default()).is_err()
         };
         assert!(refused(&[]) && refused(&[sample(0, 1), sample(2, 1)]));
     }

@@ -18,7 +18,7 @@ use crate::model::window::Millis;
 /// One event with its envelope. Everything of the event is absent in the row of a record that has
 /// none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Row {
+pub(super) struct EventRow {
     /// Offset of the record.
     pub offset: u64,
     /// Index of the event in the record.
@@ -57,7 +57,7 @@ pub(super) struct Row {
 
 /// Makes rows. Records of one shard repeat their series, so their columns are made once.
 #[derive(Debug, Default)]
-pub(super) struct RowMaker {
+pub(super) struct RowEncoder {
     series: HashMap<Bytes, SeriesColumns>,
 }
 
@@ -90,9 +90,9 @@ impl SeriesColumns {
     }
 }
 
-impl RowMaker {
+impl RowEncoder {
     /// Appends the rows of a record: at least one.
-    pub(super) fn push_rows(&mut self, log_record: &LogRecord, rows: &mut Vec<Row>) {
+    pub(super) fn push_rows(&mut self, log_record: &LogRecord, rows: &mut Vec<EventRow>) {
         let start = rows.len();
         let payload = &log_record.payload;
         let exact =
@@ -100,7 +100,12 @@ impl RowMaker {
         let empty = rows.len() == start;
         if empty {
             let (received, appended) = (log_record.received, log_record.appended);
-            rows.push(Row { offset: log_record.offset, received, appended, ..Row::default() });
+            rows.push(EventRow {
+                offset: log_record.offset,
+                received,
+                appended,
+                ..EventRow::default()
+            });
         }
         if empty || !exact {
             rows[start].payload = Some(payload.clone());
@@ -112,7 +117,7 @@ impl RowMaker {
         &mut self,
         log_record: &LogRecord,
         record: &Record<'_>,
-        rows: &mut Vec<Row>,
+        rows: &mut Vec<EventRow>,
     ) -> bool {
         let slice = |part: &[u8]| log_record.payload.slice_ref(part);
         let Some(series) = record
@@ -128,7 +133,7 @@ impl RowMaker {
         for (index, event) in (0..).zip(&record.events) {
             let of = &series[event.series as usize];
             used[event.series as usize] = true;
-            rows.push(Row {
+            rows.push(EventRow {
                 offset: log_record.offset,
                 index,
                 received: log_record.received,
@@ -182,11 +187,11 @@ fn is_canonical(record: &Record<'_>, payload: &[u8]) -> bool {
 ///
 /// # Errors
 /// If the rows are no record's.
-pub(super) fn record(rows: &[Row]) -> Result<LogRecord, CodecError> {
+pub(super) fn decode_record(rows: &[EventRow]) -> Result<LogRecord, CodecError> {
     let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
     let payload = match &first.payload {
         Some(payload) => payload.clone(),
-        None => rebuild(rows)?.into(),
+        None => rebuild_record(rows)?.into(),
     };
     Ok(LogRecord {
         offset: first.offset,
@@ -196,7 +201,7 @@ pub(super) fn record(rows: &[Row]) -> Result<LogRecord, CodecError> {
     })
 }
 
-fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
+fn rebuild_record(rows: &[EventRow]) -> Result<Vec<u8>, CodecError> {
     let mut keys: Vec<Option<(Vec<u8>, [u8; 16])>> = Vec::new();
     for row in rows {
         let at = need(row.series_index, "series_index")? as usize;
@@ -226,7 +231,7 @@ fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-fn key(row: &Row) -> Result<(Vec<u8>, [u8; 16]), CodecError> {
+fn key(row: &EventRow) -> Result<(Vec<u8>, [u8; 16]), CodecError> {
     let labels: BTreeMap<String, String> =
         serde_json::from_slice(need(row.labels.as_ref(), "labels")?)
             .map_err(|e| bad(format!("labels: {e}")))?;
@@ -241,7 +246,7 @@ fn key(row: &Row) -> Result<(Vec<u8>, [u8; 16]), CodecError> {
     Ok((series.key(), id.to_be_bytes()))
 }
 
-fn event(row: &Row) -> Result<RecordEvent<'_>, CodecError> {
+fn event(row: &EventRow) -> Result<RecordEvent<'_>, CodecError> {
     Ok(RecordEvent {
         series: need(row.series_index, "series_index")?,
         timestamp: need(row.event_time, "event_time")?,
@@ -305,10 +310,10 @@ pub(super) mod tests {
         }
     }
 
-    fn round_trip(original: &LogRecord) -> Vec<Row> {
+    fn round_trip(original: &LogRecord) -> Vec<EventRow> {
         let mut rows = Vec::new();
-        RowMaker::default().push_rows(original, &mut rows);
-        assert_eq!(&record(&rows).expect("a record"), original);
+        RowEncoder::default().push_rows(original, &mut rows);
+        assert_eq!(&decode_record(&rows).expect("a record"), original);
         rows
     }
 
@@ -357,11 +362,13 @@ pub(super) mod tests {
         let mut payload = Vec::new();
         record::encode(&record, &mut payload);
         let other = LogRecord { offset: 1, payload: payload.into(), ..original.clone() };
-        let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
+        let (mut maker, mut rows) = (RowEncoder::default(), Vec::new());
         maker.push_rows(&original, &mut rows);
         maker.push_rows(&other, &mut rows);
         assert_eq!(
-            rows.chunks(1).map(|rows| super::record(rows).expect("a record")).collect::<Vec<_>>(),
+            rows.chunks(1)
+                .map(|rows| super::decode_record(rows).expect("a record"))
+                .collect::<Vec<_>>(),
             [original, other]
         );
     }

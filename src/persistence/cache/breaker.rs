@@ -12,20 +12,20 @@ const LONGEST_MS: u64 = 30_000;
 
 /// Its state.
 #[derive(Debug, Default)]
-pub struct Breaker {
+pub struct CircuitBreaker {
     failures: u32,
-    open: Option<Open>,
+    open: Option<OpenState>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Open {
+struct OpenState {
     until: u64,
     length: u64,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// Whether to ask now. While it is open, one caller a while may, to try.
-    pub fn allows(&mut self, now: u64) -> bool {
+    pub fn allow_request(&mut self, now: u64) -> bool {
         match &mut self.open {
             None => true,
             Some(open) if now < open.until => false,
@@ -42,18 +42,18 @@ impl Breaker {
     }
 
     /// An answer came. Whether that closed it.
-    pub fn succeeded(&mut self) -> bool {
+    pub fn on_success(&mut self) -> bool {
         self.failures = 0;
         self.open.take().is_some()
     }
 
     /// No answer came. Whether that opened it.
-    pub fn failed(&mut self, now: u64) -> bool {
+    pub fn on_failure(&mut self, now: u64) -> bool {
         self.failures = self.failures.saturating_add(1);
         let opened = self.open.is_none() && self.failures >= FAILURES;
         let length = self.open.map_or(FIRST_MS, |open| (open.length * 2).min(LONGEST_MS));
         if opened || self.open.is_some_and(|open| now < open.until) {
-            self.open = Some(Open { until: now.saturating_add(length), length });
+            self.open = Some(OpenState { until: now.saturating_add(length), length });
         }
         opened
     }
@@ -65,41 +65,46 @@ mod tests {
 
     #[test]
     fn it_opens_after_a_few_failures_and_lets_one_caller_try() {
-        let mut breaker = Breaker::default();
+        let mut breaker = CircuitBreaker::default();
         for _ in 0..2 {
-            assert!(!breaker.failed(0) && breaker.allows(0));
+            assert!(!breaker.on_failure(0) && breaker.allow_request(0));
         }
-        assert!(breaker.failed(0), "the third opens it");
-        assert!(!breaker.is_closed() && !breaker.allows(999));
-        assert!(breaker.allows(1_000), "one tries");
-        assert!(!breaker.allows(1_000), "only one");
-        assert!(!breaker.failed(1_010));
-        assert!(!breaker.allows(3_009) && breaker.allows(3_010), "twice as long");
-        assert!(breaker.succeeded() && breaker.is_closed());
-        assert!(!breaker.failed(3_020) && breaker.allows(3_020), "it counts from the beginning");
+        assert!(breaker.on_failure(0), "the third opens it");
+        assert!(!breaker.is_closed() && !breaker.allow_request(999));
+        assert!(breaker.allow_request(1_000), "one tries");
+        assert!(!breaker.allow_request(1_000), "only one");
+        assert!(!breaker.on_failure(1_010));
+        assert!(!breaker.allow_request(3_009) && breaker.allow_request(3_010), "twice as long");
+        assert!(breaker.on_success() && breaker.is_closed());
+        assert!(
+            !breaker.on_failure(3_020) && breaker.allow_request(3_020),
+            "it counts from the beginning"
+        );
     }
 
     #[test]
     fn the_while_has_a_longest() {
-        let (mut breaker, mut now) = (Breaker::default(), 0);
+        let (mut breaker, mut now) = (CircuitBreaker::default(), 0);
         for _ in 0..3 {
-            breaker.failed(now);
+            breaker.on_failure(now);
         }
         for _ in 0..20 {
             now += LONGEST_MS;
-            assert!(breaker.allows(now));
-            breaker.failed(now);
+            assert!(breaker.allow_request(now));
+            breaker.on_failure(now);
         }
-        assert!(!breaker.allows(now + LONGEST_MS - 1) && breaker.allows(now + LONGEST_MS));
+        assert!(
+            !breaker.allow_request(now + LONGEST_MS - 1) && breaker.allow_request(now + LONGEST_MS)
+        );
     }
 
     #[test]
     fn failures_with_successes_between_them_do_not_open_it() {
-        let mut breaker = Breaker::default();
+        let mut breaker = CircuitBreaker::default();
         for _ in 0..10 {
-            assert!(!breaker.failed(5) && !breaker.failed(5));
-            breaker.succeeded();
+            assert!(!breaker.on_failure(5) && !breaker.on_failure(5));
+            breaker.on_success();
         }
-        assert!(breaker.allows(5));
+        assert!(breaker.allow_request(5));
     }
 }

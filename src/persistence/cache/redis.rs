@@ -17,8 +17,8 @@ use arc_swap::ArcSwapOption;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
 
-use super::breaker::Breaker;
-use super::{Name, PartCache};
+use super::breaker::CircuitBreaker;
+use super::{PartKey, SharedCache};
 use crate::clock::Stopwatch;
 use crate::telemetry;
 
@@ -29,7 +29,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A value that is not written by then counts as a failure.
 const PUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Values being written at once; one more is not kept.
-const PUTS: usize = 32;
+const MAX_PUTS: usize = 32;
 /// Larger values are not kept: they would not come within the deadline.
 const MAX_VALUE_BYTES: usize = 256 << 10;
 
@@ -39,7 +39,7 @@ pub struct RedisOptions {
     /// `query.redis_timeout`.
     pub deadline: Duration,
     /// `query.redis_keep`.
-    pub keep: Duration,
+    pub ttl: Duration,
 }
 
 /// Parts in Redis.
@@ -54,7 +54,7 @@ struct Shared {
     options: RedisOptions,
     connection: ArcSwapOption<MultiplexedConnection>,
     connecting: AtomicBool,
-    breaker: Mutex<Breaker>,
+    breaker: Mutex<CircuitBreaker>,
     since_start: Stopwatch,
     puts: Arc<Semaphore>,
 }
@@ -103,15 +103,15 @@ impl RedisCache {
             connecting: AtomicBool::new(false),
             breaker: Mutex::default(),
             since_start: Stopwatch::start(),
-            puts: Arc::new(Semaphore::new(PUTS)),
+            puts: Arc::new(Semaphore::new(MAX_PUTS)),
         });
         shared.connect(runtime.handle());
         Ok(Self { shared, runtime: Some(runtime) })
     }
 
-    fn ask(&self, names: &[Name]) -> Result<Vec<Option<Vec<u8>>>, &'static str> {
+    fn fetch(&self, names: &[PartKey]) -> Result<Vec<Option<Vec<u8>>>, &'static str> {
         let runtime = self.runtime.as_ref().ok_or("skipped")?.handle();
-        if !self.shared.breaker().allows(self.shared.now()) {
+        if !self.shared.breaker().allow_request(self.shared.now()) {
             return Err("skipped");
         }
         let Some(mut connection) = self.shared.connection(runtime) else { return Err("skipped") };
@@ -128,7 +128,7 @@ impl RedisCache {
                 question.query_async::<Vec<Option<Vec<u8>>>>(&mut connection),
             )
             .await;
-            let answer = shared.judge(answer.ok()).filter(|values| values.len() == wanted);
+            let answer = shared.report_outcome(answer.ok()).filter(|values| values.len() == wanted);
             // Nobody waits any more if the thread that asked was kept from running for long.
             _ = sender.send(answer);
         });
@@ -136,7 +136,7 @@ impl RedisCache {
     }
 }
 
-fn key(name: &Name) -> Vec<u8> {
+fn key(name: &PartKey) -> Vec<u8> {
     let mut key = PREFIX.to_vec();
     name.iter().for_each(|byte| key.extend(format!("{byte:02x}").bytes()));
     key
@@ -151,7 +151,7 @@ impl Shared {
         self.since_start.elapsed().as_millis() as u64
     }
 
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+    fn breaker(&self) -> MutexGuard<'_, CircuitBreaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,7 +175,7 @@ impl Shared {
                 shared.client.get_multiplexed_async_connection(),
             )
             .await;
-            if let Some(connection) = shared.judge(made.ok()) {
+            if let Some(connection) = shared.report_outcome(made.ok()) {
                 shared.connection.store(Some(Arc::new(connection)));
             }
             shared.connecting.store(false, Ordering::Release);
@@ -184,10 +184,10 @@ impl Shared {
 
     /// Tells the breaker how a request ended; `None` is a deadline that passed. After a failure the
     /// connection is made anew.
-    fn judge<T>(&self, answer: Option<Result<T, RedisError>>) -> Option<T> {
+    fn report_outcome<T>(&self, answer: Option<Result<T, RedisError>>) -> Option<T> {
         let why = match answer {
             Some(Ok(value)) => {
-                if self.breaker().succeeded() {
+                if self.breaker().on_success() {
                     tracing::info!("the query cache in Redis answers again");
                 }
                 return Some(value);
@@ -196,22 +196,22 @@ impl Shared {
             None => "no answer in time".to_owned(),
         };
         self.connection.store(None);
-        if self.breaker().failed(self.now()) {
+        if self.breaker().on_failure(self.now()) {
             tracing::warn!(%why, "the query cache in Redis does not answer, queries go on without it");
         }
         None
     }
 }
 
-impl PartCache for RedisCache {
-    fn get(&self, names: &[Name]) -> Vec<Option<Vec<u8>>> {
-        self.ask(names).unwrap_or_else(|outcome| {
+impl SharedCache for RedisCache {
+    fn get(&self, names: &[PartKey]) -> Vec<Option<Vec<u8>>> {
+        self.fetch(names).unwrap_or_else(|outcome| {
             count(outcome, names.len());
             vec![None; names.len()]
         })
     }
 
-    fn put(&self, name: Name, bytes: Vec<u8>) {
+    fn put(&self, name: PartKey, bytes: Vec<u8>) {
         let Some(runtime) = &self.runtime else { return };
         let permit = self.shared.puts.clone().try_acquire_owned();
         let usable = bytes.len() <= MAX_VALUE_BYTES && self.shared.breaker().is_closed();
@@ -222,14 +222,10 @@ impl PartCache for RedisCache {
         let (shared, mut connection) = (self.shared.clone(), connection.as_ref().clone());
         runtime.spawn(async move {
             let mut command = ::redis::cmd("SET");
-            command
-                .arg(key(&name))
-                .arg(bytes)
-                .arg("PX")
-                .arg(shared.options.keep.as_millis() as u64);
+            command.arg(key(&name)).arg(bytes).arg("PX").arg(shared.options.ttl.as_millis() as u64);
             let kept =
                 tokio::time::timeout(PUT_TIMEOUT, command.query_async::<()>(&mut connection)).await;
-            count(if shared.judge(kept.ok()).is_some() { "kept" } else { "failed" }, 1);
+            count(if shared.report_outcome(kept.ok()).is_some() { "kept" } else { "failed" }, 1);
             drop(permit);
         });
     }

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::redis::{RedisCache, RedisOptions};
 use super::server::Redis;
-use super::{Name, PartCache};
+use super::{PartKey, SharedCache};
 use crate::clock::Stopwatch;
 
 const OPTIONS: RedisOptions =
-    RedisOptions { deadline: Duration::from_millis(50), keep: Duration::from_secs(60) };
+    RedisOptions { deadline: Duration::from_millis(50), ttl: Duration::from_secs(60) };
 
-fn name(n: u8) -> Name {
+fn name(n: u8) -> PartKey {
     [n; 32]
 }
 
@@ -79,7 +79,7 @@ fn a_silent_or_dead_one_costs_nothing_after_the_first_failures_and_comes_back() 
         "1000 questions to a dead server took {:?}",
         watch.elapsed()
     );
-    redis.start_again();
+    redis.restart();
     until("it keeps again", || kept(&cache, 2, b"two"));
 }
 

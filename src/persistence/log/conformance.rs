@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::embedded::{EmbeddedLog, LogOptions};
-use super::memory::{Fault, MemoryLog};
+use super::embedded::{EmbeddedLog, EmbeddedLogOptions};
+use super::memory::{LogFault, MemoryLog};
 use super::*;
 use crate::clock::{Clock, ManualClock, Stopwatch, SystemClock};
 
@@ -16,13 +16,13 @@ const T0: i64 = 1_000;
 const PATIENCE_MS: u128 = 120_000;
 
 /// What is different about a log.
-pub(super) struct Setting {
+pub(super) struct LogSetup {
     pub(super) id: LogId,
     /// The clock of a local log. The clock and the disk of a server are its own.
     pub(super) clock: Option<Arc<ManualClock>>,
 }
 
-impl Setting {
+impl LogSetup {
     fn local(clock: &Arc<ManualClock>) -> Self {
         Self { id: LogId(ID), clock: Some(clock.clone()) }
     }
@@ -97,7 +97,7 @@ pub(super) fn texts(log: &dyn EventLog, shard: u32) -> Vec<String> {
     read(log, shard, log.start(ShardId(shard)), 1 << 20).into_iter().map(|(_, text)| text).collect()
 }
 
-fn requests_keep_their_order_in_every_shard(log: &dyn EventLog, setting: &Setting) {
+fn requests_keep_their_order_in_every_shard(log: &dyn EventLog, setting: &LogSetup) {
     assert_eq!((log.id(), log.shard_count()), (setting.id, SHARDS));
     assert_eq!(log.read(ShardId(0), 0, 100), Ok(vec![]), "an empty shard is read as empty");
     let appended = log.appended();
@@ -123,7 +123,7 @@ fn requests_keep_their_order_in_every_shard(log: &dyn EventLog, setting: &Settin
     assert_eq!(log.read(ShardId(1), 3, 100), Err(beyond));
 }
 
-fn reading_in_bites_of_any_size_finds_the_same(log: &dyn EventLog, _: &Setting) {
+fn reading_in_bites_of_any_size_finds_the_same(log: &dyn EventLog, _: &LogSetup) {
     let sent: Vec<String> = (0..150).map(|i| format!("{i} {}", "x".repeat(i % 70))).collect();
     for text in &sent {
         append(log, &[(2, text), (0, "beside")]);
@@ -136,7 +136,7 @@ fn reading_in_bites_of_any_size_finds_the_same(log: &dyn EventLog, _: &Setting) 
     assert_eq!(read(log, 2, 149, 10)[0].1, sent[149]);
 }
 
-fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setting: &Setting) {
+fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setting: &LogSetup) {
     let mut expected = Vec::new();
     let Some(clock) = &setting.clock else {
         let before = setting.now();
@@ -178,8 +178,8 @@ fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setti
     ];
     let mut received = Vec::new();
     for (passed, leap, stamped) in steps {
-        clock.pass(passed);
-        clock.leap(leap);
+        clock.advance(passed);
+        clock.jump(leap);
         assert_eq!(
             append(log, &[(0, "r"), (1, "r")]),
             T0 + stamped,
@@ -198,7 +198,7 @@ fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setti
     assert_eq!(found, received, "people see what the wall clock showed");
 }
 
-fn released_records_are_refused_and_the_rest_stays(log: &dyn EventLog, setting: &Setting) {
+fn released_records_are_refused_and_the_rest_stays(log: &dyn EventLog, setting: &LogSetup) {
     let text = "z".repeat(900);
     for _ in 0..30 {
         append(log, &[(0, &text), (1, "k")]);
@@ -222,7 +222,7 @@ fn released_records_are_refused_and_the_rest_stays(log: &dyn EventLog, setting: 
     assert_eq!(log.start(ShardId(0)), start, "a lower floor takes nothing back");
 }
 
-fn a_closed_log_is_read_but_not_written(log: &dyn EventLog, _: &Setting) {
+fn a_closed_log_is_read_but_not_written(log: &dyn EventLog, _: &LogSetup) {
     append(log, &[(0, "kept")]);
     assert!(
         matches!(log.append(request(&[(SHARDS, "x")])), Err(AppendError::Closed(why)) if why.contains("shard 4"))
@@ -233,7 +233,7 @@ fn a_closed_log_is_read_but_not_written(log: &dyn EventLog, _: &Setting) {
     log.close();
 }
 
-fn concurrent_requests_are_all_there_each_writers_in_order(log: &dyn EventLog, _: &Setting) {
+fn concurrent_requests_are_all_there_each_writers_in_order(log: &dyn EventLog, _: &LogSetup) {
     std::thread::scope(|scope| {
         for writer in 0..8u32 {
             scope.spawn(move || {
@@ -253,7 +253,7 @@ fn concurrent_requests_are_all_there_each_writers_in_order(log: &dyn EventLog, _
     }
 }
 
-fn its_node_owns_every_shard_and_its_ends_are_of_now(log: &dyn EventLog, setting: &Setting) {
+fn its_node_owns_every_shard_and_its_ends_are_of_now(log: &dyn EventLog, setting: &LogSetup) {
     let mut assignment = log.assignment();
     setting
         .soon("owns every shard", || **assignment.borrow() == (0..SHARDS).map(ShardId).collect());
@@ -271,7 +271,7 @@ fn its_node_owns_every_shard_and_its_ends_are_of_now(log: &dyn EventLog, setting
     assert_eq!(log.end(ShardId(1)), 1);
 }
 
-type Case = fn(&dyn EventLog, &Setting);
+type Case = fn(&dyn EventLog, &LogSetup);
 pub(super) const CASES: [Case; 7] = [
     requests_keep_their_order_in_every_shard,
     reading_in_bites_of_any_size_finds_the_same,
@@ -286,7 +286,7 @@ pub(super) const CASES: [Case; 7] = [
 fn the_double_conforms() {
     for case in CASES {
         let clock = ManualClock::at(T0);
-        case(&*MemoryLog::new(LogId(ID), SHARDS, clock.clone()), &Setting::local(&clock));
+        case(&*MemoryLog::new(LogId(ID), SHARDS, clock.clone()), &LogSetup::local(&clock));
     }
 }
 
@@ -295,7 +295,7 @@ fn the_embedded_log_conforms() {
     for case in CASES {
         let dir = tempfile::tempdir().expect("a directory");
         let clock = ManualClock::at(T0);
-        let options = LogOptions {
+        let options = EmbeddedLogOptions {
             dir: dir.path().to_owned(),
             shard_count: SHARDS,
             segment_bytes: 4096,
@@ -305,14 +305,14 @@ fn the_embedded_log_conforms() {
             log_id_if_new: ID,
             clock: clock.clone() as Arc<dyn Clock>,
         };
-        case(&*EmbeddedLog::open(options).expect("opens").0, &Setting::local(&clock));
+        case(&*EmbeddedLog::open(options).expect("opens").0, &LogSetup::local(&clock));
     }
 }
 
 #[test]
 fn faults_do_what_they_say() {
     for (fault, unknown, kept) in
-        [(Fault::Refused, false, 0), (Fault::Lost, true, 0), (Fault::ReplyLost, true, 1)]
+        [(LogFault::Refused, false, 0), (LogFault::Lost, true, 0), (LogFault::ReplyLost, true, 1)]
     {
         let log = MemoryLog::new(LogId(ID), SHARDS, ManualClock::at(T0));
         let mut armed = Some(fault);

@@ -21,7 +21,7 @@ use crate::model::window::Millis;
 
 /// How an append fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum LogFault {
     /// [`AppendError::DiskFull`], nothing kept.
     Refused,
     /// [`AppendError::Unknown`], nothing kept.
@@ -30,15 +30,15 @@ pub enum Fault {
     ReplyLost,
 }
 
-type FaultHook = Box<dyn FnMut() -> Option<Fault> + Send>;
+type FaultHook = Box<dyn FnMut() -> Option<LogFault> + Send>;
 
 #[derive(Debug, Default)]
-struct Kept {
+struct ShardRecords {
     start: Offset,
     records: VecDeque<LogRecord>,
 }
 
-impl Kept {
+impl ShardRecords {
     fn end(&self) -> Offset {
         self.start + self.records.len() as u64
     }
@@ -46,10 +46,10 @@ impl Kept {
 
 #[derive(Debug)]
 struct State {
-    shards: Vec<Kept>,
+    shards: Vec<ShardRecords>,
     /// From this record on, what the shard holds cannot be read.
     damaged: BTreeMap<ShardId, Offset>,
-    append: Option<AppendClock>,
+    append_clock: Option<AppendClock>,
 }
 
 /// The double, as one node sees it.
@@ -74,8 +74,9 @@ impl std::fmt::Debug for MemoryLog {
 impl MemoryLog {
     /// An empty log whose append times come from `clock`. Its node owns every shard.
     pub fn new(id: LogId, shard_count: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let shards = (0..shard_count).map(|_| Kept::default()).collect();
-        let state = Arc::new(Mutex::new(State { shards, damaged: BTreeMap::new(), append: None }));
+        let shards = (0..shard_count).map(|_| ShardRecords::default()).collect();
+        let state =
+            Arc::new(Mutex::new(State { shards, damaged: BTreeMap::new(), append_clock: None }));
         Self::over(id, clock, state, watch::Sender::new(0), (0..shard_count).map(ShardId).collect())
     }
 
@@ -116,7 +117,7 @@ impl MemoryLog {
     }
 
     /// Asks `hook` before every append whether and how it shall fail.
-    pub fn set_faults(&self, hook: impl FnMut() -> Option<Fault> + Send + 'static) {
+    pub fn set_faults(&self, hook: impl FnMut() -> Option<LogFault> + Send + 'static) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
     }
 
@@ -147,10 +148,11 @@ impl MemoryLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, request: AppendRequest) -> Millis {
+    fn append_records(&self, request: AppendRequest) -> Millis {
         let mut state = self.lock();
         let now = self.clock.reading();
-        let appended = state.append.get_or_insert_with(|| AppendClock::start(None, now)).read(now);
+        let appended =
+            state.append_clock.get_or_insert_with(|| AppendClock::start(None, now)).read(now);
         for (shard, payload) in request.records {
             let kept = &mut state.shards[shard.0 as usize];
             let offset = kept.end();
@@ -161,7 +163,7 @@ impl MemoryLog {
         appended
     }
 
-    fn of_shard<T>(&self, shard: ShardId, read: impl FnOnce(&Kept) -> T) -> Option<T> {
+    fn of_shard<T>(&self, shard: ShardId, read: impl FnOnce(&ShardRecords) -> T) -> Option<T> {
         self.lock().shards.get(shard.0 as usize).map(read)
     }
 }
@@ -191,11 +193,11 @@ impl EventLog for MemoryLog {
             .as_mut()
             .and_then(|hook| hook());
         let outcome = match fault {
-            None => Ok(self.keep(request)),
-            Some(Fault::Refused) => Err(AppendError::DiskFull),
-            Some(Fault::Lost) => Err(AppendError::Unknown("injected, not kept".to_owned())),
-            Some(Fault::ReplyLost) => {
-                self.keep(request);
+            None => Ok(self.append_records(request)),
+            Some(LogFault::Refused) => Err(AppendError::DiskFull),
+            Some(LogFault::Lost) => Err(AppendError::Unknown("injected, not kept".to_owned())),
+            Some(LogFault::ReplyLost) => {
+                self.append_records(request);
                 Err(AppendError::Unknown("injected, kept".to_owned()))
             }
         };
@@ -210,7 +212,7 @@ impl EventLog for MemoryLog {
 
     fn append_now(&self) -> Millis {
         let now = self.clock.reading();
-        self.lock().append.get_or_insert_with(|| AppendClock::start(None, now)).read(now)
+        self.lock().append_clock.get_or_insert_with(|| AppendClock::start(None, now)).read(now)
     }
 
     fn start(&self, shard: ShardId) -> Offset {
@@ -218,7 +220,7 @@ impl EventLog for MemoryLog {
     }
 
     fn end(&self, shard: ShardId) -> Offset {
-        self.of_shard(shard, Kept::end).unwrap_or(0)
+        self.of_shard(shard, ShardRecords::end).unwrap_or(0)
     }
 
     fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {

@@ -68,7 +68,7 @@ pub enum AppendError {
 
 impl AppendError {
     /// Why a disk refused a step after which nothing of a request is in the log.
-    pub fn of_disk(error: &io::Error) -> Self {
+    pub fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull
             | io::ErrorKind::QuotaExceeded
@@ -97,13 +97,13 @@ impl AppendError {
 
 /// Why a log that nodes share was not opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unopened {
+pub enum LogOpenError {
     /// It cannot be reached, or is not whole yet: later it may be.
     #[error("{0}")]
-    Away(String),
+    Unavailable(String),
     /// No waiting mends it; names the thing and the way out.
     #[error("{0}")]
-    Wrong(String),
+    Invalid(String),
 }
 
 /// Why a read failed.

@@ -2,7 +2,7 @@
 //! rows that belong to nothing, blocks and objects against what they say of themselves, and
 //! everything against the checkpoints.
 //!
-//! The statements are the same for every SQL store; how they are run is [`Tables`]. All is of one
+//! The statements are the same for every SQL store; how they are run is [`TableReader`]. All is of one
 //! state, so a node may be writing meanwhile. What cannot be read is damage too: the rest is still
 //! looked at.
 
@@ -14,46 +14,46 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 
-use super::{Damage, StoreError, blocks};
-use crate::model::expiry::Note;
+use super::{StoreDamage, StoreError, blocks};
+use crate::model::expiry::ExpiryState;
 use crate::model::manifest::{ManifestRow, ObjectName};
 use crate::model::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::{Series, SeriesId};
 
 /// Places of one kind that are named; of more, the number is.
-const NAMED: usize = 10;
+const MAX_REPORTED: usize = 10;
 
-/// Hands over what was found, no more than [`NAMED`] of each table.
-pub(super) struct Found<'a> {
-    tell: &'a mut dyn FnMut(Damage),
+/// Hands over what was found, no more than [`MAX_REPORTED`] of each table.
+pub(super) struct DamageCollector<'a> {
+    sink: &'a mut dyn FnMut(StoreDamage),
     counts: BTreeMap<&'static str, usize>,
 }
 
-impl<'a> Found<'a> {
-    pub(super) fn new(tell: &'a mut dyn FnMut(Damage)) -> Self {
-        Self { tell, counts: BTreeMap::new() }
+impl<'a> DamageCollector<'a> {
+    pub(super) fn new(tell: &'a mut dyn FnMut(StoreDamage)) -> Self {
+        Self { sink: tell, counts: BTreeMap::new() }
     }
 
-    pub(super) fn damage(&mut self, table: &'static str, why: impl std::fmt::Display) {
+    pub(super) fn add(&mut self, table: &'static str, why: impl std::fmt::Display) {
         let count = self.counts.entry(table).or_default();
         *count += 1;
-        if *count <= NAMED {
-            (self.tell)(Damage { place: table.to_owned(), why: why.to_string() });
+        if *count <= MAX_REPORTED {
+            (self.sink)(StoreDamage { location: table.to_owned(), reason: why.to_string() });
         }
     }
 
-    pub(super) fn end(self) {
-        for (table, count) in self.counts.into_iter().filter(|(_, count)| *count > NAMED) {
-            (self.tell)(Damage {
-                place: table.to_owned(),
-                why: format!("and {} more", count - NAMED),
+    pub(super) fn finish(self) {
+        for (table, count) in self.counts.into_iter().filter(|(_, count)| *count > MAX_REPORTED) {
+            (self.sink)(StoreDamage {
+                location: table.to_owned(),
+                reason: format!("and {} more", count - MAX_REPORTED),
             });
         }
     }
 }
 
 /// The columns of a row.
-pub(super) trait Columns {
+pub(super) trait TableRow {
     fn int(&self, at: usize) -> Result<Option<i64>, StoreError>;
     fn text(&self, at: usize) -> Result<&str, StoreError>;
     /// Bytes, and ids, which some stores have a type for.
@@ -61,40 +61,40 @@ pub(super) trait Columns {
 }
 
 /// An integer that is never absent.
-fn number(row: &dyn Columns, at: usize) -> Result<i64, StoreError> {
+fn number(row: &dyn TableRow, at: usize) -> Result<i64, StoreError> {
     row.int(at)?.ok_or_else(|| StoreError::Invalid(format!("column {at} is absent")))
 }
 
-fn number_32(row: &dyn Columns, at: usize) -> Result<i32, StoreError> {
+fn number_32(row: &dyn TableRow, at: usize) -> Result<i32, StoreError> {
     let found = number(row, at)?;
     i32::try_from(found)
         .map_err(|_| StoreError::Invalid(format!("column {at} is {found}, which is too large")))
 }
 
-fn offset(row: &dyn Columns, at: usize) -> Result<Offset, StoreError> {
+fn offset(row: &dyn TableRow, at: usize) -> Result<Offset, StoreError> {
     Ok(number(row, at)? as Offset)
 }
 
-pub(super) type VisitRow<'v> = dyn FnMut(&dyn Columns) -> Result<(), StoreError> + 'v;
+pub(super) type RowVisitor<'v> = dyn FnMut(&dyn TableRow) -> Result<(), StoreError> + 'v;
 
 /// The tables of a store, in one state.
-pub(super) trait Tables {
+pub(super) trait TableReader {
     /// Visits the rows of a statement.
-    fn each(&mut self, sql: &str, visit: &mut VisitRow<'_>) -> Result<(), StoreError>;
+    fn for_each_row(&mut self, sql: &str, visit: &mut RowVisitor<'_>) -> Result<(), StoreError>;
     /// Ranges of hours, with the first behind, that hold all rollups and sketches together: each is
     /// as much as one statement should read.
-    fn pieces(&mut self) -> Result<Vec<(i64, i64)>, StoreError>;
+    fn hour_ranges(&mut self) -> Result<Vec<(i64, i64)>, StoreError>;
     /// After a statement has failed: whether another one can be tried.
     fn recover(&mut self) -> Result<(), StoreError>;
 }
 
-type Look = fn(&mut dyn Tables, &mut Found<'_>) -> Result<(), StoreError>;
+type TableCheck = fn(&mut dyn TableReader, &mut DamageCollector<'_>) -> Result<(), StoreError>;
 
 /// What is looked at, with the table that is named if it cannot be read.
-const LOOKS: [(&str, Look); 11] = [
+const TABLE_CHECKS: [(&str, TableCheck); 11] = [
     ("series", catalogue),
-    ("rollups", strays),
-    ("sketches", stray_sketches),
+    ("rollups", orphan_rollups),
+    ("sketches", orphan_sketches),
     ("revisions", revisions),
     ("series", admissions),
     ("dedup", dedup),
@@ -109,21 +109,21 @@ const LOOKS: [(&str, Look); 11] = [
 ///
 /// # Errors
 /// If it can look no further.
-pub(super) fn contradictions(
-    tables: &mut dyn Tables,
-    found: &mut Found<'_>,
+pub(super) fn find_contradictions(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
-    for (table, look) in LOOKS {
+    for (table, look) in TABLE_CHECKS {
         if let Err(why) = look(tables, found) {
             tables.recover()?;
-            found.damage(table, format!("it cannot be read: {why}"));
+            found.add(table, format!("it cannot be read: {why}"));
         }
     }
     Ok(())
 }
 
 #[derive(Default)]
-struct MetricSeen {
+struct MetricTally {
     tenant: String,
     name: String,
     counted: i64,
@@ -134,25 +134,28 @@ struct MetricSeen {
 
 /// The labels of a series as the index has them: the wrapping sum of their hashes, and their
 /// number.
-type Labels = (u64, u64);
+type LabelDigest = (u64, u64);
 
-fn add(labels: &mut Labels, metric_no: i64, name: &str, value: &str) {
+fn add_label(labels: &mut LabelDigest, metric_no: i64, name: &str, value: &str) {
     let hash = FixedState::with_seed(7).hash_one((metric_no, name, value));
     *labels = (labels.0.wrapping_add(hash), labels.1 + 1);
 }
 
 /// Keys of series say everything that tenants, metrics and the index of labels say.
-fn catalogue(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn catalogue(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
     let mut metrics = metrics(tables, found)?;
-    let mut expected: HashMap<i64, Labels> = HashMap::new();
-    tables.each("SELECT no, metric_no, id, key FROM series", &mut |row| {
+    let mut expected: HashMap<i64, LabelDigest> = HashMap::new();
+    tables.for_each_row("SELECT no, metric_no, id, key FROM series", &mut |row| {
         let (no, metric_no) = (number(row, 0)?, number(row, 1)?);
         let (id, key) = (row.bytes(2)?, row.bytes(3)?);
         if SeriesId::of_key(&key).0[..] != id[..] {
-            found.damage("series", format!("series {no}: its id is not that of its key"));
+            found.add("series", format!("series {no}: its id is not that of its key"));
         }
         let Ok(series) = Series::from_key(&key) else {
-            found.damage("series", format!("series {no}: its key does not decode"));
+            found.add("series", format!("series {no}: its key does not decode"));
             return Ok(());
         };
         match metrics.get_mut(&metric_no) {
@@ -165,24 +168,24 @@ fn catalogue(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
                     "series {no}: it is of {}/{}, and stands under {tenant}/{name}",
                     series.tenant, series.metric
                 );
-                found.damage("metrics", why);
+                found.add("metrics", why);
                 metric.series += 1;
             }
-            None => found.damage("metrics", format!("series {no}: there is no metric {metric_no}")),
+            None => found.add("metrics", format!("series {no}: there is no metric {metric_no}")),
         }
         let labels = expected.entry(no).or_default();
-        series.labels.iter().for_each(|(name, value)| add(labels, metric_no, name, value));
+        series.labels.iter().for_each(|(name, value)| add_label(labels, metric_no, name, value));
         Ok(())
     })?;
     for metric in metrics.values().filter(|metric| metric.series != metric.counted) {
-        let MetricSeen { tenant, name, counted, series, .. } = metric;
-        found.damage(
+        let MetricTally { tenant, name, counted, series, .. } = metric;
+        found.add(
             "metrics",
             format!("{tenant}/{name}: series_count is {counted}, and there are {series}"),
         );
     }
     for metric in metrics.values().filter(|metric| metric.hours != metric.seen) {
-        let MetricSeen { tenant, name, hours, seen, .. } = metric;
+        let MetricTally { tenant, name, hours, seen, .. } = metric;
         let why = match seen.0 {
             None => format!(
                 "{tenant}/{name}: it should have rollups from hour {:?} to {:?}, and has none",
@@ -193,52 +196,52 @@ fn catalogue(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
                  {seen:?}"
             ),
         };
-        found.damage("metrics", why);
+        found.add("metrics", why);
     }
     labels(tables, expected, found)
 }
 
 fn metrics(
-    tables: &mut dyn Tables,
-    found: &mut Found<'_>,
-) -> Result<BTreeMap<i64, MetricSeen>, StoreError> {
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<BTreeMap<i64, MetricTally>, StoreError> {
     let mut tenants: HashMap<i64, String> = HashMap::new();
-    tables.each("SELECT no, name FROM tenants", &mut |row| {
+    tables.for_each_row("SELECT no, name FROM tenants", &mut |row| {
         tenants.insert(number(row, 0)?, row.text(1)?.to_owned());
         Ok(())
     })?;
     let mut metrics = BTreeMap::new();
-    tables.each(
+    tables.for_each_row(
         "SELECT no, tenant_no, name, series_count, first_hour, last_hour FROM metrics",
         &mut |row| {
             let (no, tenant_no) = (number(row, 0)?, number(row, 1)?);
             let Some(tenant) = tenants.get(&tenant_no) else {
-                found.damage("tenants", format!("metric {no}: there is no tenant {tenant_no}"));
+                found.add("tenants", format!("metric {no}: there is no tenant {tenant_no}"));
                 return Ok(());
             };
             let (name, counted, hours) =
                 (row.text(2)?.to_owned(), number(row, 3)?, (row.int(4)?, row.int(5)?));
             metrics.insert(
                 no,
-                MetricSeen {
+                MetricTally {
                     tenant: tenant.clone(),
                     name,
                     counted,
                     hours,
-                    ..MetricSeen::default()
+                    ..MetricTally::default()
                 },
             );
             Ok(())
         },
     )?;
-    each_hour(tables, &mut |metric_no, hour| match metrics.get_mut(&metric_no) {
-        Some(MetricSeen { seen, .. }) => {
+    for_each_hour(tables, &mut |metric_no, hour| match metrics.get_mut(&metric_no) {
+        Some(MetricTally { seen, .. }) => {
             *seen = (
                 Some(seen.0.map_or(hour, |first| first.min(hour))),
                 Some(seen.1.map_or(hour, |last| last.max(hour))),
             );
         }
-        None => found.damage(
+        None => found.add(
             "metrics",
             format!("there are rollups of metric {metric_no} in hour {hour}, and no such metric"),
         ),
@@ -247,12 +250,15 @@ fn metrics(
 }
 
 /// Visits every metric and hour that has rollups.
-fn each_hour(tables: &mut dyn Tables, visit: &mut dyn FnMut(i64, i64)) -> Result<(), StoreError> {
-    for (from, to) in tables.pieces()? {
+fn for_each_hour(
+    tables: &mut dyn TableReader,
+    visit: &mut dyn FnMut(i64, i64),
+) -> Result<(), StoreError> {
+    for (from, to) in tables.hour_ranges()? {
         let sql = format!(
             "SELECT DISTINCT metric_no, hour FROM rollups WHERE hour >= {from} AND hour < {to}"
         );
-        tables.each(&sql, &mut |row| {
+        tables.for_each_row(&sql, &mut |row| {
             visit(number(row, 0)?, number(row, 1)?);
             Ok(())
         })?;
@@ -261,60 +267,60 @@ fn each_hour(tables: &mut dyn Tables, visit: &mut dyn FnMut(i64, i64)) -> Result
 }
 
 fn labels(
-    tables: &mut dyn Tables,
-    expected: HashMap<i64, Labels>,
-    found: &mut Found<'_>,
+    tables: &mut dyn TableReader,
+    expected: HashMap<i64, LabelDigest>,
+    found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
-    let mut indexed: HashMap<i64, Labels> = HashMap::new();
+    let mut indexed: HashMap<i64, LabelDigest> = HashMap::new();
     let sql = "SELECT l.series_no, l.pair_no, p.metric_no, coalesce(p.name, ''), \
                coalesce(p.value, '') FROM series_labels l
         LEFT JOIN label_pairs p ON p.no = l.pair_no";
-    tables.each(sql, &mut |row| {
+    tables.for_each_row(sql, &mut |row| {
         let series = number(row, 0)?;
         match row.int(2)? {
-            None => found.damage(
+            None => found.add(
                 "label_pairs",
                 format!("series {series}: there is no label {}", number(row, 1)?),
             ),
             Some(metric_no) => {
-                add(indexed.entry(series).or_default(), metric_no, row.text(3)?, row.text(4)?)
+                add_label(indexed.entry(series).or_default(), metric_no, row.text(3)?, row.text(4)?)
             }
         }
         Ok(())
     })?;
     for (series, labels) in &expected {
         if indexed.remove(series).unwrap_or_default() != *labels {
-            found.damage(
+            found.add(
                 "label_pairs",
                 format!("series {series}: the index of labels has others than its key"),
             );
         }
     }
     for series in indexed.keys() {
-        found.damage(
+        found.add(
             "series_labels",
             format!("there are labels of series {series}, and no such series"),
         );
     }
     let sql = "SELECT p.no FROM label_pairs p WHERE NOT EXISTS (SELECT 1 FROM series_labels l \
                WHERE l.pair_no = p.no)";
-    tables.each(sql, &mut |row| {
-        found.damage("label_pairs", format!("no series has label {}", number(row, 0)?));
+    tables.for_each_row(sql, &mut |row| {
+        found.add("label_pairs", format!("no series has label {}", number(row, 0)?));
         Ok(())
     })
 }
 
 /// Rows that belong to nothing, by a statement that selects their metric, hour and series.
-fn without(
-    tables: &mut dyn Tables,
+fn report_orphans(
+    tables: &mut dyn TableReader,
     sql: &str,
     table: &'static str,
     lacks: &str,
-    found: &mut Found<'_>,
+    found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
-    tables.each(sql, &mut |row| {
+    tables.for_each_row(sql, &mut |row| {
         let (metric, hour, series) = (number(row, 0)?, number(row, 1)?, number(row, 2)?);
-        found.damage(
+        found.add(
             table,
             format!("metric {metric}, hour {hour}, series {series}: there is no {lacks}"),
         );
@@ -322,21 +328,27 @@ fn without(
     })
 }
 
-fn strays(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    for (from, to) in tables.pieces()? {
+fn orphan_rollups(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
+    for (from, to) in tables.hour_ranges()? {
         let sql = format!(
             "SELECT r.metric_no, r.hour, r.series_no FROM rollups r LEFT JOIN series s ON s.no = \
              r.series_no
              WHERE r.hour >= {from} AND r.hour < {to} AND (s.no IS NULL OR s.metric_no <> \
              r.metric_no)"
         );
-        without(tables, &sql, "rollups", "such series", found)?;
+        report_orphans(tables, &sql, "rollups", "such series", found)?;
     }
     Ok(())
 }
 
-fn stray_sketches(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    for (from, to) in tables.pieces()? {
+fn orphan_sketches(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
+    for (from, to) in tables.hour_ranges()? {
         let sql = format!(
             "SELECT k.metric_no, k.hour, k.series_no FROM sketches k LEFT JOIN rollups r ON \
              r.metric_no = k.metric_no
@@ -344,17 +356,20 @@ fn stray_sketches(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), 
              {to}
              WHERE k.hour >= {from} AND k.hour < {to} AND r.hour IS NULL"
         );
-        without(tables, &sql, "sketches", "such rollup", found)?;
+        report_orphans(tables, &sql, "sketches", "such rollup", found)?;
     }
     Ok(())
 }
 
-fn revisions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn revisions(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
     let mut revised: BTreeSet<(i64, i64)> = BTreeSet::new();
-    tables.each("SELECT metric_no, day, revision FROM revisions", &mut |row| {
+    tables.for_each_row("SELECT metric_no, day, revision FROM revisions", &mut |row| {
         let (metric, day) = (number(row, 0)?, number(row, 1)?);
         if number(row, 2)? == 0 {
-            found.damage(
+            found.add(
                 "revisions",
                 format!(
                     "metric {metric}, day {day}: its revision is 0, which is that of days without \
@@ -366,9 +381,9 @@ fn revisions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
         Ok(())
     })?;
     let mut days: BTreeSet<(i64, i64)> = BTreeSet::new();
-    each_hour(tables, &mut |metric, hour| _ = days.insert((metric, hour.div_euclid(24))))?;
+    for_each_hour(tables, &mut |metric, hour| _ = days.insert((metric, hour.div_euclid(24))))?;
     for (metric, day) in days.difference(&revised) {
-        found.damage(
+        found.add(
             "revisions",
             format!("metric {metric}, day {day}: there are rollups, and no revision"),
         );
@@ -377,22 +392,31 @@ fn revisions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
 }
 
 /// A shard's checkpoint, as far as other rows can contradict it.
-struct Stand {
+struct CheckpointOffsets {
     next: Offset,
     archived: Offset,
 }
 
-fn stands(tables: &mut dyn Tables) -> Result<BTreeMap<i64, Stand>, StoreError> {
+fn checkpoint_offsets(
+    tables: &mut dyn TableReader,
+) -> Result<BTreeMap<i64, CheckpointOffsets>, StoreError> {
     let mut stands = BTreeMap::new();
-    tables.each("SELECT shard, next, archived FROM shards", &mut |row| {
-        stands.insert(number(row, 0)?, Stand { next: offset(row, 1)?, archived: offset(row, 2)? });
+    tables.for_each_row("SELECT shard, next, archived FROM shards", &mut |row| {
+        stands.insert(
+            number(row, 0)?,
+            CheckpointOffsets { next: offset(row, 1)?, archived: offset(row, 2)? },
+        );
         Ok(())
     })?;
     Ok(stands)
 }
 
 /// What was written with a flush is of a record below the checkpoint, which moved with it.
-fn below_checkpoint(stands: &BTreeMap<i64, Stand>, shard: i64, at: Offset) -> Result<(), String> {
+fn below_checkpoint(
+    stands: &BTreeMap<i64, CheckpointOffsets>,
+    shard: i64,
+    at: Offset,
+) -> Result<(), String> {
     match stands.get(&shard) {
         None => Err(format!("shard {shard} has no checkpoint")),
         Some(stand) if at >= stand.next => Err(format!(
@@ -403,9 +427,12 @@ fn below_checkpoint(stands: &BTreeMap<i64, Stand>, shard: i64, at: Offset) -> Re
     }
 }
 
-fn admissions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    let stands = stands(tables)?;
-    tables.each(
+fn admissions(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
+    let stands = checkpoint_offsets(tables)?;
+    tables.for_each_row(
         "SELECT shard, max(admitted_offset), min(admitted_offset) FROM series GROUP BY shard",
         &mut |row| {
             // The same bits as unsigned: those that are negative are the greatest.
@@ -414,17 +441,17 @@ fn admissions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Stor
                 _ => offset(row, 1)?,
             };
             if let Err(why) = below_checkpoint(&stands, number(row, 0)?, at) {
-                found.damage("series", format!("an admission contradicts the checkpoint: {why}"));
+                found.add("series", format!("an admission contradicts the checkpoint: {why}"));
             }
             Ok(())
         },
     )
 }
 
-fn dedup(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    let stands = stands(tables)?;
+fn dedup(tables: &mut dyn TableReader, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let stands = checkpoint_offsets(tables)?;
     let mut shards = Vec::new();
-    tables.each("SELECT DISTINCT shard FROM dedup", &mut |row| {
+    tables.for_each_row("SELECT DISTINCT shard FROM dedup", &mut |row| {
         shards.push(number(row, 0)?);
         Ok(())
     })?;
@@ -435,10 +462,10 @@ fn dedup(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreErro
              shard = {shard} ORDER BY from_offset"
         );
         let mut behind = 0;
-        tables.each(&sql, &mut |row| {
+        tables.for_each_row(&sql, &mut |row| {
             let (from, to) = (offset(row, 0)?, offset(row, 1)?);
             let mut wrong = |why: &dyn std::fmt::Display| {
-                found.damage("dedup", format!("shard {shard}, offsets [{from}, {to}): {why}"));
+                found.add("dedup", format!("shard {shard}, offsets [{from}, {to}): {why}"));
             };
             if from >= to {
                 wrong(&"its offsets are no range");
@@ -469,19 +496,22 @@ const MANIFEST: &str = "SELECT shard, from_offset, to_offset, log, epoch, nonce,
                         first_appended, last_appended, windows, rows, tier
     FROM manifest ORDER BY shard, from_offset";
 
-fn manifest(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    let stands = stands(tables)?;
+fn manifest(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
+    let stands = checkpoint_offsets(tables)?;
     let mut next: BTreeMap<i64, Offset> = BTreeMap::new();
-    tables.each("SELECT shard, \"offset\" FROM archive_floors", &mut |row| {
+    tables.for_each_row("SELECT shard, \"offset\" FROM archive_floors", &mut |row| {
         next.insert(number(row, 0)?, offset(row, 1)?);
         Ok(())
     })?;
-    tables.each(MANIFEST, &mut |row| {
+    tables.for_each_row(MANIFEST, &mut |row| {
         let (shard, range) =
             (number(row, 0)?, OffsetRange { from: offset(row, 1)?, to: offset(row, 2)? });
         let expected = next.insert(shard, range.to).unwrap_or(0);
         let mut wrong = |why: &dyn std::fmt::Display| {
-            found.damage(
+            found.add(
                 "manifest",
                 format!("shard {shard}, offsets [{}, {}): {why}", range.from, range.to),
             );
@@ -489,19 +519,19 @@ fn manifest(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreE
         if range.from != expected {
             wrong(&format!("the archive continues here, and {expected} was expected"));
         }
-        if let Err(why) = object(row, range) {
+        if let Err(why) = check_object(row, range) {
             wrong(&why);
         }
         Ok(())
     })?;
     for (shard, at) in &next {
         if !stands.contains_key(shard) {
-            found.damage(
+            found.add(
                 "manifest",
                 format!("there are objects of shard {shard}, which has no checkpoint"),
             );
         } else if let Some(stand) = stands.get(shard).filter(|stand| stand.archived != *at) {
-            found.damage(
+            found.add(
                 "manifest",
                 format!(
                     "shard {shard}: the archive ends at {at}, and the checkpoint says {}",
@@ -513,7 +543,7 @@ fn manifest(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreE
     for (shard, stand) in
         stands.iter().filter(|(shard, stand)| stand.archived > 0 && !next.contains_key(shard))
     {
-        found.damage(
+        found.add(
             "manifest",
             format!(
                 "shard {shard}: it is archived up to {}, and there is no object",
@@ -526,14 +556,14 @@ fn manifest(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreE
 
 /// What a row of the manifest says twice: its name holds log, range and epoch, and its windows hold
 /// its events.
-fn object(row: &dyn Columns, range: OffsetRange) -> Result<(), String> {
+fn check_object(row: &dyn TableRow, range: OffsetRange) -> Result<(), String> {
     let unreadable = |why: StoreError| why.to_string();
     let log = <[u8; 16]>::try_from(row.bytes(3).map_err(unreadable)?)
         .map_err(|_| "its log is no id".to_owned())?;
     let (counter, nonce) =
         (offset(row, 4).map_err(unreadable)?, offset(row, 5).map_err(unreadable)?);
     let (path, shard) = (row.text(6).map_err(unreadable)?, number_32(row, 0).map_err(unreadable)?);
-    let named = ManifestRow::name_of(LogId(log), ShardId(shard.cast_unsigned()), path);
+    let named = ManifestRow::parse_name(LogId(log), ShardId(shard.cast_unsigned()), path);
     if named != Some(ObjectName { range, epoch: Epoch { counter, nonce } }) {
         return Err(format!("its path is that of another object: {path}"));
     }
@@ -554,17 +584,17 @@ fn object(row: &dyn Columns, range: OffsetRange) -> Result<(), String> {
     Ok(())
 }
 
-fn floors(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    let stands = stands(tables)?;
-    tables.each("SELECT shard, \"offset\", hour FROM archive_floors", &mut |row| {
+fn floors(tables: &mut dyn TableReader, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let stands = checkpoint_offsets(tables)?;
+    tables.for_each_row("SELECT shard, \"offset\", hour FROM archive_floors", &mut |row| {
         let (shard, at) = (number(row, 0)?, offset(row, 1)?);
         // A window is an hour of 32 bits.
         number_32(row, 2)?;
         match stands.get(&shard) {
-            None => found.damage("archive_floors", format!("shard {shard} has no checkpoint")),
+            None => found.add("archive_floors", format!("shard {shard} has no checkpoint")),
             Some(stand) if at > stand.archived => {
                 let archived = stand.archived;
-                found.damage(
+                found.add(
                     "archive_floors",
                     format!("shard {shard}: the archive begins at {at}, and ends at {archived}"),
                 );
@@ -575,21 +605,27 @@ fn floors(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreErr
     })
 }
 
-fn quarantine(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    let stands = stands(tables)?;
-    tables.each("SELECT shard, \"offset\", idx FROM quarantine", &mut |row| {
+fn quarantine(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
+    let stands = checkpoint_offsets(tables)?;
+    tables.for_each_row("SELECT shard, \"offset\", idx FROM quarantine", &mut |row| {
         if let Err(why) = below_checkpoint(&stands, number(row, 0)?, offset(row, 1)?) {
-            found.damage("quarantine", format!("event {}: {why}", number(row, 2)?));
+            found.add("quarantine", format!("event {}: {why}", number(row, 2)?));
         }
         Ok(())
     })
 }
 
-fn accounting(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn accounting(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
     let sql = "SELECT tenant, hour FROM accounting WHERE aggregated < 0 OR deduplicated < 0 OR \
                quarantined < 0";
-    tables.each(sql, &mut |row| {
-        found.damage(
+    tables.for_each_row(sql, &mut |row| {
+        found.add(
             "accounting",
             format!(
                 "tenant {:?}, hour {}: there are fewer than no events",
@@ -601,13 +637,10 @@ fn accounting(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Stor
     })
 }
 
-fn expiry(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    tables.each("SELECT shard, note FROM expiry", &mut |row| {
-        if let Err(why) = serde_json::from_str::<Note>(row.text(1)?) {
-            found.damage(
-                "expiry",
-                format!("the note of {} does not decode: {why}", number(row, 0)?),
-            );
+fn expiry(tables: &mut dyn TableReader, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    tables.for_each_row("SELECT shard, note FROM expiry", &mut |row| {
+        if let Err(why) = serde_json::from_str::<ExpiryState>(row.text(1)?) {
+            found.add("expiry", format!("the note of {} does not decode: {why}", number(row, 0)?));
         }
         Ok(())
     })

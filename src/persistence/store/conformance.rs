@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::decimal::Decimal;
-use crate::model::flush::{Delta, Suspect};
+use crate::model::flush::{Delta, SuspectEvent};
 use crate::model::matcher::Matcher;
 use crate::model::offset::OffsetRange;
 use crate::model::series::{Series, SeriesId};
@@ -77,7 +77,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
         .flush(guard(2, 3, epoch), &batch(vec![delta("a", 1, big), delta("b", 1, 4)]), 0)
         .expect("flush");
     assert_eq!(read(&mut *before, &[]).len(), 2, "a later flush is invisible");
-    let further = store.snapshot_at_once(&Budget::default()).expect("snapshot");
+    let further = store.snapshot_at_once(&QueryBudget::default()).expect("snapshot");
     assert_eq!(
         read(&mut *further.expect("one more is free"), &[]).len(),
         3,
@@ -129,7 +129,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     snapshot.rollup_bytes(Hour(0), Hour(100), &mut visit).expect("bytes");
     assert!(found.is_sorted_by_key(|(hour, id, _)| (*hour, *id)));
     assert!(found.contains(&(Hour(1), info("a").id, encoded)));
-    let metrics = snapshot.metrics("acme", &Page::ALL).expect("metrics");
+    let metrics = snapshot.metrics("acme", &NameRange::ALL).expect("metrics");
     let views = MetricInfo {
         metric: "views".into(),
         labels: vec!["page".into()],
@@ -139,17 +139,17 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     };
     assert_eq!(metrics, [views]);
     assert_eq!(
-        snapshot.label_values("acme", "page", None, &Page::ALL),
+        snapshot.label_values("acme", "page", None, &NameRange::ALL),
         Ok(vec!["a".into(), "b".into()])
     );
-    assert_eq!(snapshot.label_values("acme", "page", Some("other"), &Page::ALL), Ok(vec![]));
-    let pages: [(Page<'_>, &[&str]); 6] = [
-        (Page { limit: 1, ..Page::ALL }, &["a"]),
-        (Page { after: "a", ..Page::ALL }, &["b"]),
-        (Page { after: "b", ..Page::ALL }, &[]),
-        (Page { prefix: "b", ..Page::ALL }, &["b"]),
-        (Page { prefix: "ab", ..Page::ALL }, &[]),
-        (Page { prefix: "a", after: "0", limit: 5, budget: None }, &["a"]),
+    assert_eq!(snapshot.label_values("acme", "page", Some("other"), &NameRange::ALL), Ok(vec![]));
+    let pages: [(NameRange<'_>, &[&str]); 6] = [
+        (NameRange { limit: 1, ..NameRange::ALL }, &["a"]),
+        (NameRange { after: "a", ..NameRange::ALL }, &["b"]),
+        (NameRange { after: "b", ..NameRange::ALL }, &[]),
+        (NameRange { prefix: "b", ..NameRange::ALL }, &["b"]),
+        (NameRange { prefix: "ab", ..NameRange::ALL }, &[]),
+        (NameRange { prefix: "a", after: "0", limit: 5, budget: None }, &["a"]),
     ];
     for (page, expected) in pages {
         for metric in [None, Some("views")] {
@@ -159,10 +159,10 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     }
     let names = [("v", "", 1), ("views", "", 1), ("viewsx", "", 0), ("", "views", 0), ("", "a", 1)];
     for (prefix, after, found) in names {
-        let page = Page { prefix, after, ..Page::ALL };
+        let page = NameRange { prefix, after, ..NameRange::ALL };
         assert_eq!(snapshot.metrics("acme", &page).expect("metrics").len(), found, "{page:?}");
     }
-    assert_eq!(snapshot.metrics("acme", &Page { limit: 0, ..Page::ALL }), Ok(vec![]));
+    assert_eq!(snapshot.metrics("acme", &NameRange { limit: 0, ..NameRange::ALL }), Ok(vec![]));
     let accounting = snapshot.accounting("acme", Hour(5), Hour(6)).expect("accounting");
     assert_eq!(
         (accounting[0].aggregated, accounting[0].deduplicated, accounting[0].quarantined),
@@ -185,7 +185,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     drop(snapshot);
     let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch, appended: None };
     let restored =
-        Restored { shard: SHARD, checkpoint, floor: None, manifest: vec![], admitted: vec![] };
+        ShardRestore { shard: SHARD, checkpoint, floor: None, manifest: vec![], admitted: vec![] };
     assert_eq!(store.restore(&restored), Err(not_being_rebuilt()));
 
     let liar = Arc::new(SeriesInfo { id: info("a").id, series: info("c").series.clone() });
@@ -196,8 +196,8 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.next, 3);
 }
 
-fn suspect(offset: u64, index: u32, deaths: u32) -> Suspect {
-    Suspect { offset, index, deaths }
+fn suspect(offset: u64, index: u32, deaths: u32) -> SuspectEvent {
+    SuspectEvent { offset, index, deaths }
 }
 
 fn claims_ids_and_archive(store: &dyn RollupStore) {
@@ -326,14 +326,14 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     assert_eq!(snapshot.manifest(Some(SHARD)).expect("rows"), rows);
     drop(snapshot);
 
-    let (archive, weeks) = (Expiring::Archive(SHARD), Expiring::Weeks);
+    let (archive, weeks) = (ExpiryTarget::Archive(SHARD), ExpiryTarget::Weeks);
     let read = |of| {
         store
             .snapshot()
             .expect("snapshot")
             .expiry(of)
             .expect("read")
-            .map(|found| (found.note, found.said))
+            .map(|found| (found.note, found.approvals))
     };
     assert_eq!(read(archive), None);
     assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(false), "there is none");
@@ -341,7 +341,7 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     assert_eq!(store.swap_expiry(archive, None, "b"), Ok(false), "there is one");
     assert_eq!(store.swap_expiry(archive, Some("b"), "c"), Ok(false), "there is another");
     assert_eq!(store.swap_expiry(weeks, None, "w"), Ok(true));
-    assert_eq!(store.say_yes(&[archive, Expiring::Archive(ShardId(8))]), Ok(1));
+    assert_eq!(store.say_yes(&[archive, ExpiryTarget::Archive(ShardId(8))]), Ok(1));
     assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(true));
     assert_eq!(
         (read(archive), read(weeks)),
@@ -442,11 +442,11 @@ fn quarantine(store: &dyn RollupStore) {
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
     let mut set_aside = |from, to| {
-        snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").set_aside
+        snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").quarantined
     };
     assert_eq!((set_aside(0, 1), set_aside(1, 2)), (vec![(0, 1, true)], vec![]));
     assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
-    let settled = crate::model::flush::settled_revision(0, LOG, SHARD, 0, 0);
+    let settled = crate::model::flush::revision_after_release(0, LOG, SHARD, 0, 0);
     assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![settled]));
     let accounting = snapshot.accounting("acme", Hour(0), Hour(9)).expect("accounting");
     assert_eq!((accounting[0].aggregated, accounting[0].quarantined), (1, 1));
@@ -496,13 +496,13 @@ fn sqlite_has_no_further_view_while_all_readers_are_busy() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store");
     let mut held = Vec::new();
-    while let Some(snapshot) = store.snapshot_at_once(&Budget::default()).expect("snapshot") {
+    while let Some(snapshot) = store.snapshot_at_once(&QueryBudget::default()).expect("snapshot") {
         held.push(snapshot);
     }
     let all = held.len();
     assert!(all >= 8, "{all}");
     held.pop();
-    assert!(store.snapshot_at_once(&Budget::default()).expect("snapshot").is_some());
+    assert!(store.snapshot_at_once(&QueryBudget::default()).expect("snapshot").is_some());
 }
 
 #[test]
@@ -599,8 +599,9 @@ fn taken_over(back: &str, of_two_times: bool) {
         Some(9).filter(|_| of_two_times)
     );
     drop(snapshot);
-    let note = serde_json::to_string(&crate::model::expiry::Note::default()).expect("a note");
-    assert_eq!(store.swap_expiry(Expiring::Weeks, None, &note), Ok(true));
+    let note =
+        serde_json::to_string(&crate::model::expiry::ExpiryState::default()).expect("a note");
+    assert_eq!(store.swap_expiry(ExpiryTarget::Weeks, None, &note), Ok(true));
     assert_eq!(store.expired(&expected), Ok(true));
     store.note_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
     store.claim(SHARD, LOG, 2).expect("the mark becomes a suspect");
@@ -609,15 +610,15 @@ fn taken_over(back: &str, of_two_times: bool) {
 
 #[test]
 fn faults_do_what_they_say() {
-    use memory::{Fault, MemoryStore, Write};
+    use memory::{MemoryStore, StoreFault, StoreWrite};
     for (fault, unknown, applied) in [
-        (Fault::Before, false, false),
-        (Fault::AppliedReplyLost, true, true),
-        (Fault::NotAppliedReplyLost, true, false),
+        (StoreFault::Before, false, false),
+        (StoreFault::AppliedReplyLost, true, true),
+        (StoreFault::NotAppliedReplyLost, true, false),
     ] {
         let store = MemoryStore::new();
         let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
-        store.fault_next(Write::Flush, fault);
+        store.fail_next(StoreWrite::Flush, fault);
         let error = store.flush(guard(0, 1, epoch), &batch(vec![]), 0).expect_err("a fault");
         assert_eq!(error.outcome_unknown(), unknown);
         let next =

@@ -17,7 +17,7 @@ use crate::model::flush::SeriesInfo;
 use crate::model::series::{Series, SeriesId};
 
 /// Series by number, ascending.
-pub(super) type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
+pub(super) type MatchedSeries = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
 
 /// Bytes of a series in a list, beside its strings: its entry, counters, id, and the heads of its
 /// strings and labels.
@@ -28,14 +28,14 @@ const LABEL_BYTES: usize = 64;
 const LIST_BYTES: usize = 256;
 /// Series that are gone are looked for when so many are known, and from then on when there are
 /// twice as many as are left.
-const TIDY_FROM: usize = 4_096;
+const EVICT_FROM: usize = 4_096;
 
 /// Lists of series by what was asked for, each with the metric's number of series at that time.
 pub(super) struct MatchCache<K> {
-    lists: moka::sync::Cache<K, (i64, Matched)>,
+    lists: moka::sync::Cache<K, (i64, MatchedSeries)>,
     /// The series of the lists, and some that are gone.
     known: DashMap<SeriesId, Weak<SeriesInfo>, RandomState>,
-    tidy_at: AtomicUsize,
+    evict_at: AtomicUsize,
 }
 
 impl<K> std::fmt::Debug for MatchCache<K> {
@@ -58,12 +58,13 @@ fn series_bytes(series: &Series) -> usize {
 impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
     /// A cache of so many bytes; 0 keeps nothing.
     pub(super) fn new(bytes: u64) -> Self {
-        let weigher =
-            |_: &K, (_, list): &(i64, Matched)| u32::try_from(weight(list)).unwrap_or(u32::MAX);
+        let weigher = |_: &K, (_, list): &(i64, MatchedSeries)| {
+            u32::try_from(weight(list)).unwrap_or(u32::MAX)
+        };
         Self {
             lists: moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build(),
             known: DashMap::default(),
-            tidy_at: AtomicUsize::new(TIDY_FROM),
+            evict_at: AtomicUsize::new(EVICT_FROM),
         }
     }
 
@@ -77,7 +78,7 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         key: K,
         count: i64,
         find: impl FnOnce() -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError>,
-    ) -> Result<Matched, StoreError> {
+    ) -> Result<MatchedSeries, StoreError> {
         if let Some((_, matched)) = self.lists.get(&key).filter(|(then, _)| *then == count) {
             return Ok(matched);
         }
@@ -90,7 +91,7 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
                 self.known.entry(info.id).or_insert_with(|| Arc::downgrade(info));
             }
             self.lists.insert(key, (count, matched.clone()));
-            self.tidy();
+            self.evict_dropped();
         }
         Ok(matched)
     }
@@ -106,13 +107,13 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         Ok(Arc::new(SeriesInfo { id, series: Series::from_key(key)? }))
     }
 
-    fn tidy(&self) {
-        if self.known.len() < self.tidy_at.load(Ordering::Relaxed) {
+    fn evict_dropped(&self) {
+        if self.known.len() < self.evict_at.load(Ordering::Relaxed) {
             return;
         }
         self.lists.run_pending_tasks();
         self.known.retain(|_, info| info.strong_count() > 0);
-        self.tidy_at.store((2 * self.known.len()).max(TIDY_FROM), Ordering::Relaxed);
+        self.evict_at.store((2 * self.known.len()).max(EVICT_FROM), Ordering::Relaxed);
     }
 
     /// Bytes of the lists that are kept.
@@ -124,12 +125,12 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
 }
 
 /// Collects the series that pass, and no more of them than a query may read.
-pub(super) struct Collector<'q> {
+pub(super) struct SeriesCollector<'q> {
     query: &'q RollupQuery<'q>,
     found: Vec<(i64, Arc<SeriesInfo>)>,
 }
 
-impl<'q> Collector<'q> {
+impl<'q> SeriesCollector<'q> {
     /// For this query.
     pub(super) fn new(query: &'q RollupQuery<'q>) -> Self {
         Self { query, found: Vec::new() }
@@ -138,9 +139,9 @@ impl<'q> Collector<'q> {
     /// Takes a series if it passes.
     ///
     /// # Errors
-    /// [`StoreError::TooManySeries`] with the first one too many; [`StoreError::Ended`].
+    /// [`StoreError::TooManySeries`] with the first one too many; [`StoreError::QueryEnded`].
     pub(super) fn offer(&mut self, no: i64, info: Arc<SeriesInfo>) -> Result<(), StoreError> {
-        self.query.go_on()?;
+        self.query.check_budget()?;
         if !self.query.matchers.iter().all(|matcher| matcher.matches(&info.series)) {
             return Ok(());
         }
@@ -162,7 +163,7 @@ impl<'q> Collector<'q> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::budget::{Budget, Ended};
+    use crate::model::budget::{AbortReason, QueryBudget};
     use crate::model::matcher::Matcher;
 
     fn info(n: i64) -> Arc<SeriesInfo> {
@@ -185,7 +186,7 @@ mod tests {
         }
     }
 
-    fn list(cache: &MatchCache<u32>, key: u32, numbers: std::ops::Range<i64>) -> Matched {
+    fn list(cache: &MatchCache<u32>, key: u32, numbers: std::ops::Range<i64>) -> MatchedSeries {
         let series = |n: i64| (n, cache.series(info(n).id, &info(n).series.key()).expect("a key"));
         cache.get(key, 1, || Ok(numbers.rev().map(series).collect())).expect("a list")
     }
@@ -206,9 +207,9 @@ mod tests {
         );
         assert!(cache.bytes() > 0);
         assert!(cache.lists.contains_key(&0), "what is asked for all the time stays");
-        cache.tidy();
+        cache.evict_dropped();
         assert!(
-            cache.known.len() <= 2 * TIDY_FROM,
+            cache.known.len() <= 2 * EVICT_FROM,
             "series that are gone are forgotten: {}",
             cache.known.len()
         );
@@ -233,7 +234,7 @@ mod tests {
         let query = asked(&[], 3);
         let mut looked_at = 0;
         let refused = cache.get(1, 1, || {
-            let mut collector = Collector::new(&query);
+            let mut collector = SeriesCollector::new(&query);
             for n in 0..100 {
                 looked_at += 1;
                 collector.offer(n, info(n))?;
@@ -246,12 +247,12 @@ mod tests {
 
     #[test]
     fn matching_ends_with_its_query() {
-        let budget = Budget::default();
+        let budget = QueryBudget::default();
         let none = [Matcher::Equal("n".to_owned(), "none".to_owned())];
         let query = RollupQuery { budget: Some(&budget), ..asked(&none, 3) };
-        let mut collector = Collector::new(&query);
+        let mut collector = SeriesCollector::new(&query);
         assert_eq!(collector.offer(1, info(1)), Ok(()));
-        budget.end(Ended::Abandoned);
-        assert_eq!(collector.offer(2, info(2)), Err(StoreError::Ended));
+        budget.abort(AbortReason::Abandoned);
+        assert_eq!(collector.offer(2, info(2)), Err(StoreError::QueryEnded));
     }
 }

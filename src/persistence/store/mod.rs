@@ -16,12 +16,12 @@ pub mod transfer;
 
 use std::sync::Arc;
 
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 use crate::model::flush::{
     AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard,
     QuarantineRow, SeriesInfo,
 };
-use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, ShardRestore, Tier};
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
@@ -65,9 +65,9 @@ pub enum StoreError {
         /// The limit.
         max: usize,
     },
-    /// The query that was being read for has ended: its [`Budget`] says why.
+    /// The query that was being read for has ended: its [`QueryBudget`] says why.
     #[error("the query has ended")]
-    Ended,
+    QueryEnded,
 }
 
 impl StoreError {
@@ -98,19 +98,19 @@ pub struct RollupQuery<'a> {
     /// More matching series than this is [`StoreError::TooManySeries`]; no more than one beyond it
     /// are looked at.
     pub max_series: usize,
-    /// What the query may cost; once it has ended, reading ends with [`StoreError::Ended`].
-    pub budget: Option<&'a Budget>,
+    /// What the query may cost; once it has ended, reading ends with [`StoreError::QueryEnded`].
+    pub budget: Option<&'a QueryBudget>,
 }
 
 impl RollupQuery<'_> {
     /// Whether reading may go on.
     ///
     /// # Errors
-    /// [`StoreError::Ended`].
-    pub fn go_on(&self) -> Result<(), StoreError> {
-        match self.budget.and_then(Budget::ended) {
+    /// [`StoreError::QueryEnded`].
+    pub fn check_budget(&self) -> Result<(), StoreError> {
+        match self.budget.and_then(QueryBudget::abort_reason) {
             None => Ok(()),
-            Some(_) => Err(StoreError::Ended),
+            Some(_) => Err(StoreError::QueryEnded),
         }
     }
 
@@ -124,20 +124,21 @@ impl RollupQuery<'_> {
 
 /// A part of an ascending list of names.
 #[derive(Debug, Clone, Copy)]
-pub struct Page<'a> {
+pub struct NameRange<'a> {
     /// They begin with this.
     pub prefix: &'a str,
     /// They come after this one.
     pub after: &'a str,
     /// At most so many.
     pub limit: usize,
-    /// What the query may cost; once it has ended, reading ends with [`StoreError::Ended`].
-    pub budget: Option<&'a Budget>,
+    /// What the query may cost; once it has ended, reading ends with [`StoreError::QueryEnded`].
+    pub budget: Option<&'a QueryBudget>,
 }
 
-impl Page<'_> {
+impl NameRange<'_> {
     /// Everything.
-    pub const ALL: Page<'static> = Page { prefix: "", after: "", limit: usize::MAX, budget: None };
+    pub const ALL: NameRange<'static> =
+        NameRange { prefix: "", after: "", limit: usize::MAX, budget: None };
 
     /// The first name that may be of the page, and one behind all that begin with its prefix.
     fn bounds(&self) -> (&str, String) {
@@ -145,7 +146,7 @@ impl Page<'_> {
     }
 
     /// Whether a name is of the page, but for its limit.
-    pub fn holds(&self, name: &str) -> bool {
+    pub fn contains(&self, name: &str) -> bool {
         name > self.after && name.starts_with(self.prefix)
     }
 
@@ -154,10 +155,10 @@ impl Page<'_> {
         i64::try_from(self.limit).unwrap_or(i64::MAX)
     }
 
-    fn go_on(&self) -> Result<(), StoreError> {
-        match self.budget.and_then(Budget::ended) {
+    fn check_budget(&self) -> Result<(), StoreError> {
+        match self.budget.and_then(QueryBudget::abort_reason) {
             None => Ok(()),
-            Some(_) => Err(StoreError::Ended),
+            Some(_) => Err(StoreError::QueryEnded),
         }
     }
 }
@@ -179,7 +180,7 @@ pub struct MetricInfo {
 
 /// How large things are, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sizes {
+pub struct StoreSizes {
     /// The store: the file with its journal, or the tables; 0 if nothing of it is on disk, or it
     /// was not measured yet.
     pub store: u64,
@@ -189,51 +190,51 @@ pub struct Sizes {
 
 /// Something in the store that contradicts the rest of it, or its own checksum.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
+pub struct StoreDamage {
     /// The table, or the file.
-    pub place: String,
+    pub location: String,
     /// What is wrong there.
-    pub why: String,
+    pub reason: String,
 }
 
 /// What expires as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Expiring {
+pub enum ExpiryTarget {
     /// The weeks of rollups, of all shards.
     Weeks,
     /// The archive objects of a shard.
     Archive(ShardId),
 }
 
-impl Expiring {
+impl ExpiryTarget {
     /// Its number in the tables.
-    fn number(self) -> i32 {
+    fn code(self) -> i32 {
         match self {
-            Expiring::Archive(shard) => shard.0.cast_signed(),
-            Expiring::Weeks => -1,
+            ExpiryTarget::Archive(shard) => shard.0.cast_signed(),
+            ExpiryTarget::Weeks => -1,
         }
     }
 
-    fn of_number(number: i32) -> Self {
-        if number == Expiring::Weeks.number() {
-            Expiring::Weeks
+    fn from_code(number: i32) -> Self {
+        if number == ExpiryTarget::Weeks.code() {
+            ExpiryTarget::Weeks
         } else {
-            Expiring::Archive(ShardId(number.cast_unsigned()))
+            ExpiryTarget::Archive(ShardId(number.cast_unsigned()))
         }
     }
 }
 
 /// What is noted of expiry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpiryNote {
-    /// The note ([`crate::model::expiry::Note`]), as text.
+pub struct ExpiryRow {
+    /// The note ([`crate::model::expiry::ExpiryState`]), as text.
     pub note: String,
     /// How often a person has said yes.
-    pub said: i64,
+    pub approvals: i64,
 }
 
 /// Shown each rollup with its stored bytes.
-pub type VisitBytes<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
+pub type RollupBytesVisitor<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
 
 /// Memory for the series that queries match, unless the configuration says otherwise.
 pub const DEFAULT_MATCH_CACHE: u64 = 32 << 20;
@@ -244,7 +245,7 @@ pub trait StoreSnapshot {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError>;
     /// Revision of (tenant, metric, UTC day) for each day of the half-open range of days; 0 where
     /// nothing was written. It is [`FlushGuard::revision`] of the last flush that wrote to the
-    /// day, or [`settled_revision`](crate::model::flush::settled_revision) after a release: no
+    /// day, or [`revision_after_release`](crate::model::flush::revision_after_release) after a release: no
     /// number comes twice with other rows, also not after a restore, so that caches outlive the
     /// process.
     fn revisions(
@@ -266,7 +267,7 @@ pub trait StoreSnapshot {
         &mut self,
         from: Hour,
         to: Hour,
-        visit: VisitBytes<'_>,
+        visit: RollupBytesVisitor<'_>,
     ) -> Result<(), StoreError>;
     /// The rules of de-duplication of a shard.
     fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError>;
@@ -274,16 +275,24 @@ pub trait StoreSnapshot {
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
     /// What the shard decided about the records of a range: the series that it admitted there, by
     /// offset and id, and the events that are set aside.
-    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError>;
+    fn decisions(
+        &mut self,
+        shard: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError>;
     /// The tenant's metrics of the page, ascending.
-    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError>;
+    fn metrics(
+        &mut self,
+        tenant: &str,
+        page: &NameRange<'_>,
+    ) -> Result<Vec<MetricInfo>, StoreError>;
     /// Values of a label of the page, of one metric or of all, ascending.
     fn label_values(
         &mut self,
         tenant: &str,
         name: &str,
         metric: Option<&str>,
-        page: &Page<'_>,
+        page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError>;
     /// Accounting rows of the tenant in the hours of receipt.
     fn accounting(
@@ -317,9 +326,9 @@ pub trait StoreSnapshot {
     /// How many objects a shard has, and where the first begins.
     fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError>;
     /// What is noted of expiry.
-    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError>;
+    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError>;
     /// Everything that is noted of expiry.
-    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError>;
+    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError>;
     /// Where the archives of those shards begin of which something expired.
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError>;
     /// Quarantined events.
@@ -385,7 +394,7 @@ pub trait RollupStore: Send + Sync + 'static {
     /// See [`StoreError`].
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError>;
     /// Removes the manifest row and raises the archive floor of its shard
-    /// ([`ArchiveFloor::raised`]). `false`, and nothing happens, if it is not the first row of
+    /// ([`ArchiveFloor::after_expiry`]). `false`, and nothing happens, if it is not the first row of
     /// its shard.
     ///
     /// # Errors
@@ -398,7 +407,7 @@ pub trait RollupStore: Send + Sync + 'static {
     /// See [`StoreError`].
     fn swap_expiry(
         &self,
-        of: Expiring,
+        of: ExpiryTarget,
         before: Option<&str>,
         after: &str,
     ) -> Result<bool, StoreError>;
@@ -406,7 +415,7 @@ pub trait RollupStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError>;
+    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError>;
     /// Merges a quarantined event's delta and deletes its row, or marks the row as discarded if
     /// `delta` is `None`. `false` if no such row waits.
     ///
@@ -425,19 +434,19 @@ pub trait RollupStore: Send + Sync + 'static {
     /// See [`StoreError`].
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
     /// A view for a query: waiting for it, and whatever is read in it, ends with
-    /// [`StoreError::Ended`] soon after the query has ended, also while the store does not
+    /// [`StoreError::QueryEnded`] soon after the query has ended, also while the store does not
     /// answer.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn snapshot_for(&self, query: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
+    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
     /// A further view for a query, if one can be had without waiting until another ends.
     ///
     /// # Errors
     /// See [`StoreError`].
     fn snapshot_at_once(
         &self,
-        query: &Budget,
+        query: &QueryBudget,
     ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError>;
     /// Writes what a rebuild knows of a shard beside its flushes, over what is there; the
     /// checkpoint's `next` stays where flushes moved it. Only of a store that is being rebuilt,
@@ -445,19 +454,19 @@ pub trait RollupStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Invalid`] if the store is not being rebuilt.
-    fn restore(&self, shard: &Restored) -> Result<(), StoreError>;
+    fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError>;
     /// Looks for what contradicts itself, beside what `verify` recomputes: the file, the catalogue,
     /// checksums. Reads everything.
     ///
     /// # Errors
     /// If it cannot look at all; what is damaged is found, and no error.
-    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError>;
+    fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError>;
     /// How large the store and the archive are, perhaps a minute ago. Cheap enough to be asked
     /// every few seconds.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn sizes(&self) -> Result<Sizes, StoreError>;
+    fn sizes(&self) -> Result<StoreSizes, StoreError>;
     /// The ids of the shard's admitted series by tenant, for the cardinality limit.
     ///
     /// # Errors

@@ -8,19 +8,19 @@ use std::sync::Arc;
 
 use super::StoreError;
 use crate::model::flush::{
-    AccountingDelta, DedupBlock, DedupRule, QuarantineRow, SeriesInfo, Suspect,
+    AccountingDelta, DedupBlock, DedupRule, QuarantineRow, SeriesInfo, SuspectEvent,
 };
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
-use crate::model::rollup::Figures;
+use crate::model::rollup::RollupFigures;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 
 /// Rows of a piece, at most: bounds what is in memory at once.
-pub const PIECE_ROWS: usize = 8_192;
+pub const BATCH_ROWS: usize = 8_192;
 
 /// What takes the pieces, one after the other.
-pub type Take<'a> = &'a mut dyn FnMut(Piece) -> Result<(), StoreError>;
+pub type TransferSink<'a> = &'a mut dyn FnMut(TransferBatch) -> Result<(), StoreError>;
 
 /// Where a shard stands, and how often it was started there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct FiguresRow {
     /// Its window.
     pub hour: Hour,
     /// As stored.
-    pub figures: Figures,
+    pub figures: RollupFigures,
 }
 
 /// The sketches of a rollup.
@@ -72,7 +72,7 @@ pub struct RevisionRow {
 
 /// Some rows of a store. All series come before what names them.
 #[derive(Debug, Clone)]
-pub enum Piece {
+pub enum TransferBatch {
     /// Series of a shard, each with the offset at which it was admitted.
     Series(ShardId, Vec<(Arc<SeriesInfo>, Offset)>),
     /// Figures of rollups.
@@ -82,7 +82,7 @@ pub enum Piece {
     /// Revisions.
     Revisions(Vec<RevisionRow>),
     /// Blocks of ids of a shard, in log order.
-    Dedup(ShardId, Vec<DedupBlock>),
+    DedupBlocks(ShardId, Vec<DedupBlock>),
     /// Rules of de-duplication of a shard.
     DedupRules(ShardId, Vec<(Offset, DedupRule)>),
     /// Accounting: whole rows, not growth.
@@ -90,31 +90,31 @@ pub enum Piece {
     /// Events set aside, discarded ones too.
     Quarantine(Vec<QuarantineRow>),
     /// Events under suspicion of a shard.
-    Suspects(ShardId, Vec<Suspect>),
+    Suspects(ShardId, Vec<SuspectEvent>),
     /// The manifest.
     Manifest(Vec<ManifestRow>),
     /// Archive floors.
-    Floors(Vec<(ShardId, ArchiveFloor)>),
+    ArchiveFloors(Vec<(ShardId, ArchiveFloor)>),
     /// Checkpoints.
     Shards(Vec<ShardRow>),
 }
 
-impl Piece {
+impl TransferBatch {
     /// Number of its rows.
     pub fn len(&self) -> usize {
         match self {
-            Piece::Series(_, rows) => rows.len(),
-            Piece::Figures(rows) => rows.len(),
-            Piece::Sketches(rows) => rows.len(),
-            Piece::Revisions(rows) => rows.len(),
-            Piece::Dedup(_, rows) => rows.len(),
-            Piece::DedupRules(_, rows) => rows.len(),
-            Piece::Accounting(rows) => rows.len(),
-            Piece::Quarantine(rows) => rows.len(),
-            Piece::Suspects(_, rows) => rows.len(),
-            Piece::Manifest(rows) => rows.len(),
-            Piece::Floors(rows) => rows.len(),
-            Piece::Shards(rows) => rows.len(),
+            TransferBatch::Series(_, rows) => rows.len(),
+            TransferBatch::Figures(rows) => rows.len(),
+            TransferBatch::Sketches(rows) => rows.len(),
+            TransferBatch::Revisions(rows) => rows.len(),
+            TransferBatch::DedupBlocks(_, rows) => rows.len(),
+            TransferBatch::DedupRules(_, rows) => rows.len(),
+            TransferBatch::Accounting(rows) => rows.len(),
+            TransferBatch::Quarantine(rows) => rows.len(),
+            TransferBatch::Suspects(_, rows) => rows.len(),
+            TransferBatch::Manifest(rows) => rows.len(),
+            TransferBatch::ArchiveFloors(rows) => rows.len(),
+            TransferBatch::Shards(rows) => rows.len(),
         }
     }
 
@@ -126,7 +126,7 @@ impl Piece {
 
 /// How much a store holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Extent {
+pub struct StoreCounts {
     /// Series.
     pub series: u64,
     /// Rollups.

@@ -4,8 +4,8 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::model::budget::Ended;
-use crate::model::share::Shares;
+use crate::model::budget::AbortReason;
+use crate::model::share::SharePool;
 
 const SERIES: usize = 1_000;
 
@@ -51,9 +51,9 @@ fn params(step: &str, hours: i32, more: &[(&str, &str)]) -> Vec<(String, String)
 }
 
 /// A budget out of so much memory.
-fn budget(bytes: u64) -> (Budget, Arc<Shares>) {
-    let shares = Shares::new("query.max_memory", bytes, Arc::new(AtomicBool::new(true)));
-    (Budget::from_share(shares.take(&"t".into(), 0).expect("nothing is there")), shares)
+fn budget(bytes: u64) -> (QueryBudget, Arc<SharePool>) {
+    let shares = SharePool::new("query.max_memory", bytes, Arc::new(AtomicBool::new(true)));
+    (QueryBudget::from_share(shares.take(&"t".into(), 0).expect("nothing is there")), shares)
 }
 
 #[test]
@@ -61,12 +61,16 @@ fn a_query_of_too_many_points_ends_at_the_limit() {
     // 60,000 points take some 14 MB: it is refused long before.
     let engine = engine(0..60, 5_000);
     let (budget, shares) = budget(4 << 20);
-    let refused =
-        reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("too many");
+    let refused = read_routes::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget)
+        .expect_err("too many");
     assert_eq!((refused.code, refused.status.as_u16()), ("too_many_points", 422), "{refused}");
     assert!(refused.message.contains("query.max_points"), "{refused}");
     // The list of series is held until the query is gone.
-    assert!(budget.bytes() < 300_000, "what was counted is given back: {}", budget.bytes());
+    assert!(
+        budget.charged_bytes() < 300_000,
+        "what was counted is given back: {}",
+        budget.charged_bytes()
+    );
     drop(budget);
     assert_eq!(shares.usage("t").held, 0);
 }
@@ -75,11 +79,11 @@ fn a_query_of_too_many_points_ends_at_the_limit() {
 fn a_query_that_needs_too_much_memory_ends_there() {
     let engine = engine(0..60, 1_000_000);
     let (small, _shares) = budget(4 << 20);
-    let refused =
-        reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &small).expect_err("too large");
+    let refused = read_routes::query(&*engine, "t", &params("1h", 60, &[]), 0, &small)
+        .expect_err("too large");
     assert_eq!((refused.code, refused.status.as_u16()), ("query_too_large", 422), "{refused}");
     let (large, _shares) = budget(64 << 20);
-    assert!(reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &large).is_ok());
+    assert!(read_routes::query(&*engine, "t", &params("1h", 60, &[]), 0, &large).is_ok());
 }
 
 #[test]
@@ -87,7 +91,7 @@ fn days_of_many_groups_do_not_lie_in_memory_together() {
     // 1,000 points, but 150,000 in the parts of all days, which would take more than 100 MB.
     let engine = engine((0..150).map(|day| day * 24 + 1), 10_000);
     let (budget, _shares) = budget(56 << 20);
-    let answer = reads::query(&*engine, "t", &params("all", 150 * 24, &[]), 0, &budget)
+    let answer = read_routes::query(&*engine, "t", &params("all", 150 * 24, &[]), 0, &budget)
         .unwrap_or_else(|e| panic!("{e}"));
     let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
     let series = answer["series"].as_array().expect("series");
@@ -99,14 +103,14 @@ fn days_of_many_groups_do_not_lie_in_memory_together() {
 fn an_ended_query_reads_no_further() {
     let engine = engine(0..60, 1_000_000);
     for (why, code) in [
-        (Ended::Abandoned, "query_abandoned"),
-        (Ended::Late, "query_timeout"),
-        (Ended::TenantBusy, "tenant_overloaded"),
+        (AbortReason::Abandoned, "query_abandoned"),
+        (AbortReason::TimedOut, "query_timeout"),
+        (AbortReason::TenantBusy, "tenant_overloaded"),
     ] {
-        let budget = Budget::default();
-        budget.end(why);
-        let refused =
-            reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("ended");
+        let budget = QueryBudget::default();
+        budget.abort(why);
+        let refused = read_routes::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget)
+            .expect_err("ended");
         assert_eq!(refused.code, code);
     }
 }

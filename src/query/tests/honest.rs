@@ -40,7 +40,7 @@ fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Valu
         [("metric", "m"), ("step", "all"), ("by", "s")].iter().chain(params).collect();
     let params: Vec<_> =
         params.into_iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    reads::query(engine, "t", &params, NOW + HOUR_MS, &Budget::default())
+    read_routes::query(engine, "t", &params, NOW + HOUR_MS, &QueryBudget::default())
         .map(|answer| serde_json::from_str(&answer).expect("JSON"))
 }
 
@@ -147,8 +147,14 @@ fn six_hours_are_cut_by_the_clocks_of_the_zone() {
         let params: Vec<_> =
             params.iter().chain(&range).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let answer: serde_json::Value = serde_json::from_str(
-            &reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default())
-                .expect("an answer"),
+            &read_routes::query(
+                &*engine,
+                "t",
+                &params,
+                NOW + 50 * HOUR_MS,
+                &QueryBudget::default(),
+            )
+            .expect("an answer"),
         )
         .expect("JSON");
         let points: Vec<_> =
@@ -177,7 +183,7 @@ fn the_books_take_times_as_queries_do_and_nothing_else() {
     let ask = |params: &[(&str, &str)]| {
         let params: Vec<_> =
             params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        reads::accounting(&*engine, "t", &params, NOW, &Budget::default())
+        read_routes::accounting(&*engine, "t", &params, NOW, &QueryBudget::default())
     };
     assert!(ask(&[("from", "1709251200000"), ("to", "2024-03-01T02:00:00Z")]).is_ok());
     for (params, code) in [
@@ -199,9 +205,9 @@ struct Memory {
 }
 
 impl Memory {
-    fn report(&self) -> ShardReport {
+    fn report(&self) -> ShardFreshness {
         let (recovering, stopped) = (self.recovering, self.stopped);
-        ShardReport {
+        ShardFreshness {
             as_of: i64::from(START + 50) * HOUR_MS,
             age_ms: 0,
             behind: 7,
@@ -217,11 +223,11 @@ impl LiveReader for Memory {
     }
     fn read(
         &self,
-        asked: &[Asked],
-        question: &LiveQuestion<'_>,
+        asked: &[ShardRead],
+        question: &LiveQuery<'_>,
         matchers: &[Matcher],
         visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Reports {
+    ) -> ShardResults {
         for delta in &self.deltas {
             let series = &delta.series.series;
             let wanted = matchers.iter().all(|m| m.matches(series))
@@ -238,18 +244,18 @@ impl LiveReader for Memory {
     }
     fn catalogue(
         &self,
-        asked: &[Asked],
-        _: &CatalogueQuestion<'_>,
-        _: &mut dyn FnMut(&Growth),
-    ) -> Reports {
+        asked: &[ShardRead],
+        _: &CatalogueQuery<'_>,
+        _: &mut dyn FnMut(&CatalogueGrowth),
+    ) -> ShardResults {
         asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
     }
     fn accounting(
         &self,
-        asked: &[Asked],
-        _: &AccountingQuestion<'_>,
+        asked: &[ShardRead],
+        _: &AccountingQuery<'_>,
         _: &mut dyn FnMut(ShardId, &AccountingDelta),
-    ) -> Reports {
+    ) -> ShardResults {
         asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
     }
 }
@@ -310,8 +316,9 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
         let params = [("metric", "m"), ("step", "all"), ("from", &from), ("to", &to)];
         let params: Vec<_> =
             params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let answer = reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default())
-            .expect("an answer");
+        let answer =
+            read_routes::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &QueryBudget::default())
+                .expect("an answer");
         serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")
     };
     // The second time from what is kept.
@@ -369,10 +376,11 @@ fn an_owner_that_has_not_caught_up_or_stands_still_is_named_however_little_it_la
         );
         let params = [("metric".to_owned(), "m".to_owned())];
         for answer in [
-            reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default())
+            read_routes::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &QueryBudget::default())
                 .expect("an answer"),
-            reads::accounting(&*engine, "t", &[], NOW, &Budget::default()).expect("books"),
-            reads::metrics(&*engine, "t", &[], &Budget::default()).expect("names"),
+            read_routes::accounting(&*engine, "t", &[], NOW, &QueryBudget::default())
+                .expect("books"),
+            read_routes::metrics(&*engine, "t", &[], &QueryBudget::default()).expect("names"),
         ] {
             let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
             let expected = serde_json::json!([{"shard": 0, "reason": reason, "behind_ms": 0}]);
@@ -422,7 +430,7 @@ fn a_table_holds_what_the_json_does_whatever_is_in_a_label() {
             .chain(extra)
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect::<Vec<_>>();
-        reads::table(&*engine, "t", &params, NOW, &Budget::default())
+        read_routes::table(&*engine, "t", &params, NOW, &QueryBudget::default())
     };
     let aggs = ("agg", "sum,count,p99.9");
     let found = table(&[aggs, ("format", "csv")]).expect("a table");

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::persistence::cache::{Name, PartCache};
+use crate::persistence::cache::{PartKey, SharedCache};
 
 /// What the shelf gives back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ enum Mood {
 }
 
 struct Shelf {
-    kept: Mutex<HashMap<Name, Vec<u8>>>,
+    kept: Mutex<HashMap<PartKey, Vec<u8>>>,
     mood: Mutex<Mood>,
     given: AtomicU64,
     largest_question: AtomicU64,
@@ -43,12 +43,12 @@ impl Shelf {
     }
 }
 
-impl PartCache for Shelf {
-    fn get(&self, names: &[Name]) -> Vec<Option<Vec<u8>>> {
+impl SharedCache for Shelf {
+    fn get(&self, names: &[PartKey]) -> Vec<Option<Vec<u8>>> {
         self.largest_question.fetch_max(names.len() as u64, Ordering::SeqCst);
         let (kept, mood) =
             (self.kept.lock().expect("no panic"), *self.mood.lock().expect("no panic"));
-        let give = |(at, name): (usize, &Name)| {
+        let give = |(at, name): (usize, &PartKey)| {
             let mut bytes = kept.get(name).cloned()?;
             match mood {
                 Mood::Forgetful => return None,
@@ -69,7 +69,7 @@ impl PartCache for Shelf {
         answers
     }
 
-    fn put(&self, name: Name, bytes: Vec<u8>) {
+    fn put(&self, name: PartKey, bytes: Vec<u8>) {
         self.kept.lock().expect("no panic").insert(name, bytes);
     }
 }
@@ -83,8 +83,8 @@ fn engine(world: &World, cache_bytes: u64, shelf: Option<&Arc<Shelf>>) -> Arc<Qu
         cache_bytes,
     };
     let clock = ManualClock::at(i64::from(START + HOURS - 240) * HOUR_MS);
-    let shelf = shelf.map(|shelf| shelf.clone() as Arc<dyn PartCache>);
-    QueryEngine::with_second_cache(world.store.clone(), Arc::new(Idle), clock, limits, shelf)
+    let shelf = shelf.map(|shelf| shelf.clone() as Arc<dyn SharedCache>);
+    QueryEngine::with_shared_cache(world.store.clone(), Arc::new(Idle), clock, limits, shelf)
 }
 
 const QUESTIONS: [(&str, &str, &str); 4] = [
@@ -103,7 +103,7 @@ fn answers(engine: &QueryEngine) -> Vec<String> {
             .map(|(name, value)| (name, value.to_owned()));
         let params = params.into_iter().chain(more).filter(|(_, value)| !value.is_empty());
         let params: Vec<_> = params.map(|(name, value)| (name.to_owned(), value)).collect();
-        reads::query(engine, tenant, &params, 0, &Budget::default())
+        read_routes::query(engine, tenant, &params, 0, &QueryBudget::default())
             .unwrap_or_else(|why| panic!("{params:?}: {why}"))
     };
     ["t0", "t1"]

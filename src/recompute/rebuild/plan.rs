@@ -4,7 +4,7 @@
 use super::RebuildError;
 use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
 use crate::persistence::archive::ObjectInfo;
-use crate::persistence::archive::chain::{Chains, Link};
+use crate::persistence::archive::chain::{ArchiveObject, ObjectChains};
 
 /// Where the records of a shard come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct ShardPlan {
     /// The first record that is left.
     pub start: Offset,
     /// Objects that hold `[start, archived)`, without gap or overlap.
-    pub chain: Vec<Link>,
+    pub chain: Vec<ArchiveObject>,
     /// Behind the last object.
     pub archived: Offset,
     /// Behind the last record of the log.
@@ -22,12 +22,12 @@ pub struct ShardPlan {
     /// Objects of the listing that are not used.
     pub unused: u64,
     /// What it was made of.
-    from: Given,
+    from: PlanInput,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Given {
-    all: Chains,
+struct PlanInput {
+    all: ObjectChains,
     bounds: (Offset, Offset),
 }
 
@@ -42,10 +42,10 @@ impl ShardPlan {
     /// # Errors
     /// If nothing else has its records.
     pub(super) fn without(&self, path: &str) -> Result<Self, RebuildError> {
-        let Given { all, bounds } = &self.from;
-        let plan = of_chains(self.shard, all.without(path), *bounds)?;
+        let PlanInput { all, bounds } = &self.from;
+        let plan = plan_chains(self.shard, all.without(path), *bounds)?;
         if plan.start > self.start {
-            return Err(RebuildError::Begins { shard: self.shard, start: plan.start });
+            return Err(RebuildError::StartsLate { shard: self.shard, start: plan.start });
         }
         Ok(plan)
     }
@@ -67,21 +67,21 @@ pub(super) fn plan(
     listed: Vec<ObjectInfo>,
     bounds: (Offset, Offset),
 ) -> Result<ShardPlan, RebuildError> {
-    of_chains(shard, Chains::of(logs, shard, listed), bounds)
+    plan_chains(shard, ObjectChains::of(logs, shard, listed), bounds)
 }
 
-fn of_chains(
+fn plan_chains(
     shard: ShardId,
-    all: Chains,
+    all: ObjectChains,
     bounds: (Offset, Offset),
 ) -> Result<ShardPlan, RebuildError> {
     let (log_start, log_end) = bounds;
-    let links = all.links();
+    let links = all.objects();
     // What reaches further back tells more; the archive is preferred, because it has what was
     // decided.
     let first = links.first().map(|link| link.name.range.from).filter(|from| *from <= log_start);
     let start = first.unwrap_or(log_start);
-    let chain = if first.is_some() { all.from(start) } else { Vec::new() };
+    let chain = if first.is_some() { all.chain_from(start) } else { Vec::new() };
     let archived = chain.last().map_or(start, |link| link.name.range.to);
     if archived < log_start {
         let next = links.iter().map(|link| link.name.range.from).find(|from| *from > archived);
@@ -99,7 +99,7 @@ fn of_chains(
         archived,
         end: log_end,
         unused,
-        from: Given { all, bounds },
+        from: PlanInput { all, bounds },
     })
 }
 
@@ -179,7 +179,7 @@ mod tests {
             other.without(&path(&other, 1)),
             Err(RebuildError::Gap { shard: SHARD, missing })
         );
-        let begins = Err(RebuildError::Begins { shard: SHARD, start: 10 });
+        let begins = Err(RebuildError::StartsLate { shard: SHARD, start: 10 });
         assert_eq!(plan.without(&path(&plan, 0)), begins);
     }
 

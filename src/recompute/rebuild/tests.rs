@@ -13,8 +13,8 @@ use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::archive::parquet;
 use crate::persistence::log::AppendRequest;
 use crate::persistence::log::memory::MemoryLog;
-use crate::persistence::store::Page;
-use crate::persistence::store::memory::{Fault, MemoryStore, Write};
+use crate::persistence::store::NameRange;
+use crate::persistence::store::memory::{MemoryStore, StoreFault, StoreWrite};
 
 const LOG: LogId = LogId([4; 16]);
 const SHARDS: u32 = 2;
@@ -105,8 +105,10 @@ impl World {
         let claim = self.store.claim(shard, LOG, from).expect("claim");
         assert_eq!(claim.checkpoint.next, from);
         let recent = self.store.recent_ids(shard, i64::MIN).expect("ids");
-        let admission =
-            Admission::limited(MAX_SERIES, self.store.admitted_series(shard).expect("series"));
+        let admission = SeriesAdmission::limited(
+            MAX_SERIES,
+            self.store.admitted_series(shard).expect("series"),
+        );
         let state = ShardState::new(RULES.limits(), shard, &claim, recent, admission, from);
         let mut driver = ShardDriver::from(state);
         let records = self.log.read(shard, from, usize::MAX).expect("records");
@@ -137,16 +139,20 @@ impl World {
         self.store.archived(row.epoch, &row).expect("archived");
     }
 
-    fn rebuild(&self, store: &MemoryStore, allow_expired: bool) -> Result<Report, RebuildError> {
+    fn rebuild(
+        &self,
+        store: &MemoryStore,
+        allow_expired: bool,
+    ) -> Result<RebuildReport, RebuildError> {
         let plans = plan(&self.archive, &*self.log, &[], allow_expired)?;
         let (archive, log) = (&self.archive, &*self.log);
-        let rebuild = Rebuild {
+        let rebuild = StoreRebuild {
             store,
             archive,
             log,
             rules: RULES,
             max_series: MAX_SERIES,
-            census: Census::new(100),
+            metric_names: MetricNameRegistry::new(100),
             max_ahead_ms: 3_600_000,
             nonce: 99,
         };
@@ -191,7 +197,7 @@ fn everything(store: &dyn RollupStore) -> Vec<String> {
     all.push(format!(
         "{:?} {:?}",
         snapshot.accounting("t", Hour(0), Hour(99)),
-        snapshot.metrics("t", &Page::ALL)
+        snapshot.metrics("t", &NameRange::ALL)
     ));
     all
 }
@@ -212,7 +218,7 @@ fn a_rebuilt_store_is_the_one_that_was_lost() {
         let [aggregated, deduplicated, _] = report.events;
         assert!(deduplicated > 0 && aggregated + deduplicated == 4 * RECORDS, "{report:?}");
         let metrics =
-            store.snapshot().expect("snapshot").metrics("t", &Page::ALL).expect("metrics");
+            store.snapshot().expect("snapshot").metrics("t", &NameRange::ALL).expect("metrics");
         assert_eq!(
             metrics[0].series,
             2 * MAX_SERIES + 1,
@@ -231,13 +237,17 @@ fn a_rebuild_that_is_ended_anywhere_goes_on() {
     let world = World::at_work(20, [1, 0]);
     let expected = everything(&*world.store);
     let mut ends = 0;
-    for fault in [Fault::Before, Fault::AppliedReplyLost] {
+    for fault in [StoreFault::Before, StoreFault::AppliedReplyLost] {
         for at in 0.. {
             let store = MemoryStore::rebuilding();
             let mut left = at;
             store.set_faults(move |write| {
-                let hit = matches!(write, Write::Flush | Write::Restore) && left == 0;
-                left = if matches!(write, Write::Flush | Write::Restore) { left - 1 } else { left };
+                let hit = matches!(write, StoreWrite::Flush | StoreWrite::Restore) && left == 0;
+                left = if matches!(write, StoreWrite::Flush | StoreWrite::Restore) {
+                    left - 1
+                } else {
+                    left
+                };
                 hit.then_some(fault)
             });
             match world.rebuild(&store, false) {
@@ -322,7 +332,7 @@ fn what_expired_is_left_out_only_when_that_is_allowed() {
     assert!(world.store.expired(&first).expect("expired"));
     world.archive.remove(&first.path, Tier::Hot).expect("removed");
     let refused = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("refused");
-    assert_eq!(refused, RebuildError::Begins { shard: ShardId(0), start: 5 });
+    assert_eq!(refused, RebuildError::StartsLate { shard: ShardId(0), start: 5 });
     assert!(refused.to_string().contains("--allow-expired"), "{refused}");
 
     let store = MemoryStore::rebuilding();
@@ -336,7 +346,7 @@ fn what_expired_is_left_out_only_when_that_is_allowed() {
     let floor = ArchiveFloor { offset: 5, appended: 50_000, hour: Hour(2) };
     assert_eq!(snapshot.archive_floors(), Ok(vec![(ShardId(0), floor)]));
     let rows = snapshot.manifest(Some(ShardId(0))).expect("rows");
-    assert_eq!(crate::model::manifest::tiles(&rows, 5, 20), Ok(()));
+    assert_eq!(crate::model::manifest::check_tiling(&rows, 5, 20), Ok(()));
     assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.next, RECORDS);
 }
 
@@ -359,18 +369,18 @@ fn a_log_that_continues_another_has_the_history_of_both() {
     }
     log.release(&[20, 20]).expect("released");
     let refused = plan(&world.archive, &*log, &[], false).expect_err("nothing of its own");
-    assert_eq!(refused, RebuildError::Begins { shard: ShardId(0), start: 20 });
+    assert_eq!(refused, RebuildError::StartsLate { shard: ShardId(0), start: 20 });
     assert!(refused.to_string().contains("--former-log"), "{refused}");
     let plans = plan(&world.archive, &*log, &[LOG], false).expect("a plan");
     let store = MemoryStore::rebuilding();
     let (archive, rules) = (&world.archive, RULES);
-    let rebuild = Rebuild {
+    let rebuild = StoreRebuild {
         store: &*store,
         archive,
         log: &*log,
         rules,
         max_series: MAX_SERIES,
-        census: Census::new(100),
+        metric_names: MetricNameRegistry::new(100),
         max_ahead_ms: 0,
         nonce: 1,
     };

@@ -10,7 +10,7 @@ use crate::model::window::Millis;
 
 /// What the driver asks for.
 #[derive(Debug)]
-pub enum Command {
+pub enum ShardCommand {
     /// Read records of the log; answered by `LogRead`.
     ReadLog {
         /// The first record.
@@ -60,33 +60,33 @@ pub enum Command {
     /// Whoever waits for a drain need not wait any longer.
     Drained,
     /// There is more to read at once.
-    PulseAgain,
+    WakeAgain,
     /// For logs, metrics and the shard table; nothing depends on it.
-    Report(Report),
+    Notify(ShardNotice),
     /// End the shard and drop its memory. No later command counts.
     End(EndReason),
 }
 
 /// What happened to a shard, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
+pub enum ShardNotice {
     /// The store took no claim: the shard answers queries and waits with its flushes.
     Unclaimed(CallError),
     /// The log lost these records, and the archive has them.
-    RecoveryBegan(OffsetRange),
+    RecoveryStarted(OffsetRange),
     /// All that the log lost was applied.
     RecoveryEnded(OffsetRange),
     /// The archive cannot be reached for what the log lost; it is tried again.
-    RecoveryWaits(CallError),
+    RecoveryDelayed(CallError),
     /// Records were applied.
-    Applied(Applied),
+    Applied(AppliedRecords),
     /// A commit ended.
     FlushEnded(Result<(), CallError>),
     /// Where the store stands could not be learned; it is tried again.
     Unconfirmed(CallError),
     /// The shard stands still until somebody repairs something: before this record, or at its
     /// start.
-    StandsStill {
+    Stopped {
         /// The record.
         before: Option<Offset>,
         /// Why.
@@ -94,17 +94,17 @@ pub enum Report {
     },
 }
 
-impl Report {
+impl ShardNotice {
     /// That the shard stands still before this record, or at its start, if it ends for a reason
     /// that needs repair.
-    pub fn of_end(reason: &EndReason, before: Option<Offset>) -> Option<Self> {
-        reason.needs_repair().then(|| Report::StandsStill { before, why: reason.to_string() })
+    pub fn from_end(reason: &EndReason, before: Option<Offset>) -> Option<Self> {
+        reason.needs_repair().then(|| ShardNotice::Stopped { before, why: reason.to_string() })
     }
 }
 
 /// Records that were applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Applied {
+pub struct AppliedRecords {
     /// How many.
     pub records: usize,
     /// Their payload.

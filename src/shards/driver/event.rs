@@ -4,13 +4,13 @@ use std::borrow::Cow;
 
 use super::failure::CallError;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::Decisions;
+use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Checkpoint, Offset};
 use crate::model::window::Millis;
 
 /// When an event happens, and how far the log is then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
+pub struct StepContext {
     /// The boot clock, for cadence only: it never touches a rollup.
     pub now: Millis,
     /// The log's end.
@@ -19,9 +19,9 @@ pub struct Moment {
 
 /// What happens to a shard.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub enum ShardEvent<'a> {
     /// There may be something to read or to flush.
-    Pulse,
+    Wakeup,
     /// Flush what is open.
     Drain,
     /// Records of the log, in order: what was asked for.
@@ -53,7 +53,7 @@ pub struct ArchivedRecords {
     /// In the order of the log.
     pub records: Vec<LogRecord>,
     /// What was decided about the records below an offset, if that is news.
-    pub decided: Option<(Decisions, Offset)>,
+    pub decisions: Option<(RangeDecisions, Offset)>,
     /// Where the last object ends that is to be read. The log may have its last records, but only
     /// the object has what was decided about them. It changes when a damaged object is
     /// replaced by another.

@@ -1,7 +1,7 @@
 //! Why a call that the driver asked for failed, and why a shard ends. Only what the driver decides
 //! on has a kind; the text is for people.
 
-use crate::model::offset::{Diverged, Offset, OffsetRange, ShardId};
+use crate::model::offset::{LogDivergence, Offset, OffsetRange, ShardId};
 
 /// What a failure means for the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct CallError {
 
 impl CallError {
     /// Whether the store takes no claim and no flush now, but may later.
-    pub fn store_is_away(&self) -> bool {
+    pub fn is_store_unavailable(&self) -> bool {
         matches!(
             self.kind,
             FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::OutcomeUnknown
@@ -44,7 +44,7 @@ impl CallError {
     }
 
     /// Whether a commit that failed like this may be sent again: nothing of it can be in the store.
-    pub fn may_be_repeated(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         matches!(
             self.kind,
             FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::TimedOut
@@ -57,13 +57,13 @@ impl CallError {
 pub enum EndReason {
     /// The log does not continue where the store stands.
     #[error(transparent)]
-    Diverged(#[from] Diverged),
+    Diverged(#[from] LogDivergence),
     /// A call failed in a way that this life of the shard cannot survive.
     #[error(transparent)]
     Failed(#[from] CallError),
     /// Another owner claimed the shard while this one was loading.
     #[error("refused: shard {shard} is not at the expected checkpoint and epoch any more")]
-    Overtaken {
+    Fenced {
         /// The shard.
         shard: ShardId,
     },
@@ -85,7 +85,7 @@ pub enum EndReason {
     Reclaimed,
     /// The performer answered a question that was not asked.
     #[error("shard {shard} was told {event}, which it did not ask for")]
-    Unasked {
+    UnexpectedEvent {
         /// The shard.
         shard: ShardId,
         /// What it was told.
@@ -98,9 +98,11 @@ impl EndReason {
     /// wait.
     pub fn is_refusal(&self) -> bool {
         match self {
-            EndReason::Overtaken { .. } | EndReason::RolledBack { .. } => true,
+            EndReason::Fenced { .. } | EndReason::RolledBack { .. } => true,
             EndReason::Failed(error) => error.kind == FailureKind::Refused,
-            EndReason::Diverged(_) | EndReason::Reclaimed | EndReason::Unasked { .. } => false,
+            EndReason::Diverged(_) | EndReason::Reclaimed | EndReason::UnexpectedEvent { .. } => {
+                false
+            }
         }
     }
 
@@ -112,17 +114,17 @@ impl EndReason {
             EndReason::Failed(error) => {
                 matches!(error.kind, FailureKind::Damaged | FailureKind::Unusable)
             }
-            EndReason::Overtaken { .. }
+            EndReason::Fenced { .. }
             | EndReason::RolledBack { .. }
             | EndReason::Reclaimed
-            | EndReason::Unasked { .. } => false,
+            | EndReason::UnexpectedEvent { .. } => false,
         }
     }
 
     /// The records that neither the log nor the archive has, if that is the reason.
     pub fn lost_records(&self) -> Option<OffsetRange> {
         match self {
-            EndReason::Diverged(Diverged::Lost { lost, .. }) => Some(*lost),
+            EndReason::Diverged(LogDivergence::LostRecords { lost, .. }) => Some(*lost),
             _ => None,
         }
     }

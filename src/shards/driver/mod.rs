@@ -1,7 +1,7 @@
 //! The shard driver: everything that decides about a shard. Events in, commands out; whoever
 //! performs the commands decides nothing.
 //!
-//! [`startup::Startup`] claims and loads; [`ShardDriver`] reads, applies, commits, confirms,
+//! [`startup::ShardStartup`] claims and loads; [`ShardDriver`] reads, applies, commits, confirms,
 //! drains, isolates suspects and recovers what the log lost. The shard actor performs the commands
 //! on threads, the simulation in the order of a seed.
 //!
@@ -18,16 +18,16 @@ mod tests;
 
 use std::collections::VecDeque;
 
-pub use command::{Applied, Command, Report};
-pub use event::{ArchivedRecords, Event, Moment};
+pub use command::{AppliedRecords, ShardCommand, ShardNotice};
+pub use event::{ArchivedRecords, ShardEvent, StepContext};
 pub use failure::{CallError, EndReason, FailureKind};
-pub use gap_recovery::{GapRecovery, lost};
+pub use gap_recovery::{GapRecovery, lost_range};
 
-use super::state::{Effect, Input, ShardState};
+use super::state::{ShardEffect, ShardInput, ShardState};
 use crate::invariants::{Invariant, check};
 use crate::model::flush::LogRecord;
-use crate::model::manifest::Decisions;
-use crate::model::offset::{Checkpoint, Diverged, Offset, OffsetRange};
+use crate::model::manifest::RangeDecisions;
+use crate::model::offset::{Checkpoint, LogDivergence, Offset, OffsetRange};
 use crate::model::window::Millis;
 
 /// A log that is damaged where the shard stands is read again after this time: somebody may have
@@ -56,7 +56,7 @@ pub struct ShardDriver {
     isolation: Isolation,
     /// Since when the log is left alone, because it is damaged at the next record.
     damaged_since: Option<Millis>,
-    committing: Option<OffsetRange>,
+    committing_range: Option<OffsetRange>,
     /// Everything below is in the store.
     committed: Offset,
     /// Starts at this checkpoint without progress; 0 once it has committed.
@@ -64,7 +64,7 @@ pub struct ShardDriver {
     /// Somebody waits until nothing is in flight.
     draining: bool,
     /// Empty between two events; kept for its memory.
-    effects: Vec<Effect>,
+    effects: Vec<ShardEffect>,
 }
 
 /// Runs a shard that nobody claimed: what recomputes records, and tests.
@@ -91,7 +91,7 @@ impl ShardDriver {
             unclaimed,
             isolation: Isolation::Released,
             damaged_since: None,
-            committing: None,
+            committing_range: None,
             attempts,
             draining: false,
             effects: Vec::new(),
@@ -104,8 +104,8 @@ impl ShardDriver {
     }
 
     /// Learns what was decided about the records below `to`, which are folded once more.
-    pub fn learn(&mut self, decisions: &Decisions, to: Offset) {
-        self.state.learn(decisions, to);
+    pub fn apply_decisions(&mut self, decisions: &RangeDecisions, to: Offset) {
+        self.state.apply_decisions(decisions, to);
     }
 
     /// Everything below is in the store.
@@ -119,23 +119,28 @@ impl ShardDriver {
     }
 
     /// One step.
-    pub fn on(&mut self, at: Moment, event: Event<'_>, out: &mut VecDeque<Command>) {
+    pub fn handle(
+        &mut self,
+        at: StepContext,
+        event: ShardEvent<'_>,
+        out: &mut VecDeque<ShardCommand>,
+    ) {
         let before = self.state.next();
         match event {
-            Event::Pulse => self.on_pulse(at, out),
-            Event::Drain => self.on_drain(at, out),
-            Event::LogRead(Ok(records)) => self.on_records(at, &records, false, out),
-            Event::LogRead(Err(error)) => self.on_log_failed(at, error, out),
-            Event::ArchiveRead(read) => self.on_archive_read(at, read, out),
-            Event::IsolationAcquired => self.on_isolation_acquired(out),
-            Event::SuspectMarked(Ok(())) => {
-                self.step(Input::Records(&[]), out);
+            ShardEvent::Wakeup => self.on_wakeup(at, out),
+            ShardEvent::Drain => self.on_drain(at, out),
+            ShardEvent::LogRead(Ok(records)) => self.on_records(at, &records, false, out),
+            ShardEvent::LogRead(Err(error)) => self.on_log_failed(at, error, out),
+            ShardEvent::ArchiveRead(read) => self.on_archive_read(at, read, out),
+            ShardEvent::IsolationAcquired => self.on_isolation_acquired(out),
+            ShardEvent::SuspectMarked(Ok(())) => {
+                self.step(ShardInput::Records(&[]), out);
                 self.after_records(at, true, out);
             }
-            Event::SuspectMarked(Err(error)) => self.end(error.into(), out),
-            Event::CommitEnded(outcome) => self.on_commit_ended(at, outcome, out),
-            Event::Reclaimed(outcome) => self.on_reclaimed(at, outcome, out),
-            Event::Confirmed { next, archived, stored } => {
+            ShardEvent::SuspectMarked(Err(error)) => self.end(error.into(), out),
+            ShardEvent::CommitEnded(outcome) => self.on_commit_ended(at, outcome, out),
+            ShardEvent::Reclaimed(outcome) => self.on_reclaimed(at, outcome, out),
+            ShardEvent::Confirmed { next, archived, stored } => {
                 self.on_confirmed(next, archived, stored, out)
             }
         }
@@ -146,13 +151,13 @@ impl ShardDriver {
 
     /// Asks for records; what is due follows when they are applied, or at once if none are asked
     /// for.
-    fn on_pulse(&mut self, at: Moment, out: &mut VecDeque<Command>) {
+    fn on_wakeup(&mut self, at: StepContext, out: &mut VecDeque<ShardCommand>) {
         let next = self.state.next();
         if let Some(over) = self.recovery.take_if(|recovery| recovery.is_over(next)) {
-            out.push_back(Command::Report(Report::RecoveryEnded(over.lost())));
+            out.push_back(ShardCommand::Notify(ShardNotice::RecoveryEnded(over.lost())));
         }
         if next > at.log_end {
-            let short = Diverged::Short { end: at.log_end, checkpoint: next };
+            let short = LogDivergence::ShortLog { end: at.log_end, checkpoint: next };
             self.end(short.into(), out);
             return;
         }
@@ -163,30 +168,32 @@ impl ShardDriver {
     }
 
     /// Where the next records come from, if any are wanted now.
-    fn read_from(&self, at: Moment) -> Option<Command> {
+    fn read_from(&self, at: StepContext) -> Option<ShardCommand> {
         let (from, max_bytes) = (self.state.next(), self.pull_bytes);
         if self.state.credit() == 0 || from == at.log_end {
             return None;
         }
         if let Some(recovery) = &self.recovery {
-            return (!recovery.waits(at.now)).then_some(Command::ReadArchive { from, max_bytes });
+            return (!recovery.is_waiting(at.now))
+                .then_some(ShardCommand::ReadArchive { from, max_bytes });
         }
         let waits = |since: Millis| (0..DAMAGED_RETRY_MS).contains(&at.now.saturating_sub(since));
-        (!self.damaged_since.is_some_and(waits)).then_some(Command::ReadLog { from, max_bytes })
+        (!self.damaged_since.is_some_and(waits))
+            .then_some(ShardCommand::ReadLog { from, max_bytes })
     }
 
     fn on_records(
         &mut self,
-        at: Moment,
+        at: StepContext,
         records: &[LogRecord],
         from_archive: bool,
-        out: &mut VecDeque<Command>,
+        out: &mut VecDeque<ShardCommand>,
     ) {
         self.damaged_since = None;
         let credit = self.state.credit();
         let records = &records[..records.len().min(credit)];
-        self.step(Input::Records(records), out);
-        out.push_back(Command::Report(Report::Applied(Applied {
+        self.step(ShardInput::Records(records), out);
+        out.push_back(ShardCommand::Notify(ShardNotice::Applied(AppliedRecords {
             records: records.len(),
             bytes: records.iter().map(|record| record.payload.len()).sum(),
             oldest: records.first().map(|record| record.appended),
@@ -197,39 +204,44 @@ impl ShardDriver {
 
     /// A damaged log ends nothing: the shard stands still there and lives. What lies below is
     /// flushed and answered, and a start would find the same damage.
-    fn on_log_failed(&mut self, at: Moment, error: CallError, out: &mut VecDeque<Command>) {
+    fn on_log_failed(
+        &mut self,
+        at: StepContext,
+        error: CallError,
+        out: &mut VecDeque<ShardCommand>,
+    ) {
         if error.kind != FailureKind::Damaged {
             self.end(error.into(), out);
             return;
         }
         self.damaged_since = Some(at.now);
         let before = Some(self.state.next());
-        out.push_back(Command::Report(Report::StandsStill { before, why: error.message }));
+        out.push_back(ShardCommand::Notify(ShardNotice::Stopped { before, why: error.message }));
         self.after_records(at, false, out);
     }
 
     /// An archive that is away ends nothing either.
     fn on_archive_read(
         &mut self,
-        at: Moment,
+        at: StepContext,
         read: Result<ArchivedRecords, CallError>,
-        out: &mut VecDeque<Command>,
+        out: &mut VecDeque<ShardCommand>,
     ) {
         match read {
-            Ok(ArchivedRecords { records, decided, to }) => {
+            Ok(ArchivedRecords { records, decisions: decided, to }) => {
                 if let Some(recovery) = &mut self.recovery {
-                    recovery.reads_to(to);
+                    recovery.set_end(to);
                 }
                 if let Some((decisions, to)) = decided {
-                    self.learn(&decisions, to);
+                    self.apply_decisions(&decisions, to);
                 }
                 self.on_records(at, &records, true, out);
             }
             Err(error) if error.kind == FailureKind::Unavailable => {
                 if let Some(recovery) = &mut self.recovery {
-                    recovery.failed(at.now);
+                    recovery.record_failure(at.now);
                 }
-                out.push_back(Command::Report(Report::RecoveryWaits(error)));
+                out.push_back(ShardCommand::Notify(ShardNotice::RecoveryDelayed(error)));
                 self.after_records(at, false, out);
             }
             Err(error) => self.end(error.into(), out),
@@ -238,61 +250,63 @@ impl ShardDriver {
 
     /// What is due after records were applied, or could not be had. In the middle of a record that
     /// is applied event by event, nothing is.
-    fn after_records(&mut self, at: Moment, more: bool, out: &mut VecDeque<Command>) {
+    fn after_records(&mut self, at: StepContext, more: bool, out: &mut VecDeque<ShardCommand>) {
         if self.state.is_isolating() {
             return;
         }
         self.tick(at.now, false, out);
         if more && self.state.next() < at.log_end {
-            out.push_back(Command::PulseAgain);
+            out.push_back(ShardCommand::WakeAgain);
         }
     }
 
-    fn on_isolation_acquired(&mut self, out: &mut VecDeque<Command>) {
+    fn on_isolation_acquired(&mut self, out: &mut VecDeque<ShardCommand>) {
         if let Isolation::Waiting { offset, index } = self.isolation {
             self.isolation = Isolation::Held;
-            out.push_back(Command::MarkSuspect { epoch: self.state.epoch(), offset, index });
+            out.push_back(ShardCommand::MarkSuspect { epoch: self.state.epoch(), offset, index });
         }
     }
 
-    fn on_drain(&mut self, at: Moment, out: &mut VecDeque<Command>) {
+    fn on_drain(&mut self, at: StepContext, out: &mut VecDeque<ShardCommand>) {
         self.tick(at.now, true, out);
-        self.draining = self.committing.is_some();
+        self.draining = self.committing_range.is_some();
         if !self.draining {
-            out.push_back(Command::Drained);
+            out.push_back(ShardCommand::Drained);
         }
     }
 
     fn on_commit_ended(
         &mut self,
-        at: Moment,
+        at: StepContext,
         outcome: Result<(), CallError>,
-        out: &mut VecDeque<Command>,
+        out: &mut VecDeque<ShardCommand>,
     ) {
-        let Some(range) = self.committing.take() else {
-            let unasked =
-                EndReason::Unasked { shard: self.state.shard(), event: "the end of a commit" };
+        let Some(range) = self.committing_range.take() else {
+            let unasked = EndReason::UnexpectedEvent {
+                shard: self.state.shard(),
+                event: "the end of a commit",
+            };
             self.end(unasked, out);
             return;
         };
-        out.push_back(Command::Report(Report::FlushEnded(outcome.clone())));
+        out.push_back(ShardCommand::Notify(ShardNotice::FlushEnded(outcome.clone())));
         match outcome {
             Ok(()) => {
                 (self.committed, self.attempts) = (range.to, 0);
                 if self.isolation == Isolation::Held {
                     self.isolation = Isolation::Released;
-                    out.push_back(Command::ReleaseIsolation);
+                    out.push_back(ShardCommand::ReleaseIsolation);
                 }
-                self.step(Input::Committed { now: at.now }, out);
+                self.step(ShardInput::Committed { now: at.now }, out);
             }
-            Err(error) if error.may_be_repeated() => self.step(Input::CommitFailed, out),
+            Err(error) if error.is_retryable() => self.step(ShardInput::CommitFailed, out),
             Err(error) => {
                 self.end(error.into(), out);
                 return;
             }
         }
         if std::mem::take(&mut self.draining) {
-            out.push_back(Command::Drained);
+            out.push_back(ShardCommand::Drained);
         }
     }
 
@@ -300,9 +314,9 @@ impl ShardDriver {
     /// next one is a new epoch.
     fn on_reclaimed(
         &mut self,
-        at: Moment,
+        at: StepContext,
         outcome: Result<(), CallError>,
-        out: &mut VecDeque<Command>,
+        out: &mut VecDeque<ShardCommand>,
     ) {
         match outcome {
             Ok(()) => self.end(EndReason::Reclaimed, out),
@@ -320,7 +334,7 @@ impl ShardDriver {
         next: Offset,
         archived: Offset,
         stored: Result<Option<Checkpoint>, CallError>,
-        out: &mut VecDeque<Command>,
+        out: &mut VecDeque<ShardCommand>,
     ) {
         let epoch = self.state.epoch();
         let stands =
@@ -329,46 +343,48 @@ impl ShardDriver {
             Ok(stored) if stored.is_some_and(stands) => {}
             Ok(_) => self.end(EndReason::RolledBack { shard: self.state.shard(), next }, out),
             Err(error) if error.kind == FailureKind::Refused => self.end(error.into(), out),
-            Err(error) => out.push_back(Command::Report(Report::Unconfirmed(error))),
+            Err(error) => out.push_back(ShardCommand::Notify(ShardNotice::Unconfirmed(error))),
         }
     }
 
-    fn end(&self, reason: EndReason, out: &mut VecDeque<Command>) {
-        out.extend(Report::of_end(&reason, Some(self.state.next())).map(Command::Report));
-        out.push_back(Command::End(reason));
+    fn end(&self, reason: EndReason, out: &mut VecDeque<ShardCommand>) {
+        out.extend(
+            ShardNotice::from_end(&reason, Some(self.state.next())).map(ShardCommand::Notify),
+        );
+        out.push_back(ShardCommand::End(reason));
     }
 
-    fn tick(&mut self, now: Millis, drain: bool, out: &mut VecDeque<Command>) {
-        self.step(Input::Tick { now, drain }, out);
+    fn tick(&mut self, now: Millis, drain: bool, out: &mut VecDeque<ShardCommand>) {
+        self.step(ShardInput::Tick { now, drain }, out);
     }
 
     /// Steps the state machine, and asks for what it asks for.
-    fn step(&mut self, input: Input<'_>, out: &mut VecDeque<Command>) {
+    fn step(&mut self, input: ShardInput<'_>, out: &mut VecDeque<ShardCommand>) {
         let mut effects = std::mem::take(&mut self.effects);
         self.state.step(input, &mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Confirm { next } => out.push_back(Command::Confirm { next }),
-                Effect::Stop(unread @ Diverged::Unread { offset, .. }) => {
+                ShardEffect::Confirm { next } => out.push_back(ShardCommand::Confirm { next }),
+                ShardEffect::Stop(unread @ LogDivergence::UnsupportedVersion { offset, .. }) => {
                     let why = unread.to_string();
-                    out.push_back(Command::Report(Report::StandsStill {
+                    out.push_back(ShardCommand::Notify(ShardNotice::Stopped {
                         before: Some(offset),
                         why,
                     }));
                 }
-                Effect::Stop(diverged) => self.end(diverged.into(), out),
-                Effect::MarkSuspect { offset, index } => self.isolate(offset, index, out),
-                Effect::Commit { guard, batch, forget_ids_before } => {
+                ShardEffect::Stop(diverged) => self.end(diverged.into(), out),
+                ShardEffect::MarkSuspect { offset, index } => self.isolate(offset, index, out),
+                ShardEffect::Commit { guard, batch, forget_ids_before } => {
                     check(Invariant::SingleWriter, guard.range.from == self.committed, || {
                         format!(
                             "{guard:?} does not follow the flush that ended at {}",
                             self.committed
                         )
                     });
-                    self.committing = Some(guard.range);
+                    self.committing_range = Some(guard.range);
                     out.push_back(match self.unclaimed {
-                        true => Command::Reclaim,
-                        false => Command::Commit { guard, batch, forget_ids_before },
+                        true => ShardCommand::Reclaim,
+                        false => ShardCommand::Commit { guard, batch, forget_ids_before },
                     });
                 }
             }
@@ -376,14 +392,16 @@ impl ShardDriver {
         self.effects = effects;
     }
 
-    fn isolate(&mut self, offset: Offset, index: u32, out: &mut VecDeque<Command>) {
+    fn isolate(&mut self, offset: Offset, index: u32, out: &mut VecDeque<ShardCommand>) {
         match self.isolation {
-            Isolation::Held => {
-                out.push_back(Command::MarkSuspect { epoch: self.state.epoch(), offset, index })
-            }
+            Isolation::Held => out.push_back(ShardCommand::MarkSuspect {
+                epoch: self.state.epoch(),
+                offset,
+                index,
+            }),
             Isolation::Waiting { .. } | Isolation::Released => {
                 self.isolation = Isolation::Waiting { offset, index };
-                out.push_back(Command::AcquireIsolation);
+                out.push_back(ShardCommand::AcquireIsolation);
             }
         }
     }

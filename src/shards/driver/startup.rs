@@ -9,14 +9,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::ShardDriver;
-use super::command::Report;
+use super::command::ShardNotice;
 use super::failure::{CallError, EndReason};
-use super::gap_recovery::{GapRecovery, lost};
+use super::gap_recovery::{GapRecovery, lost_range};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, RecentIds};
-use crate::model::offset::{Checkpoint, Diverged, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::offset::{Checkpoint, Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
-use crate::shards::series::{Admission, Census};
+use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
 use crate::shards::state::{ShardLimits, ShardState};
 
 /// What is fixed for a shard on a node.
@@ -33,7 +33,7 @@ pub struct ShardConfig {
     /// Series of one tenant that it admits: the tenant's limit divided over the shards.
     pub max_series: u64,
     /// The metric names of each tenant, shared by the shards of a node.
-    pub census: Option<Arc<Census>>,
+    pub metric_names: Option<Arc<MetricNameRegistry>>,
     /// Payload bytes read in one step: bounds how long readers wait for the open batch.
     pub pull_bytes: usize,
 }
@@ -65,7 +65,7 @@ pub enum StartupCommand {
     /// rules of de-duplication.
     Load,
     /// Note a rule of de-duplication.
-    NoteRule {
+    RecordRule {
         /// The owner.
         epoch: Epoch,
         /// The first record that it decides.
@@ -89,28 +89,28 @@ pub enum StartupEvent {
     /// Where the last of the objects ends, or the first part of what was lost that is in none.
     PlanRecovery(Result<Result<Offset, OffsetRange>, CallError>),
     /// What the store has of the shard.
-    Load(Result<Loaded, CallError>),
+    Load(Result<LoadedShard, CallError>),
     /// The rule is noted.
-    NoteRule(Result<(), CallError>),
+    RecordRule(Result<(), CallError>),
 }
 
 /// What the store has of a shard.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedShard {
     /// The blocks of ids. Those beyond the horizon were deleted by the flush that knew the append
     /// times.
     pub blocks: Vec<DedupBlock>,
     /// The admitted series, by tenant.
     pub admitted: Vec<(String, Vec<SeriesId>)>,
     /// The checkpoint, read after both.
-    pub stored: Option<Checkpoint>,
+    pub checkpoint: Option<Checkpoint>,
     /// The rules of de-duplication that are noted, read with the checkpoint.
     pub rules: DedupRules,
 }
 
 /// An owner that is not complete yet.
 #[derive(Debug)]
-struct Owner {
+struct PendingOwner {
     claim: Claim,
     unclaimed: Option<CallError>,
     end: Offset,
@@ -125,41 +125,41 @@ enum ShardPhase {
     ProbeArchive(OffsetRange, Offset),
     Claim,
     FindUnclaimed(CallError),
-    FindAppended(Owner),
-    ReadBounds(Owner),
-    PlanRecovery(Owner, OffsetRange),
-    Load(Owner),
-    NoteRules(Owner, Loaded, VecDeque<(Offset, DedupRule)>),
+    FindAppended(PendingOwner),
+    ReadBounds(PendingOwner),
+    PlanRecovery(PendingOwner, OffsetRange),
+    Load(PendingOwner),
+    RecordRules(PendingOwner, LoadedShard, VecDeque<(Offset, DedupRule)>),
 }
 
 /// A shard that is being started.
 #[derive(Debug)]
-pub struct Startup {
+pub struct ShardStartup {
     config: ShardConfig,
     phase: ShardPhase,
 }
 
 /// What follows from an answer.
 #[derive(Debug)]
-pub enum StartupStep {
+pub enum StartupProgress {
     /// The next question.
-    Ask(Box<Startup>, StartupCommand),
+    Next(Box<ShardStartup>, StartupCommand),
     /// The shard has its owner.
-    Started(Box<Started>),
+    Started(Box<RunningShard>),
 }
 
 /// A shard that has its owner.
 #[derive(Debug)]
-pub struct Started {
+pub struct RunningShard {
     /// The claim.
     pub claim: Claim,
     /// What runs it.
     pub driver: ShardDriver,
     /// What people should know.
-    pub reports: Vec<Report>,
+    pub notices: Vec<ShardNotice>,
 }
 
-impl Startup {
+impl ShardStartup {
     /// A shard that could not be served before is probed before it is claimed: each claim is a new
     /// epoch, and counts as an attempt.
     pub fn begin(config: ShardConfig, stood_still: bool) -> (Box<Self>, StartupCommand) {
@@ -177,7 +177,7 @@ impl Startup {
             | ShardPhase::ReadBounds(owner)
             | ShardPhase::PlanRecovery(owner, _)
             | ShardPhase::Load(owner)
-            | ShardPhase::NoteRules(owner, ..) => Some(&owner.claim),
+            | ShardPhase::RecordRules(owner, ..) => Some(&owner.claim),
             _ => None,
         }
     }
@@ -186,7 +186,7 @@ impl Startup {
     ///
     /// # Errors
     /// If the shard cannot start.
-    pub fn on(self: Box<Self>, event: StartupEvent) -> Result<StartupStep, EndReason> {
+    pub fn handle(self: Box<Self>, event: StartupEvent) -> Result<StartupProgress, EndReason> {
         let Self { config, phase } = *self;
         match (phase, event) {
             (ShardPhase::Probe, StartupEvent::FindCheckpoint(found)) => Ok(config.probe(found?)),
@@ -215,11 +215,13 @@ impl Startup {
             (ShardPhase::Load(owner), StartupEvent::Load(loaded)) => {
                 config.on_loaded(owner, loaded?)
             }
-            (ShardPhase::NoteRules(owner, loaded, due), StartupEvent::NoteRule(noted)) => {
+            (ShardPhase::RecordRules(owner, loaded, due), StartupEvent::RecordRule(noted)) => {
                 noted?;
-                config.on_noted(owner, loaded, due)
+                config.on_recorded(owner, loaded, due)
             }
-            (_, event) => Err(EndReason::Unasked { shard: config.shard, event: event.name() }),
+            (_, event) => {
+                Err(EndReason::UnexpectedEvent { shard: config.shard, event: event.name() })
+            }
         }
     }
 }
@@ -233,7 +235,7 @@ impl StartupEvent {
             StartupEvent::ReadBounds(_) => "the log's bounds",
             StartupEvent::PlanRecovery(_) => "a plan of recovery",
             StartupEvent::Load(_) => "what the store has",
-            StartupEvent::NoteRule(_) => "a rule noted",
+            StartupEvent::RecordRule(_) => "a rule noted",
         }
     }
 }
@@ -243,17 +245,21 @@ fn recovery(
     lost: OffsetRange,
     end: Offset,
     planned: Result<Offset, OffsetRange>,
-) -> Result<GapRecovery, Diverged> {
-    GapRecovery::new(lost, planned.map_err(|missing| Diverged::Lost { lost, missing })?, end)
+) -> Result<GapRecovery, LogDivergence> {
+    GapRecovery::new(
+        lost,
+        planned.map_err(|missing| LogDivergence::LostRecords { lost, missing })?,
+        end,
+    )
 }
 
 impl ShardConfig {
-    fn ask(self, phase: ShardPhase, command: StartupCommand) -> StartupStep {
-        StartupStep::Ask(Box::new(Startup { config: self, phase }), command)
+    fn ask(self, phase: ShardPhase, command: StartupCommand) -> StartupProgress {
+        StartupProgress::Next(Box::new(ShardStartup { config: self, phase }), command)
     }
 
     /// A checkpoint of another log is left to the claim, which refuses it.
-    fn probe(self, found: Option<Checkpoint>) -> StartupStep {
+    fn probe(self, found: Option<Checkpoint>) -> StartupProgress {
         match found.filter(|at| at.log == self.log) {
             Some(at) => self.ask(ShardPhase::ProbeBounds(at), StartupCommand::ReadBounds),
             None => self.ask(ShardPhase::Claim, StartupCommand::Claim),
@@ -264,8 +270,8 @@ impl ShardConfig {
         self,
         at: &Checkpoint,
         bounds: (Offset, Offset),
-    ) -> Result<StartupStep, EndReason> {
-        Ok(match lost(at, bounds)? {
+    ) -> Result<StartupProgress, EndReason> {
+        Ok(match lost_range(at, bounds)? {
             None => self.ask(ShardPhase::Claim, StartupCommand::Claim),
             Some(lost) => {
                 let plan = StartupCommand::PlanRecovery { archived: at.archived, lost };
@@ -274,10 +280,10 @@ impl ShardConfig {
         })
     }
 
-    fn on_claimed(self, claimed: Result<Claim, CallError>) -> Result<StartupStep, EndReason> {
+    fn on_claimed(self, claimed: Result<Claim, CallError>) -> Result<StartupProgress, EndReason> {
         match claimed {
             Ok(claim) => Ok(self.owned(claim, None)),
-            Err(why) if self.exclusive && why.store_is_away() => {
+            Err(why) if self.exclusive && why.is_store_unavailable() => {
                 Ok(self.ask(ShardPhase::FindUnclaimed(why), StartupCommand::FindCheckpoint))
             }
             Err(why) => Err(why.into()),
@@ -291,16 +297,16 @@ impl ShardConfig {
         self,
         why: CallError,
         found: Option<Checkpoint>,
-    ) -> Result<StartupStep, EndReason> {
+    ) -> Result<StartupProgress, EndReason> {
         let Some(checkpoint) = found.filter(|at| at.log == self.log) else {
             return Err(why.into());
         };
         Ok(self.owned(Claim { checkpoint, attempts: 0, suspects: Vec::new() }, Some(why)))
     }
 
-    fn owned(self, claim: Claim, unclaimed: Option<CallError>) -> StartupStep {
+    fn owned(self, claim: Claim, unclaimed: Option<CallError>) -> StartupProgress {
         let Checkpoint { next, appended, .. } = claim.checkpoint;
-        let owner = Owner { claim, unclaimed, end: 0, recovery: None };
+        let owner = PendingOwner { claim, unclaimed, end: 0, recovery: None };
         match appended {
             Some(_) => self.ask(ShardPhase::ReadBounds(owner), StartupCommand::ReadBounds),
             None => {
@@ -313,11 +319,11 @@ impl ShardConfig {
     /// not heard of yet.
     fn on_bounds(
         self,
-        mut owner: Owner,
+        mut owner: PendingOwner,
         bounds: (Offset, Offset),
-    ) -> Result<StartupStep, EndReason> {
+    ) -> Result<StartupProgress, EndReason> {
         owner.end = bounds.1;
-        Ok(match lost(&owner.claim.checkpoint, bounds)? {
+        Ok(match lost_range(&owner.claim.checkpoint, bounds)? {
             None => self.ask(ShardPhase::Load(owner), StartupCommand::Load),
             Some(lost) => {
                 let plan = StartupCommand::PlanRecovery {
@@ -332,22 +338,27 @@ impl ShardConfig {
     /// Another owner may have claimed and flushed between the claim and what was loaded. That would
     /// be of a later checkpoint, and this owner would answer queries with it until its first
     /// flush is refused.
-    fn on_loaded(self, owner: Owner, loaded: Loaded) -> Result<StartupStep, EndReason> {
-        if loaded.stored.is_none_or(|at| at.epoch != owner.claim.checkpoint.epoch) {
-            return Err(EndReason::Overtaken { shard: self.shard });
+    fn on_loaded(
+        self,
+        owner: PendingOwner,
+        loaded: LoadedShard,
+    ) -> Result<StartupProgress, EndReason> {
+        if loaded.checkpoint.is_none_or(|at| at.epoch != owner.claim.checkpoint.epoch) {
+            return Err(EndReason::Fenced { shard: self.shard });
         }
-        let due = loaded.rules.due(owner.claim.checkpoint.next, self.limits.dedup_rule());
+        let due =
+            loaded.rules.pending_changes(owner.claim.checkpoint.next, self.limits.dedup_rule());
         Ok(self.next_rule(owner, loaded, due.into()))
     }
 
-    fn on_noted(
+    fn on_recorded(
         self,
-        owner: Owner,
-        mut loaded: Loaded,
+        owner: PendingOwner,
+        mut loaded: LoadedShard,
         mut due: VecDeque<(Offset, DedupRule)>,
-    ) -> Result<StartupStep, EndReason> {
+    ) -> Result<StartupProgress, EndReason> {
         if let Some((from, rule)) = due.pop_front() {
-            loaded.rules.note(from, rule);
+            loaded.rules.record(from, rule);
         }
         Ok(self.next_rule(owner, loaded, due))
     }
@@ -356,35 +367,35 @@ impl ShardConfig {
     /// on, for whoever folds the records.
     fn next_rule(
         self,
-        owner: Owner,
-        loaded: Loaded,
+        owner: PendingOwner,
+        loaded: LoadedShard,
         due: VecDeque<(Offset, DedupRule)>,
-    ) -> StartupStep {
+    ) -> StartupProgress {
         let epoch = owner.claim.checkpoint.epoch;
         match due.front().copied() {
             Some((from, rule)) => self.ask(
-                ShardPhase::NoteRules(owner, loaded, due),
-                StartupCommand::NoteRule { epoch, from, rule },
+                ShardPhase::RecordRules(owner, loaded, due),
+                StartupCommand::RecordRule { epoch, from, rule },
             ),
-            None => StartupStep::Started(Box::new(self.started(owner, loaded))),
+            None => StartupProgress::Started(Box::new(self.started(owner, loaded))),
         }
     }
 
-    fn started(self, owner: Owner, loaded: Loaded) -> Started {
-        let Owner { claim, unclaimed, end, recovery } = owner;
+    fn started(self, owner: PendingOwner, loaded: LoadedShard) -> RunningShard {
+        let PendingOwner { claim, unclaimed, end, recovery } = owner;
         let mut admission =
-            Admission::limited(self.max_series, loaded.admitted).of_shard(self.shard);
-        if let Some(census) = self.census {
-            admission = admission.with_census(census);
+            SeriesAdmission::limited(self.max_series, loaded.admitted).for_shard(self.shard);
+        if let Some(census) = self.metric_names {
+            admission = admission.with_metric_names(census);
         }
         let recent = RecentIds { rules: loaded.rules, blocks: loaded.blocks };
         let state = ShardState::new(self.limits, self.shard, &claim, recent, admission, end);
-        let reports = unclaimed.iter().cloned().map(Report::Unclaimed);
+        let reports = unclaimed.iter().cloned().map(ShardNotice::Unclaimed);
         let reports = reports
-            .chain(recovery.map(|recovery| Report::RecoveryBegan(recovery.lost())))
+            .chain(recovery.map(|recovery| ShardNotice::RecoveryStarted(recovery.lost())))
             .collect();
         let driver =
             ShardDriver::new(state, claim.attempts, self.pull_bytes, recovery, unclaimed.is_some());
-        Started { claim, driver, reports }
+        RunningShard { claim, driver, notices: reports }
     }
 }

@@ -1,11 +1,12 @@
 //! What the driver asks for, event by event.
 
 use super::startup::{
-    Loaded, ShardConfig, Started, Startup, StartupCommand, StartupEvent, StartupStep,
+    LoadedShard, RunningShard, ShardConfig, ShardStartup, StartupCommand, StartupEvent,
+    StartupProgress,
 };
 use super::*;
 use crate::invariants::tests::violations;
-use crate::model::flush::{Claim, DedupRules, Suspect};
+use crate::model::flush::{Claim, DedupRules, SuspectEvent};
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::record::{self, Record};
 use crate::shards::state::ShardLimits;
@@ -33,7 +34,7 @@ fn config(exclusive: bool) -> ShardConfig {
         exclusive,
         limits: limits(),
         max_series: 9,
-        census: None,
+        metric_names: None,
         pull_bytes: 4_096,
     }
 }
@@ -93,18 +94,23 @@ impl Ground {
             StartupCommand::PlanRecovery { .. } => StartupEvent::PlanRecovery(Ok(self.planned)),
             StartupCommand::Load => {
                 let (blocks, admitted, rules) = (Vec::new(), Vec::new(), DedupRules::default());
-                StartupEvent::Load(Ok(Loaded { blocks, admitted, stored: self.stored, rules }))
+                StartupEvent::Load(Ok(LoadedShard {
+                    blocks,
+                    admitted,
+                    checkpoint: self.stored,
+                    rules,
+                }))
             }
-            StartupCommand::NoteRule { .. } => StartupEvent::NoteRule(Ok(())),
+            StartupCommand::RecordRule { .. } => StartupEvent::RecordRule(Ok(())),
         }
     }
 
-    fn start(&mut self, config: ShardConfig, stood_still: bool) -> Result<Started, EndReason> {
-        let (mut startup, mut command) = Startup::begin(config, stood_still);
+    fn start(&mut self, config: ShardConfig, stood_still: bool) -> Result<RunningShard, EndReason> {
+        let (mut startup, mut command) = ShardStartup::begin(config, stood_still);
         loop {
-            match startup.on(self.answer(command))? {
-                StartupStep::Ask(next, ask) => (startup, command) = (next, ask),
-                StartupStep::Started(started) => return Ok(*started),
+            match startup.handle(self.answer(command))? {
+                StartupProgress::Next(next, ask) => (startup, command) = (next, ask),
+                StartupProgress::Started(started) => return Ok(*started),
             }
         }
     }
@@ -115,11 +121,16 @@ fn driver(next: Offset, end: Offset) -> ShardDriver {
     Ground::new(next, (0, end)).start(config(false), false).expect("it starts").driver
 }
 
-fn on(driver: &mut ShardDriver, now: Millis, log_end: Offset, event: Event<'_>) -> Vec<Command> {
+fn on(
+    driver: &mut ShardDriver,
+    now: Millis,
+    log_end: Offset,
+    event: ShardEvent<'_>,
+) -> Vec<ShardCommand> {
     let mut out = VecDeque::new();
-    driver.on(Moment { now, log_end }, event, &mut out);
+    driver.handle(StepContext { now, log_end }, event, &mut out);
     out.into_iter()
-        .filter(|command| !matches!(command, Command::Report(Report::Applied(_))))
+        .filter(|command| !matches!(command, ShardCommand::Notify(ShardNotice::Applied(_))))
         .collect()
 }
 
@@ -128,14 +139,14 @@ fn read(
     now: Millis,
     log_end: Offset,
     offsets: std::ops::Range<Offset>,
-) -> Vec<Command> {
-    on(driver, now, log_end, Event::LogRead(Ok(records(offsets).into())))
+) -> Vec<ShardCommand> {
+    on(driver, now, log_end, ShardEvent::LogRead(Ok(records(offsets).into())))
 }
 
-fn ends(commands: &[Command]) -> Option<&EndReason> {
-    commands
-        .iter()
-        .find_map(|command| if let Command::End(reason) = command { Some(reason) } else { None })
+fn ends(commands: &[ShardCommand]) -> Option<&EndReason> {
+    commands.iter().find_map(|command| {
+        if let ShardCommand::End(reason) = command { Some(reason) } else { None }
+    })
 }
 
 #[test]
@@ -143,10 +154,11 @@ fn a_start_claims_looks_at_the_log_loads_and_notes_its_rule() {
     let mut ground = Ground::new(5, (2, 9));
     let started = ground.start(config(false), false).expect("it starts");
     assert_eq!(
-        (started.driver.state().next(), started.driver.committed(), started.reports.len()),
+        (started.driver.state().next(), started.driver.committed(), started.notices.len()),
         (5, 5, 0)
     );
-    let rule = |from| StartupCommand::NoteRule { epoch: EPOCH, from, rule: limits().dedup_rule() };
+    let rule =
+        |from| StartupCommand::RecordRule { epoch: EPOCH, from, rule: limits().dedup_rule() };
     assert_eq!(
         ground.asked,
         [StartupCommand::Claim, StartupCommand::ReadBounds, StartupCommand::Load, rule(0)]
@@ -162,7 +174,7 @@ fn a_start_claims_looks_at_the_log_loads_and_notes_its_rule() {
 fn a_shard_that_stood_still_is_probed_before_it_is_claimed() {
     let mut ground = Ground::new(5, (0, 4));
     let refused = ground.start(config(false), true).expect_err("the log ends below the checkpoint");
-    assert_eq!(refused, EndReason::Diverged(Diverged::Short { end: 4, checkpoint: 5 }));
+    assert_eq!(refused, EndReason::Diverged(LogDivergence::ShortLog { end: 4, checkpoint: 5 }));
     assert_eq!(
         ground.asked,
         [StartupCommand::FindCheckpoint, StartupCommand::ReadBounds],
@@ -187,29 +199,36 @@ fn what_the_log_lost_is_read_from_the_archive_or_refused() {
     let lost = OffsetRange { from: 3, to: 6 };
     let mut ground = Ground::new(3, (6, 9));
     ground.planned = Ok(7);
-    let Started { mut driver, reports, .. } =
+    let RunningShard { mut driver, notices: reports, .. } =
         ground.start(config(false), false).expect("the archive has it");
-    assert_eq!(reports, [Report::RecoveryBegan(lost)]);
-    let pulse = on(&mut driver, 0, 9, Event::Pulse);
-    assert!(matches!(pulse[..], [Command::ReadArchive { from: 3, max_bytes: 4_096 }]), "{pulse:?}");
-    let away = on(&mut driver, 0, 9, Event::ArchiveRead(Err(failed(FailureKind::Unavailable))));
+    assert_eq!(reports, [ShardNotice::RecoveryStarted(lost)]);
+    let pulse = on(&mut driver, 0, 9, ShardEvent::Wakeup);
     assert!(
-        matches!(away[..], [Command::Report(Report::RecoveryWaits(_))]),
+        matches!(pulse[..], [ShardCommand::ReadArchive { from: 3, max_bytes: 4_096 }]),
+        "{pulse:?}"
+    );
+    let away =
+        on(&mut driver, 0, 9, ShardEvent::ArchiveRead(Err(failed(FailureKind::Unavailable))));
+    assert!(
+        matches!(away[..], [ShardCommand::Notify(ShardNotice::RecoveryDelayed(_))]),
         "no end, and no pulse at once: {away:?}"
     );
-    assert!(on(&mut driver, 999, 9, Event::Pulse).is_empty(), "it waits");
+    assert!(on(&mut driver, 999, 9, ShardEvent::Wakeup).is_empty(), "it waits");
     assert!(matches!(
-        on(&mut driver, 1_000, 9, Event::Pulse)[..],
-        [Command::ReadArchive { from: 3, .. }]
+        on(&mut driver, 1_000, 9, ShardEvent::Wakeup)[..],
+        [ShardCommand::ReadArchive { from: 3, .. }]
     ));
-    let read = ArchivedRecords { records: records(3..7), decided: None, to: 7 };
-    let more = on(&mut driver, 1_000, 9, Event::ArchiveRead(Ok(read)));
-    assert!(matches!(more[..], [Command::PulseAgain]), "{more:?}");
-    let after = on(&mut driver, 1_000, 9, Event::Pulse);
+    let read = ArchivedRecords { records: records(3..7), decisions: None, to: 7 };
+    let more = on(&mut driver, 1_000, 9, ShardEvent::ArchiveRead(Ok(read)));
+    assert!(matches!(more[..], [ShardCommand::WakeAgain]), "{more:?}");
+    let after = on(&mut driver, 1_000, 9, ShardEvent::Wakeup);
     assert!(
         matches!(
             after[..],
-            [Command::Report(Report::RecoveryEnded(_)), Command::ReadLog { from: 7, .. }]
+            [
+                ShardCommand::Notify(ShardNotice::RecoveryEnded(_)),
+                ShardCommand::ReadLog { from: 7, .. }
+            ]
         ),
         "{after:?}"
     );
@@ -221,7 +240,7 @@ fn what_the_log_lost_is_read_from_the_archive_or_refused() {
     let refused = ground
         .start(config(false), false)
         .expect_err("the archive has more than the log ever will");
-    assert_eq!(refused, EndReason::Diverged(Diverged::Short { end: 9, checkpoint: 10 }));
+    assert_eq!(refused, EndReason::Diverged(LogDivergence::ShortLog { end: 9, checkpoint: 10 }));
 }
 
 #[test]
@@ -229,20 +248,27 @@ fn without_a_claim_an_exclusive_shard_answers_and_claims_where_it_would_flush() 
     let mut ground = Ground::new(0, (0, 2));
     ground.claim = Err(failed(FailureKind::Unavailable));
     assert!(ground.start(config(false), false).is_err(), "another node may own it");
-    let Started { mut driver, reports, .. } =
+    let RunningShard { mut driver, notices: reports, .. } =
         ground.start(config(true), false).expect("nobody else can own it");
-    assert!(matches!(reports[..], [Report::Unclaimed(_)]));
+    assert!(matches!(reports[..], [ShardNotice::Unclaimed(_)]));
     read(&mut driver, 0, 2, 0..2);
-    let drain = on(&mut driver, 0, 2, Event::Drain);
-    assert!(matches!(drain[..], [Command::Reclaim]), "{drain:?}");
+    let drain = on(&mut driver, 0, 2, ShardEvent::Drain);
+    assert!(matches!(drain[..], [ShardCommand::Reclaim]), "{drain:?}");
     // Nothing was written under a claim whose outcome is not known.
-    let unknown = on(&mut driver, 0, 2, Event::Reclaimed(Err(failed(FailureKind::OutcomeUnknown))));
+    let unknown =
+        on(&mut driver, 0, 2, ShardEvent::Reclaimed(Err(failed(FailureKind::OutcomeUnknown))));
     assert!(
-        matches!(unknown[..], [Command::Report(Report::FlushEnded(Err(_))), Command::Drained]),
+        matches!(
+            unknown[..],
+            [ShardCommand::Notify(ShardNotice::FlushEnded(Err(_))), ShardCommand::Drained]
+        ),
         "{unknown:?}"
     );
-    assert!(matches!(on(&mut driver, 0, 2, Event::Pulse)[..], [Command::Reclaim]));
-    assert_eq!(ends(&on(&mut driver, 0, 2, Event::Reclaimed(Ok(())))), Some(&EndReason::Reclaimed));
+    assert!(matches!(on(&mut driver, 0, 2, ShardEvent::Wakeup)[..], [ShardCommand::Reclaim]));
+    assert_eq!(
+        ends(&on(&mut driver, 0, 2, ShardEvent::Reclaimed(Ok(())))),
+        Some(&EndReason::Reclaimed)
+    );
     ground.claim = Err(failed(FailureKind::Unusable));
     assert!(ground.start(config(true), false).expect_err("no waiting helps").needs_repair());
 }
@@ -250,13 +276,13 @@ fn without_a_claim_an_exclusive_shard_answers_and_claims_where_it_would_flush() 
 #[test]
 fn a_log_that_ends_below_what_was_applied_ends_the_shard() {
     let mut driver = driver(5, 9);
-    let commands = on(&mut driver, 0, 4, Event::Pulse);
+    let commands = on(&mut driver, 0, 4, ShardEvent::Wakeup);
     assert_eq!(
         ends(&commands),
-        Some(&EndReason::Diverged(Diverged::Short { end: 4, checkpoint: 5 }))
+        Some(&EndReason::Diverged(LogDivergence::ShortLog { end: 4, checkpoint: 5 }))
     );
     assert!(
-        matches!(commands[0], Command::Report(Report::StandsStill { before: Some(5), .. })),
+        matches!(commands[0], ShardCommand::Notify(ShardNotice::Stopped { before: Some(5), .. })),
         "{commands:?}"
     );
 }
@@ -264,21 +290,21 @@ fn a_log_that_ends_below_what_was_applied_ends_the_shard() {
 #[test]
 fn a_damaged_log_is_read_again_later_and_ends_nothing() {
     let mut driver = driver(0, 9);
-    let damaged = on(&mut driver, 100, 9, Event::LogRead(Err(failed(FailureKind::Damaged))));
+    let damaged = on(&mut driver, 100, 9, ShardEvent::LogRead(Err(failed(FailureKind::Damaged))));
     assert!(
-        matches!(damaged[..], [Command::Report(Report::StandsStill { before: Some(0), .. })]),
+        matches!(damaged[..], [ShardCommand::Notify(ShardNotice::Stopped { before: Some(0), .. })]),
         "{damaged:?}"
     );
     assert!(
-        on(&mut driver, 5_099, 9, Event::Pulse)
+        on(&mut driver, 5_099, 9, ShardEvent::Wakeup)
             .iter()
-            .all(|c| !matches!(c, Command::ReadLog { .. }))
+            .all(|c| !matches!(c, ShardCommand::ReadLog { .. }))
     );
     assert!(matches!(
-        on(&mut driver, 5_100, 9, Event::Pulse)[..],
-        [Command::ReadLog { from: 0, .. }]
+        on(&mut driver, 5_100, 9, ShardEvent::Wakeup)[..],
+        [ShardCommand::ReadLog { from: 0, .. }]
     ));
-    let other = on(&mut driver, 5_100, 9, Event::LogRead(Err(failed(FailureKind::Unusable))));
+    let other = on(&mut driver, 5_100, 9, ShardEvent::LogRead(Err(failed(FailureKind::Unusable))));
     assert!(ends(&other).is_some_and(EndReason::needs_repair));
 }
 
@@ -289,9 +315,9 @@ fn draining() -> ShardDriver {
         read(&mut driver, 0, 2, 0..2).is_empty(),
         "nothing is due, and there is no more to read"
     );
-    let drain = on(&mut driver, 0, 2, Event::Drain);
+    let drain = on(&mut driver, 0, 2, ShardEvent::Drain);
     assert!(
-        matches!(&drain[..], [Command::Commit { guard, .. }] if (guard.range.from, guard.range.to) == (0, 2)),
+        matches!(&drain[..], [ShardCommand::Commit { guard, .. }] if (guard.range.from, guard.range.to) == (0, 2)),
         "{drain:?}"
     );
     driver
@@ -300,26 +326,35 @@ fn draining() -> ShardDriver {
 #[test]
 fn whoever_drains_is_answered_when_the_flush_has_ended_however_it_did() {
     assert!(
-        matches!(on(&mut driver(0, 0), 0, 0, Event::Drain)[..], [Command::Drained]),
+        matches!(on(&mut driver(0, 0), 0, 0, ShardEvent::Drain)[..], [ShardCommand::Drained]),
         "nothing is open"
     );
     let mut committed = draining();
-    let ended = on(&mut committed, 0, 2, Event::CommitEnded(Ok(())));
+    let ended = on(&mut committed, 0, 2, ShardEvent::CommitEnded(Ok(())));
     assert!(
-        matches!(ended[..], [Command::Report(Report::FlushEnded(Ok(()))), Command::Drained]),
+        matches!(
+            ended[..],
+            [ShardCommand::Notify(ShardNotice::FlushEnded(Ok(()))), ShardCommand::Drained]
+        ),
         "{ended:?}"
     );
     assert_eq!((committed.committed(), committed.attempts()), (2, 0));
     for kind in [FailureKind::NotApplied, FailureKind::Unavailable, FailureKind::TimedOut] {
         let mut repeated = draining();
-        let ended = on(&mut repeated, 0, 2, Event::CommitEnded(Err(failed(kind))));
+        let ended = on(&mut repeated, 0, 2, ShardEvent::CommitEnded(Err(failed(kind))));
         assert!(
-            matches!(ended[..], [Command::Report(Report::FlushEnded(Err(_))), Command::Drained]),
+            matches!(
+                ended[..],
+                [ShardCommand::Notify(ShardNotice::FlushEnded(Err(_))), ShardCommand::Drained]
+            ),
             "{ended:?}"
         );
         assert_eq!((repeated.committed(), repeated.attempts()), (0, 1));
         assert!(
-            matches!(on(&mut repeated, 0, 2, Event::Pulse)[..], [Command::Commit { .. }]),
+            matches!(
+                on(&mut repeated, 0, 2, ShardEvent::Wakeup)[..],
+                [ShardCommand::Commit { .. }]
+            ),
             "it is sent again"
         );
     }
@@ -332,17 +367,17 @@ fn a_commit_of_unknown_outcome_or_refused_ends_the_shard() {
         (FailureKind::Refused, true),
         (FailureKind::Unusable, false),
     ] {
-        let ended = on(&mut draining(), 0, 2, Event::CommitEnded(Err(failed(kind))));
+        let ended = on(&mut draining(), 0, 2, ShardEvent::CommitEnded(Err(failed(kind))));
         let reason = ends(&ended).expect("it ends");
         assert_eq!(
             (reason.is_refusal(), reason.needs_repair()),
             (refusal, kind == FailureKind::Unusable),
             "{kind:?}"
         );
-        assert!(!ended.iter().any(|command| matches!(command, Command::Commit { .. })));
+        assert!(!ended.iter().any(|command| matches!(command, ShardCommand::Commit { .. })));
     }
     assert!(
-        ends(&on(&mut driver(0, 0), 0, 0, Event::CommitEnded(Ok(())))).is_some(),
+        ends(&on(&mut driver(0, 0), 0, 0, ShardEvent::CommitEnded(Ok(())))).is_some(),
         "nothing was in flight"
     );
 }
@@ -350,15 +385,18 @@ fn a_commit_of_unknown_outcome_or_refused_ends_the_shard() {
 #[test]
 fn an_idle_owner_confirms_that_the_store_stands_where_it_left_it() {
     let mut driver = driver(5, 5);
-    assert!(on(&mut driver, 0, 5, Event::Pulse).is_empty());
-    assert!(matches!(on(&mut driver, 1_000, 5, Event::Pulse)[..], [Command::Confirm { next: 5 }]));
+    assert!(on(&mut driver, 0, 5, ShardEvent::Wakeup).is_empty());
+    assert!(matches!(
+        on(&mut driver, 1_000, 5, ShardEvent::Wakeup)[..],
+        [ShardCommand::Confirm { next: 5 }]
+    ));
     let mut confirmed = |archived, stored| {
-        on(&mut driver, 1_000, 5, Event::Confirmed { next: 5, archived, stored })
+        on(&mut driver, 1_000, 5, ShardEvent::Confirmed { next: 5, archived, stored })
     };
     assert!(confirmed(4, Ok(Some(checkpoint(5)))).is_empty());
     assert!(matches!(
         confirmed(4, Err(failed(FailureKind::Unavailable)))[..],
-        [Command::Report(Report::Unconfirmed(_))]
+        [ShardCommand::Notify(ShardNotice::Unconfirmed(_))]
     ));
     let other = Checkpoint { epoch: Epoch { counter: 3, nonce: 8 }, ..checkpoint(5) };
     for (archived, stored) in
@@ -375,7 +413,7 @@ fn an_idle_owner_confirms_that_the_store_stands_where_it_left_it() {
 /// A shard in its seventh start at one checkpoint: it applies events alone.
 fn isolating() -> ShardDriver {
     let mut ground = Ground::new(0, (0, 2));
-    ground.claim = Ok(Claim { suspects: vec![Suspect::certain(9, 9)], ..claim(0, 7) });
+    ground.claim = Ok(Claim { suspects: vec![SuspectEvent::quarantined(9, 9)], ..claim(0, 7) });
     ground.start(config(false), false).expect("it starts").driver
 }
 
@@ -383,20 +421,29 @@ fn isolating() -> ShardDriver {
 fn one_shard_at_a_time_isolates_and_each_event_is_marked_before_it_is_applied() {
     let mut driver = isolating();
     let asked = read(&mut driver, 0, 2, 0..2);
-    assert!(matches!(asked[..], [Command::AcquireIsolation]), "it waits for the others: {asked:?}");
-    assert!(on(&mut driver, 0, 2, Event::Pulse).is_empty(), "and reads nothing meanwhile");
-    let mark = on(&mut driver, 0, 2, Event::IsolationAcquired);
     assert!(
-        matches!(mark[..], [Command::MarkSuspect { epoch: EPOCH, offset: 0, index: 0 }]),
+        matches!(asked[..], [ShardCommand::AcquireIsolation]),
+        "it waits for the others: {asked:?}"
+    );
+    assert!(on(&mut driver, 0, 2, ShardEvent::Wakeup).is_empty(), "and reads nothing meanwhile");
+    let mark = on(&mut driver, 0, 2, ShardEvent::IsolationAcquired);
+    assert!(
+        matches!(mark[..], [ShardCommand::MarkSuspect { epoch: EPOCH, offset: 0, index: 0 }]),
         "{mark:?}"
     );
     assert_eq!(driver.state().next(), 0, "nothing is applied before the mark stands");
-    let applied = on(&mut driver, 0, 2, Event::SuspectMarked(Ok(())));
-    assert!(matches!(applied[..], [Command::Commit { .. }, Command::PulseAgain]), "{applied:?}");
-    let done = on(&mut driver, 0, 2, Event::CommitEnded(Ok(())));
-    assert!(matches!(done[..], [Command::Report(_), Command::ReleaseIsolation]), "{done:?}");
+    let applied = on(&mut driver, 0, 2, ShardEvent::SuspectMarked(Ok(())));
+    assert!(
+        matches!(applied[..], [ShardCommand::Commit { .. }, ShardCommand::WakeAgain]),
+        "{applied:?}"
+    );
+    let done = on(&mut driver, 0, 2, ShardEvent::CommitEnded(Ok(())));
+    assert!(
+        matches!(done[..], [ShardCommand::Notify(_), ShardCommand::ReleaseIsolation]),
+        "{done:?}"
+    );
     let unmarked =
-        on(&mut isolating(), 0, 2, Event::SuspectMarked(Err(failed(FailureKind::NotApplied))));
+        on(&mut isolating(), 0, 2, ShardEvent::SuspectMarked(Err(failed(FailureKind::NotApplied))));
     assert!(ends(&unmarked).is_some(), "an event that could not be marked is not applied");
 }
 
@@ -407,9 +454,9 @@ fn a_batch_is_cut_to_the_credit_of_the_shard() {
     let mut careful = ground.start(config(false), false).expect("it starts").driver;
     let one = read(&mut careful, 0, 9, 0..9);
     assert_eq!(careful.state().next(), 1, "one record between two flushes");
-    assert!(matches!(one[..], [Command::Commit { .. }, Command::PulseAgain]), "{one:?}");
+    assert!(matches!(one[..], [ShardCommand::Commit { .. }, ShardCommand::WakeAgain]), "{one:?}");
     assert!(
-        on(&mut careful, 0, 9, Event::Pulse).is_empty(),
+        on(&mut careful, 0, 9, ShardEvent::Wakeup).is_empty(),
         "no credit before the flush has ended"
     );
 }
@@ -419,5 +466,8 @@ fn a_flush_that_does_not_follow_the_one_before_is_a_violation() {
     let mut driver = driver(0, 2);
     read(&mut driver, 0, 2, 0..2);
     driver.committed = 1;
-    assert_eq!(violations(Invariant::SingleWriter, || _ = on(&mut driver, 0, 2, Event::Drain)), 1);
+    assert_eq!(
+        violations(Invariant::SingleWriter, || _ = on(&mut driver, 0, 2, ShardEvent::Drain)),
+        1
+    );
 }

@@ -1,38 +1,43 @@
 //! How records are applied: whole, or after crashes event by event; what cannot be applied is set
 //! aside.
 
-use super::{Alone, Effect, ShardState};
+use super::{IsolatedRecord, ShardEffect, ShardState};
 use crate::model::CodecError;
 use crate::model::flush::{LogRecord, QuarantineRow};
-use crate::model::offset::{Diverged, Due, due};
+use crate::model::offset::{LogDivergence, RecordAction, check_offset};
 use crate::model::record::{self, Record};
 use crate::model::series::Series;
 use crate::model::window::Hour;
-use crate::shards::batch::Known;
-use crate::shards::poison::{Mode, convicted};
+use crate::shards::batch::SeriesLookup;
+use crate::shards::poison::{ApplyMode, is_poison};
 
 impl ShardState {
-    pub(super) fn on_records(&mut self, records: &[LogRecord], effects: &mut Vec<Effect>) {
-        if self.alone.is_some() {
+    pub(super) fn on_records(&mut self, records: &[LogRecord], effects: &mut Vec<ShardEffect>) {
+        if self.isolated.is_some() {
             self.apply_marked(effects);
         }
         for record in records {
-            super::change_to(&mut self.dedup, &mut self.rules_ahead, record.offset.min(self.next));
-            match due(self.next, record.offset) {
-                Ok(Due::Skip) => {}
-                Ok(Due::Apply) if self.cannot_be_read(record, effects) => return,
-                Ok(Due::Apply) if self.mode == Mode::Alone => {
-                    self.alone = Some(Alone { record: self.timed(record), index: 0 });
-                    self.mark(effects);
+            super::apply_due_rules(
+                &mut self.dedup,
+                &mut self.rules_ahead,
+                record.offset.min(self.next),
+            );
+            match check_offset(self.next, record.offset) {
+                Ok(RecordAction::Skip) => {}
+                Ok(RecordAction::Apply) if self.stop_if_unsupported(record, effects) => return,
+                Ok(RecordAction::Apply) if self.mode == ApplyMode::Isolating => {
+                    self.isolated =
+                        Some(IsolatedRecord { record: self.with_append_time(record), index: 0 });
+                    self.mark_suspect(effects);
                     return;
                 }
-                Ok(Due::Apply) => {
-                    let record = self.timed(record);
+                Ok(RecordAction::Apply) => {
+                    let record = self.with_append_time(record);
                     self.apply_record(&record);
-                    self.passed(&record);
+                    self.advance_past(&record);
                 }
                 Err(diverged) => {
-                    effects.push(Effect::Stop(diverged));
+                    effects.push(ShardEffect::Stop(diverged));
                     return;
                 }
             }
@@ -41,28 +46,28 @@ impl ShardState {
 
     /// Whether the record is of a version that this build does not read. One that an older build
     /// has set aside stays so.
-    fn cannot_be_read(&mut self, record: &LogRecord, effects: &mut Vec<Effect>) -> bool {
+    fn stop_if_unsupported(&mut self, record: &LogRecord, effects: &mut Vec<ShardEffect>) -> bool {
         let Some(version) = record::unknown_version(&record.payload) else { return false };
-        if convicted(&self.suspects, record.offset, 0) {
+        if is_poison(&self.suspects, record.offset, 0) {
             return false;
         }
-        if self.stands_still.is_none() {
-            let unread = Diverged::Unread { offset: record.offset, version };
-            self.stands_still = Some(unread);
-            effects.push(Effect::Stop(unread));
+        if self.divergence.is_none() {
+            let unread = LogDivergence::UnsupportedVersion { offset: record.offset, version };
+            self.divergence = Some(unread);
+            effects.push(ShardEffect::Stop(unread));
         }
         true
     }
 
     /// The record with its append time, which is the running maximum over the shard.
-    fn timed(&self, record: &LogRecord) -> LogRecord {
+    fn with_append_time(&self, record: &LogRecord) -> LogRecord {
         LogRecord {
             appended: self.appended.map_or(record.appended, |before| before.max(record.appended)),
             ..record.clone()
         }
     }
 
-    fn passed(&mut self, record: &LogRecord) {
+    fn advance_past(&mut self, record: &LogRecord) {
         self.next = record.offset + 1;
         self.appended = Some(record.appended);
         self.received = Some(record.received);
@@ -88,7 +93,7 @@ impl ShardState {
 
     /// The record, if it can be one that a gateway has written, and what is known of its series.
     /// Events of others would count for another tenant, or twice.
-    fn read<'r>(&self, payload: &'r [u8]) -> Result<(Record<'r>, Vec<Known>), CodecError> {
+    fn read<'r>(&self, payload: &'r [u8]) -> Result<(Record<'r>, Vec<SeriesLookup>), CodecError> {
         let record = record::decode(payload)?;
         let foreign =
             |why: String| Err(CodecError::new("record", format!("no gateway wrote it: {why}")));
@@ -105,21 +110,22 @@ impl ShardState {
                     self.shard
                 ));
             }
-            local.push(self.open.known(id, entry.key)?);
+            local.push(self.open.look_up(id, entry.key)?);
         }
         Ok((record, local))
     }
 
     /// The next event of a record applied alone: notes it in the store first, or passes over what
     /// is no event of it.
-    fn mark(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(alone) = &self.alone {
-            effects.push(Effect::MarkSuspect { offset: alone.record.offset, index: alone.index });
+    fn mark_suspect(&mut self, effects: &mut Vec<ShardEffect>) {
+        if let Some(alone) = &self.isolated {
+            effects
+                .push(ShardEffect::MarkSuspect { offset: alone.record.offset, index: alone.index });
         }
     }
 
-    fn apply_marked(&mut self, effects: &mut Vec<Effect>) {
-        let Some(mut alone) = self.alone.take() else { return };
+    fn apply_marked(&mut self, effects: &mut Vec<ShardEffect>) {
+        let Some(mut alone) = self.isolated.take() else { return };
         let payload = alone.record.payload.clone();
         let events = match self.read(&payload) {
             Ok((record, mut local)) => {
@@ -139,10 +145,10 @@ impl ShardState {
         };
         alone.index += 1;
         if (alone.index as usize) < events {
-            self.alone = Some(alone);
-            self.mark(effects);
+            self.isolated = Some(alone);
+            self.mark_suspect(effects);
         } else {
-            self.passed(&alone.record);
+            self.advance_past(&alone.record);
         }
     }
 
@@ -151,20 +157,20 @@ impl ShardState {
         log_record: &LogRecord,
         record: &Record<'_>,
         index: usize,
-        local: &mut [Known],
+        local: &mut [SeriesLookup],
     ) {
         let event = &record.events[index];
         let entry = &record.series[event.series as usize];
         let original = entry.series_id();
         let hour = Hour::of(log_record.received);
         if let Some(id) = event.id_hash(original) {
-            if !self.dedup.is_new(id, log_record.appended) {
-                self.open.account(record.tenant, hour, |row| row.deduplicated += 1);
+            if !self.dedup.insert(id, log_record.appended) {
+                self.open.update_accounting(record.tenant, hour, |row| row.deduplicated += 1);
                 return;
             }
             self.open.remember_id(id, log_record.appended);
         }
-        if convicted(&self.suspects, log_record.offset, index as u32) {
+        if is_poison(&self.suspects, log_record.offset, index as u32) {
             let reason = "the shard died each time it applied this event";
             self.quarantine(log_record, index as u32, record.tenant, reason, single(record, index));
             return;
@@ -188,14 +194,14 @@ impl ShardState {
                 return;
             }
         };
-        *known = Known::Slot(slot);
+        *known = SeriesLookup::InBatch(slot);
         let user = event.user_hash();
         assert!(
             user.is_none() || user != self.limits.panic_on_user,
             "fault injection: panic_on_user"
         );
         self.open.add(slot, Hour::of(event.timestamp), event.value, user);
-        self.open.account(record.tenant, hour, |row| row.aggregated += 1);
+        self.open.update_accounting(record.tenant, hour, |row| row.aggregated += 1);
     }
 
     fn quarantine(
@@ -216,7 +222,7 @@ impl ShardState {
             discarded: false,
             record: bytes,
         });
-        self.open.account(tenant, Hour::of(record.received), |row| row.quarantined += 1);
+        self.open.update_accounting(tenant, Hour::of(record.received), |row| row.quarantined += 1);
     }
 }
 

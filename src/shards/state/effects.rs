@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::model::flush::{FlushBatch, FlushGuard, LogRecord};
-use crate::model::offset::{Diverged, Offset};
+use crate::model::offset::{LogDivergence, Offset};
 use crate::model::window::Millis;
 
 /// What happens to a shard.
 #[derive(Debug)]
-pub enum Input<'a> {
+pub enum ShardInput<'a> {
     /// Records read from the log, in order.
     Records(&'a [LogRecord]),
     /// Time passes; `drain` asks for a flush of whatever is open.
@@ -29,7 +29,7 @@ pub enum Input<'a> {
 
 /// What a shard asks for. Effects are carried out in order.
 #[derive(Debug)]
-pub enum Effect {
+pub enum ShardEffect {
     /// Commit this batch in one store transaction, then answer `Committed` or `CommitFailed`; on an
     /// unknown outcome drop the state.
     Commit {
@@ -55,7 +55,7 @@ pub enum Effect {
         next: Offset,
     },
     /// Stop loudly: the log does not continue where the store stands. Before a record that this
-    /// build does not read ([`Diverged::Unread`]) the state stands still of itself, and lives:
+    /// build does not read ([`LogDivergence::UnsupportedVersion`]) the state stands still of itself, and lives:
     /// what lies below is flushed and answered.
-    Stop(Diverged),
+    Stop(LogDivergence),
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::model::flush::FlushBatch;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::window::Millis;
-use crate::shards::batch::Windows;
+use crate::shards::batch::MetricWindows;
 use crate::shards::immutable_queue::ImmutableQueue;
 
 /// A batch that was handed to the store.
@@ -14,7 +14,7 @@ use crate::shards::immutable_queue::ImmutableQueue;
 pub(super) struct FrozenBatch {
     pub range: OffsetRange,
     pub batch: Arc<FlushBatch>,
-    pub windows: Windows,
+    pub windows: MetricWindows,
     pub forget_ids_before: Millis,
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::ShardState;
 use super::frozen::{FrozenBatch, FrozenBatches};
-use super::question::{AccountingQuestion, LiveQuestion};
+use super::query::{AccountingQuery, LiveQuery};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
 use crate::model::offset::{Checkpoint, Offset};
 use crate::model::rollup::Rollup;
@@ -14,7 +14,7 @@ use crate::shards::batch::visit_frozen;
 
 /// What a shard holds that the catalogue of the store does not show yet.
 #[derive(Debug, Clone, Copy)]
-pub enum NewEntry<'a> {
+pub enum CatalogueEntry<'a> {
     /// A series that was admitted.
     Series(&'a SeriesInfo),
     /// A window of a metric in which there is something.
@@ -23,7 +23,7 @@ pub enum NewEntry<'a> {
 
 /// How far a live answer reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LiveMark {
+pub struct LiveProgress {
     /// Everything below is in store ⊕ answer.
     pub applied: Offset,
     /// Append and received time of the last record applied; none if none was in this life.
@@ -53,7 +53,7 @@ impl LiveBatches {
     /// Visits the deltas that are asked for.
     pub fn visit(
         &self,
-        question: &LiveQuestion<'_>,
+        question: &LiveQuery<'_>,
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) {
@@ -63,15 +63,15 @@ impl LiveBatches {
     /// Visits what was counted.
     pub fn visit_accounting(
         &self,
-        question: &AccountingQuestion<'_>,
+        question: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(&AccountingDelta),
     ) {
         let rows = self.batches().flat_map(|frozen| &frozen.batch.accounting);
-        rows.filter(|row| question.asks_for(row)).for_each(visit);
+        rows.filter(|row| question.matches(row)).for_each(visit);
     }
 
     /// Visits what the catalogue lacks.
-    pub fn visit_catalogue(&self, tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) {
+    pub fn visit_catalogue(&self, tenant: &str, visit: &mut dyn FnMut(CatalogueEntry<'_>)) {
         for frozen in self.batches() {
             let series = frozen.batch.admitted.iter().map(|(info, _)| info);
             let windows =
@@ -96,13 +96,13 @@ impl ShardState {
     pub fn live(
         &self,
         checkpoint: &Checkpoint,
-        question: &LiveQuestion<'_>,
+        question: &LiveQuery<'_>,
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Result<(LiveMark, LiveBatches), StaleCheckpoint> {
+    ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint> {
         let batches = self.batches_above(checkpoint)?;
         self.open.visit(question, matches, visit);
-        Ok((self.mark_live(), batches))
+        Ok((self.live_progress(), batches))
     }
 
     /// Visits what the open batch counted above the checkpoint, which must be this owner's as for
@@ -113,12 +113,12 @@ impl ShardState {
     pub fn live_accounting(
         &self,
         checkpoint: &Checkpoint,
-        question: &AccountingQuestion<'_>,
+        question: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(&AccountingDelta),
-    ) -> Result<(LiveMark, LiveBatches), StaleCheckpoint> {
+    ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint> {
         let batches = self.batches_above(checkpoint)?;
-        self.open.accounting().iter().filter(|row| question.asks_for(row)).for_each(visit);
-        Ok((self.mark_live(), batches))
+        self.open.accounting().iter().filter(|row| question.matches(row)).for_each(visit);
+        Ok((self.live_progress(), batches))
     }
 
     /// Visits what the open batch has and the catalogue lacks, above the checkpoint, which must be
@@ -130,11 +130,11 @@ impl ShardState {
         &self,
         checkpoint: &Checkpoint,
         tenant: &str,
-        visit: &mut dyn FnMut(NewEntry<'_>),
-    ) -> Result<(LiveMark, LiveBatches), StaleCheckpoint> {
+        visit: &mut dyn FnMut(CatalogueEntry<'_>),
+    ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint> {
         let batches = self.batches_above(checkpoint)?;
         visit_new(self.open.admitted(), self.open.series_windows(), tenant, visit);
-        Ok((self.mark_live(), batches))
+        Ok((self.live_progress(), batches))
     }
 
     /// Where this owner's memory begins, how far it has applied, and which windows of which metrics
@@ -142,12 +142,12 @@ impl ShardState {
     pub fn position(
         &self,
         visit: &mut dyn FnMut(u64, Hour),
-    ) -> (Checkpoint, LiveMark, LiveBatches) {
+    ) -> (Checkpoint, LiveProgress, LiveBatches) {
         self.open.windows().iter().for_each(|(metric, hour)| visit(*metric, *hour));
         let next = self.frozen.from().unwrap_or(self.open.from());
         let checkpoint =
             Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch, appended: None };
-        (checkpoint, self.mark_live(), LiveBatches { from: next, frozen: self.frozen.clone() })
+        (checkpoint, self.live_progress(), LiveBatches { from: next, frozen: self.frozen.clone() })
     }
 
     /// The batches above a checkpoint that is this owner's: by epoch and as a boundary between
@@ -157,7 +157,7 @@ impl ShardState {
         let held = checkpoint.next == self.open.from()
             || self.frozen.iter().any(|f| f.range.from == checkpoint.next);
         let mine = checkpoint.epoch == self.epoch && checkpoint.log == self.log;
-        let whole = self.alone.as_ref().is_none_or(|alone| alone.index == 0);
+        let whole = self.isolated.as_ref().is_none_or(|alone| alone.index == 0);
         if !(held && mine && whole) {
             return Err(StaleCheckpoint);
         }
@@ -165,9 +165,9 @@ impl ShardState {
     }
 
     /// How far a live answer reaches.
-    pub fn mark_live(&self) -> LiveMark {
+    pub fn live_progress(&self) -> LiveProgress {
         let last = self.received.and_then(|received| Some((self.appended?, received)));
-        LiveMark { applied: self.next, last, recovering: self.next < self.log_end }
+        LiveProgress { applied: self.next, last, recovering: self.next < self.log_end }
     }
 }
 
@@ -175,11 +175,11 @@ fn visit_new<'a>(
     series: impl Iterator<Item = &'a Arc<SeriesInfo>>,
     windows: impl Iterator<Item = (&'a Series, Hour)>,
     tenant: &str,
-    visit: &mut dyn FnMut(NewEntry<'_>),
+    visit: &mut dyn FnMut(CatalogueEntry<'_>),
 ) {
     series
         .filter(|info| info.series.tenant == tenant)
-        .for_each(|info| visit(NewEntry::Series(info)));
+        .for_each(|info| visit(CatalogueEntry::Series(info)));
     let mine = windows.filter(|(series, _)| series.tenant == tenant);
-    mine.for_each(|(series, hour)| visit(NewEntry::Window(&series.metric, hour)));
+    mine.for_each(|(series, hour)| visit(CatalogueEntry::Window(&series.metric, hour)));
 }

@@ -4,26 +4,26 @@ mod apply;
 mod effects;
 mod frozen;
 mod live;
-mod question;
+mod query;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-pub use effects::{Effect, Input};
-pub use live::{LiveBatches, LiveMark, NewEntry, StaleCheckpoint};
-pub use question::{AccountingQuestion, LiveQuestion};
+pub use effects::{ShardEffect, ShardInput};
+pub use live::{CatalogueEntry, LiveBatches, LiveProgress, StaleCheckpoint};
+pub use query::{AccountingQuery, LiveQuery};
 
 use self::frozen::{FrozenBatch, FrozenBatches};
 use super::batch::OpenBatch;
-use super::dedup::{Dedup, MAX_IDS};
-use super::poison::{Mode, mode};
-use super::series::Admission;
+use super::dedup::{DedupIndex, MAX_IDS};
+use super::poison::{ApplyMode, mode_for};
+use super::series::SeriesAdmission;
 use crate::invariants::{Invariant, check};
-use crate::model::flush::{Claim, DedupRule, FlushGuard, LogRecord, RecentIds, Suspect};
-use crate::model::manifest::Decisions;
-use crate::model::offset::{Diverged, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::flush::{Claim, DedupRule, FlushGuard, LogRecord, RecentIds, SuspectEvent};
+use crate::model::manifest::RangeDecisions;
+use crate::model::offset::{Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 
 /// A flush that failed twice waits so long, then twice as long each time: a store that fails for a
@@ -64,15 +64,19 @@ impl ShardLimits {
 }
 
 /// The rule that decides the record at `offset`.
-fn change_to(dedup: &mut Dedup, ahead: &mut VecDeque<(Offset, DedupRule)>, offset: Offset) {
+fn apply_due_rules(
+    dedup: &mut DedupIndex,
+    ahead: &mut VecDeque<(Offset, DedupRule)>,
+    offset: Offset,
+) {
     while let Some((_, rule)) = ahead.pop_front_if(|(from, _)| *from <= offset) {
-        dedup.change(rule);
+        dedup.set_rule(rule);
     }
 }
 
 /// A record that is applied event by event, because whole records crashed the shard.
 #[derive(Debug)]
-struct Alone {
+struct IsolatedRecord {
     record: LogRecord,
     index: u32,
 }
@@ -89,10 +93,10 @@ pub struct ShardState {
     appended: Option<Millis>,
     /// When the last record applied in this life was received.
     received: Option<Millis>,
-    dedup: Dedup,
+    dedup: DedupIndex,
     /// Rules of later records: only who folds records once more has any.
     rules_ahead: VecDeque<(Offset, DedupRule)>,
-    admission: Admission,
+    admission: SeriesAdmission,
     open: OpenBatch,
     open_since: Option<Millis>,
     /// In which hour the first record of the open batch was received.
@@ -104,18 +108,18 @@ pub struct ShardState {
     retry: bool,
     /// Flushes that failed since the last that did not, and since when the next one waits.
     failures: u32,
-    waits_since: Option<Millis>,
+    waiting_since: Option<Millis>,
     /// Events applied since the last flush began.
     events: u64,
-    mode: Mode,
+    mode: ApplyMode,
     /// End of the log, read after the shard was claimed. Until it is reached careful modes last,
     /// and an owner before may have shown more.
     log_end: Offset,
     applied_since_flush: usize,
-    suspects: Vec<Suspect>,
-    alone: Option<Alone>,
+    suspects: Vec<SuspectEvent>,
+    isolated: Option<IsolatedRecord>,
     /// What comes next cannot be read by this build.
-    stands_still: Option<Diverged>,
+    divergence: Option<LogDivergence>,
 }
 
 impl ShardState {
@@ -126,19 +130,19 @@ impl ShardState {
         shard: ShardId,
         claim: &Claim,
         recent: impl Into<RecentIds>,
-        admission: Admission,
+        admission: SeriesAdmission,
         log_end: Offset,
     ) -> Self {
         let checkpoint = claim.checkpoint;
         let RecentIds { rules, blocks } = recent.into();
         // Nobody who makes up ids knows the nonce.
-        let mut dedup = Dedup::new(limits.dedup_rule(), checkpoint.epoch.nonce);
+        let mut dedup = DedupIndex::new(limits.dedup_rule(), checkpoint.epoch.nonce);
         let mut rules_ahead = rules.0.into();
         for block in &blocks {
-            change_to(&mut dedup, &mut rules_ahead, block.range.from);
+            apply_due_rules(&mut dedup, &mut rules_ahead, block.range.from);
             dedup.load(std::slice::from_ref(block));
         }
-        change_to(&mut dedup, &mut rules_ahead, checkpoint.next);
+        apply_due_rules(&mut dedup, &mut rules_ahead, checkpoint.next);
         Self {
             admission,
             limits,
@@ -158,25 +162,32 @@ impl ShardState {
             in_flight: false,
             retry: false,
             failures: 0,
-            waits_since: None,
+            waiting_since: None,
             events: 0,
             // Where nothing waits, nothing can have killed the starts before: they were moves from
             // node to node.
-            mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
+            mode: if checkpoint.next >= log_end {
+                ApplyMode::Normal
+            } else {
+                mode_for(claim.attempts)
+            },
             log_end,
             applied_since_flush: 0,
             suspects: claim.suspects.clone(),
-            alone: None,
-            stands_still: None,
+            isolated: None,
+            divergence: None,
         }
     }
 
     /// Learns what was decided about the records below `to`, which are folded once more.
-    pub fn learn(&mut self, decisions: &Decisions, to: Offset) {
-        self.admission.learn(&decisions.admitted, to);
+    pub fn apply_decisions(&mut self, decisions: &RangeDecisions, to: Offset) {
+        self.admission.apply_recorded(&decisions.admitted, to);
         self.suspects.retain(|suspect| suspect.offset >= self.next);
         self.suspects.extend(
-            decisions.set_aside.iter().map(|(offset, index, _)| Suspect::certain(*offset, *index)),
+            decisions
+                .quarantined
+                .iter()
+                .map(|(offset, index, _)| SuspectEvent::quarantined(*offset, *index)),
         );
     }
 
@@ -197,7 +208,7 @@ impl ShardState {
 
     /// Whether it is in the middle of a record that is applied event by event.
     pub fn is_isolating(&self) -> bool {
-        self.alone.is_some()
+        self.isolated.is_some()
     }
 
     /// The owner's epoch.
@@ -216,74 +227,74 @@ impl ShardState {
     }
 
     /// The ids that it knows.
-    pub fn dedup(&self) -> &Dedup {
+    pub fn dedup(&self) -> &DedupIndex {
         &self.dedup
     }
 
     /// How many records it takes now: 0 while its memory bound is reached, before a record that it
     /// cannot read or, after crashes, until the commit in flight ends.
     pub fn credit(&self) -> usize {
-        if self.stands_still.is_some()
+        if self.divergence.is_some()
             || self.open.bytes() >= self.limits.max_delta_bytes.saturating_mul(2)
-            || self.alone.is_some()
+            || self.isolated.is_some()
         {
             return 0;
         }
-        match self.mode.step() {
+        match self.mode.max_records() {
             None => usize::MAX,
             Some(_) if self.in_flight || self.retry => 0,
             Some(step) => step.saturating_sub(self.applied_since_flush),
         }
     }
 
-    /// One step. After a [`Effect::MarkSuspect`] has been carried out, the shell steps with no
+    /// One step. After a [`ShardEffect::MarkSuspect`] has been carried out, the shell steps with no
     /// records, and the event is applied.
-    pub fn step(&mut self, input: Input<'_>, effects: &mut Vec<Effect>) {
+    pub fn step(&mut self, input: ShardInput<'_>, effects: &mut Vec<ShardEffect>) {
         match input {
-            Input::Records(records) => self.on_records(records, effects),
-            Input::Tick { now, drain } => self.on_tick(now, drain, effects),
-            Input::Committed { now } => self.on_committed(now),
-            Input::CommitFailed => {
+            ShardInput::Records(records) => self.on_records(records, effects),
+            ShardInput::Tick { now, drain } => self.on_tick(now, drain, effects),
+            ShardInput::Committed { now } => self.on_committed(now),
+            ShardInput::CommitFailed => {
                 self.in_flight = false;
                 self.retry = true;
                 self.failures = self.failures.saturating_add(1);
-                self.waits_since = None;
+                self.waiting_since = None;
             }
         }
     }
 
     /// Whether a flush that failed is to wait still. The first is tried again at once; a clock that
     /// went back ends the wait.
-    fn waits(&mut self, now: Millis) -> bool {
+    fn must_wait(&mut self, now: Millis) -> bool {
         let pause = match self.failures {
             0 | 1 => 0,
             more => (RETRY_MS << (more - 2).min(8)).min(RETRY_MAX_MS),
         };
-        let since = *self.waits_since.get_or_insert(now);
+        let since = *self.waiting_since.get_or_insert(now);
         (0..pause).contains(&now.saturating_sub(since))
     }
 
-    fn on_tick(&mut self, now: Millis, drain: bool, effects: &mut Vec<Effect>) {
+    fn on_tick(&mut self, now: Millis, drain: bool, effects: &mut Vec<ShardEffect>) {
         self.frozen.forget(now, self.limits.keep_flushed_ms);
         if self.in_flight {
             return;
         }
         if self.retry {
-            if !drain && self.waits(now) {
+            if !drain && self.must_wait(now) {
                 return;
             }
             self.retry = false;
-            self.offer(effects);
+            self.send_commit(effects);
             return;
         }
-        if self.next == self.open.from() || self.alone.is_some() {
+        if self.next == self.open.from() || self.isolated.is_some() {
             self.on_idle(now, effects);
             return;
         }
         self.idle_since = None;
         let since = *self.open_since.get_or_insert(now);
         let due = drain
-            || self.mode.step().is_some()
+            || self.mode.max_records().is_some()
             || now.saturating_sub(since) >= self.limits.flush_interval_ms
             || self.open.bytes() >= self.limits.max_delta_bytes
             || self.hour_has_ended();
@@ -297,20 +308,20 @@ impl ShardState {
         self.limits.flush_interval_ms < i64::MAX && self.open_hour != self.received.map(Hour::of)
     }
 
-    fn on_idle(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+    fn on_idle(&mut self, now: Millis, effects: &mut Vec<ShardEffect>) {
         let since = *self.idle_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.limits.flush_interval_ms {
             self.idle_since = Some(now);
-            if self.next == self.open.from() && self.alone.is_none() {
+            if self.next == self.open.from() && self.isolated.is_none() {
                 // Nothing is open. What it knows of the batch before was for series that come again
                 // at once; an idle shard keeps no memory.
                 self.open = OpenBatch::new(self.next);
             }
-            effects.push(Effect::Confirm { next: self.open.from() });
+            effects.push(ShardEffect::Confirm { next: self.open.from() });
         }
     }
 
-    fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
+    fn begin_flush(&mut self, effects: &mut Vec<ShardEffect>) {
         let mut open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
         let windows = open.take_windows();
         let range = OffsetRange { from: open.from(), to: self.next };
@@ -335,14 +346,14 @@ impl ShardState {
         self.open_since = None;
         self.open_hour = None;
         self.applied_since_flush = 0;
-        self.offer(effects);
+        self.send_commit(effects);
     }
 
     /// Hands the batch that is not in the store to it, for the first time or again.
-    fn offer(&mut self, effects: &mut Vec<Effect>) {
+    fn send_commit(&mut self, effects: &mut Vec<ShardEffect>) {
         if let Some(frozen) = self.frozen.uncommitted() {
             let (guard, batch) = (self.guard(frozen.range), frozen.batch.clone());
-            effects.push(Effect::Commit {
+            effects.push(ShardEffect::Commit {
                 guard,
                 batch,
                 forget_ids_before: frozen.forget_ids_before,
@@ -359,9 +370,9 @@ impl ShardState {
         self.in_flight = false;
         self.failures = 0;
         if self.next >= self.log_end {
-            self.mode = Mode::Normal;
-        } else if self.mode == Mode::Alone {
-            self.mode = Mode::Careful { step: 1 };
+            self.mode = ApplyMode::Normal;
+        } else if self.mode == ApplyMode::Isolating {
+            self.mode = ApplyMode::Careful { step: 1 };
         }
         self.frozen.commit(now);
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::*;
 use crate::invariants::tests::violations;
 use crate::model::flush::{LogRecord, QuarantineRow};
-use crate::model::offset::{Checkpoint, Diverged};
+use crate::model::offset::{Checkpoint, LogDivergence};
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
@@ -56,11 +56,11 @@ fn newer(id: &str) -> Vec<u8> {
 
 struct Run {
     state: ShardState,
-    effects: Vec<Effect>,
+    effects: Vec<ShardEffect>,
 }
 
 impl Run {
-    fn new(attempts: u32, suspects: Vec<Suspect>) -> Self {
+    fn new(attempts: u32, suspects: Vec<SuspectEvent>) -> Self {
         let limits = ShardLimits {
             dedup_horizon_ms: 1_000,
             dedup_max_ids: 100,
@@ -74,7 +74,7 @@ impl Run {
         let checkpoint =
             Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
         let claim = Claim { checkpoint, attempts, suspects };
-        let admission = Admission::limited(9, vec![]);
+        let admission = SeriesAdmission::limited(9, vec![]);
         Self {
             state: ShardState::new(limits, ShardId(1), &claim, vec![], admission, 100),
             effects: Vec::new(),
@@ -89,24 +89,26 @@ impl Run {
             payload: Bytes::from(payload),
         };
         let records: Vec<LogRecord> = (from..).zip(payloads).map(record).collect();
-        self.state.step(Input::Records(&records), &mut self.effects);
+        self.state.step(ShardInput::Records(&records), &mut self.effects);
     }
 
-    fn stops(&self) -> Vec<Diverged> {
+    fn stops(&self) -> Vec<LogDivergence> {
         self.effects
             .iter()
-            .filter_map(|effect| if let Effect::Stop(why) = effect { Some(*why) } else { None })
+            .filter_map(
+                |effect| if let ShardEffect::Stop(why) = effect { Some(*why) } else { None },
+            )
             .collect()
     }
 
     /// What a flush holds now: events counted, and what was set aside.
     fn flush(&mut self) -> (OffsetRange, u64, Vec<QuarantineRow>) {
         self.effects.clear();
-        self.state.step(Input::Tick { now: 0, drain: true }, &mut self.effects);
-        let Some(Effect::Commit { guard, batch, .. }) = self.effects.pop() else {
+        self.state.step(ShardInput::Tick { now: 0, drain: true }, &mut self.effects);
+        let Some(ShardEffect::Commit { guard, batch, .. }) = self.effects.pop() else {
             panic!("no commit: {:?}", self.effects)
         };
-        self.state.step(Input::Committed { now: 0 }, &mut self.effects);
+        self.state.step(ShardInput::Committed { now: 0 }, &mut self.effects);
         (
             guard.range,
             batch.deltas.iter().map(|delta| delta.rollup.figures.count).sum(),
@@ -121,7 +123,11 @@ fn a_record_of_an_unknown_version_stops_the_shard_and_what_lies_below_is_flushed
         let mut run = Run::new(attempts, vec![]);
         // Alone, event by event, after many starts: the same.
         run.feed(0, vec![newer("x"), ours("c")]);
-        assert_eq!(run.stops(), [Diverged::Unread { offset: 0, version: 100 }], "start {attempts}");
+        assert_eq!(
+            run.stops(),
+            [LogDivergence::UnsupportedVersion { offset: 0, version: 100 }],
+            "start {attempts}"
+        );
         assert_eq!((run.state.next(), run.state.credit()), (0, 0));
     }
     let mut run = Run::new(1, vec![]);
@@ -134,13 +140,13 @@ fn a_record_of_an_unknown_version_stops_the_shard_and_what_lies_below_is_flushed
         (OffsetRange { from: 0, to: 2 }, 2, vec![]),
         "nothing is passed over, nothing is lost"
     );
-    let said = Diverged::Unread { offset: 2, version: 100 }.to_string();
+    let said = LogDivergence::UnsupportedVersion { offset: 2, version: 100 }.to_string();
     assert!(said.contains("offset 2") && said.contains("version 100"), "{said}");
 }
 
 #[test]
 fn what_an_older_build_has_set_aside_stays_so_when_its_record_is_folded_once_more() {
-    let mut run = Run::new(1, vec![Suspect::certain(1, 0)]);
+    let mut run = Run::new(1, vec![SuspectEvent::quarantined(1, 0)]);
     run.feed(0, vec![ours("a"), newer("x"), ours("b")]);
     let (range, counted, set_aside) = run.flush();
     assert_eq!((range.to, counted, run.stops().len(), set_aside.len()), (3, 2, 0, 1));
@@ -193,15 +199,15 @@ fn a_record_that_no_gateway_wrote_is_set_aside_whole() {
 fn flushing() -> ShardState {
     let mut run = Run::new(1, vec![]);
     run.feed(0, vec![ours("a")]);
-    run.state.step(Input::Tick { now: 0, drain: true }, &mut run.effects);
-    assert!(matches!(run.effects[..], [Effect::Commit { .. }]), "{:?}", run.effects);
+    run.state.step(ShardInput::Tick { now: 0, drain: true }, &mut run.effects);
+    assert!(matches!(run.effects[..], [ShardEffect::Commit { .. }]), "{:?}", run.effects);
     run.state
 }
 
 /// Whether a tick offers the flush again.
 fn offers(state: &mut ShardState, now: Millis, drain: bool) -> bool {
     let mut effects = Vec::new();
-    state.step(Input::Tick { now, drain }, &mut effects);
+    state.step(ShardInput::Tick { now, drain }, &mut effects);
     !effects.is_empty()
 }
 
@@ -209,11 +215,11 @@ fn offers(state: &mut ShardState, now: Millis, drain: bool) -> bool {
 fn a_flush_that_fails_again_and_again_is_tried_ever_less_often() {
     let mut state = flushing();
     let mut tries = Vec::new();
-    state.step(Input::CommitFailed, &mut Vec::new());
+    state.step(ShardInput::CommitFailed, &mut Vec::new());
     for at in (0..60_000).step_by(100) {
         if offers(&mut state, at, false) {
             tries.push(at);
-            state.step(Input::CommitFailed, &mut Vec::new());
+            state.step(ShardInput::CommitFailed, &mut Vec::new());
         }
     }
     assert_eq!(
@@ -229,7 +235,7 @@ fn the_pause_ends_at_drain_at_success_and_when_the_clock_goes_back() {
     let failed = || {
         let mut state = flushing();
         for _ in 0..5 {
-            state.step(Input::CommitFailed, &mut Vec::new());
+            state.step(ShardInput::CommitFailed, &mut Vec::new());
         }
         assert!(!offers(&mut state, 1_000_000, false));
         state
@@ -237,9 +243,9 @@ fn the_pause_ends_at_drain_at_success_and_when_the_clock_goes_back() {
     assert!(offers(&mut failed(), 1_000_001, true));
     assert!(offers(&mut failed(), 5, false));
     let mut state = failed();
-    state.step(Input::Committed { now: 1_000_001 }, &mut Vec::new());
-    state.step(Input::CommitFailed, &mut Vec::new());
-    assert!(!state.waits(1_000_002));
+    state.step(ShardInput::Committed { now: 1_000_001 }, &mut Vec::new());
+    state.step(ShardInput::CommitFailed, &mut Vec::new());
+    assert!(!state.must_wait(1_000_002));
 }
 
 #[test]
@@ -251,7 +257,7 @@ fn what_a_reader_holds_stays_while_the_shard_commits_and_forgets() {
     let epoch = Epoch { counter: 1, nonce: 1 };
     let at = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
     let (from, to) = (Hour(0), Hour(1));
-    let question = LiveQuestion {
+    let question = LiveQuery {
         tenant: "shop",
         metric: "views",
         from,
@@ -267,7 +273,7 @@ fn what_a_reader_holds_stays_while_the_shard_commits_and_forgets() {
     assert_eq!((open, mark.applied), (1, 2));
 
     assert_eq!(run.flush().1, 1);
-    run.state.step(Input::Tick { now: 1_000, drain: false }, &mut run.effects);
+    run.state.step(ShardInput::Tick { now: 1_000, drain: false }, &mut run.effects);
     let later = run.state.live(&at, &question, &mut |_| true, &mut |_, _, _| {});
     assert_eq!(later.expect_err("its batches are forgotten"), StaleCheckpoint);
     let mut frozen = 0;

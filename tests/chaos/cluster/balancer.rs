@@ -85,7 +85,7 @@ impl Drop for Balancer {
 
 /// What the writes of one phase met.
 #[derive(Default)]
-struct Met {
+struct WriteStats {
     acked: u64,
     /// 503 with `Retry-After`.
     refused: u64,
@@ -94,7 +94,7 @@ struct Met {
 
 /// Sends one event after the other, each until it is acknowledged; every answer must be one that
 /// the docs name.
-fn write(front: &str, met: &Mutex<Met>, stop: &AtomicBool) -> u64 {
+fn write(front: &str, met: &Mutex<WriteStats>, stop: &AtomicBool) -> u64 {
     let client: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(90)))
@@ -145,7 +145,7 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
     let balancer = Balancer::start(&cluster, &cluster.dir().join("nginx"));
     let (front, met, stop, answered) = (
         balancer.url.clone(),
-        Mutex::new(Met::default()),
+        Mutex::new(WriteStats::default()),
         AtomicBool::new(false),
         AtomicU64::new(0),
     );
@@ -166,7 +166,7 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
             }
         });
         let mut phase = |what: &str, trouble: &mut dyn FnMut(&mut Cluster)| {
-            *met.lock().expect("no panic") = Met::default();
+            *met.lock().expect("no panic") = WriteStats::default();
             trouble(&mut cluster);
             let met = std::mem::take(&mut *met.lock().expect("no panic"));
             println!(

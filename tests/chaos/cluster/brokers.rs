@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Cluster, SHARDS};
 use crate::ledger::{Event, Ledger};
-use crate::load::{Asked, PATIENCE, StopOnDrop, accounting, check, client, reader};
+use crate::load::{PATIENCE, ReadStats, StopOnDrop, accounting, check, client, reader};
 use crate::now;
 use crate::rng::Rng;
 use crate::support::{Server, agent};
@@ -23,14 +23,14 @@ const SETTINGS: [(&str, &str); 4] = [
 ];
 
 /// What the clients met in some span.
-struct Met {
+struct ClientStats {
     refused: u64,
     repeated: u64,
     /// How long the slowest batch took until it was acknowledged.
     slowest: Duration,
 }
 
-impl std::fmt::Display for Met {
+impl std::fmt::Display for ClientStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { refused, repeated, slowest } = self;
         write!(f, "{refused} refused, {repeated} repeated, slowest {slowest:.1?}")
@@ -38,9 +38,9 @@ impl std::fmt::Display for Met {
 }
 
 /// Since this was last asked.
-fn met(ledger: &Ledger) -> Met {
+fn take_stats(ledger: &Ledger) -> ClientStats {
     let take = |counter: &AtomicU64| counter.swap(0, Ordering::SeqCst);
-    Met {
+    ClientStats {
         refused: take(&ledger.refused),
         repeated: take(&ledger.retries),
         slowest: Duration::from_millis(take(&ledger.slowest)),
@@ -81,17 +81,17 @@ fn await_steady(ledger: &Ledger) {
 }
 
 /// One batch of a client that waits for the answer, whatever it is.
-struct Patient {
+struct PatientBatch {
     events: Vec<Event>,
 }
 
-impl Patient {
+impl PatientBatch {
     /// Enough events that every shard gets some.
     fn new(ledger: &Ledger) -> Self {
         let mut rng = Rng(3);
         let events: Vec<Event> =
             (0..400).map(|n| Event::draw(&mut rng, format!("patient-{n}"))).collect();
-        ledger.sending(&events);
+        ledger.record_sent(&events);
         Self { events }
     }
 
@@ -106,14 +106,14 @@ impl Patient {
 }
 
 /// One broker is dead; what the clients met until writes went on without a repetition.
-fn one_dead(cluster: &Cluster, ledger: &Ledger) -> Met {
+fn one_dead(cluster: &Cluster, ledger: &Ledger) -> ClientStats {
     await_lacking(cluster, SHARDS);
     await_steady(ledger);
-    met(ledger)
+    take_stats(ledger)
 }
 
 /// Two of three brokers are dead: nothing is acknowledged, and a client that waits is told so.
-fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &Patient) {
+fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &PatientBatch) {
     // Until what was acknowledged before is noted.
     let mut before = 0;
     while before != ledger.acked_total() {
@@ -132,7 +132,7 @@ fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &Patient) {
 fn two_of_three_brokers_take_every_write_and_one_alone_none() {
     let mut cluster = Cluster::start_on(3, &SETTINGS);
     let (urls, started) = (cluster.urls(), Instant::now());
-    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let (ledger, asked, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut dead = Vec::new();
     std::thread::scope(|scope| {
         let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
@@ -140,25 +140,25 @@ fn two_of_three_brokers_take_every_write_and_one_alone_none() {
         let mut threads: Vec<_> =
             (0..CLIENTS).map(|n| scope.spawn(move || client(n, 5, urls, ledger, stop))).collect();
         threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
-        cluster.served(0);
-        met(ledger);
+        cluster.await_served(0);
+        take_stats(ledger);
         cluster.kafka.kill(1);
         dead.push(("1", one_dead(&cluster, ledger)));
         cluster.kafka.restart(1);
         await_lacking(&cluster, 0);
         await_steady(ledger);
-        met(ledger);
+        take_stats(ledger);
         cluster.kafka.kill(2);
         dead.push(("2", one_dead(&cluster, ledger)));
 
-        let patient = Patient::new(ledger);
+        let patient = PatientBatch::new(ledger);
         cluster.kafka.kill(3);
         two_dead(&cluster, ledger, &patient);
         cluster.kafka.restart(2);
         await_steady(ledger);
         assert_eq!(patient.send(&cluster.url(1)).0, 202);
-        ledger.acked(&patient.events, now);
-        dead.push(("2 and 3, then 3", met(ledger)));
+        ledger.record_acked(&patient.events, now);
+        dead.push(("2 and 3, then 3", take_stats(ledger)));
         cluster.kafka.restart(3);
         await_lacking(&cluster, 0);
         await_steady(ledger);
@@ -195,7 +195,7 @@ fn two_of_three_brokers_take_every_write_and_one_alone_none() {
     );
     for words in ["invariant violated", "panicked"] {
         assert_eq!(
-            cluster.lines(words),
+            cluster.log_lines(words),
             Vec::<String>::new(),
             "a node saw something that must not be"
         );

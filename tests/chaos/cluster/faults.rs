@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{Cli, Cluster, FULL, PATIENCE};
+use super::{Cluster, ClusterCli, FULL, PATIENCE};
 use crate::ledger::Ledger;
-use crate::load::{Asked, StopOnDrop, accounting, check, client, reader};
-use crate::proxy::Plan;
+use crate::load::{ReadStats, StopOnDrop, accounting, check, client, reader};
+use crate::proxy::ProxyPlan;
 use crate::rng::Rng;
 use crate::{now, number};
 
@@ -26,7 +26,7 @@ const ARCHIVING_FAILED: &str = "archiving failed";
 
 /// What was done, and how long it took until the shards were served again.
 #[derive(Default)]
-struct Effects {
+struct FaultCounts {
     kills: u64,
     frozen: u64,
     frozen_in_flush: u64,
@@ -36,7 +36,7 @@ struct Effects {
 
 /// Recomputes the rollups of the running cluster again and again: the store is the fold of a prefix
 /// of the log at every moment.
-fn auditor(cli: &Cli, stop: &AtomicBool, audits: &AtomicU64) {
+fn auditor(cli: &ClusterCli, stop: &AtomicBool, audits: &AtomicU64) {
     while !stop.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(2));
         audits.fetch_add(u64::from(cli.audit()), Ordering::SeqCst);
@@ -46,7 +46,7 @@ fn auditor(cli: &Cli, stop: &AtomicBool, audits: &AtomicU64) {
 struct Run<'a> {
     cluster: &'a Mutex<Cluster>,
     rng: Rng,
-    effects: Effects,
+    effects: FaultCounts,
     /// How often archiving had failed before the S3 server was killed.
     failed_before: usize,
 }
@@ -79,7 +79,7 @@ impl Run<'_> {
         let took = self.with(|cluster| {
             let owned = cluster.owns(asked, at);
             cluster.kill(at);
-            let took = cluster.served(asked);
+            let took = cluster.await_served(asked);
             cluster.spawn(at);
             owned.then_some(took)
         });
@@ -99,7 +99,9 @@ impl Run<'_> {
         }
         // So that a flush takes long enough to be hit, however fast the machine is.
         self.with(|cluster| {
-            cluster.store_proxy.set(Plan { delay: Duration::from_millis(20), ..Plan::default() })
+            cluster
+                .store_proxy
+                .set(ProxyPlan { delay: Duration::from_millis(20), ..ProxyPlan::default() })
         });
         let in_flush = (0..10).any(|_| {
             self.pause(200);
@@ -111,7 +113,7 @@ impl Run<'_> {
             caught
         });
         self.with(|cluster| cluster.signal(at, Signal::STOP));
-        self.with(|cluster| cluster.store_proxy.set(Plan::default()));
+        self.with(|cluster| cluster.store_proxy.set(ProxyPlan::default()));
         meanwhile(self);
         self.with(|cluster| cluster.await_moved(asked, at));
         self.with(|cluster| cluster.signal(at, Signal::CONT));
@@ -123,30 +125,30 @@ impl Run<'_> {
     fn round(&mut self, round: u64) {
         let frozen = self.rng.below(FULL as u64) as usize;
         let (killed, asked) = ((frozen + 1) % FULL, (frozen + 2) % FULL);
-        self.other(round);
+        self.inject_other_fault(round);
         self.freeze(frozen, asked, |run| run.kill(killed, 1_000));
         // The one that was asked held everything; now it dies too.
         self.with(|cluster| cluster.await_ready(killed));
         self.kill_and_measure(asked, killed);
         self.kill(frozen, 300);
-        self.rest();
+        self.settle();
     }
 
     /// Everything is served and answers completely for a moment.
-    fn rest(&mut self) {
+    fn settle(&mut self) {
         (0..=GATE).for_each(|at| self.with(|cluster| cluster.await_ready(at)));
-        self.with(|cluster| cluster.served(GATE));
+        self.with(|cluster| cluster.await_served(GATE));
         std::thread::sleep(Duration::from_secs(1));
     }
 
     /// Each kind of process that is not a node, in turn.
-    fn other(&mut self, round: u64) {
+    fn inject_other_fault(&mut self, round: u64) {
         match round % 7 {
             0 => {
                 self.with(|cluster| {
                     cluster.redis.kill();
                     cluster.kill(GATE);
-                    cluster.redis.start_again();
+                    cluster.redis.restart();
                     cluster.spawn(GATE);
                 });
                 self.count("Redis killed");
@@ -167,7 +169,7 @@ impl Run<'_> {
                 self.bring_back_the_storage();
                 self.cut_the_store();
             }
-            5 => self.storm(),
+            5 => self.restart_storm(),
             _ => {
                 self.with(|cluster| cluster.redis.pause());
                 self.spoil_the_storage(round + 1);
@@ -181,11 +183,11 @@ impl Run<'_> {
         for _ in 0..3 {
             self.with(|cluster| cluster.s3.kill());
             self.pause(500);
-            self.with(|cluster| cluster.s3.start_again());
+            self.with(|cluster| cluster.s3.restart());
             self.count("S3 server killed");
             self.pause(2_000);
         }
-        self.failed_before = self.with(|cluster| cluster.times(ARCHIVING_FAILED));
+        self.failed_before = self.with(|cluster| cluster.log_count(ARCHIVING_FAILED));
         self.with(|cluster| cluster.s3.kill());
         self.count("S3 server killed, away for a round");
     }
@@ -194,12 +196,12 @@ impl Run<'_> {
     fn bring_back_the_storage(&mut self) {
         let deadline = Instant::now() + BACK_WITHIN;
         while self.with(|cluster| {
-            cluster.s3.is_away() && cluster.times(ARCHIVING_FAILED) == self.failed_before
+            cluster.s3.is_away() && cluster.log_count(ARCHIVING_FAILED) == self.failed_before
         }) {
             assert!(Instant::now() < deadline, "no node misses the S3 server");
             std::thread::sleep(Duration::from_millis(100));
         }
-        self.with(|cluster| cluster.s3.start_again());
+        self.with(|cluster| cluster.s3.restart());
     }
 
     /// A fifth of the requests to the S3 server go wrong, until some have.
@@ -225,14 +227,14 @@ impl Run<'_> {
         let (mut tries, deadline) = (0, Instant::now() + BACK_WITHIN);
         while tries < 10 || cuts(self).1 == 0 {
             assert!(Instant::now() < deadline, "no commit was cut");
-            set(self, Plan { cut_after: Some(b"COMMIT"), ..Plan::default() });
+            set(self, ProxyPlan { cut_after: Some(b"COMMIT"), ..ProxyPlan::default() });
             self.pause(600);
             tries += 1;
         }
         // None is left over for the connections that are cut anywhere.
-        set(self, Plan::default());
+        set(self, ProxyPlan::default());
         let (_, commits) = cuts(self);
-        set(self, Plan { cut_request: 1, cut_reply: 1, ..Plan::default() });
+        set(self, ProxyPlan { cut_request: 1, cut_reply: 1, ..ProxyPlan::default() });
         std::thread::sleep(Duration::from_secs(2));
         while cuts(self).0 == 0 || cuts(self).1 == commits {
             assert!(
@@ -242,7 +244,7 @@ impl Run<'_> {
             );
             std::thread::sleep(Duration::from_millis(100));
         }
-        set(self, Plan::default());
+        set(self, ProxyPlan::default());
         let (requests, replies) = cuts(self);
         let cut = [
             ("answers to commits lost", commits),
@@ -254,7 +256,7 @@ impl Run<'_> {
     }
 
     /// Nodes come and go faster than the group settles.
-    fn storm(&mut self) {
+    fn restart_storm(&mut self) {
         for _ in 0..6 {
             let at = self.rng.below(FULL as u64) as usize;
             if self.rng.chance(50) {
@@ -286,7 +288,7 @@ impl Run<'_> {
             assert!(cluster.standby.as_ref().expect("a standby").promote(), "the standby was none");
         });
         self.count("PostgreSQL failed over");
-        let took = self.with(|cluster| cluster.served(0));
+        let took = self.with(|cluster| cluster.await_served(0));
         println!("the store failed over, served again after {took:.1?}");
     }
 }
@@ -300,10 +302,14 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
     let (urls, cli) = (cluster.urls(), cluster.cli());
     let cluster = Mutex::new(cluster);
     let (ledger, asked, stop, audits) =
-        (Ledger::default(), Asked::default(), AtomicBool::new(false), AtomicU64::new(0));
+        (Ledger::default(), ReadStats::default(), AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
-    let mut run =
-        Run { cluster: &cluster, rng: Rng(seed), effects: Effects::default(), failed_before: 0 };
+    let mut run = Run {
+        cluster: &cluster,
+        rng: Rng(seed),
+        effects: FaultCounts::default(),
+        failed_before: 0,
+    };
     std::thread::scope(|scope| {
         let (ledger, asked, stop, urls, audits, cli) =
             (&ledger, &asked, &stop, &urls, &audits, &cli);
@@ -337,12 +343,12 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
         let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
         assert_eq!(failed, 0, "a client, the reader or the auditor failed, see above");
     });
-    let Effects { kills, frozen, frozen_in_flush, others, mut failovers } = run.effects;
+    let FaultCounts { kills, frozen, frozen_in_flush, others, mut failovers } = run.effects;
     let mut cluster = cluster.into_inner().expect("no panic");
     println!("all threads ended after {:.0?}", started.elapsed());
     (0..cluster.nodes.len()).for_each(|at| cluster.await_ready(at));
     println!("all nodes ready after {:.0?}", started.elapsed());
-    let healed = cluster.served(GATE);
+    let healed = cluster.await_served(GATE);
     check(&urls, &ledger);
     let accounted = accounting(&urls);
     assert_eq!((accounted[0], accounted[2]), (ledger.acked_total(), 0), "aggregated, quarantined");
@@ -368,11 +374,11 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
         audits.load(Ordering::SeqCst),
     );
     assert_eq!(
-        cluster.lines("invariant violated"),
+        cluster.log_lines("invariant violated"),
         Vec::<String>::new(),
         "a node itself saw an invariant violated"
     );
-    assert_eq!(cluster.lines("panicked"), Vec::<String>::new(), "something panicked in a node");
+    assert_eq!(cluster.log_lines("panicked"), Vec::<String>::new(), "something panicked in a node");
     assert!(
         kills >= 3 * rounds && frozen == rounds && frozen_in_flush > 0 && !failovers.is_empty(),
         "a planned fault had no effect"

@@ -43,7 +43,7 @@ fn asker() -> ureq::Agent {
 }
 
 /// One of Rollmill's processes, running or not.
-pub struct Node {
+pub struct NodeProcess {
     pub name: String,
     roles: &'static str,
     port: u16,
@@ -63,16 +63,16 @@ pub struct Cluster {
     standby_port: u16,
     pub s3: S3Process,
     pub redis: Redis,
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<NodeProcess>,
     pub database: String,
     dir: tempfile::TempDir,
     more: Vec<(&'static str, String)>,
     _alone: MutexGuard<'static, ()>,
 }
 
-pub struct Cli(Vec<(String, String)>);
+pub struct ClusterCli(Vec<(String, String)>);
 
-impl Cli {
+impl ClusterCli {
     pub fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
         std::env::vars()
@@ -123,7 +123,7 @@ impl Cluster {
         let dir = tempfile::tempdir().expect("a directory");
         let postgres = Postgres::start("chaos");
         let database = postgres.database();
-        let node = |name: &str, roles| Node {
+        let node = |name: &str, roles| NodeProcess {
             name: name.to_owned(),
             roles,
             port: free_port(),
@@ -131,7 +131,7 @@ impl Cluster {
             namespace: None,
             server: None,
         };
-        let mut nodes: Vec<Node> =
+        let mut nodes: Vec<NodeProcess> =
             (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query")).collect();
         nodes.push(node("gate", "gateway,query"));
         let (cookie, keys) = (dir.path().join("cookie"), dir.path().join("s3.keys"));
@@ -212,9 +212,9 @@ impl Cluster {
     }
 
     /// Runs other commands of the binary with the configuration of the nodes.
-    pub fn cli(&self) -> Cli {
+    pub fn cli(&self) -> ClusterCli {
         let variable = |key: &str| format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase());
-        Cli(self.settings().into_iter().map(|(key, value)| (variable(key), value)).collect())
+        ClusterCli(self.settings().into_iter().map(|(key, value)| (variable(key), value)).collect())
     }
 
     pub fn spawn(&mut self, at: usize) {
@@ -246,7 +246,7 @@ impl Cluster {
                 Instant::now() < deadline,
                 "{} is not ready:\n{}",
                 self.nodes[at].name,
-                self.said(at)
+                self.node_log(at)
             );
             // As a service manager does: a node that was killed, or has waited for log and store in
             // vain, is started again.
@@ -258,7 +258,7 @@ impl Cluster {
     }
 
     /// What the node has logged over its lives.
-    pub fn said(&self, at: usize) -> String {
+    pub fn node_log(&self, at: usize) -> String {
         std::fs::read_to_string(
             self.dir.path().join(&self.nodes[at].name).with_extension("server.log"),
         )
@@ -266,10 +266,10 @@ impl Cluster {
     }
 
     /// The lines with these words that nodes have logged.
-    pub fn lines(&self, words: &str) -> Vec<String> {
+    pub fn log_lines(&self, words: &str) -> Vec<String> {
         (0..self.nodes.len())
             .flat_map(|at| {
-                self.said(at)
+                self.node_log(at)
                     .lines()
                     .filter(|line| line.contains(words))
                     .map(str::to_owned)
@@ -279,8 +279,8 @@ impl Cluster {
     }
 
     /// How often nodes have logged this.
-    pub fn times(&self, words: &str) -> usize {
-        (0..self.nodes.len()).map(|at| self.said(at).matches(words).count()).sum()
+    pub fn log_count(&self, words: &str) -> usize {
+        (0..self.nodes.len()).map(|at| self.node_log(at).matches(words).count()).sum()
     }
 
     pub fn url(&self, at: usize) -> String {
@@ -329,7 +329,7 @@ impl Cluster {
             assert!(
                 Instant::now() < deadline,
                 "the shards of {gone} did not move: {owners:?}\n{}",
-                self.said(asked)
+                self.node_log(asked)
             );
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -342,7 +342,7 @@ impl Cluster {
 
     /// How long it takes from now until a node answers completely with everything that was
     /// acknowledged before now.
-    pub fn served(&self, asked: usize) -> Duration {
+    pub fn await_served(&self, asked: usize) -> Duration {
         let (begun, since) = (Instant::now(), now());
         let url = format!("{}/v1/query?metric=m0&{}&step=all", self.url(asked), range());
         let agent = asker();

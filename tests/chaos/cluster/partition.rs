@@ -17,11 +17,11 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{Cluster, FULL};
 use crate::ledger::Ledger;
-use crate::load::{Asked, StopOnDrop, accounting, check, client, reader};
+use crate::load::{ReadStats, StopOnDrop, accounting, check, client, reader};
 use crate::number;
 
 /// The node that is cut off.
-const ALONE: usize = 1;
+const CUT_OFF_NODE: usize = 1;
 
 fn try_ip(args: &str) -> Result<(), String> {
     let output = Command::new("ip")
@@ -37,7 +37,7 @@ fn ip(args: &str) {
 }
 
 /// A network namespace at the other end of a virtual link.
-struct Island {
+struct NetworkIsland {
     name: String,
     /// The island's end of the link.
     link: String,
@@ -45,7 +45,7 @@ struct Island {
     addresses: [String; 2],
 }
 
-impl Island {
+impl NetworkIsland {
     /// None where network namespaces may not be made.
     fn make() -> Option<Self> {
         let id = std::process::id();
@@ -123,7 +123,7 @@ impl Island {
     }
 }
 
-impl Drop for Island {
+impl Drop for NetworkIsland {
     fn drop(&mut self) {
         // The link goes with it.
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
@@ -154,25 +154,29 @@ fn port_of(url: &str) -> u16 {
 
 #[test]
 fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
-    let Some(island) = Island::make() else { return };
+    let Some(island) = NetworkIsland::make() else { return };
     let mut cluster = Cluster::start(&[]);
-    assert_eq!(cluster.nodes[ALONE].server.take().expect("it runs").stop(), Some(0));
+    assert_eq!(cluster.nodes[CUT_OFF_NODE].server.take().expect("it runs").stop(), Some(0));
     let services = [
         port_of(&cluster.kafka.brokers()),
         cluster.store_proxy.port,
         port_of(&cluster.s3.endpoint),
         port_of(&cluster.redis.url()),
     ];
-    let others =
-        cluster.nodes.iter().enumerate().filter(|(at, _)| *at != ALONE).map(|(_, node)| node.mesh);
+    let others = cluster
+        .nodes
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| *at != CUT_OFF_NODE)
+        .map(|(_, node)| node.mesh);
     island.relay(&services.into_iter().chain(others).collect::<Vec<_>>(), true);
-    island.relay(&[cluster.port(ALONE), cluster.nodes[ALONE].mesh], false);
-    cluster.nodes[ALONE].namespace = Some(island.name.clone());
-    cluster.spawn(ALONE);
-    cluster.await_ready(ALONE);
+    island.relay(&[cluster.port(CUT_OFF_NODE), cluster.nodes[CUT_OFF_NODE].mesh], false);
+    cluster.nodes[CUT_OFF_NODE].namespace = Some(island.name.clone());
+    cluster.spawn(CUT_OFF_NODE);
+    cluster.await_ready(CUT_OFF_NODE);
 
     let urls = cluster.urls();
-    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let (ledger, asked, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut moved = Vec::new();
     std::thread::scope(|scope| {
         let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
@@ -181,21 +185,24 @@ fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
             (0..4).map(|n| scope.spawn(move || client(n, 11, urls, ledger, stop))).collect();
         threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
         for _ in 0..number("ROLLMILL_CHAOS_CUTS", 2) {
-            cluster.served(0);
-            while !cluster.owns(0, ALONE) {
+            cluster.await_served(0);
+            while !cluster.owns(0, CUT_OFF_NODE) {
                 std::thread::sleep(Duration::from_millis(100));
             }
             island.cut();
-            moved.push(cluster.served(2));
-            cluster.await_moved(0, ALONE);
+            moved.push(cluster.await_served(2));
+            cluster.await_moved(0, CUT_OFF_NODE);
             assert!(
-                cluster.nodes[ALONE].server.as_mut().is_some_and(|server| !server.has_ended()),
+                cluster.nodes[CUT_OFF_NODE]
+                    .server
+                    .as_mut()
+                    .is_some_and(|server| !server.has_ended()),
                 "it ended: {}",
-                cluster.said(ALONE)
+                cluster.node_log(CUT_OFF_NODE)
             );
             std::thread::sleep(Duration::from_secs(2));
             island.join();
-            cluster.await_ready(ALONE);
+            cluster.await_ready(CUT_OFF_NODE);
         }
         drop(stops);
         let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::balancer::Balancer;
 use super::{Cluster, FULL, PATIENCE};
 use crate::ledger::Ledger;
-use crate::load::{Asked, StopOnDrop, check, get, patient_client, reader};
+use crate::load::{ReadStats, StopOnDrop, check, get, patient_client, reader};
 use crate::support::agent;
 
 /// Waits until every node has shards and all are served. A node is ready before the group has given
@@ -18,7 +18,7 @@ fn balanced(cluster: &Cluster, asked: usize) {
         assert!(Instant::now() < deadline, "a node is given nothing");
         std::thread::sleep(Duration::from_millis(50));
     }
-    cluster.served(asked);
+    cluster.await_served(asked);
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
     let mut cluster = Cluster::start(&[("server.drain_delay", "500ms")]);
     let balancer = Balancer::start(&cluster, &cluster.dir().join("nginx"));
     let front = [balancer.url.clone()];
-    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let (ledger, asked, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut handovers = Vec::new();
     std::thread::scope(|scope| {
         let (ledger, asked, stop, front) = (&ledger, &asked, &stop, &front);
@@ -43,7 +43,7 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
             let stopping = std::thread::spawn(move || node.stop());
             // From the moment at which its shards begin to move.
             std::thread::sleep(Duration::from_millis(500));
-            handovers.push(cluster.served(asked));
+            handovers.push(cluster.await_served(asked));
             assert_eq!(stopping.join().expect("no panic"), Some(0));
             cluster.spawn(at);
             cluster.await_ready(at);

@@ -153,7 +153,7 @@ fn three_gateways_and_three_protocols_give_the_bytes_of_one_node() {
         tls_ca: None,
         match_cache: 1 << 20,
     };
-    let found = rows(PostgresStore::open_existing(&options).expect("the store").as_ref());
+    let found = rows(PostgresStore::open_read_only(&options).expect("the store").as_ref());
     let expected = embedded(&batches);
     let differing = expected.iter().filter(|(key, bytes)| found.get(*key) != Some(*bytes)).count();
     assert_eq!((found.len(), differing), (expected.len(), 0), "rows, and those that differ");

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::super::readable;
 
 /// A figure of one server.
-pub(in super::super) struct Figure {
+pub(in super::super) struct ServerFigure {
     name: &'static str,
     unit: &'static str,
     value: Datum,
@@ -18,7 +18,7 @@ enum Datum {
     Text(&'static str),
 }
 
-impl Figure {
+impl ServerFigure {
     pub(super) fn number(name: &'static str, value: f64, unit: &'static str) -> Self {
         Self { name, unit, value: Datum::Number(value) }
     }
@@ -53,9 +53,9 @@ impl Figure {
 }
 
 /// The figures of one server; all columns of a table have the same ones in the same order.
-pub(in super::super) struct Column {
+pub(in super::super) struct ServerColumn {
     pub(super) name: &'static str,
-    pub(super) figures: Vec<Figure>,
+    pub(super) figures: Vec<ServerFigure>,
 }
 
 /// What a comparison measured. The first column is ours.
@@ -63,8 +63,8 @@ pub(in super::super) struct Comparison {
     pub(super) peer: String,
     pub(super) rounds: u32,
     pub(super) seconds: u32,
-    pub(super) ingest: Vec<Column>,
-    pub(super) questions: Vec<Column>,
+    pub(super) ingest: Vec<ServerColumn>,
+    pub(super) questions: Vec<ServerColumn>,
 }
 
 impl Comparison {
@@ -84,7 +84,7 @@ impl Comparison {
     }
 }
 
-fn table(columns: &[Column]) -> Table {
+fn table(columns: &[ServerColumn]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     let [ours, theirs @ ..] = columns else { return table };
@@ -95,7 +95,7 @@ fn table(columns: &[Column]) -> Table {
     for (at, figure) in ours.figures.iter().enumerate() {
         let mut row = vec![Cell::new(figure.name.replace('_', " "))];
         row.extend(columns.iter().map(|column| column.figures[at].shown()));
-        let ratio = |column: &Column| {
+        let ratio = |column: &ServerColumn| {
             figure
                 .ratio(&column.figures[at])
                 .map_or_else(String::new, |ratio| format!("{ratio:.3}"))
@@ -112,7 +112,7 @@ fn table(columns: &[Column]) -> Table {
 }
 
 /// By server; those of the peer carry the ratios too.
-fn object(columns: &[Column]) -> Value {
+fn object(columns: &[ServerColumn]) -> Value {
     let mut servers = Map::new();
     for column in columns {
         let mut figures: Map<String, Value> =
@@ -137,9 +137,12 @@ mod tests {
 
     #[test]
     fn ratios_stand_beside_the_figures() {
-        let column = |name, rate, durable| Column {
+        let column = |name, rate, durable| ServerColumn {
             name,
-            figures: vec![Figure::number("rate", rate, "/s"), Figure::text("durable", durable)],
+            figures: vec![
+                ServerFigure::number("rate", rate, "/s"),
+                ServerFigure::text("durable", durable),
+            ],
         };
         let comparison = Comparison {
             peer: "peer 1".to_owned(),

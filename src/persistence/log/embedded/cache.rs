@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::frame::RunAt;
+use super::frame::RunLocation;
 
 /// The records of the newest runs, up to a number of bytes.
 pub(super) struct TailCache {
@@ -32,7 +32,7 @@ impl TailCache {
     }
 
     /// The records of a run, if they are here.
-    pub(super) fn get(&self, segment: u64, run: &RunAt) -> Option<Bytes> {
+    pub(super) fn get(&self, segment: u64, run: &RunLocation) -> Option<Bytes> {
         let at = self
             .runs
             .binary_search_by_key(&(segment, run.at), |(s, position, _)| (*s, *position))

@@ -23,8 +23,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::payload::{MAX_FRAME, Packer};
-use crate::model::clock::{Reading, Stamp};
+use super::payload::{MAX_FRAME, RunCompressor};
+use crate::model::clock::{AppendStamp, ClockReading};
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 
@@ -32,10 +32,10 @@ use crate::model::offset::{LogId, Offset, ShardId};
 pub(super) const MAGIC: [u8; 4] = *b"RMF2";
 const OLD_MAGIC: [u8; 4] = *b"RMF1";
 /// Bytes before the runs.
-const HEADER: usize = 56;
-const OLD_HEADER: usize = 32;
+const HEADER_LEN: usize = 56;
+const OLD_HEADER_LEN: usize = 32;
 /// Bytes of one run's entry.
-pub(super) const RUN: usize = 32;
+pub(super) const RUN_ENTRY_LEN: usize = 32;
 
 /// Rounds up to where the next frame may start.
 pub(super) fn aligned(len: usize) -> usize {
@@ -44,7 +44,7 @@ pub(super) fn aligned(len: usize) -> usize {
 
 /// Where a run stands in its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RunAt {
+pub(super) struct RunLocation {
     /// Offset of the first record.
     pub first: Offset,
     /// Number of records.
@@ -63,7 +63,7 @@ pub(super) struct RunAt {
 
 /// The records of one shard within a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct FrameRun {
     /// Whose.
     pub shard: ShardId,
     /// How many.
@@ -86,9 +86,9 @@ pub(super) struct Frame {
     /// Sequence number.
     pub sequence: u64,
     /// The times of every record inside.
-    pub stamp: Stamp,
+    pub stamp: AppendStamp,
     /// The runs.
-    pub runs: Vec<Run>,
+    pub runs: Vec<FrameRun>,
 }
 
 /// The salt of a log's checksums: its id, so that bytes which a client sent can never pass for a
@@ -98,22 +98,22 @@ pub(super) fn salt(log: LogId) -> u32 {
 }
 
 /// Encodes frames, in buffers that it keeps.
-pub(super) struct Encoder {
+pub(super) struct FrameEncoder {
     salt: u32,
-    packer: Packer,
+    compressor: RunCompressor,
     /// The frame, padded.
     pub bytes: Vec<u8>,
     /// The runs' records one after the other, as they are.
     pub plain: Vec<u8>,
 }
 
-impl Encoder {
+impl FrameEncoder {
     /// An encoder for a log with this salt.
     ///
     /// # Errors
     /// If there is no memory for compression.
     pub(super) fn new(salt: u32) -> Result<Self, String> {
-        Ok(Self { salt, packer: Packer::new()?, bytes: Vec::new(), plain: Vec::new() })
+        Ok(Self { salt, compressor: RunCompressor::new()?, bytes: Vec::new(), plain: Vec::new() })
     }
 
     /// Encodes a frame into [`Self::bytes`], and says where in [`Self::plain`] the records of each
@@ -121,7 +121,7 @@ impl Encoder {
     pub(super) fn encode(
         &mut self,
         sequence: u64,
-        stamp: Stamp,
+        stamp: AppendStamp,
         records: &[(ShardId, Bytes)],
         ends: &[Offset],
     ) -> (Frame, Vec<Range<usize>>) {
@@ -131,7 +131,7 @@ impl Encoder {
             order.chunk_by(|&a, &b| records[a as usize].0 == records[b as usize].0).collect();
         let out = &mut self.bytes;
         out.clear();
-        out.resize(HEADER + groups.len() * RUN, 0);
+        out.resize(HEADER_LEN + groups.len() * RUN_ENTRY_LEN, 0);
         self.plain.clear();
         let (mut runs, mut plain) =
             (Vec::with_capacity(groups.len()), Vec::with_capacity(groups.len()));
@@ -144,10 +144,10 @@ impl Encoder {
             }
             plain.push(from..self.plain.len());
             let at = out.len();
-            self.packer.pack(&self.plain[from..], out);
+            self.compressor.compress(&self.plain[from..], out);
             let shard = records[group[0] as usize].0;
             let (len, crc) = (out.len() - at, crc32c::crc32c(&out[at..]));
-            let run = Run {
+            let run = FrameRun {
                 shard,
                 records: group.len() as u32,
                 first: ends[shard.0 as usize],
@@ -155,7 +155,7 @@ impl Encoder {
                 len,
                 crc,
             };
-            put_run(&run, &mut out[HEADER + number * RUN..][..RUN]);
+            put_run(&run, &mut out[HEADER_LEN + number * RUN_ENTRY_LEN..][..RUN_ENTRY_LEN]);
             runs.push(run);
         }
         let len = out.len();
@@ -164,9 +164,9 @@ impl Encoder {
         out[12..16].copy_from_slice(&(runs.len() as u32).to_le_bytes());
         out[16..24].copy_from_slice(&sequence.to_le_bytes());
         out[24..32].copy_from_slice(&stamp.appended.to_le_bytes());
-        out[32..40].copy_from_slice(&stamp.read.wall.to_le_bytes());
-        out[40..48].copy_from_slice(&stamp.read.uptime.to_le_bytes());
-        out[48..56].copy_from_slice(&stamp.read.boot.to_le_bytes());
+        out[32..40].copy_from_slice(&stamp.clocks.wall.to_le_bytes());
+        out[40..48].copy_from_slice(&stamp.clocks.uptime.to_le_bytes());
+        out[48..56].copy_from_slice(&stamp.clocks.boot.to_le_bytes());
         let crc = crc32c::crc32c_append(self.salt, &out[12..]);
         out[8..12].copy_from_slice(&crc.to_le_bytes());
         out.resize(aligned(len), 0);
@@ -174,7 +174,7 @@ impl Encoder {
     }
 }
 
-fn put_run(run: &Run, entry: &mut [u8]) {
+fn put_run(run: &FrameRun, entry: &mut [u8]) {
     entry[..4].copy_from_slice(&run.shard.0.to_le_bytes());
     entry[4..8].copy_from_slice(&run.records.to_le_bytes());
     entry[8..16].copy_from_slice(&run.first.to_le_bytes());
@@ -186,7 +186,7 @@ fn put_run(run: &Run, entry: &mut [u8]) {
 /// not be good.
 pub(super) fn claimed_len(bytes: &[u8]) -> Option<usize> {
     let len = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
-    (OLD_HEADER..=MAX_FRAME).contains(&len).then_some(len)
+    (OLD_HEADER_LEN..=MAX_FRAME).contains(&len).then_some(len)
 }
 
 /// Reads the frame at the start of `bytes`; `None` if there is no whole, undamaged one.
@@ -195,18 +195,18 @@ pub(super) fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
         |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let long =
         |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    let header = header_of(bytes)?;
+    let header = header_len(bytes)?;
     let len = word(4)? as usize;
     let whole = bytes.get(..len).filter(|_| (header..=MAX_FRAME).contains(&len))?;
     if crc32c::crc32c_append(salt, &whole[12..]) != word(8)? {
         return None;
     }
-    let mut at = header + (word(12)? as usize).checked_mul(RUN)?;
+    let mut at = header + (word(12)? as usize).checked_mul(RUN_ENTRY_LEN)?;
     let runs = (0..word(12)? as usize)
         .map(|number| {
-            let entry = header + number * RUN;
+            let entry = header + number * RUN_ENTRY_LEN;
             let len = word(entry + 16)? as usize;
-            let run = Run {
+            let run = FrameRun {
                 shard: ShardId(word(entry)?),
                 records: word(entry + 4)?,
                 first: long(entry + 8)?,
@@ -219,33 +219,37 @@ pub(super) fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
         })
         .collect::<Option<Vec<_>>>()?;
     let appended = long(24)?.cast_signed();
-    let stamp = if header == HEADER {
-        let read = Reading {
+    let stamp = if header == HEADER_LEN {
+        let read = ClockReading {
             wall: long(32)?.cast_signed(),
             uptime: long(40)?.cast_signed(),
             boot: long(48)?,
         };
-        Stamp { appended, read }
+        AppendStamp { appended, clocks: read }
     } else {
-        Stamp::of_one_time(appended)
+        AppendStamp::from_single_time(appended)
     };
     (at == len).then_some(Frame { len, sequence: long(16)?, stamp, runs })
 }
 
 /// Length of the header of a frame that begins so; `None` if none does.
-pub(super) fn header_of(bytes: &[u8]) -> Option<usize> {
+pub(super) fn header_len(bytes: &[u8]) -> Option<usize> {
     match bytes.first_chunk() {
-        Some(&MAGIC) => Some(HEADER),
-        Some(&OLD_MAGIC) => Some(OLD_HEADER),
+        Some(&MAGIC) => Some(HEADER_LEN),
+        Some(&OLD_MAGIC) => Some(OLD_HEADER_LEN),
         _ => None,
     }
 }
 
 /// The records of a run from offset `from` on, sharing `payload`; `None` if the run is damaged.
-pub(super) fn records_of(run: &RunAt, payload: &Bytes, from: Offset) -> Option<Vec<LogRecord>> {
+pub(super) fn decode_records(
+    run: &RunLocation,
+    payload: &Bytes,
+    from: Offset,
+) -> Option<Vec<LogRecord>> {
     let mut records = Vec::new();
     let (mut at, mut offset) = (0usize, run.first);
-    let RunAt { appended, received, .. } = *run;
+    let RunLocation { appended, received, .. } = *run;
     while at < payload.len() {
         let len = payload.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)?
             as usize;
@@ -271,13 +275,15 @@ pub(super) fn records_of(run: &RunAt, payload: &Bytes, from: Offset) -> Option<V
 pub(super) mod tests {
     use super::*;
 
-    const STAMP: Stamp =
-        Stamp { appended: 77, read: Reading { wall: -5, uptime: 1 << 40, boot: u64::MAX - 3 } };
+    const STAMP: AppendStamp = AppendStamp {
+        appended: 77,
+        clocks: ClockReading { wall: -5, uptime: 1 << 40, boot: u64::MAX - 3 },
+    };
 
-    fn encoded() -> (Frame, Vec<std::ops::Range<usize>>, Encoder) {
+    fn encoded() -> (Frame, Vec<std::ops::Range<usize>>, FrameEncoder) {
         let records: Vec<_> =
             [(2, "c"), (0, "a"), (2, "dd")].map(|(s, p)| (ShardId(s), Bytes::from(p))).to_vec();
-        let mut encoder = Encoder::new(5).expect("memory");
+        let mut encoder = FrameEncoder::new(5).expect("memory");
         let (frame, plain) = encoder.encode(9, STAMP, &records, &[5, 0, 7]);
         (frame, plain, encoder)
     }
@@ -285,8 +291,8 @@ pub(super) mod tests {
     /// The frame as version 1 had it: shorter by the three times that it did not know.
     pub(in super::super) fn older(salt: u32, frame: &[u8]) -> Vec<u8> {
         let len = u32::from_le_bytes(*frame[4..].first_chunk().expect("a length")) as usize
-            - (HEADER - OLD_HEADER);
-        let mut old = [&frame[..OLD_HEADER], &frame[HEADER..]].concat();
+            - (HEADER_LEN - OLD_HEADER_LEN);
+        let mut old = [&frame[..OLD_HEADER_LEN], &frame[HEADER_LEN..]].concat();
         old[..4].copy_from_slice(&OLD_MAGIC);
         old[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         let crc = crc32c::crc32c_append(salt, &old[12..len]);
@@ -304,7 +310,7 @@ pub(super) mod tests {
         assert_eq!((frame.runs[0].first, frame.runs[1].first, frame.runs[1].records), (5, 7, 2));
         let run = &frame.runs[1];
         let payload = Bytes::from(bytes.clone()).slice(run.at..run.at + run.len);
-        let at = RunAt {
+        let at = RunLocation {
             first: 7,
             records: 2,
             len: run.len as u32,
@@ -313,7 +319,7 @@ pub(super) mod tests {
             received: -5,
             crc: run.crc,
         };
-        let read = records_of(&at, &payload, 8).expect("undamaged");
+        let read = decode_records(&at, &payload, 8).expect("undamaged");
         assert_eq!((read.len(), read[0].offset, &read[0].payload[..]), (1, 8, &b"dd"[..]));
         assert_eq!((read[0].appended, read[0].received), (77, -5));
         for at in 0..frame.len {
@@ -326,10 +332,14 @@ pub(super) mod tests {
     #[test]
     fn a_frame_of_version_1_has_one_time_which_is_both() {
         let (frame, _, encoder) = encoded();
-        let shorter = HEADER - OLD_HEADER;
-        let runs = frame.runs.iter().map(|run| Run { at: run.at - shorter, ..*run }).collect();
-        let expected =
-            Frame { len: frame.len - shorter, stamp: Stamp::of_one_time(77), runs, ..frame };
+        let shorter = HEADER_LEN - OLD_HEADER_LEN;
+        let runs = frame.runs.iter().map(|run| FrameRun { at: run.at - shorter, ..*run }).collect();
+        let expected = Frame {
+            len: frame.len - shorter,
+            stamp: AppendStamp::from_single_time(77),
+            runs,
+            ..frame
+        };
         assert_eq!(decode(5, &older(5, &encoder.bytes)), Some(expected));
     }
 }

@@ -28,22 +28,22 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use self::cache::TailCache;
-use self::frame::RunAt;
-use self::recovery::Purpose;
-pub use self::recovery::Recovery;
-use self::segment::{Header, Segment, Unread};
-use self::tail::{Dir, Failure, Tail};
-use self::writer::{Position, Queue, Writer};
+use self::frame::RunLocation;
+pub use self::recovery::LogRecovery;
+use self::recovery::RecoveryMode;
+use self::segment::{RunReadError, Segment, SegmentHeader};
+use self::tail::{LogDir, LogTail, TailError};
+use self::writer::{AppendQueue, LogPosition, SegmentWriter};
 use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
 use crate::clock::Clock;
-use crate::model::clock::{AppendClock, Stamp};
+use crate::model::clock::{AppendClock, AppendStamp};
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
 
 /// How a log is opened.
 #[derive(Clone)]
-pub struct LogOptions {
+pub struct EmbeddedLogOptions {
     /// Its directory.
     pub dir: PathBuf,
     /// Number of shards; a log that exists must have the same.
@@ -65,17 +65,17 @@ pub struct LogOptions {
 struct Shared {
     id: LogId,
     salt: u32,
-    options: LogOptions,
+    options: EmbeddedLogOptions,
     segments: RwLock<VecDeque<Arc<Segment>>>,
     ends: Vec<AtomicU64>,
     cache: Mutex<TailCache>,
-    queue: Queue,
+    queue: AppendQueue,
     /// Why the disk takes no writes, since it was last tried.
     refusal: Mutex<Option<AppendError>>,
     /// None of a log that was opened to be read.
-    dir: Option<Arc<Dir>>,
+    dir: Option<Arc<LogDir>>,
     /// Makes the times of frames.
-    append: Mutex<AppendClock>,
+    append_clock: Mutex<AppendClock>,
     appended: watch::Sender<u64>,
     /// One process has the directory, so it owns every shard, for ever.
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
@@ -94,30 +94,31 @@ impl EmbeddedLog {
     /// # Errors
     /// If the directory cannot be used, or what is in it is damaged: names the file, the position
     /// and the way out.
-    pub fn open(options: LogOptions) -> Result<(Arc<Self>, Recovery), String> {
+    pub fn open(options: EmbeddedLogOptions) -> Result<(Arc<Self>, LogRecovery), String> {
         let named = |e: std::io::Error| format!("{}: {e}", options.dir.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&options.dir).map_err(named)?;
-        let mut found = recovery::find(&options.dir, Purpose::Write)?;
+        let mut found = recovery::recover(&options.dir, RecoveryMode::Write)?;
         let recovery = found.recovery;
-        let dir = Arc::new(Dir::open(&options.dir).map_err(named)?);
-        let (id, ends) = Self::found(&options, &found)?;
+        let dir = Arc::new(LogDir::open(&options.dir).map_err(named)?);
+        let (id, ends) = Self::identity_and_ends(&options, &found)?;
         let tail = match found.segments.back() {
-            Some(last) => {
-                Tail::of(dir.clone(), last.clone(), &found, options.segment_bytes).map_err(named)?
-            }
+            Some(last) => LogTail::open(dir.clone(), last.clone(), &found, options.segment_bytes)
+                .map_err(named)?,
             None => {
-                let header = Header::first(id, found.sequence, ends.clone());
-                let tail = Tail::begin(dir.clone(), header, options.segment_bytes);
-                tail.map_err(|failure| format!("{}: {}", options.dir.display(), told(failure)))?
+                let header = SegmentHeader::first(id, found.sequence, ends.clone());
+                let tail = LogTail::create(dir.clone(), header, options.segment_bytes);
+                tail.map_err(|failure| {
+                    format!("{}: {}", options.dir.display(), failure_text(failure))
+                })?
             }
         };
         if found.segments.is_empty() {
             found.segments.push_back(tail.segment().clone());
         }
         let appended = found.stamp.map_or(0, |stamp| stamp.appended);
-        let position = Position { sequence: found.sequence, appended, ends: ends.clone() };
-        let shared = Self::shared(options, found, (id, ends), Some(dir));
-        let thread = Writer::new(shared.clone(), position, tail)?.start()?;
+        let position = LogPosition { sequence: found.sequence, appended, ends: ends.clone() };
+        let shared = Self::new_shared(options, found, (id, ends), Some(dir));
+        let thread = SegmentWriter::new(shared.clone(), position, tail)?.start()?;
         Ok((Arc::new(Self { shared, writer: Mutex::new(Some(thread)) }), recovery))
     }
 
@@ -130,12 +131,12 @@ impl EmbeddedLog {
         dir: &std::path::Path,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, String> {
-        let found = recovery::find(dir, Purpose::Read)?;
-        let shard_count = found.segments.back().map_or(0, |s| s.header.firsts.len() as u32);
+        let found = recovery::recover(dir, RecoveryMode::Read)?;
+        let shard_count = found.segments.back().map_or(0, |s| s.header.first_offsets.len() as u32);
         if shard_count == 0 {
             return Err(format!("{}: there is no log", dir.display()));
         }
-        let options = LogOptions {
+        let options = EmbeddedLogOptions {
             dir: dir.to_owned(),
             shard_count,
             segment_bytes: 0,
@@ -145,8 +146,8 @@ impl EmbeddedLog {
             log_id_if_new: [0; 16],
             clock,
         };
-        let known = Self::found(&options, &found)?;
-        let shared = Self::shared(options, found, known, None);
+        let known = Self::identity_and_ends(&options, &found)?;
+        let shared = Self::new_shared(options, found, known, None);
         shared.queue.close("it was opened to be read");
         Ok(Arc::new(Self { shared, writer: Mutex::new(None) }))
     }
@@ -156,18 +157,21 @@ impl EmbeddedLog {
     ///
     /// # Errors
     /// If the log is damaged elsewhere, or the disk refuses.
-    pub fn cut_damaged(dir: &std::path::Path) -> Result<Option<(PathBuf, u64)>, String> {
-        tail::cut(dir, &recovery::find(dir, Purpose::Cut)?)
+    pub fn truncate_damaged_tail(dir: &std::path::Path) -> Result<Option<(PathBuf, u64)>, String> {
+        tail::truncate_tail(dir, &recovery::recover(dir, RecoveryMode::Truncate)?)
     }
 
     /// The identity of what was found, and the end of every shard.
-    fn found(
-        options: &LogOptions,
-        found: &recovery::Found,
+    fn identity_and_ends(
+        options: &EmbeddedLogOptions,
+        found: &recovery::RecoveredLog,
     ) -> Result<(LogId, Vec<Offset>), String> {
         let shards = options.shard_count;
-        if let Some(other) =
-            found.segments.back().map(|s| s.header.firsts.len() as u32).filter(|&n| n != shards)
+        if let Some(other) = found
+            .segments
+            .back()
+            .map(|s| s.header.first_offsets.len() as u32)
+            .filter(|&n| n != shards)
         {
             return Err(format!(
                 "{}: this log has {other} shards, the configuration says shards.count = {shards}: \
@@ -180,11 +184,11 @@ impl EmbeddedLog {
         Ok((id, (0..shards).map(|shard| last.map_or(0, |s| s.end(ShardId(shard)))).collect()))
     }
 
-    fn shared(
-        options: LogOptions,
-        found: recovery::Found,
+    fn new_shared(
+        options: EmbeddedLogOptions,
+        found: recovery::RecoveredLog,
         (id, ends): (LogId, Vec<Offset>),
-        dir: Option<Arc<Dir>>,
+        dir: Option<Arc<LogDir>>,
     ) -> Arc<Shared> {
         let shards = options.shard_count;
         let append = Mutex::new(AppendClock::start(found.stamp, options.clock.reading()));
@@ -195,20 +199,20 @@ impl EmbeddedLog {
             options,
             segments: RwLock::new(found.segments),
             ends: ends.into_iter().map(AtomicU64::new).collect(),
-            queue: Queue::default(),
+            queue: AppendQueue::default(),
             refusal: Mutex::default(),
             dir,
-            append,
+            append_clock: append,
             appended: watch::Sender::new(0),
             assigned: watch::Sender::new(Arc::new((0..shards).map(ShardId).collect())),
         })
     }
 }
 
-fn told(failure: Failure) -> String {
+fn failure_text(failure: TailError) -> String {
     match failure {
-        Failure::Refused(error) => error.to_string(),
-        Failure::Fatal(why) => why,
+        TailError::Refused(error) => error.to_string(),
+        TailError::Fatal(why) => why,
     }
 }
 
@@ -222,9 +226,9 @@ impl Shared {
     }
 
     /// The times of a frame that is written now.
-    fn stamp(&self) -> Stamp {
+    fn stamp(&self) -> AppendStamp {
         // A reading is whole before it is kept: the poison says nothing.
-        self.append
+        self.append_clock
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .stamp(self.options.clock.reading())
@@ -234,30 +238,30 @@ impl Shared {
         &self,
         segment: &Segment,
         shard: ShardId,
-        run: &RunAt,
+        run: &RunLocation,
     ) -> Result<bytes::Bytes, LogError> {
         let cached = self.cache.lock().ok().and_then(|cache| cache.get(segment.header.number, run));
         let read = cached.map_or_else(|| segment.payload(run), Ok);
         read.map_err(|unread| match unread {
-            Unread::Gone => {
+            RunReadError::Released => {
                 LogError::Released { shard, from: run.first, start: segment.end(shard) }
             }
-            Unread::Io(why) => LogError::Io(why),
-            Unread::Damaged(why) => LogError::Corrupt(why),
+            RunReadError::Io(why) => LogError::Io(why),
+            RunReadError::Corrupt(why) => LogError::Corrupt(why),
         })
     }
 
-    fn refusal(&self) -> std::sync::MutexGuard<'_, Option<AppendError>> {
+    fn lock_refusal(&self) -> std::sync::MutexGuard<'_, Option<AppendError>> {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn refusing(&self) -> Option<AppendError> {
-        self.refusal().clone()
+    fn current_refusal(&self) -> Option<AppendError> {
+        self.lock_refusal().clone()
     }
 
     /// Notes why the disk takes no writes, or that it does; what was noted before.
-    fn refuse(&self, why: Option<AppendError>) -> Option<AppendError> {
-        std::mem::replace(&mut *self.refusal(), why)
+    fn set_refusal(&self, why: Option<AppendError>) -> Option<AppendError> {
+        std::mem::replace(&mut *self.lock_refusal(), why)
     }
 }
 
@@ -286,7 +290,11 @@ impl EventLog for EmbeddedLog {
     }
 
     fn refuses(&self) -> Option<AppendError> {
-        self.shared.queue.closed().map(AppendError::Closed).or_else(|| self.shared.refusing())
+        self.shared
+            .queue
+            .closed_reason()
+            .map(AppendError::Closed)
+            .or_else(|| self.shared.current_refusal())
     }
 
     fn append_now(&self) -> Millis {
@@ -298,7 +306,7 @@ impl EventLog for EmbeddedLog {
         self.shared
             .segments()
             .first()
-            .and_then(|s| s.header.firsts.get(shard.0 as usize).copied())
+            .and_then(|s| s.header.first_offsets.get(shard.0 as usize).copied())
             .unwrap_or(0)
     }
 
@@ -321,7 +329,7 @@ impl EventLog for EmbeddedLog {
             return Err(LogError::BeyondEnd { shard, from, end });
         }
         let segments = self.shared.segments();
-        let start = segments.first().map_or(0, |s| s.header.firsts[shard.0 as usize]);
+        let start = segments.first().map_or(0, |s| s.header.first_offsets[shard.0 as usize]);
         if from < start {
             return Err(LogError::Released { shard, from, start });
         }
@@ -333,7 +341,7 @@ impl EventLog for EmbeddedLog {
                 let damaged = || {
                     LogError::Corrupt(format!("{}: a run does not decode", segment.path.display()))
                 };
-                records.extend(frame::records_of(&run, &payload, from).ok_or_else(damaged)?);
+                records.extend(frame::decode_records(&run, &payload, from).ok_or_else(damaged)?);
                 left -= payload.len() as i64;
                 if left <= 0 {
                     break;

@@ -11,18 +11,18 @@ use bytes::Bytes;
 /// Longest frame a reader believes.
 pub(super) const MAX_FRAME: usize = 256 << 20;
 /// Shorter runs are stored as they are: they compress badly, and the disk is not what limits them.
-const WORTH: usize = 4 << 10;
+const MIN_COMPRESSED_LEN: usize = 4 << 10;
 /// Measured at 1.3 s of CPU per GB for a sixth of the bytes; level 3 costs twice that for a few
 /// hundredths less.
 const LEVEL: i32 = 1;
 
 /// Compresses runs, with one context for all of them.
-pub(super) struct Packer {
+pub(super) struct RunCompressor {
     zstd: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
 }
 
-impl Packer {
+impl RunCompressor {
     /// A packer.
     ///
     /// # Errors
@@ -34,8 +34,8 @@ impl Packer {
     }
 
     /// Appends the stored form of `plain`: whichever is smaller.
-    pub(super) fn pack(&mut self, plain: &[u8], out: &mut Vec<u8>) {
-        if plain.len() < WORTH {
+    pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) {
+        if plain.len() < MIN_COMPRESSED_LEN {
             return out.extend_from_slice(plain);
         }
         self.scratch.clear();
@@ -50,18 +50,20 @@ impl Packer {
 }
 
 /// The records of a stored payload; `None` if it is damaged.
-pub(super) fn unpack(stored: Bytes) -> Option<Bytes> {
+pub(super) fn decompress(stored: Bytes) -> Option<Bytes> {
     if !stored.starts_with(&zstd::zstd_safe::MAGICNUMBER.to_le_bytes()) {
         return Some(stored);
     }
     let plain = zstd::zstd_safe::get_frame_content_size(&stored).ok().flatten()?;
     let plain = usize::try_from(plain).ok().filter(|len| *len <= MAX_FRAME)?;
-    UNPACKER.with_borrow_mut(|zstd| zstd.as_mut()?.decompress(&stored, plain).ok()).map(Bytes::from)
+    DECOMPRESSOR
+        .with_borrow_mut(|zstd| zstd.as_mut()?.decompress(&stored, plain).ok())
+        .map(Bytes::from)
 }
 
 thread_local! {
     /// Making a context costs more than a small run takes; none if there was no memory for it.
-    static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = RefCell::new(zstd::bulk::Decompressor::new().ok());
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = RefCell::new(zstd::bulk::Decompressor::new().ok());
 }
 
 #[cfg(test)]
@@ -70,28 +72,28 @@ mod tests {
 
     #[test]
     fn long_runs_shrink_short_and_random_ones_stay_and_all_come_back() {
-        let mut packer = Packer::new().expect("memory");
+        let mut packer = RunCompressor::new().expect("memory");
         let text = b"\x40\x00\x00\x00{\"metric\":\"page_view\"}".repeat(1_000);
         let noise: Vec<u8> = (0..4_000u32)
             .flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..8].to_vec())
             .collect();
         for (plain, shrinks) in [(&text[..], true), (&text[..100], false), (&noise[..], false)] {
             let mut stored = b"before".to_vec();
-            packer.pack(plain, &mut stored);
+            packer.compress(plain, &mut stored);
             let stored = Bytes::from(stored.split_off(6));
             assert_eq!(stored.len() < plain.len(), shrinks);
-            assert_eq!(unpack(stored).as_deref(), Some(plain));
+            assert_eq!(decompress(stored).as_deref(), Some(plain));
         }
     }
 
     #[test]
     fn damage_and_bombs_are_refused() {
         let mut stored = Vec::new();
-        Packer::new().expect("memory").pack(&[7; 10_000], &mut stored);
+        RunCompressor::new().expect("memory").compress(&[7; 10_000], &mut stored);
         for cut in 4..stored.len() {
-            assert_eq!(unpack(Bytes::copy_from_slice(&stored[..cut])), None, "cut at {cut}");
+            assert_eq!(decompress(Bytes::copy_from_slice(&stored[..cut])), None, "cut at {cut}");
         }
         let bomb = zstd::bulk::compress(&vec![0; MAX_FRAME + 1], 1).expect("compresses");
-        assert_eq!(unpack(bomb.into()), None);
+        assert_eq!(decompress(bomb.into()), None);
     }
 }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame::{self, aligned};
-use super::segment::{self, Header, Index, Segment};
-use crate::model::clock::Stamp;
+use super::segment::{self, IndexState, Segment, SegmentHeader};
+use crate::model::clock::AppendStamp;
 use crate::model::offset::ShardId;
 
 /// The least that a disk writes whole or not at all.
@@ -21,7 +21,7 @@ const SECTOR: usize = 512;
 
 /// What was found at start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Recovery {
+pub struct LogRecovery {
     /// Bytes of the last segment that were scanned.
     pub scanned_bytes: u64,
     /// Bytes of a damaged or torn commit behind them.
@@ -30,31 +30,31 @@ pub struct Recovery {
 
 /// What is done about a damaged end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(super) enum RecoveryMode {
     /// Another process may be writing: what is not whole yet is not looked at.
     Read,
     /// Damage is refused.
     Write,
     /// A person has said that the last commit, damaged or not whole, is to be cut off.
-    Cut,
+    Truncate,
 }
 
 /// What stands behind the last good frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Behind {
+pub(super) enum TailContent {
     /// Zeros: the next frame goes there.
-    Nothing,
+    Empty,
     /// A damaged or torn commit of so many bytes.
-    Commit(u64),
+    TornCommit(u64),
     /// What is left of an index that was never whole, or that a frame was written over: the frames
     /// say all that it said.
-    Index,
+    PartialIndex,
     /// The index of a sealed segment.
-    Sealed,
+    SealedIndex,
 }
 
 /// The state of a log on disk.
-pub(super) struct Found {
+pub(super) struct RecoveredLog {
     /// Its segments, oldest first; empty for a new log.
     pub segments: VecDeque<Arc<Segment>>,
     /// Where the next frame goes in the last one.
@@ -62,29 +62,29 @@ pub(super) struct Found {
     /// Its sequence number.
     pub sequence: u64,
     /// The times of the last frame; none in a log without frames.
-    pub stamp: Option<Stamp>,
+    pub stamp: Option<AppendStamp>,
     /// What stands at `position`.
-    pub behind: Behind,
+    pub tail: TailContent,
     /// What happened.
-    pub recovery: Recovery,
+    pub recovery: LogRecovery,
 }
 
 /// Reads the state of the log in `dir`.
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
-pub(super) fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
+pub(super) fn recover(dir: &Path, purpose: RecoveryMode) -> Result<RecoveredLog, String> {
     let paths = segment_paths(dir)?;
-    let mut found = Found {
+    let mut found = RecoveredLog {
         segments: VecDeque::new(),
         position: 0,
         sequence: 0,
         stamp: None,
-        behind: Behind::Sealed,
-        recovery: Recovery::default(),
+        tail: TailContent::SealedIndex,
+        recovery: LogRecovery::default(),
     };
     let last = paths.len();
-    let mut index = Index::Absent;
+    let mut index = IndexState::Absent;
     for (number, path) in paths.iter().enumerate() {
         let segment = match Segment::open(path) {
             Ok(segment) => segment,
@@ -93,9 +93,9 @@ pub(super) fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
             Err(_) if number + 1 == last && number > 0 && is_blank(path) => continue,
             Err(why) => return Err(why),
         };
-        follows(found.segments.back(), &segment)?;
+        check_continuity(found.segments.back(), &segment)?;
         index = segment.load_index()?;
-        if index != Index::Loaded
+        if index != IndexState::Loaded
             && number + 1 < last
             && !paths[number + 1..].iter().all(|p| is_blank(p))
         {
@@ -105,12 +105,12 @@ pub(super) fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
             ));
         }
         if let Some(before) = found.segments.back() {
-            before.hold(None);
+            before.set_open_file(None);
         }
         found.segments.push_back(Arc::new(segment));
     }
     let Some(segment) = found.segments.back().cloned() else { return Ok(found) };
-    scan(&segment, index, purpose, &mut found)?;
+    scan_segment(&segment, index, purpose, &mut found)?;
     Ok(found)
 }
 
@@ -135,18 +135,18 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&b| b == 0)
 }
 
-fn follows(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), String> {
+fn check_continuity(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), String> {
     let Some(before) = before else { return Ok(()) };
     let named = |why: &str| format!("{}: {why}", segment.path.display());
     if segment.header.log != before.header.log
-        || segment.header.firsts.len() != before.header.firsts.len()
+        || segment.header.first_offsets.len() != before.header.first_offsets.len()
     {
         return Err(named("belongs to another log than the segment before it"));
     }
     if segment.header.number != before.header.number + 1 {
         return Err(named("the segment before it is missing"));
     }
-    let ends = (0..).map(ShardId).zip(&segment.header.firsts);
+    let ends = (0..).map(ShardId).zip(&segment.header.first_offsets);
     if ends.into_iter().any(|(shard, &first)| before.end(shard) != first) {
         return Err(named("does not continue where the segment before it ends"));
     }
@@ -155,20 +155,20 @@ fn follows(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), Strin
 
 /// Scans the last segment. A sealed one is only walked for its last frame's sequence number and
 /// time.
-fn scan(
+fn scan_segment(
     segment: &Arc<Segment>,
-    index: Index,
-    purpose: Purpose,
-    found: &mut Found,
+    index: IndexState,
+    purpose: RecoveryMode,
+    found: &mut RecoveredLog,
 ) -> Result<(), String> {
     let named = |why: String| format!("{}: {why}", segment.path.display());
     let file = segment.file().map_err(|e| named(e.to_string()))?;
     let size = file.metadata().map_err(|e| named(e.to_string()))?.len();
     let mut bytes = vec![0; size as usize];
     file.read_exact_at(&mut bytes, 0).map_err(|e| named(e.to_string()))?;
-    let mut at = Header::len(segment.header.firsts.len()) as usize;
+    let mut at = SegmentHeader::len(segment.header.first_offsets.len()) as usize;
     found.sequence = segment.header.first_sequence;
-    found.stamp = last_before(found, segment);
+    found.stamp = stamp_before(found, segment);
     let salt = frame::salt(segment.header.log);
     while let Some(frame) = bytes.get(at..).and_then(|rest| frame::decode(salt, rest)) {
         if frame.sequence != found.sequence {
@@ -177,8 +177,8 @@ fn scan(
                 frame.sequence, found.sequence
             )));
         }
-        if index != Index::Loaded {
-            segment.note(at as u64, &frame);
+        if index != IndexState::Loaded {
+            segment.add_runs(at as u64, &frame);
         }
         found.sequence += 1;
         found.stamp = Some(frame.stamp);
@@ -186,7 +186,7 @@ fn scan(
     }
     found.position = at as u64;
     found.recovery.scanned_bytes = at as u64;
-    if index == Index::Loaded {
+    if index == IndexState::Loaded {
         return Ok(());
     }
     let rest = bytes.get(at..).unwrap_or_default();
@@ -198,12 +198,12 @@ fn scan(
             at + later
         )));
     }
-    found.behind = behind(segment, index, at, rest);
-    match found.behind {
-        Behind::Sealed => return Err(named("the index is damaged".to_owned())),
-        _ if purpose == Purpose::Read => found.behind = Behind::Nothing,
-        Behind::Commit(len) => {
-            if purpose == Purpose::Write && is_whole(at, rest) {
+    found.tail = tail_content(segment, index, at, rest);
+    match found.tail {
+        TailContent::SealedIndex => return Err(named("the index is damaged".to_owned())),
+        _ if purpose == RecoveryMode::Read => found.tail = TailContent::Empty,
+        TailContent::TornCommit(len) => {
+            if purpose == RecoveryMode::Write && is_whole(at, rest) {
                 return Err(named(format!(
                     "byte {at}: the last commit is there to its last byte, and damaged inside: \
                      this is no torn write, and it may have been acknowledged; restore the file \
@@ -213,34 +213,34 @@ fn scan(
             }
             found.recovery.torn_bytes = len;
         }
-        Behind::Nothing | Behind::Index => {}
+        TailContent::Empty | TailContent::PartialIndex => {}
     }
     Ok(())
 }
 
 /// What stands behind the frames, which end at `at`, of a segment whose index was not loaded.
-/// [`Behind::Sealed`] is an index that is damaged for another reason than that it was never whole,
+/// [`TailContent::SealedIndex`] is an index that is damaged for another reason than that it was never whole,
 /// or written over.
-fn behind(segment: &Segment, index: Index, at: usize, rest: &[u8]) -> Behind {
-    let Some(last) = rest.iter().rposition(|&b| b != 0) else { return Behind::Nothing };
+fn tail_content(segment: &Segment, index: IndexState, at: usize, rest: &[u8]) -> TailContent {
+    let Some(last) = rest.iter().rposition(|&b| b != 0) else { return TailContent::Empty };
     // Versions up to 0.1 wrote frames over the index of a sealed segment when the next one could
     // not be made.
-    if matches!(index, Index::Damaged { position: Some(position) } if at as u64 > position) {
-        return Behind::Index;
+    if matches!(index, IndexState::Damaged { position: Some(position) } if at as u64 > position) {
+        return TailContent::PartialIndex;
     }
     let whole = segment.index(at as u64);
-    if parts_of(&rest[..=last], &whole, at) {
-        return Behind::Index;
+    if is_partial_write(&rest[..=last], &whole, at) {
+        return TailContent::PartialIndex;
     }
     match index {
-        Index::Damaged { .. } => Behind::Sealed,
-        Index::Absent | Index::Loaded => Behind::Commit(last as u64 + 1),
+        IndexState::Damaged { .. } => TailContent::SealedIndex,
+        IndexState::Absent | IndexState::Loaded => TailContent::TornCommit(last as u64 + 1),
     }
 }
 
 /// Whether `found` at position `at` is what a crash leaves of `written`: some of its sectors are
 /// there, the others are not.
-fn parts_of(found: &[u8], written: &[u8], at: usize) -> bool {
+fn is_partial_write(found: &[u8], written: &[u8], at: usize) -> bool {
     let mut from = 0;
     while from < found.len() {
         let to = (from + SECTOR - (at + from) % SECTOR).min(found.len());
@@ -273,16 +273,16 @@ fn is_whole(at: usize, rest: &[u8]) -> bool {
 
 /// The times of the last frame before a segment, as far as anything says them: segments before it
 /// may have been released.
-fn last_before(found: &Found, segment: &Segment) -> Option<Stamp> {
+fn stamp_before(found: &RecoveredLog, segment: &Segment) -> Option<AppendStamp> {
     let noted = Some(segment.header.appended).filter(|appended| *appended != 0);
     let indexed = found.segments.iter().filter_map(|segment| segment.last_appended());
-    noted.into_iter().chain(indexed).max().map(Stamp::of_one_time)
+    noted.into_iter().chain(indexed).max().map(AppendStamp::from_single_time)
 }
 
 /// Position of an undamaged frame of a later sequence number in `rest`, where a frame was due.
 fn valid_frame_after(salt: u32, rest: &[u8], sequence: u64) -> Option<usize> {
     (8..rest.len()).step_by(8).find(|&at| {
-        frame::header_of(&rest[at..]).is_some()
+        frame::header_len(&rest[at..]).is_some()
             && frame::decode(salt, &rest[at..]).is_some_and(|frame| frame.sequence > sequence)
     })
 }

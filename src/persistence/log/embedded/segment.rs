@@ -13,8 +13,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::frame::{Frame, RunAt, aligned};
-use super::payload::unpack;
+use super::frame::{Frame, RunLocation, aligned};
+use super::payload::decompress;
 use crate::model::offset::{LogId, Offset, ShardId};
 
 const MAGIC: &[u8; 8] = b"RMLOGSEG";
@@ -25,20 +25,20 @@ const END_MAGIC: &[u8; 8] = b"RMLOGEND";
 pub(super) const VERSION: u32 = 3;
 const WITH_RECEIVED: u32 = 3;
 const OLDEST_VERSION: u32 = 1;
-const FIXED: usize = 64;
-const ENTRY: usize = 48;
-const OLD_ENTRY: usize = 40;
+const FIXED_LEN: usize = 64;
+const ENTRY_LEN: usize = 48;
+const OLD_ENTRY_LEN: usize = 40;
 /// Bytes of the footer. So many zeros stay behind the last frame of an open segment: what a client
 /// sent never stands in its place.
-pub(super) const FOOTER: usize = 32;
+pub(super) const FOOTER_LEN: usize = 32;
 /// The files that a start reads.
 pub(super) const EXTENSION: &str = "seg";
 /// Those that it does not.
-const UNPUBLISHED: &str = "seg-new";
+const TEMP_EXTENSION: &str = "seg-new";
 
 /// What a segment's header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct SegmentHeader {
     /// Version of the segment: [`VERSION`], unless an older release wrote it.
     pub version: u32,
     /// The log.
@@ -51,30 +51,37 @@ pub(super) struct Header {
     /// segment.
     pub appended: i64,
     /// First offset of each shard.
-    pub firsts: Vec<Offset>,
+    pub first_offsets: Vec<Offset>,
 }
 
-impl Header {
+impl SegmentHeader {
     /// That of the first segment of a log.
     pub(super) fn first(log: LogId, first_sequence: u64, firsts: Vec<Offset>) -> Self {
-        Self { version: VERSION, log, number: 0, first_sequence, appended: 0, firsts }
+        Self {
+            version: VERSION,
+            log,
+            number: 0,
+            first_sequence,
+            appended: 0,
+            first_offsets: firsts,
+        }
     }
 
     /// Bytes of the header, where the first frame stands.
     pub(super) fn len(shards: usize) -> u64 {
-        aligned(FIXED + shards * 8) as u64
+        aligned(FIXED_LEN + shards * 8) as u64
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0; Self::len(self.firsts.len()) as usize];
+        let mut out = vec![0; Self::len(self.first_offsets.len()) as usize];
         out[..8].copy_from_slice(MAGIC);
         out[8..12].copy_from_slice(&self.version.to_le_bytes());
-        out[12..16].copy_from_slice(&(self.firsts.len() as u32).to_le_bytes());
+        out[12..16].copy_from_slice(&(self.first_offsets.len() as u32).to_le_bytes());
         out[16..32].copy_from_slice(&self.log.0);
         out[32..40].copy_from_slice(&self.number.to_le_bytes());
         out[40..48].copy_from_slice(&self.first_sequence.to_le_bytes());
         out[56..64].copy_from_slice(&self.appended.to_le_bytes());
-        for (slot, first) in out[FIXED..].chunks_exact_mut(8).zip(&self.firsts) {
+        for (slot, first) in out[FIXED_LEN..].chunks_exact_mut(8).zip(&self.first_offsets) {
             slot.copy_from_slice(&first.to_le_bytes());
         }
         let crc = crc32c::crc32c(&out);
@@ -83,35 +90,42 @@ impl Header {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let fixed = bytes.get(..FIXED).ok_or("the header is cut off")?;
+        let fixed = bytes.get(..FIXED_LEN).ok_or("the header is cut off")?;
         if &fixed[..8] != MAGIC {
             return Err("this is no segment of a Rollmill log".to_owned());
         }
-        let version = long(fixed, 8) as u32;
+        let version = u64_at(fixed, 8) as u32;
         if !(OLDEST_VERSION..=VERSION).contains(&version) {
             return Err(format!(
                 "segment version {version} is unknown, this build reads {OLDEST_VERSION} to \
                  {VERSION}: start the version of Rollmill that wrote it"
             ));
         }
-        let shards = (long(fixed, 8) >> 32) as usize;
+        let shards = (u64_at(fixed, 8) >> 32) as usize;
         let mut whole =
             bytes.get(..Self::len(shards) as usize).ok_or("the header is cut off")?.to_vec();
-        let crc = long(&whole, 48) as u32;
+        let crc = u64_at(&whole, 48) as u32;
         whole[48..52].fill(0);
         if crc32c::crc32c(&whole) != crc {
             return Err("the header is damaged".to_owned());
         }
         let mut log = [0; 16];
         log.copy_from_slice(&whole[16..32]);
-        let firsts = (0..shards).map(|shard| long(&whole, FIXED + shard * 8)).collect();
+        let firsts = (0..shards).map(|shard| u64_at(&whole, FIXED_LEN + shard * 8)).collect();
         let (number, first_sequence, appended) =
-            (long(&whole, 32), long(&whole, 40), long(&whole, 56).cast_signed());
-        Ok(Self { version, log: LogId(log), number, first_sequence, appended, firsts })
+            (u64_at(&whole, 32), u64_at(&whole, 40), u64_at(&whole, 56).cast_signed());
+        Ok(Self {
+            version,
+            log: LogId(log),
+            number,
+            first_sequence,
+            appended,
+            first_offsets: firsts,
+        })
     }
 }
 
-fn long(bytes: &[u8], at: usize) -> u64 {
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(word)
@@ -123,30 +137,30 @@ pub(super) struct Segment {
     /// Its path.
     pub path: PathBuf,
     /// Its header.
-    pub header: Header,
+    pub header: SegmentHeader,
     /// The open file of the newest segment; older ones are opened for each reading, so that a long
     /// log does not use up descriptors.
-    held: Mutex<Option<Arc<File>>>,
-    runs: RwLock<Vec<Vec<RunAt>>>,
+    open_file: Mutex<Option<Arc<File>>>,
+    runs: RwLock<Vec<Vec<RunLocation>>>,
 }
 
 /// A segment that is durable under a name at which no start looks.
-pub(super) struct Unpublished {
-    header: Header,
+pub(super) struct UnpublishedSegment {
+    header: SegmentHeader,
     path: PathBuf,
-    beside: PathBuf,
+    temp_path: PathBuf,
     file: File,
 }
 
-impl Unpublished {
+impl UnpublishedSegment {
     /// Writes a segment beside the log: its blocks are reserved, so that a full disk shows here and
     /// not in the middle.
     ///
     /// # Errors
     /// If the disk refuses; nothing is left behind then that the next attempt does not replace.
-    pub(super) fn create(dir: &Path, header: Header, reserve: u64) -> io::Result<Self> {
+    pub(super) fn create(dir: &Path, header: SegmentHeader, reserve: u64) -> io::Result<Self> {
         let path = Segment::path(dir, header.number);
-        let beside = path.with_extension(UNPUBLISHED);
+        let beside = path.with_extension(TEMP_EXTENSION);
         let made = (|| {
             let file = File::options()
                 .create(true)
@@ -155,13 +169,16 @@ impl Unpublished {
                 .write(true)
                 .mode(0o600)
                 .open(&beside)?;
-            self::reserve(&file, reserve.max(Header::len(header.firsts.len()) + FOOTER as u64))?;
+            self::reserve(
+                &file,
+                reserve.max(SegmentHeader::len(header.first_offsets.len()) + FOOTER_LEN as u64),
+            )?;
             file.write_all_at(&header.encode(), 0)?;
             file.sync_all()?;
             Ok(file)
         })();
         match made {
-            Ok(file) => Ok(Self { header, path, beside, file }),
+            Ok(file) => Ok(Self { header, path, temp_path: beside, file }),
             Err(error) => {
                 if let Err(left) = std::fs::remove_file(&beside) {
                     tracing::debug!(%left, path = %beside.display(), "an unfinished segment stays; the next attempt writes over it");
@@ -176,10 +193,10 @@ impl Unpublished {
     /// # Errors
     /// If the disk refuses; nothing has changed then.
     pub(super) fn publish(self) -> io::Result<(Segment, Arc<File>)> {
-        std::fs::rename(&self.beside, &self.path)?;
+        std::fs::rename(&self.temp_path, &self.path)?;
         let file = Arc::new(self.file);
         let segment = Segment::of(self.path, self.header);
-        segment.hold(Some(file.clone()));
+        segment.set_open_file(Some(file.clone()));
         Ok((segment, file))
     }
 }
@@ -196,11 +213,11 @@ pub(super) fn reserve(file: &File, end: u64) -> io::Result<()> {
 }
 
 /// What became of an index that was to be written.
-pub(super) enum Sealed {
+pub(super) enum SealOutcome {
     /// It is durable.
     Durable,
     /// A part of it may stand behind the frames.
-    Partly(io::Error),
+    Partial(io::Error),
     /// It is not known whether it is durable.
     Unknown(io::Error),
 }
@@ -211,9 +228,9 @@ impl Segment {
         dir.join(format!("{number:012}.{EXTENSION}"))
     }
 
-    fn of(path: PathBuf, header: Header) -> Self {
-        let runs = RwLock::new(vec![Vec::new(); header.firsts.len()]);
-        Self { path, header, held: Mutex::new(None), runs }
+    fn of(path: PathBuf, header: SegmentHeader) -> Self {
+        let runs = RwLock::new(vec![Vec::new(); header.first_offsets.len()]);
+        Self { path, header, open_file: Mutex::new(None), runs }
     }
 
     /// Opens a segment to be read, and reads its header.
@@ -223,19 +240,19 @@ impl Segment {
     pub(super) fn open(path: &Path) -> Result<Self, String> {
         let named = |why: String| format!("{}: {why}", path.display());
         let file = File::open(path).map_err(|e| named(e.to_string()))?;
-        let mut start = vec![0; FIXED];
+        let mut start = vec![0; FIXED_LEN];
         read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
-        let shards = (long(&start, 8) >> 32) as usize;
-        start.resize((Header::len(shards) as usize).min(1 << 20), 0);
+        let shards = (u64_at(&start, 8) >> 32) as usize;
+        start.resize((SegmentHeader::len(shards) as usize).min(1 << 20), 0);
         read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
-        let segment = Self::of(path.to_owned(), Header::decode(&start).map_err(named)?);
-        segment.hold(Some(Arc::new(file)));
+        let segment = Self::of(path.to_owned(), SegmentHeader::decode(&start).map_err(named)?);
+        segment.set_open_file(Some(Arc::new(file)));
         Ok(segment)
     }
 
     /// Keeps this file open for readers, or none.
-    pub(super) fn hold(&self, file: Option<Arc<File>>) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = file;
+    pub(super) fn set_open_file(&self, file: Option<Arc<File>>) {
+        *self.open_file.lock().unwrap_or_else(PoisonError::into_inner) = file;
     }
 
     /// Its file, to be read.
@@ -243,7 +260,7 @@ impl Segment {
     /// # Errors
     /// If it cannot be opened; it may have been released.
     pub(super) fn file(&self) -> io::Result<Arc<File>> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let held = self.open_file.lock().unwrap_or_else(PoisonError::into_inner).clone();
         held.map_or_else(|| File::open(&self.path).map(Arc::new), Ok)
     }
 
@@ -256,16 +273,16 @@ impl Segment {
     }
 
     /// Notes the runs of a frame that stands at `position`.
-    pub(super) fn note(&self, position: u64, frame: &Frame) {
+    pub(super) fn add_runs(&self, position: u64, frame: &Frame) {
         if let Ok(mut runs) = self.runs.write() {
             for run in &frame.runs {
-                let at = RunAt {
+                let at = RunLocation {
                     first: run.first,
                     records: run.records,
                     len: run.len as u32,
                     at: position + run.at as u64,
                     appended: frame.stamp.appended,
-                    received: frame.stamp.read.wall,
+                    received: frame.stamp.clocks.wall,
                     crc: run.crc,
                 };
                 runs[run.shard.0 as usize].push(at);
@@ -276,7 +293,9 @@ impl Segment {
     /// First offset behind the shard's last record in this segment.
     pub(super) fn end(&self, shard: ShardId) -> Offset {
         let last = self.runs.read().ok().and_then(|runs| runs[shard.0 as usize].last().copied());
-        last.map_or(self.header.firsts[shard.0 as usize], |run| run.first + u64::from(run.records))
+        last.map_or(self.header.first_offsets[shard.0 as usize], |run| {
+            run.first + u64::from(run.records)
+        })
     }
 
     /// Append time of its last frame.
@@ -287,7 +306,12 @@ impl Segment {
 
     /// The runs of a shard from the one that holds `from` on, about `max_bytes` of them, at least
     /// one if there is one.
-    pub(super) fn runs_from(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Vec<RunAt> {
+    pub(super) fn runs_from(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Vec<RunLocation> {
         let Ok(runs) = self.runs.read() else { return Vec::new() };
         let runs = &runs[shard.0 as usize];
         let first = runs.partition_point(|run| run.first + u64::from(run.records) <= from);
@@ -304,42 +328,44 @@ impl Segment {
     }
 
     /// Bytes of a run in the index.
-    fn entry(&self) -> usize {
-        if self.header.version >= WITH_RECEIVED { ENTRY } else { OLD_ENTRY }
+    fn entry_len(&self) -> usize {
+        if self.header.version >= WITH_RECEIVED { ENTRY_LEN } else { OLD_ENTRY_LEN }
     }
 
     /// Reads and checks the records of a run.
     ///
     /// # Errors
     /// If it cannot be read or is damaged.
-    pub(super) fn payload(&self, run: &RunAt) -> Result<bytes::Bytes, Unread> {
+    pub(super) fn payload(&self, run: &RunLocation) -> Result<bytes::Bytes, RunReadError> {
         let mut payload = vec![0; run.len as usize];
         let named = |why: String| format!("{} at byte {}: {why}", self.path.display(), run.at);
         let file = self.file().map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Unread::Gone,
-            _ => Unread::Io(named(e.to_string())),
+            io::ErrorKind::NotFound => RunReadError::Released,
+            _ => RunReadError::Io(named(e.to_string())),
         })?;
         file.read_exact_at(&mut payload, run.at).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => Unread::Damaged(named(e.to_string())),
-            _ => Unread::Io(named(e.to_string())),
+            io::ErrorKind::UnexpectedEof => RunReadError::Corrupt(named(e.to_string())),
+            _ => RunReadError::Io(named(e.to_string())),
         })?;
         if crc32c::crc32c(&payload) != run.crc {
-            return Err(Unread::Damaged(named("the records are damaged (checksum)".to_owned())));
+            return Err(RunReadError::Corrupt(named(
+                "the records are damaged (checksum)".to_owned(),
+            )));
         }
-        unpack(payload.into())
-            .ok_or_else(|| Unread::Damaged(named("the records do not decompress".to_owned())))
+        decompress(payload.into())
+            .ok_or_else(|| RunReadError::Corrupt(named("the records do not decompress".to_owned())))
     }
 
     /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it
     /// durable.
-    pub(super) fn seal(&self, file: &File, end: u64) -> Sealed {
+    pub(super) fn seal(&self, file: &File, end: u64) -> SealOutcome {
         let index = self.index(end);
         if let Err(error) =
             file.write_all_at(&index, end).and_then(|()| file.set_len(end + index.len() as u64))
         {
-            return Sealed::Partly(error);
+            return SealOutcome::Partial(error);
         }
-        file.sync_all().map_or_else(Sealed::Unknown, |()| Sealed::Durable)
+        file.sync_all().map_or_else(SealOutcome::Unknown, |()| SealOutcome::Durable)
     }
 
     /// Index and footer behind frames that end at `end`.
@@ -358,7 +384,7 @@ impl Segment {
                 out.extend_from_slice(&run.appended.to_le_bytes());
                 out.extend_from_slice(&run.len.to_le_bytes());
                 out.extend_from_slice(&run.crc.to_le_bytes());
-                if self.entry() == ENTRY {
+                if self.entry_len() == ENTRY_LEN {
                     out.extend_from_slice(&run.received.to_le_bytes());
                 }
                 count += 1;
@@ -379,39 +405,39 @@ impl Segment {
     ///
     /// # Errors
     /// If it cannot be read, or does not fit the header.
-    pub(super) fn load_index(&self) -> Result<Index, String> {
+    pub(super) fn load_index(&self) -> Result<IndexState, String> {
         let named = |why: &str| format!("{}: {why}", self.path.display());
         let file = self.file().map_err(|e| named(&e.to_string()))?;
         let size = file.metadata().map_err(|e| named(&e.to_string()))?.len();
-        let Some(at) = size.checked_sub(FOOTER as u64) else { return Ok(Index::Absent) };
-        let mut footer = [0; FOOTER];
+        let Some(at) = size.checked_sub(FOOTER_LEN as u64) else { return Ok(IndexState::Absent) };
+        let mut footer = [0; FOOTER_LEN];
         file.read_exact_at(&mut footer, at).map_err(|e| named(&e.to_string()))?;
         if &footer[..8] != END_MAGIC {
-            return Ok(Index::Absent);
+            return Ok(IndexState::Absent);
         }
-        let (position, count) = (long(&footer, 8), long(&footer, 16));
-        if crc32c::crc32c(&footer[..28]) != (long(&footer, 24) >> 32) as u32
-            || position.checked_add(count.saturating_mul(self.entry() as u64)) != Some(at)
+        let (position, count) = (u64_at(&footer, 8), u64_at(&footer, 16));
+        if crc32c::crc32c(&footer[..28]) != (u64_at(&footer, 24) >> 32) as u32
+            || position.checked_add(count.saturating_mul(self.entry_len() as u64)) != Some(at)
         {
-            return Ok(Index::Damaged { position: None });
+            return Ok(IndexState::Damaged { position: None });
         }
         let mut index = vec![0; (at - position) as usize];
         file.read_exact_at(&mut index, position).map_err(|e| named(&e.to_string()))?;
-        if crc32c::crc32c(&index) != long(&footer, 24) as u32 {
-            return Ok(Index::Damaged { position: Some(position) });
+        if crc32c::crc32c(&index) != u64_at(&footer, 24) as u32 {
+            return Ok(IndexState::Damaged { position: Some(position) });
         }
         if let Ok(mut runs) = self.runs.write() {
-            for entry in index.chunks_exact(self.entry()) {
-                let (words, lengths) = (long(entry, 0), long(entry, 32));
-                let appended = long(entry, 24).cast_signed();
-                let run = RunAt {
-                    first: long(entry, 8),
+            for entry in index.chunks_exact(self.entry_len()) {
+                let (words, lengths) = (u64_at(entry, 0), u64_at(entry, 32));
+                let appended = u64_at(entry, 24).cast_signed();
+                let run = RunLocation {
+                    first: u64_at(entry, 8),
                     records: (words >> 32) as u32,
                     len: lengths as u32,
-                    at: long(entry, 16),
+                    at: u64_at(entry, 16),
                     appended,
-                    received: if entry.len() == ENTRY {
-                        long(entry, 40).cast_signed()
+                    received: if entry.len() == ENTRY_LEN {
+                        u64_at(entry, 40).cast_signed()
                     } else {
                         appended
                     },
@@ -422,13 +448,13 @@ impl Segment {
                     .push(run);
             }
         }
-        Ok(Index::Loaded)
+        Ok(IndexState::Loaded)
     }
 }
 
 /// What stands at the end of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Index {
+pub(super) enum IndexState {
     /// No footer: the segment that was written last.
     Absent,
     /// Its runs are noted.
@@ -441,13 +467,13 @@ pub(super) enum Index {
 }
 
 /// Why a run was not read.
-pub(super) enum Unread {
+pub(super) enum RunReadError {
     /// The segment was released.
-    Gone,
+    Released,
     /// The disk or the process refused.
     Io(String),
     /// The bytes are not those that were written.
-    Damaged(String),
+    Corrupt(String),
 }
 
 /// Reads until the buffer is full or the file ends; the rest of the buffer stays as it was.

@@ -5,8 +5,8 @@ use std::path::Path;
 use super::*;
 use crate::clock::ManualClock;
 
-fn options(dir: &Path) -> LogOptions {
-    LogOptions {
+fn options(dir: &Path) -> EmbeddedLogOptions {
+    EmbeddedLogOptions {
         dir: dir.to_owned(),
         shard_count: 4,
         segment_bytes: 4096,
@@ -173,9 +173,10 @@ fn a_whole_commit_that_is_wrong_inside_is_refused_until_a_person_gives_it_up() {
     let reader = EmbeddedLog::open_read_only(dir.path(), ManualClock::at(0)).expect("opens");
     assert_eq!(texts(&reader, 0, 0), ["first"]);
 
-    let (file, bytes) = EmbeddedLog::cut_damaged(dir.path()).expect("cut").expect("there is one");
+    let (file, bytes) =
+        EmbeddedLog::truncate_damaged_tail(dir.path()).expect("cut").expect("there is one");
     assert_eq!(std::fs::read(&file).expect("kept"), before[last..last + bytes as usize]);
-    assert_eq!(EmbeddedLog::cut_damaged(dir.path()).expect("nothing to do"), None);
+    assert_eq!(EmbeddedLog::truncate_damaged_tail(dir.path()).expect("nothing to do"), None);
     let log = open(dir.path());
     append(&log, &[(0, "again")]);
     drop(log);
@@ -347,11 +348,11 @@ fn a_frame_that_was_written_over_an_index_is_read() {
     let position =
         u64::from_le_bytes(bytes[bytes.len() - 24..][..8].try_into().expect("eight bytes"))
             as usize;
-    let mut encoder = frame::Encoder::new(frame::salt(LogId([7; 16]))).expect("memory");
+    let mut encoder = frame::FrameEncoder::new(frame::salt(LogId([7; 16]))).expect("memory");
     let records = [(ShardId(0), bytes::Bytes::from_static(b"small"))];
     encoder.encode(
         expected.len() as u64,
-        Stamp::of_one_time(1_000),
+        AppendStamp::from_single_time(1_000),
         &records,
         &[expected.len() as u64, 0, 0, 0],
     );
@@ -451,7 +452,7 @@ fn retention_unlinks_only_what_every_shard_is_done_with() {
 fn another_shard_count_is_refused_with_the_way_out() {
     let dir = tempfile::tempdir().expect("dir");
     drop(open(dir.path()));
-    let other = LogOptions { shard_count: 8, ..options(dir.path()) };
+    let other = EmbeddedLogOptions { shard_count: 8, ..options(dir.path()) };
     let why = EmbeddedLog::open(other).err().expect("refused");
     assert!(why.contains("set it back to 4"), "{why}");
 }
@@ -493,27 +494,27 @@ fn long_runs_are_compressed_and_come_back_from_memory_disk_and_after_reopening()
 
 #[test]
 fn a_segment_of_version_1_is_read() {
-    let header = segment::Header {
+    let header = segment::SegmentHeader {
         version: 1,
         log: LogId([7; 16]),
         number: 0,
         first_sequence: 0,
         appended: 0,
-        firsts: vec![0; 4],
+        first_offsets: vec![0; 4],
     };
     let mut bytes = header.encode();
-    assert_eq!(segment::Header::decode(&bytes), Ok(header));
+    assert_eq!(segment::SegmentHeader::decode(&bytes), Ok(header));
     bytes[8] = 4;
-    assert!(segment::Header::decode(&bytes).is_err_and(
-        |why| why.contains("version 4 is unknown") && why.contains("start the version")
-    ));
+    assert!(segment::SegmentHeader::decode(&bytes).is_err_and(|why| {
+        why.contains("version 4 is unknown") && why.contains("start the version")
+    }));
 }
 
 /// Turns a log of one unsealed segment into what the release before would have written.
 fn as_version_2(dir: &Path) {
     let path = only_segment(dir);
     let bytes = std::fs::read(&path).expect("read");
-    let mut header = segment::Header::decode(&bytes).expect("a header");
+    let mut header = segment::SegmentHeader::decode(&bytes).expect("a header");
     let salt = frame::salt(header.log);
     (header.version, header.appended) = (2, 0);
     let mut old = header.encode();
@@ -542,7 +543,7 @@ fn a_log_of_the_release_before_is_read_and_its_last_segment_takes_no_new_frames(
     for _ in 0..3 {
         let clock = ManualClock::at(500);
         let (log, recovery) =
-            EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) })
+            EmbeddedLog::open(EmbeddedLogOptions { clock: clock.clone(), ..options(dir.path()) })
                 .expect("opens");
         assert_eq!(recovery.torn_bytes, 0);
         assert_eq!(texts(&log, 0, 0), ["first", "second"]);
@@ -565,7 +566,7 @@ fn append_times_go_on_behind_an_empty_segment_though_the_clock_went_back() {
     let at = |now| {
         let clock = ManualClock::at(now);
         (
-            EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) })
+            EmbeddedLog::open(EmbeddedLogOptions { clock: clock.clone(), ..options(dir.path()) })
                 .expect("opens")
                 .0,
             clock,
@@ -578,13 +579,14 @@ fn append_times_go_on_behind_an_empty_segment_though_the_clock_went_back() {
     assert!(log.release(&[6; 4]).expect("released") > 0 && log.shared.segments().len() == 1);
     drop(log);
     let path = Segment::path(dir.path(), 1);
-    let header = segment::Header::decode(&std::fs::read(&path).expect("read")).expect("a header");
+    let header =
+        segment::SegmentHeader::decode(&std::fs::read(&path).expect("read")).expect("a header");
     let mut empty = header.encode();
     empty.resize(4_096, 0);
     std::fs::write(&path, empty).expect("its frame is torn off");
     let (log, clock) = at(1_000);
     assert!(header.appended >= 9_000);
-    clock.pass(10);
+    clock.advance(10);
     append(&log, &[(0, "later")]);
     let last = log.read(ShardId(0), log.end(ShardId(0)) - 1, 1).expect("reads")[0].clone();
     assert!(last.appended >= 9_000 && last.received == 1_010, "{last:?}");
@@ -595,15 +597,15 @@ fn a_start_beside_a_clock_that_leapt_goes_on_as_if_the_log_had_run() {
     let dir = tempfile::tempdir().expect("dir");
     let clock = ManualClock::at(1_000_000);
     let reopened = || {
-        EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) })
+        EmbeddedLog::open(EmbeddedLogOptions { clock: clock.clone(), ..options(dir.path()) })
             .expect("opens")
             .0
     };
     append(&reopened(), &[(0, "before")]);
     let year = 365 * 86_400_000;
     for leap in [year, -2 * year, 50 * year] {
-        clock.pass(1_000);
-        clock.leap(leap);
+        clock.advance(1_000);
+        clock.jump(leap);
         append(&reopened(), &[(0, "behind")]);
     }
     let log = reopened();

@@ -12,31 +12,31 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::frame;
-use super::segment::{self, Header, Segment};
-use super::tail::{Failure, Tail};
+use super::segment::{self, Segment, SegmentHeader};
+use super::tail::{LogTail, TailError};
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
 use crate::persistence::log::{AppendError, AppendRequest};
 use crate::telemetry;
 
 /// How often a disk that takes no writes is tried.
-const TRY_EVERY: Duration = Duration::from_secs(1);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A log takes writes if there is room for such a part of a segment, or for the largest commit: a
 /// small event that fits into what is left is no sign that the next one does.
-const ROOM: u64 = 8;
+const ROOM_DIVISOR: u64 = 8;
 
-type Reply = oneshot::Sender<Result<i64, AppendError>>;
+type AppendReply = oneshot::Sender<Result<i64, AppendError>>;
 
 /// Requests that wait for the writer.
 #[derive(Default)]
-pub(super) struct Queue {
-    state: Mutex<Waiting>,
+pub(super) struct AppendQueue {
+    state: Mutex<QueueState>,
     woken: Condvar,
 }
 
 #[derive(Default)]
-struct Waiting {
-    requests: std::collections::VecDeque<(AppendRequest, Reply)>,
+struct QueueState {
+    requests: std::collections::VecDeque<(AppendRequest, AppendReply)>,
     bytes: u64,
     closed: Option<String>,
 }
@@ -45,8 +45,8 @@ fn size(request: &AppendRequest) -> u64 {
     request.records.iter().map(|(_, payload)| payload.len() as u64 + 64).sum()
 }
 
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+impl AppendQueue {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         // Nothing panics while holding it, and a queue is whole at every moment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,7 +55,7 @@ impl Queue {
     pub(super) fn push(
         &self,
         request: AppendRequest,
-        reply: Reply,
+        reply: AppendReply,
         limit: u64,
     ) -> Result<(), AppendError> {
         let mut waiting = self.lock();
@@ -80,16 +80,16 @@ impl Queue {
     }
 
     /// Why nothing more is taken, if nothing is.
-    pub(super) fn closed(&self) -> Option<String> {
+    pub(super) fn closed_reason(&self) -> Option<String> {
         self.lock().closed.clone()
     }
 
     /// The next group, an empty one after `patience`; none when closed and empty.
-    fn group(
+    fn next_group(
         &self,
         max_bytes: u64,
         patience: Option<Duration>,
-    ) -> Option<Vec<(AppendRequest, Reply)>> {
+    ) -> Option<Vec<(AppendRequest, AppendReply)>> {
         let mut waiting = self.lock();
         while waiting.requests.is_empty() {
             if waiting.closed.is_some() {
@@ -128,7 +128,7 @@ impl Queue {
     }
 }
 
-fn answer(reply: Reply, outcome: Result<i64, AppendError>) {
+fn answer(reply: AppendReply, outcome: Result<i64, AppendError>) {
     #[expect(
         clippy::let_underscore_must_use,
         reason = "a client that no longer waits needs no answer"
@@ -137,7 +137,7 @@ fn answer(reply: Reply, outcome: Result<i64, AppendError>) {
 }
 
 /// What the next frame is.
-pub(super) struct Position {
+pub(super) struct LogPosition {
     /// Sequence number.
     pub sequence: u64,
     /// Append time of the last frame; 0 before the first.
@@ -147,28 +147,32 @@ pub(super) struct Position {
 }
 
 /// Writes the log.
-pub(super) struct Writer {
+pub(super) struct SegmentWriter {
     shared: Arc<Shared>,
-    position: Position,
-    tail: Tail,
-    encoder: frame::Encoder,
+    position: LogPosition,
+    tail: LogTail,
+    encoder: frame::FrameEncoder,
     tried: Stopwatch,
     /// Requests refused since the disk took the last one.
     refused: u64,
 }
 
-impl Writer {
+impl SegmentWriter {
     /// A writer that has found out whether the disk takes writes.
     ///
     /// # Errors
     /// If there is no memory, or the disk does not say what is durable.
-    pub(super) fn new(shared: Arc<Shared>, position: Position, tail: Tail) -> Result<Self, String> {
-        let encoder = frame::Encoder::new(shared.salt)?;
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        position: LogPosition,
+        tail: LogTail,
+    ) -> Result<Self, String> {
+        let encoder = frame::FrameEncoder::new(shared.salt)?;
         let mut writer =
             Self { shared, position, tail, encoder, tried: Stopwatch::start(), refused: 0 };
-        match writer.try_disk() {
-            Err(Failure::Fatal(why)) => Err(why),
-            Ok(()) | Err(Failure::Refused(_)) => Ok(writer),
+        match writer.probe_disk() {
+            Err(TailError::Fatal(why)) => Err(why),
+            Ok(()) | Err(TailError::Refused(_)) => Ok(writer),
         }
     }
 
@@ -186,17 +190,18 @@ impl Writer {
     fn run(mut self) {
         let max_bytes = self.shared.options.max_commit_bytes as u64;
         loop {
-            let refusing = self.shared.refusing().is_some();
-            let Some(group) = self.shared.queue.group(max_bytes, refusing.then_some(TRY_EVERY))
+            let refusing = self.shared.current_refusal().is_some();
+            let Some(group) =
+                self.shared.queue.next_group(max_bytes, refusing.then_some(PROBE_EVERY))
             else {
                 return;
             };
             let (requests, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
             let mut tried = Ok(());
-            if refusing && self.tried.elapsed() >= TRY_EVERY {
-                tried = self.try_disk();
+            if refusing && self.tried.elapsed() >= PROBE_EVERY {
+                tried = self.probe_disk();
             }
-            if let Err(Failure::Fatal(why)) = tried {
+            if let Err(TailError::Fatal(why)) = tried {
                 return self.end(&why, replies);
             }
             if replies.is_empty() {
@@ -206,17 +211,17 @@ impl Writer {
                 requests.into_iter().flat_map(|r| r.records).collect();
             match self.commit(&records) {
                 Ok(appended) => replies.into_iter().for_each(|reply| answer(reply, Ok(appended))),
-                Err(Failure::Refused(error)) => {
+                Err(TailError::Refused(error)) => {
                     self.refused += replies.len() as u64;
                     self.refuse(&error);
                     replies.into_iter().for_each(|reply| answer(reply, Err(error.clone())));
                 }
-                Err(Failure::Fatal(why)) => return self.end(&why, replies),
+                Err(TailError::Fatal(why)) => return self.end(&why, replies),
             }
         }
     }
 
-    fn end(&self, why: &str, replies: Vec<Reply>) {
+    fn end(&self, why: &str, replies: Vec<AppendReply>) {
         tracing::error!(%why, "the log stops: what is durable is unknown until it is read again");
         replies
             .into_iter()
@@ -225,16 +230,16 @@ impl Writer {
     }
 
     /// Finds out whether the disk takes writes.
-    fn try_disk(&mut self) -> Result<(), Failure> {
+    fn probe_disk(&mut self) -> Result<(), TailError> {
         self.tried = Stopwatch::start();
         let options = &self.shared.options;
-        let room = (options.max_commit_bytes as u64).min(options.segment_bytes / ROOM);
+        let room = (options.max_commit_bytes as u64).min(options.segment_bytes / ROOM_DIVISOR);
         let begun = self.tail.probe(room, |number| header(&self.shared, &self.position, number));
-        match self.listed(begun) {
-            Ok(()) => self.take_again(),
-            Err(Failure::Refused(error)) => {
+        match self.publish_segment(begun) {
+            Ok(()) => self.clear_refusal(),
+            Err(TailError::Refused(error)) => {
                 self.refuse(&error);
-                return Err(Failure::Refused(error));
+                return Err(TailError::Refused(error));
             }
             Err(fatal) => return Err(fatal),
         }
@@ -242,30 +247,30 @@ impl Writer {
     }
 
     fn refuse(&self, error: &AppendError) {
-        let before = self.shared.refuse(Some(error.clone()));
+        let before = self.shared.set_refusal(Some(error.clone()));
         if before.as_ref() != Some(error) {
             tracing::warn!(code = error.code(), "the log refuses writes: {error}");
         }
     }
 
-    fn take_again(&mut self) {
-        if self.shared.refuse(None).is_some() {
+    fn clear_refusal(&mut self) {
+        if self.shared.set_refusal(None).is_some() {
             let refused = std::mem::take(&mut self.refused);
             tracing::warn!(refused, "the log takes writes again");
         }
     }
 
-    fn commit(&mut self, records: &[(ShardId, Bytes)]) -> Result<i64, Failure> {
+    fn commit(&mut self, records: &[(ShardId, Bytes)]) -> Result<i64, TailError> {
         let stamp = self.shared.stamp();
         let sequence = self.position.sequence;
         let (frame, plain) = self.encoder.encode(sequence, stamp, records, &self.position.ends);
         let begun = self.tail.make_room(self.encoder.bytes.len() as u64, |number| {
             header(&self.shared, &self.position, number)
         });
-        self.listed(begun)?;
+        self.publish_segment(begun)?;
         let at = self.tail.write(&self.encoder.bytes)?;
         let segment = self.tail.segment();
-        segment.note(at, &frame);
+        segment.add_runs(at, &frame);
         if let Ok(mut cache) = self.shared.cache.lock() {
             let records = Bytes::copy_from_slice(&self.encoder.plain);
             for (run, plain) in frame.runs.iter().zip(plain) {
@@ -286,9 +291,12 @@ impl Writer {
     }
 
     /// Shows readers the segment that was begun, if one was.
-    fn listed(&self, begun: Result<Option<Arc<Segment>>, Failure>) -> Result<(), Failure> {
+    fn publish_segment(
+        &self,
+        begun: Result<Option<Arc<Segment>>, TailError>,
+    ) -> Result<(), TailError> {
         if let Some(segment) = begun? {
-            let lost = || Failure::Fatal("the list of segments is lost".to_owned());
+            let lost = || TailError::Fatal("the list of segments is lost".to_owned());
             self.shared.segments.write().map_err(|_| lost())?.push_back(segment);
         }
         Ok(())
@@ -296,14 +304,14 @@ impl Writer {
 }
 
 /// The header of the segment that begins with the next frame.
-fn header(shared: &Shared, position: &Position, number: u64) -> Header {
+fn header(shared: &Shared, position: &LogPosition, number: u64) -> SegmentHeader {
     let (log, first_sequence, appended) = (shared.id, position.sequence, position.appended);
-    Header {
+    SegmentHeader {
         version: segment::VERSION,
         log,
         number,
         first_sequence,
         appended,
-        firsts: position.ends.clone(),
+        first_offsets: position.ends.clone(),
     }
 }

@@ -6,24 +6,24 @@
 //! not to the broker: it finds no record at those offsets when it is asked by time
 //! (docs/adr/0020-gaps.md).
 
-use super::times::maximum_below;
+use super::append_times::max_time_below;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{self, Record};
 use crate::model::window::Millis;
 
 /// Longer gaps are for people to look at.
-const LONGEST: u64 = 64;
+const MAX_GAP_LEN: u64 = 64;
 
 /// The largest time below the gap; below all times at the start of the log.
 ///
 /// # Errors
 /// If a question is not answered.
-pub(super) fn time_below<E>(
+pub(super) fn max_time_below_gap<E>(
     gap: OffsetRange,
     start: Offset,
     first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
 ) -> Result<Millis, E> {
-    if gap.from <= start { Ok(-1) } else { maximum_below(gap.from, 0, first_since) }
+    if gap.from <= start { Ok(-1) } else { max_time_below(gap.from, 0, first_since) }
 }
 
 /// The append time of each offset of the gap, if the broker has a record at every single one: the
@@ -33,12 +33,12 @@ pub(super) fn time_below<E>(
 ///
 /// # Errors
 /// If a question is not answered.
-pub(super) fn kept_by_the_broker<E>(
+pub(super) fn control_record_times<E>(
     gap: OffsetRange,
     below: Millis,
     mut first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
 ) -> Result<Option<Vec<Millis>>, E> {
-    if gap.len() > LONGEST {
+    if gap.len() > MAX_GAP_LEN {
         return Ok(None);
     }
     let (mut reached, mut times) = (below, Vec::new());
@@ -46,7 +46,7 @@ pub(super) fn kept_by_the_broker<E>(
         if first_since(reached + 1)? != Some(offset) {
             return Ok(None);
         }
-        reached = maximum_below(offset + 1, reached + 1, &mut first_since)?;
+        reached = max_time_below(offset + 1, reached + 1, &mut first_since)?;
         times.push(reached);
     }
     Ok(Some(times))
@@ -54,7 +54,7 @@ pub(super) fn kept_by_the_broker<E>(
 
 /// What stands for an offset that is passed: a record without events, so that offsets stay dense
 /// for everybody behind the log.
-pub(super) fn stand_in() -> Vec<u8> {
+pub(super) fn placeholder_record() -> Vec<u8> {
     let nothing = Record {
         version: record::VERSION_1,
         tenant: "",
@@ -83,8 +83,8 @@ mod tests {
 
     fn kept(times: &[Option<Millis>], from: Offset, to: Offset) -> Option<Vec<Millis>> {
         let gap = OffsetRange { from, to };
-        let below = time_below(gap, 0, since(times)).expect("answered");
-        kept_by_the_broker(gap, below, since(times)).expect("answered")
+        let below = max_time_below_gap(gap, 0, since(times)).expect("answered");
+        control_record_times(gap, below, since(times)).expect("answered")
     }
 
     #[test]
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_stands_in_for_an_offset_has_no_event() {
-        let payload = stand_in();
+        let payload = placeholder_record();
         let record = record::decode(&payload).expect("a record");
         assert_eq!((record.tenant, record.series.len(), record.events.len()), ("", 0, 0));
     }

@@ -14,9 +14,9 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::watch;
 
-use super::marks::{partition, shard};
-use super::rarely::Rarely;
-use super::settings::{self, KafkaOptions, note};
+use super::settings::{self, KafkaOptions, log_client_error};
+use super::throttle::KeyedThrottle;
+use super::watermarks::{partition, shard};
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
 
@@ -28,17 +28,17 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// The shards of this node.
 #[derive(Debug, Default)]
-struct Shards {
+struct AssignedShards {
     /// Assigned by the group.
     owned: BTreeSet<ShardId>,
     /// Let go since they were revoked.
-    gone: BTreeSet<ShardId>,
+    relinquished: BTreeSet<ShardId>,
 }
 
 /// What the group and the rest of the log share.
-pub(super) struct Membership {
-    shards: Mutex<Shards>,
-    let_go: Condvar,
+pub(super) struct GroupMembership {
+    shards: Mutex<AssignedShards>,
+    handed_over: Condvar,
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
     handover: Duration,
     closing: AtomicBool,
@@ -46,21 +46,21 @@ pub(super) struct Membership {
     positions: Vec<AtomicU64>,
     topic: String,
     /// Partitions that were assigned and are no shards.
-    surplus: Rarely<BTreeSet<ShardId>>,
+    surplus: KeyedThrottle<BTreeSet<ShardId>>,
 }
 
-impl Membership {
+impl GroupMembership {
     /// Owns nothing yet.
     pub(super) fn new(options: &KafkaOptions) -> Self {
         Self {
             shards: Mutex::default(),
-            let_go: Condvar::new(),
+            handed_over: Condvar::new(),
             assigned: watch::Sender::new(Arc::default()),
             handover: options.handover,
             closing: AtomicBool::new(false),
             positions: (0..options.shard_count).map(|_| AtomicU64::new(0)).collect(),
             topic: options.connection.topic.clone(),
-            surplus: Rarely::once_in(SURPLUS_EVERY),
+            surplus: KeyedThrottle::every(SURPLUS_EVERY),
         }
     }
 
@@ -80,7 +80,7 @@ impl Membership {
         shards
     }
 
-    fn shards(&self) -> MutexGuard<'_, Shards> {
+    fn shards(&self) -> MutexGuard<'_, AssignedShards> {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,7 +95,7 @@ impl Membership {
     }
 
     /// Start and end of these shards are known as of now: those that are owned may start.
-    pub(super) fn known(&self, shards: &BTreeSet<ShardId>) {
+    pub(super) fn publish_known(&self, shards: &BTreeSet<ShardId>) {
         let owned = self.shards();
         self.assigned.send_if_modified(|published| {
             let next: BTreeSet<ShardId> = published
@@ -112,13 +112,13 @@ impl Membership {
     }
 
     /// The actors of these shards have stopped.
-    pub(super) fn let_go(&self, shards: &BTreeSet<ShardId>) {
-        self.shards().gone.extend(shards);
-        self.let_go.notify_all();
+    pub(super) fn relinquish(&self, shards: &BTreeSet<ShardId>) {
+        self.shards().relinquished.extend(shards);
+        self.handed_over.notify_all();
     }
 
     /// A reader stands behind this record.
-    pub(super) fn read_up_to(&self, shard: ShardId, end: Offset) {
+    pub(super) fn advance_position(&self, shard: ShardId, end: Offset) {
         if let Some(position) = self.positions.get(shard.0 as usize) {
             position.fetch_max(end, Ordering::AcqRel);
         }
@@ -127,21 +127,21 @@ impl Membership {
     /// The group waits no longer for anybody.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        self.let_go.notify_all();
+        self.handed_over.notify_all();
     }
 
-    fn own(&self, shards: &BTreeSet<ShardId>) {
+    fn assign(&self, shards: &BTreeSet<ShardId>) {
         tracing::info!(shards = shards.len(), "the group assigned shards to this node");
         self.shards().owned.extend(shards);
     }
 
     /// Takes shards away and waits for their actors, unless somebody else may have the shards
     /// already.
-    fn disown(&self, shards: &BTreeSet<ShardId>, lost: bool) {
+    fn revoke(&self, shards: &BTreeSet<ShardId>, lost: bool) {
         tracing::info!(shards = shards.len(), lost, "the group took shards from this node");
         let mut held = self.shards();
         held.owned.retain(|shard| !shards.contains(shard));
-        held.gone.retain(|shard| !shards.contains(shard));
+        held.relinquished.retain(|shard| !shards.contains(shard));
         let started: BTreeSet<ShardId> =
             self.assigned.borrow().intersection(shards).copied().collect();
         self.assigned.send_if_modified(|published| {
@@ -151,7 +151,10 @@ impl Membership {
             changed
         });
         let watch = Stopwatch::start();
-        while !lost && !self.closing.load(Ordering::Acquire) && !started.is_subset(&held.gone) {
+        while !lost
+            && !self.closing.load(Ordering::Acquire)
+            && !started.is_subset(&held.relinquished)
+        {
             let left = self.handover.saturating_sub(watch.elapsed());
             if left.is_zero() {
                 tracing::warn!(
@@ -161,7 +164,7 @@ impl Membership {
                 break;
             }
             held = self
-                .let_go
+                .handed_over
                 .wait_timeout(held, left)
                 .map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
         }
@@ -185,23 +188,23 @@ impl Membership {
 }
 
 /// The context of the member.
-pub(super) struct Context {
-    membership: Arc<Membership>,
+pub(super) struct GroupContext {
+    membership: Arc<GroupMembership>,
     /// Told when something was assigned.
-    changed: Box<dyn Fn() + Send + Sync>,
+    on_change: Box<dyn Fn() + Send + Sync>,
 }
 
-impl ClientContext for Context {
+impl ClientContext for GroupContext {
     fn error(&self, error: KafkaError, reason: &str) {
-        note(&error, reason);
+        log_client_error(&error, reason);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        settings::log(level, facility, message);
+        settings::log_client_message(level, facility, message);
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for GroupContext {
     fn rebalance(
         &self,
         member: &BaseConsumer<Self>,
@@ -211,25 +214,29 @@ impl ConsumerContext for Context {
         let partitions = list.elements().iter().map(|found| shard(found.partition())).collect();
         let shards = self.membership.shards_among(partitions);
         let done = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.membership.own(&shards);
+            self.membership.assign(&shards);
             // Assigned, because the protocol wants it, at the end and paused: reading is done
             // elsewhere.
             list.set_all_offsets(At::End)
                 .and_then(|()| member.incremental_assign(list))
                 .and_then(|()| member.pause(list))
         } else {
-            self.membership.disown(&shards, member.assignment_lost());
-            commit(member, &self.membership, &shards);
+            self.membership.revoke(&shards, member.assignment_lost());
+            commit_positions(member, &self.membership, &shards);
             member.incremental_unassign(list)
         };
         if let Err(error) = done {
             tracing::error!(%error, "the client refused a rebalance; the group will leave this node out");
         }
-        (self.changed)();
+        (self.on_change)();
     }
 }
 
-fn commit(member: &BaseConsumer<Context>, membership: &Membership, shards: &BTreeSet<ShardId>) {
+fn commit_positions(
+    member: &BaseConsumer<GroupContext>,
+    membership: &GroupMembership,
+    shards: &BTreeSet<ShardId>,
+) {
     let committed = membership.positions(shards).and_then(|positions| match positions.count() {
         0 => Ok(()),
         _ => member.commit(&positions, CommitMode::Async),
@@ -243,16 +250,16 @@ fn commit(member: &BaseConsumer<Context>, membership: &Membership, shards: &BTre
 ///
 /// # Errors
 /// If the settings are refused or no thread can be had.
-pub(super) fn join(
+pub(super) fn join_group(
     options: &KafkaOptions,
     group: &str,
-    membership: Arc<Membership>,
+    membership: Arc<GroupMembership>,
     changed: impl Fn() + Send + Sync + 'static,
 ) -> Result<std::thread::JoinHandle<()>, String> {
-    let context = Context { membership: membership.clone(), changed: Box::new(changed) };
+    let context = GroupContext { membership: membership.clone(), on_change: Box::new(changed) };
     let failed = |error: KafkaError| format!("cannot join the group {group}: {error}");
-    let member: BaseConsumer<Context> =
-        options.member(group).create_with_context(context).map_err(failed)?;
+    let member: BaseConsumer<GroupContext> =
+        options.member_config(group).create_with_context(context).map_err(failed)?;
     member.subscribe(&[&options.connection.topic]).map_err(failed)?;
     let run = move || {
         let mut committed = Stopwatch::start();
@@ -263,7 +270,7 @@ pub(super) fn join(
                 tracing::warn!(%error, "Kafka group");
             }
             if committed.elapsed() >= COMMIT_EVERY {
-                commit(&member, &membership, &membership.owned());
+                commit_positions(&member, &membership, &membership.owned());
                 committed = Stopwatch::start();
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | [`reach`] | whether the cluster can be reached, and if not, why |
+//! | [`connectivity`] | whether the cluster can be reached, and if not, why |
 //! | [`topic`] | makes and checks the topic, gives the log its identity, deletes what is released |
 //! | `produce` | appends: idempotent, acknowledged by all in-sync replicas, one acknowledgement per request |
 //! | `read` | reads by manual assignment at the position asked for |
@@ -15,17 +15,17 @@
 //! The position of a shard always comes from the store's checkpoint. Offsets committed to the group
 //! are for tools that show lag.
 
+mod append_times;
+pub mod connectivity;
 pub mod fill;
 mod gaps;
 mod group;
-mod marks;
 mod produce;
-mod rarely;
-pub mod reach;
 mod read;
 mod settings;
-mod times;
+mod throttle;
 pub mod topic;
+mod watermarks;
 
 #[cfg(test)]
 mod tests;
@@ -38,14 +38,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use self::group::Membership;
-use self::marks::{Ask, Asker, Marks};
-use self::produce::Appending;
-use self::rarely::Rarely;
-use self::read::Reading;
-pub use self::settings::{Connection, Gaps, KafkaOptions, MESSAGE_BYTES, Properties};
-use self::topic::{Admin, Wish};
-use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError, Unopened};
+use self::group::GroupMembership;
+use self::produce::KafkaProducer;
+use self::read::KafkaReader;
+pub use self::settings::{
+    KafkaConnection, KafkaOptions, KafkaProperties, MESSAGE_BYTES, PassedGaps,
+};
+use self::throttle::KeyedThrottle;
+use self::topic::{TopicAdmin, TopicSpec};
+use self::watermarks::{OffsetClient, OffsetSpec, TopicWatermarks};
+use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError, LogOpenError};
 use crate::clock::Stopwatch;
 use crate::model::clock::AppendClock;
 use crate::model::flush::LogRecord;
@@ -60,16 +62,16 @@ const ALL_EVERY: Duration = Duration::from_secs(10);
 const LEADERS_EVERY: Duration = Duration::from_secs(30);
 /// A broker that did not answer is left alone for this long, so that the shards of the others stay
 /// fresh.
-const REST: Duration = Duration::from_secs(1);
+const SILENT_BROKER_PAUSE: Duration = Duration::from_secs(1);
 /// A new topic, and then its settings, are known to one broker after the other: what is not right
 /// is looked at again for so long.
-const NEW_TOPIC: Duration = Duration::from_secs(2);
+const NEW_TOPIC_GRACE: Duration = Duration::from_secs(2);
 /// The identity of the topic is looked at this often.
 const IDENTITY_EVERY: Duration = Duration::from_secs(30);
 /// A record is appended behind a gap at most this often: an outage may look like one.
 const GAPS_EVERY: Duration = Duration::from_secs(15);
 /// What is wrong with the topic is said again after this time.
-const SAID_EVERY: Duration = Duration::from_secs(600);
+const PROBLEM_LOG_EVERY: Duration = Duration::from_secs(600);
 /// Records are deleted at most this often while `log.safety` keeps a day of them anyway.
 const RELEASE_EVERY: Duration = Duration::from_secs(60);
 
@@ -77,9 +79,9 @@ const DAY_MS: i64 = 86_400_000;
 
 /// Whether something is due that happens at most every so often.
 #[derive(Default)]
-struct Every(Option<Stopwatch>);
+struct IntervalGate(Option<Stopwatch>);
 
-impl Every {
+impl IntervalGate {
     fn due(&mut self, interval: Duration) -> bool {
         let due = self.0.is_none_or(|watch| watch.elapsed() >= interval);
         if due {
@@ -92,40 +94,40 @@ impl Every {
 struct Shared {
     id: LogId,
     options: KafkaOptions,
-    marks: Arc<Marks>,
-    asker: Arc<Asker>,
-    admin: Admin,
-    appending: Appending,
-    reading: Reading,
-    membership: Arc<Membership>,
+    watermarks: Arc<TopicWatermarks>,
+    offset_client: Arc<OffsetClient>,
+    admin: TopicAdmin,
+    producer: KafkaProducer,
+    reader: KafkaReader,
+    membership: Arc<GroupMembership>,
     /// What records that were appended here now would be stamped with.
-    append: Mutex<AppendClock>,
-    released: Mutex<Every>,
+    append_clock: Mutex<AppendClock>,
+    release_gate: Mutex<IntervalGate>,
     /// What is wrong with the topic.
-    said: Rarely<String>,
+    problem_throttle: KeyedThrottle<String>,
     /// Gaps at the end of shards.
-    gaps: Rarely<ShardId>,
+    gap_throttle: KeyedThrottle<ShardId>,
     stopping: AtomicBool,
-    bell: Arc<Bell>,
+    wakeup: Arc<Wakeup>,
 }
 
 /// Wakes the thread that keeps the marks fresh.
 #[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
-    ringing: Condvar,
+struct Wakeup {
+    notified: Mutex<bool>,
+    condvar: Condvar,
 }
 
-impl Bell {
-    fn ring(&self) {
-        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.ringing.notify_all();
+impl Wakeup {
+    fn notify(&self) {
+        *self.notified.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.condvar.notify_all();
     }
 
     fn wait(&self, at_most: Duration) {
-        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let rung = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut rung, _) = self
-            .ringing
+            .condvar
             .wait_timeout_while(rung, at_most, |rung| !*rung)
             .unwrap_or_else(PoisonError::into_inner);
         *rung = false;
@@ -135,7 +137,7 @@ impl Bell {
 /// The log on Kafka, as one node sees it.
 pub struct KafkaLog {
     shared: Arc<Shared>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
+    refresher: Mutex<Option<JoinHandle<()>>>,
     member: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -146,81 +148,94 @@ impl KafkaLog {
     /// # Errors
     /// If the cluster cannot be reached, or the topic cannot keep the promises: names what differs
     /// and the command that mends it.
-    pub fn open(options: KafkaOptions) -> Result<Arc<Self>, Unopened> {
-        let wish = Wish {
+    pub fn open(options: KafkaOptions) -> Result<Arc<Self>, LogOpenError> {
+        let wish = TopicSpec {
             partitions: options.shard_count,
             replication: options.replication,
             min_isr: options.min_isr,
         };
-        reach::reach(&options.connection)?;
-        let admin = Admin::new(&options.connection).map_err(Unopened::Wrong)?;
+        connectivity::check_connectivity(&options.connection)?;
+        let admin = TopicAdmin::new(&options.connection).map_err(LogOpenError::Invalid)?;
         let watch = Stopwatch::start();
         let id = loop {
-            match fit(&admin, &wish, &options.connection.brokers) {
-                Err(Unopened::Wrong(_)) if watch.elapsed() < NEW_TOPIC => {
-                    std::thread::park_timeout(NEW_TOPIC / 20)
+            match verify_topic(&admin, &wish, &options.connection.brokers) {
+                Err(LogOpenError::Invalid(_)) if watch.elapsed() < NEW_TOPIC_GRACE => {
+                    std::thread::park_timeout(NEW_TOPIC_GRACE / 20)
                 }
                 outcome => break outcome?,
             }
         };
-        Self::open_as(options, admin, id)
+        Self::open_checked(options, admin, id)
     }
 
     /// Opens the log of a topic that was checked.
-    fn open_as(options: KafkaOptions, admin: Admin, id: LogId) -> Result<Arc<Self>, Unopened> {
+    fn open_checked(
+        options: KafkaOptions,
+        admin: TopicAdmin,
+        id: LogId,
+    ) -> Result<Arc<Self>, LogOpenError> {
         let failed = |doing: &'static str| {
             let brokers = options.connection.brokers.clone();
             move |e: rdkafka::error::KafkaError| {
-                Unopened::Wrong(format!("cannot {doing} at {brokers}: {e}"))
+                LogOpenError::Invalid(format!("cannot {doing} at {brokers}: {e}"))
             }
         };
-        let marks = Arc::new(Marks::new(options.shard_count));
-        let asker = Arc::new(Asker::new(&options.connection).map_err(failed("ask for offsets"))?);
+        let marks = Arc::new(TopicWatermarks::new(options.shard_count));
+        let asker =
+            Arc::new(OffsetClient::new(&options.connection).map_err(failed("ask for offsets"))?);
         let appending =
-            Appending::start(&options, marks.clone()).map_err(failed("start the producer"))?;
-        let reading = Reading::new(&options, marks.clone(), asker.clone())
+            KafkaProducer::start(&options, marks.clone()).map_err(failed("start the producer"))?;
+        let reading = KafkaReader::new(&options, marks.clone(), asker.clone())
             .map_err(failed("start the readers"))?;
         let shared = Arc::new(Shared {
             id,
-            membership: Arc::new(Membership::new(&options)),
-            marks,
-            asker,
+            membership: Arc::new(GroupMembership::new(&options)),
+            watermarks: marks,
+            offset_client: asker,
             admin,
-            appending,
-            reading,
-            append: Mutex::new(AppendClock::start(None, options.clock.reading())),
+            producer: appending,
+            reader: reading,
+            append_clock: Mutex::new(AppendClock::start(None, options.clock.reading())),
             options,
-            released: Mutex::default(),
-            said: Rarely::once_in(SAID_EVERY),
-            gaps: Rarely::once_in(GAPS_EVERY),
+            release_gate: Mutex::default(),
+            problem_throttle: KeyedThrottle::every(PROBLEM_LOG_EVERY),
+            gap_throttle: KeyedThrottle::every(GAPS_EVERY),
             stopping: AtomicBool::new(false),
-            bell: Arc::default(),
+            wakeup: Arc::default(),
         });
-        shared.learn_everything()?;
+        shared.fetch_all_bounds()?;
         tracing::info!(log = %id, topic = shared.options.connection.topic, "the log is Kafka's");
         let member = match &shared.options.group {
             None => None,
             Some(name) => {
-                let bell = shared.bell.clone();
-                let joined =
-                    group::join(&shared.options, name, shared.membership.clone(), move || {
-                        bell.ring()
-                    });
-                Some(joined.map_err(Unopened::Wrong)?)
+                let bell = shared.wakeup.clone();
+                let joined = group::join_group(
+                    &shared.options,
+                    name,
+                    shared.membership.clone(),
+                    move || bell.notify(),
+                );
+                Some(joined.map_err(LogOpenError::Invalid)?)
             }
         };
         let kept = shared.clone();
+        let keeper = std::thread::Builder::new()
+            .name("kafka-marks".to_owned())
+            .spawn(move || kept.run_refresh());
         let keeper =
-            std::thread::Builder::new().name("kafka-marks".to_owned()).spawn(move || kept.keep());
-        let keeper = keeper.map_err(|e| Unopened::Wrong(format!("cannot start a thread: {e}")))?;
-        Ok(Arc::new(Self { shared, keeper: Mutex::new(Some(keeper)), member: Mutex::new(member) }))
+            keeper.map_err(|e| LogOpenError::Invalid(format!("cannot start a thread: {e}")))?;
+        Ok(Arc::new(Self {
+            shared,
+            refresher: Mutex::new(Some(keeper)),
+            member: Mutex::new(member),
+        }))
     }
 }
 
 /// The shards that one broker leads, and since when it has not answered.
-struct Led {
+struct LeaderPartitions {
     shards: Vec<ShardId>,
-    silent: Option<Stopwatch>,
+    silent_since: Option<Stopwatch>,
 }
 
 impl Shared {
@@ -229,25 +244,25 @@ impl Shared {
     }
 
     /// Start and end of every shard, before anything else happens.
-    fn learn_everything(&self) -> Result<(), Unopened> {
+    fn fetch_all_bounds(&self) -> Result<(), LogOpenError> {
         let all: Vec<ShardId> = self.all().collect();
         let watch = Stopwatch::start();
         loop {
-            let learned = self.learn(&all, true);
+            let learned = self.fetch_bounds(&all, true);
             match learned {
                 Ok(known) if known.len() == all.len() => return Ok(()),
                 Ok(_) | Err(_) if watch.elapsed() < self.options.connection.timeout => {}
                 Ok(known) => {
                     let missing =
                         all.iter().find(|shard| !known.contains(shard)).map_or(0, |shard| shard.0);
-                    return Err(Unopened::Away(format!(
+                    return Err(LogOpenError::Unavailable(format!(
                         "partition {missing} of {} has no leader: `rollmill topic describe` shows \
                          which brokers are missing",
                         self.options.connection.topic
                     )));
                 }
                 Err(error) => {
-                    return Err(Unopened::Away(format!(
+                    return Err(LogOpenError::Unavailable(format!(
                         "cannot learn where the shards end: {error}"
                     )));
                 }
@@ -257,70 +272,75 @@ impl Shared {
 
     /// Asks where these shards end, and where they start if that may have changed; which of them
     /// were answered.
-    fn learn(
+    fn fetch_bounds(
         &self,
         shards: &[ShardId],
         starts: bool,
     ) -> Result<BTreeSet<ShardId>, rdkafka::error::KafkaError> {
         if starts {
-            for (shard, start) in self.asker.ask(shards, Ask::Start)? {
-                self.marks.starts(shard, start.unwrap_or(0));
+            for (shard, start) in self.offset_client.list_offsets(shards, OffsetSpec::Earliest)? {
+                self.watermarks.set_start(shard, start.unwrap_or(0));
             }
         }
         // The time comes first: what is durable at it lies below the end that is told afterwards.
         let asked = self.options.clock.uptime();
-        let ends = self.asker.ask(shards, Ask::End)?;
-        ends.iter().for_each(|(shard, end)| self.marks.ends(*shard, end.unwrap_or(0), asked));
+        let ends = self.offset_client.list_offsets(shards, OffsetSpec::Latest)?;
+        ends.iter()
+            .for_each(|(shard, end)| self.watermarks.observe_end(*shard, end.unwrap_or(0), asked));
         Ok(ends.into_iter().map(|(shard, _)| shard).collect())
     }
 
     /// Keeps the marks fresh until the log is dropped.
-    fn keep(&self) {
+    fn run_refresh(&self) {
         let (mut leaders, mut look_up, mut all, mut identity) =
-            (Vec::new(), Every::default(), Every::default(), Every::default());
+            (Vec::new(), IntervalGate::default(), IntervalGate::default(), IntervalGate::default());
         let mut published = BTreeSet::new();
         identity.due(IDENTITY_EVERY);
         while !self.stopping.load(Ordering::Acquire) {
-            self.reading.serve();
+            self.reader.poll_events();
             let owned = self.membership.owned();
             let new = !owned.is_subset(&published);
             // An end that seems to have gone back is asked for again until it is clear.
-            let behind = self.all().any(|shard| self.marks.is_behind(shard));
+            let behind = self.all().any(|shard| self.watermarks.has_regressed(shard));
             let everything =
                 all.due(ALL_EVERY) || behind || self.options.group.is_none() && leaders.is_empty();
             if look_up.due(LEADERS_EVERY)
-                || leaders.iter().any(|led: &Led| led.silent.is_some()) && look_up.due(REST)
+                || leaders.iter().any(|led: &LeaderPartitions| led.silent_since.is_some())
+                    && look_up.due(SILENT_BROKER_PAUSE)
             {
-                self.look_up(&mut leaders);
+                self.fetch_leaders(&mut leaders);
             }
             let mut known = BTreeSet::new();
             for led in &mut leaders {
-                known.append(&mut self.refresh(led, &owned, everything, new || everything));
+                known.append(&mut self.refresh_leader(led, &owned, everything, new || everything));
             }
-            self.membership.known(&known);
+            self.membership.publish_known(&known);
             let assigned = self.membership.assigned().borrow().clone();
-            self.reading.leave(published.difference(&owned).copied());
+            self.reader.unassign_shards(published.difference(&owned).copied());
             published = (*assigned).clone();
-            self.appending.revive();
+            self.producer.replace_if_fatal();
             if identity.due(IDENTITY_EVERY) {
                 self.check_identity();
             }
             // What was assigned while this was going on is not made to wait.
-            if new && !owned.is_subset(&published) && look_up.due(REST) {
-                self.look_up(&mut leaders);
+            if new && !owned.is_subset(&published) && look_up.due(SILENT_BROKER_PAUSE) {
+                self.fetch_leaders(&mut leaders);
             }
-            self.bell.wait(self.options.refresh);
+            self.wakeup.wait(self.options.refresh);
         }
     }
 
-    fn look_up(&self, leaders: &mut Vec<Led>) {
-        match self.asker.leaders() {
+    fn fetch_leaders(&self, leaders: &mut Vec<LeaderPartitions>) {
+        match self.offset_client.shards_by_leader() {
             Ok(mut found) => {
                 // Somebody may have added partitions that are no shards.
                 found
                     .iter_mut()
                     .for_each(|shards| shards.retain(|shard| shard.0 < self.options.shard_count));
-                *leaders = found.into_iter().map(|shards| Led { shards, silent: None }).collect();
+                *leaders = found
+                    .into_iter()
+                    .map(|shards| LeaderPartitions { shards, silent_since: None })
+                    .collect();
             }
             Err(error) => {
                 tracing::warn!(%error, "the leaders of the topic are not known, it is tried again")
@@ -329,9 +349,9 @@ impl Shared {
     }
 
     /// One broker's shards; a broker that is silent does not keep the others waiting.
-    fn refresh(
+    fn refresh_leader(
         &self,
-        led: &mut Led,
+        led: &mut LeaderPartitions,
         owned: &BTreeSet<ShardId>,
         everything: bool,
         starts: bool,
@@ -342,19 +362,21 @@ impl Shared {
             .filter(|shard| everything || owned.contains(shard))
             .copied()
             .collect();
-        if wanted.is_empty() || led.silent.is_some_and(|watch| watch.elapsed() < REST) {
+        if wanted.is_empty()
+            || led.silent_since.is_some_and(|watch| watch.elapsed() < SILENT_BROKER_PAUSE)
+        {
             return BTreeSet::new();
         }
-        match self.learn(&wanted, starts) {
+        match self.fetch_bounds(&wanted, starts) {
             Ok(known) => {
                 let missing = known.len() < wanted.len()
-                    || wanted.iter().any(|shard| self.marks.is_behind(*shard));
-                led.silent = missing.then(Stopwatch::start);
+                    || wanted.iter().any(|shard| self.watermarks.has_regressed(*shard));
+                led.silent_since = missing.then(Stopwatch::start);
                 known
             }
             Err(error) => {
                 tracing::debug!(%error, "a broker does not say where its shards end");
-                led.silent = Some(Stopwatch::start());
+                led.silent_since = Some(Stopwatch::start());
                 BTreeSet::new()
             }
         }
@@ -362,7 +384,7 @@ impl Shared {
 
     /// A topic that was made anew has another identity, or none.
     fn check_identity(&self) {
-        let wish = Wish {
+        let wish = TopicSpec {
             partitions: self.options.shard_count,
             replication: self.options.replication,
             min_isr: self.options.min_isr,
@@ -370,7 +392,7 @@ impl Shared {
         match self.admin.describe(&wish) {
             Err(why) => tracing::debug!(%why, "the topic cannot be looked at now"),
             Ok(found) if found.log.is_some_and(|log| log != self.id) => {
-                self.appending.condemn(format!(
+                self.producer.halt(format!(
                     "the topic {} is another one than at the start (log {} was {}): it was made \
                      anew; start this node again",
                     found.topic,
@@ -391,8 +413,8 @@ impl Shared {
                         "the topic's identity is gone: if a tool reset it, put it back"
                     );
                 }
-                for why in found.refusal(brokers).into_iter().chain(found.notes()) {
-                    if self.said.due(why.clone()).is_some() {
+                for why in found.refusal(brokers).into_iter().chain(found.warnings()) {
+                    if self.problem_throttle.due(why.clone()).is_some() {
                         tracing::error!("{why}");
                     }
                 }
@@ -402,12 +424,12 @@ impl Shared {
 
     /// Appends a record without events behind a gap at the end of a shard that is ours: only what
     /// comes behind shows that nothing else will.
-    fn show_the_gap(&self, shard: ShardId) {
-        if !self.membership.owned().contains(&shard) || self.gaps.due(shard).is_none() {
+    fn append_behind_gap(&self, shard: ShardId) {
+        if !self.membership.owned().contains(&shard) || self.gap_throttle.due(shard).is_none() {
             return;
         }
-        let request = AppendRequest { records: vec![(shard, gaps::stand_in().into())] };
-        match self.appending.append(&request) {
+        let request = AppendRequest { records: vec![(shard, gaps::placeholder_record().into())] };
+        match self.producer.append(&request) {
             // It is read like any other.
             Ok(ticket) => drop(ticket),
             Err(why) => {
@@ -424,32 +446,36 @@ impl Shared {
         let safety = i64::try_from(self.options.safety.as_millis()).unwrap_or(i64::MAX);
         // A wall clock that leaps ahead does not shorten the distance.
         let reading = self.options.clock.reading();
-        let append = self.append.lock().unwrap_or_else(PoisonError::into_inner).read(reading);
+        let append = self.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(reading);
         let before = reading.wall.min(append).saturating_sub(safety);
         // Without a safety distance only the floor counts, and a broker's clock may be ahead of
         // ours.
         let before = if safety == 0 { before.saturating_add(DAY_MS) } else { before };
-        times::releasable(self.marks.start(shard), floor, before, |time| {
-            self.asker.one(shard, Ask::Since(time))
+        append_times::releasable(self.watermarks.start(shard), floor, before, |time| {
+            self.offset_client.list_offset(shard, OffsetSpec::ForTimestamp(time))
         })
     }
 }
 
 /// The log of a topic that keeps the promises.
-fn fit(admin: &Admin, wish: &Wish, brokers: &str) -> Result<LogId, Unopened> {
+fn verify_topic(
+    admin: &TopicAdmin,
+    wish: &TopicSpec,
+    brokers: &str,
+) -> Result<LogId, LogOpenError> {
     let description = admin.describe(wish)?;
     metrics::gauge!(telemetry::SURPLUS_PARTITIONS).set(description.surplus.len() as f64);
-    description.notes().for_each(|note| tracing::error!("{note}"));
+    description.warnings().for_each(|note| tracing::error!("{note}"));
     match (description.refusal(brokers), description.log) {
         (None, Some(id)) => Ok(id),
-        (refusal, _) => {
-            Err(Unopened::Wrong(refusal.unwrap_or_else(|| "the topic has no identity".to_owned())))
-        }
+        (refusal, _) => Err(LogOpenError::Invalid(
+            refusal.unwrap_or_else(|| "the topic has no identity".to_owned()),
+        )),
     }
 }
 
 /// Waits without keeping other tasks of the runtime from running.
-fn in_place<T>(wait: impl FnOnce() -> T) -> T {
+fn block_in_place<T>(wait: impl FnOnce() -> T) -> T {
     let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
     if flavor.is_ok_and(|flavor| flavor == tokio::runtime::RuntimeFlavor::MultiThread) {
         tokio::task::block_in_place(wait)
@@ -473,39 +499,39 @@ impl EventLog for KafkaLog {
         {
             return Err(AppendError::Closed(format!("shard {shard} does not exist")));
         }
-        self.shared.appending.append(&request)
+        self.shared.producer.append(&request)
     }
 
     fn append_now(&self) -> Millis {
         let now = self.shared.options.clock.reading();
         // A reading is whole before it is kept: the poison says nothing.
-        self.shared.append.lock().unwrap_or_else(PoisonError::into_inner).read(now)
+        self.shared.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(now)
     }
 
     fn start(&self, shard: ShardId) -> Offset {
-        self.shared.marks.start(shard)
+        self.shared.watermarks.start(shard)
     }
 
     fn end(&self, shard: ShardId) -> Offset {
-        self.shared.marks.end(shard)
+        self.shared.watermarks.end(shard)
     }
 
     fn known_at(&self, shard: ShardId, now: Millis) -> Millis {
-        self.shared.marks.known_at(shard).min(now)
+        self.shared.watermarks.end_as_of(shard).min(now)
     }
 
     fn bounds(&self, shard: ShardId) -> Result<(Offset, Offset), LogError> {
         let asked = |what| {
-            let answer = in_place(|| self.shared.asker.one(shard, what));
+            let answer = block_in_place(|| self.shared.offset_client.list_offset(shard, what));
             answer
                 .map(|offset| offset.unwrap_or(0))
                 .map_err(|e| LogError::Io(format!("shard {shard}: {e}")))
         };
-        let start = asked(Ask::Start)?;
+        let start = asked(OffsetSpec::Earliest)?;
         let now = self.shared.options.clock.uptime();
-        let end = asked(Ask::End)?;
-        self.shared.marks.starts(shard, start);
-        self.shared.marks.ends(shard, end, now);
+        let end = asked(OffsetSpec::Latest)?;
+        self.shared.watermarks.set_start(shard, start);
+        self.shared.watermarks.observe_end(shard, end, now);
         Ok((start, end))
     }
 
@@ -514,7 +540,7 @@ impl EventLog for KafkaLog {
     }
 
     fn let_go(&self, shards: &BTreeSet<ShardId>) {
-        self.shared.membership.let_go(shards);
+        self.shared.membership.relinquish(shards);
     }
 
     fn read(
@@ -536,11 +562,11 @@ impl EventLog for KafkaLog {
         if from == end {
             return Ok(Vec::new());
         }
-        let records = in_place(|| self.shared.reading.read(shard, from, max_bytes))?;
+        let records = block_in_place(|| self.shared.reader.read(shard, from, max_bytes))?;
         if let Some(last) = records.last() {
-            self.shared.membership.read_up_to(shard, last.offset + 1);
-        } else if self.shared.reading.ends_in_a_gap(shard) {
-            self.shared.show_the_gap(shard);
+            self.shared.membership.advance_position(shard, last.offset + 1);
+        } else if self.shared.reader.ends_in_gap(shard) {
+            self.shared.append_behind_gap(shard);
         }
         Ok(records)
     }
@@ -549,9 +575,13 @@ impl EventLog for KafkaLog {
         if from <= self.start(shard) {
             return Ok(None);
         }
-        let since = |time| in_place(|| self.shared.asker.one(shard, Ask::Since(time)));
+        let since = |time| {
+            block_in_place(|| {
+                self.shared.offset_client.list_offset(shard, OffsetSpec::ForTimestamp(time))
+            })
+        };
         let failed = |e: rdkafka::error::KafkaError| LogError::Io(format!("shard {shard}: {e}"));
-        times::maximum_below(from, 0, since).map(Some).map_err(failed)
+        append_times::max_time_below(from, 0, since).map(Some).map_err(failed)
     }
 
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
@@ -560,7 +590,7 @@ impl EventLog for KafkaLog {
         let every =
             if self.shared.options.safety.is_zero() { Duration::ZERO } else { RELEASE_EVERY };
         if floors.len() != self.shard_count() as usize
-            || !self.shared.released.lock().unwrap_or_else(PoisonError::into_inner).due(every)
+            || !self.shared.release_gate.lock().unwrap_or_else(PoisonError::into_inner).due(every)
         {
             return Ok(0);
         }
@@ -576,8 +606,8 @@ impl EventLog for KafkaLog {
             return Ok(0);
         }
         let before: u64 = below.iter().map(|(shard, _)| self.start(*shard)).sum();
-        let starts = self.shared.admin.delete_below(&below).map_err(failed)?;
-        starts.iter().for_each(|(shard, start)| self.shared.marks.starts(*shard, *start));
+        let starts = self.shared.admin.delete_records_below(&below).map_err(failed)?;
+        starts.iter().for_each(|(shard, start)| self.shared.watermarks.set_start(*shard, *start));
         let records = starts.iter().map(|(_, start)| start).sum::<u64>().saturating_sub(before);
         tracing::info!(records, shards = starts.len(), "released records of the topic");
         // How many bytes that frees is the brokers' affair.
@@ -585,7 +615,7 @@ impl EventLog for KafkaLog {
     }
 
     fn appended(&self) -> watch::Receiver<u64> {
-        self.shared.marks.appended()
+        self.shared.watermarks.appended()
     }
 
     fn bytes_on_disk(&self) -> u64 {
@@ -594,7 +624,7 @@ impl EventLog for KafkaLog {
     }
 
     fn close(&self) {
-        self.shared.appending.close();
+        self.shared.producer.close();
         self.shared.membership.close();
         join(&self.member);
     }
@@ -611,7 +641,7 @@ impl Drop for KafkaLog {
     fn drop(&mut self) {
         self.close();
         self.shared.stopping.store(true, Ordering::Release);
-        self.shared.bell.ring();
-        join(&self.keeper);
+        self.shared.wakeup.notify();
+        join(&self.refresher);
     }
 }

@@ -13,8 +13,8 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::marks::{Marks, partition, shard};
-use super::settings::{self, KafkaOptions, note};
+use super::settings::{self, KafkaOptions, log_client_error};
+use super::watermarks::{TopicWatermarks, partition, shard};
 use crate::clock::Clock;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::window::Millis;
@@ -22,7 +22,7 @@ use crate::persistence::log::{AppendError, AppendRequest, AppendTicket};
 use crate::telemetry;
 
 /// One request under way.
-pub(super) struct Pending {
+pub(super) struct PendingAppend {
     /// Records without an outcome.
     left: AtomicU32,
     appended: AtomicI64,
@@ -33,13 +33,13 @@ pub(super) struct Pending {
     reply: Mutex<Option<oneshot::Sender<Result<Millis, AppendError>>>>,
 }
 
-impl Pending {
+impl PendingAppend {
     fn floor(&self, shard: ShardId) -> Offset {
         self.floors.iter().find(|(id, _)| *id == shard).map_or(0, |(_, floor)| *floor)
     }
 
     /// `records` more have an outcome; the last one answers the request.
-    fn ended(&self, records: u32) {
+    fn complete(&self, records: u32) {
         if records == 0 || self.left.fetch_sub(records, Ordering::AcqRel) != records {
             return;
         }
@@ -56,23 +56,23 @@ impl Pending {
         }
     }
 
-    fn failed(&self, why: &str) {
+    fn set_failure(&self, why: &str) {
         #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
         let _ = self.failure.set(why.to_owned());
     }
 }
 
 /// What the delivery reports need.
-pub(super) struct Deliveries {
-    marks: Arc<Marks>,
+pub(super) struct DeliveryTracker {
+    watermarks: Arc<TopicWatermarks>,
     clock: Arc<dyn Clock>,
-    waiting: AtomicU64,
+    waiting_bytes: AtomicU64,
     /// Why no more is appended: the log is not the one that it was.
-    condemned: OnceLock<String>,
+    halted: OnceLock<String>,
 }
 
-impl Deliveries {
-    fn delivered(&self, message: &impl Message, pending: &Pending) {
+impl DeliveryTracker {
+    fn on_delivered(&self, message: &impl Message, pending: &PendingAppend) {
         let shard = shard(message.partition());
         // A repetition that the broker recognised has no offset and no time: the first attempt is
         // durable.
@@ -87,10 +87,10 @@ impl Deliveries {
                 );
                 tracing::error!(%why, "this node appends no more");
                 #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
-                let _ = self.condemned.set(why.clone());
-                pending.failed(&why);
+                let _ = self.halted.set(why.clone());
+                pending.set_failure(&why);
             } else {
-                self.marks.seen(shard, offset + 1);
+                self.watermarks.raise_end(shard, offset + 1);
             }
         }
         let appended = message
@@ -103,61 +103,65 @@ impl Deliveries {
 }
 
 /// The context of the producer: forwards to what outlives it.
-pub(super) struct Context(Arc<Deliveries>);
+pub(super) struct DeliveryContext(Arc<DeliveryTracker>);
 
-impl ClientContext for Context {
+impl ClientContext for DeliveryContext {
     fn error(&self, error: KafkaError, reason: &str) {
-        note(&error, reason);
+        log_client_error(&error, reason);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        settings::log(level, facility, message);
+        settings::log_client_message(level, facility, message);
     }
 }
 
-impl ProducerContext for Context {
-    type DeliveryOpaque = Arc<Pending>;
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = Arc<PendingAppend>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<PendingAppend>) {
         let bytes = match result {
             Ok(message) => {
-                self.0.delivered(message, &pending);
+                self.0.on_delivered(message, &pending);
                 message.payload_len()
             }
             Err((error, message)) => {
-                pending.failed(&format!("shard {}: {error}", message.partition()));
+                pending.set_failure(&format!("shard {}: {error}", message.partition()));
                 message.payload_len()
             }
         };
-        self.0.waiting.fetch_sub(bytes as u64, Ordering::AcqRel);
-        pending.ended(1);
+        self.0.waiting_bytes.fetch_sub(bytes as u64, Ordering::AcqRel);
+        pending.complete(1);
     }
 }
 
 /// The appending side of the log.
-pub(super) struct Appending {
+pub(super) struct KafkaProducer {
     config: ClientConfig,
     topic: String,
     delivery_timeout: Duration,
     limit: u64,
-    producer: ArcSwap<ThreadedProducer<Context>>,
-    deliveries: Arc<Deliveries>,
+    producer: ArcSwap<ThreadedProducer<DeliveryContext>>,
+    deliveries: Arc<DeliveryTracker>,
     closed: AtomicBool,
 }
 
-impl Appending {
+impl KafkaProducer {
     /// Starts a producer. It gets its producer id at once, so that the first request does not wait
     /// for it.
     ///
     /// # Errors
     /// If the settings are refused or no broker answers.
-    pub(super) fn start(options: &KafkaOptions, marks: Arc<Marks>) -> KafkaResult<Self> {
-        let config = options.producer();
+    pub(super) fn start(options: &KafkaOptions, marks: Arc<TopicWatermarks>) -> KafkaResult<Self> {
+        let config = options.producer_config();
         let (waiting, condemned) = (AtomicU64::new(0), OnceLock::new());
-        let deliveries =
-            Arc::new(Deliveries { marks, clock: options.clock.clone(), waiting, condemned });
-        let producer: ThreadedProducer<Context> =
-            config.create_with_context(Context(deliveries.clone()))?;
+        let deliveries = Arc::new(DeliveryTracker {
+            watermarks: marks,
+            clock: options.clock.clone(),
+            waiting_bytes: waiting,
+            halted: condemned,
+        });
+        let producer: ThreadedProducer<DeliveryContext> =
+            config.create_with_context(DeliveryContext(deliveries.clone()))?;
         producer
             .client()
             .fetch_metadata(Some(&options.connection.topic), options.connection.timeout)?;
@@ -174,7 +178,7 @@ impl Appending {
 
     /// See [`super::super::EventLog::append`].
     pub(super) fn append(&self, request: &AppendRequest) -> Result<AppendTicket, AppendError> {
-        if let Some(why) = self.deliveries.condemned.get() {
+        if let Some(why) = self.deliveries.halted.get() {
             return Err(AppendError::Closed(why.clone()));
         }
         if self.closed.load(Ordering::Acquire) {
@@ -191,7 +195,7 @@ impl Appending {
             let _ = reply.send(Ok(self.deliveries.clock.now()));
             return Ok(ticket);
         }
-        let pending = Arc::new(self.pending(request, reply));
+        let pending = Arc::new(self.pending_append(request, reply));
         self.enqueue(request, &pending)?;
         metrics::counter!(telemetry::LOG_BYTES).increment(bytes);
         Ok(ticket)
@@ -199,28 +203,28 @@ impl Appending {
 
     /// Room for so many bytes. A request larger than the limit passes when nothing else waits.
     fn reserve(&self, bytes: u64) -> Result<(), AppendError> {
-        let waiting_bytes = self.deliveries.waiting.fetch_add(bytes, Ordering::AcqRel);
+        let waiting_bytes = self.deliveries.waiting_bytes.fetch_add(bytes, Ordering::AcqRel);
         if waiting_bytes > 0 && waiting_bytes.saturating_add(bytes) > self.limit {
-            self.deliveries.waiting.fetch_sub(bytes, Ordering::AcqRel);
+            self.deliveries.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return Err(AppendError::Overloaded { waiting_bytes, limit: self.limit });
         }
         Ok(())
     }
 
-    fn pending(
+    fn pending_append(
         &self,
         request: &AppendRequest,
         reply: oneshot::Sender<Result<Millis, AppendError>>,
-    ) -> Pending {
+    ) -> PendingAppend {
         let mut floors: SmallVec<[(ShardId, Offset); 4]> = SmallVec::new();
         for (shard, _) in &request.records {
             if floors.last().is_none_or(|(last, _)| last != shard)
                 && !floors.iter().any(|(id, _)| id == shard)
             {
-                floors.push((*shard, self.deliveries.marks.end(*shard)));
+                floors.push((*shard, self.deliveries.watermarks.end(*shard)));
             }
         }
-        Pending {
+        PendingAppend {
             left: AtomicU32::new(request.records.len() as u32),
             appended: AtomicI64::new(0),
             failure: OnceLock::new(),
@@ -229,7 +233,11 @@ impl Appending {
         }
     }
 
-    fn enqueue(&self, request: &AppendRequest, pending: &Arc<Pending>) -> Result<(), AppendError> {
+    fn enqueue(
+        &self,
+        request: &AppendRequest,
+        pending: &Arc<PendingAppend>,
+    ) -> Result<(), AppendError> {
         let producer = self.producer.load();
         for (at, (shard, payload)) in request.records.iter().enumerate() {
             let record = BaseRecord::<(), [u8], _>::with_opaque_to(&self.topic, pending.clone());
@@ -240,7 +248,7 @@ impl Appending {
             };
             let rest: u64 =
                 request.records[at..].iter().map(|(_, payload)| payload.len() as u64).sum();
-            let waiting_bytes = self.deliveries.waiting.fetch_sub(rest, Ordering::AcqRel);
+            let waiting_bytes = self.deliveries.waiting_bytes.fetch_sub(rest, Ordering::AcqRel);
             if at == 0 {
                 let full =
                     matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
@@ -251,8 +259,8 @@ impl Appending {
                     refused()
                 });
             }
-            pending.failed(&format!("shard {shard}: {error}"));
-            pending.ended((request.records.len() - at) as u32);
+            pending.set_failure(&format!("shard {shard}: {error}"));
+            pending.complete((request.records.len() - at) as u32);
             break;
         }
         Ok(())
@@ -260,10 +268,10 @@ impl Appending {
 
     /// A producer that can never send again, because a broker refused its identity, is replaced by
     /// a new one; what it had not sent is answered as unknown.
-    pub(super) fn revive(&self) {
+    pub(super) fn replace_if_fatal(&self) {
         let producer = self.producer.load_full();
         let Some((code, why)) = producer.client().fatal_error() else { return };
-        match self.config.create_with_context(Context(self.deliveries.clone())) {
+        match self.config.create_with_context(DeliveryContext(self.deliveries.clone())) {
             Ok(new) => {
                 tracing::warn!(%code, %why, "the producer failed for good, a new one takes its place");
                 self.producer.store(Arc::new(new));
@@ -275,10 +283,10 @@ impl Appending {
     }
 
     /// Takes no more.
-    pub(super) fn condemn(&self, why: String) {
+    pub(super) fn halt(&self, why: String) {
         tracing::error!(%why, "this node appends no more");
         #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
-        let _ = self.deliveries.condemned.set(why);
+        let _ = self.deliveries.halted.set(why);
     }
 
     /// Waits until everything enqueued has an outcome and takes no more.

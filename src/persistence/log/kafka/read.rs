@@ -18,10 +18,10 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
-use super::gaps::{kept_by_the_broker, stand_in, time_below};
-use super::marks::{Ask, Asker, Marks, partition};
-use super::settings::{Gaps, KafkaOptions, LANES, Quiet};
-use super::times::{append_time, maximum_below};
+use super::append_times::{append_time, max_time_below};
+use super::gaps::{control_record_times, max_time_below_gap, placeholder_record};
+use super::settings::{KafkaOptions, PassedGaps, QuietContext, READ_CONSUMERS};
+use super::watermarks::{OffsetClient, OffsetSpec, TopicWatermarks, partition};
 use crate::clock::Stopwatch;
 use crate::model::flush::LogRecord;
 use crate::model::offset::{Offset, OffsetRange, ShardId};
@@ -29,44 +29,44 @@ use crate::model::window::Millis;
 use crate::persistence::log::LogError;
 
 /// A read gives up after this and returns nothing: the pulse comes back.
-const WAIT: Duration = Duration::from_secs(1);
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reads in a row that get nothing of what is said to be there, before anything is made of it.
-const IN_VAIN: u32 = 2;
+const EMPTY_READS: u32 = 2;
 /// A cursor rests when nobody has taken for so long what lies ahead of it.
-const REST_AFTER: Duration = Duration::from_secs(1);
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// What a read returned is kept for the next one up to this size: the archiver looks at one record
 /// again and again until it is due.
-const KEPT_BYTES: usize = 1 << 20;
+const RETAINED_BYTES: usize = 1 << 20;
 
 /// Where a lane stands in one shard.
 #[derive(Default)]
-struct Cursor {
-    queue: Option<PartitionQueue<Quiet>>,
+struct PartitionCursor {
+    queue: Option<PartitionQueue<QuietContext>>,
     /// Records from the last position asked for, then those of the queue.
     buffer: VecDeque<LogRecord>,
     /// What the queue gives next.
     next: Offset,
     /// Once a cursor has failed, its position means nothing.
-    placed: bool,
+    is_valid: bool,
     /// When its queue was asked last; none while it rests, and nothing is fetched.
-    asked: Option<Stopwatch>,
+    last_polled: Option<Stopwatch>,
     /// The client has been at the end of the partition since it was told where to fetch from.
     at_end: bool,
     /// Reads in a row that got nothing although the client is at the end and more is said to be
     /// there.
-    in_vain: u32,
+    empty_reads: u32,
     /// When it was used last, counted in reads.
-    used: u64,
+    last_used: u64,
 }
 
-impl Cursor {
+impl PartitionCursor {
     fn covers(&self, from: Offset) -> bool {
         let first = self.buffer.front().map_or(self.next, |record| record.offset);
-        self.placed && (first..=self.next).contains(&from)
+        self.is_valid && (first..=self.next).contains(&from)
     }
 
     /// Drops what lies below `from`; the bytes that stay.
-    fn forget_below(&mut self, from: Offset) -> usize {
+    fn drop_below(&mut self, from: Offset) -> usize {
         let at = self.buffer.partition_point(|record| record.offset < from);
         self.buffer.drain(..at);
         self.buffer.iter().map(|record| record.payload.len()).sum()
@@ -82,58 +82,59 @@ impl Cursor {
             more
         });
         let records: Vec<LogRecord> = wanted.cloned().collect();
-        if records.iter().map(|record| record.payload.len()).sum::<usize>() > KEPT_BYTES {
+        if records.iter().map(|record| record.payload.len()).sum::<usize>() > RETAINED_BYTES {
             self.buffer.drain(..records.len());
         }
         records
     }
 }
 
-struct Lane {
-    consumer: Arc<BaseConsumer<Quiet>>,
-    cursors: Vec<Mutex<Cursor>>,
+struct ReadConsumer {
+    consumer: Arc<BaseConsumer<QuietContext>>,
+    cursors: Vec<Mutex<PartitionCursor>>,
 }
 
 /// The reading side of the log.
-pub(super) struct Reading {
+pub(super) struct KafkaReader {
     topic: String,
-    marks: Arc<Marks>,
-    asker: Arc<Asker>,
-    lanes: Vec<Lane>,
+    watermarks: Arc<TopicWatermarks>,
+    offset_client: Arc<OffsetClient>,
+    consumers: Vec<ReadConsumer>,
     reads: std::sync::atomic::AtomicU64,
-    passed_gaps: Gaps,
+    passed_gaps: PassedGaps,
 }
 
-impl Reading {
+impl KafkaReader {
     /// Nothing is fetched before it is asked for.
     ///
     /// # Errors
     /// If the settings are refused.
     pub(super) fn new(
         options: &KafkaOptions,
-        marks: Arc<Marks>,
-        asker: Arc<Asker>,
+        marks: Arc<TopicWatermarks>,
+        asker: Arc<OffsetClient>,
     ) -> KafkaResult<Self> {
         let lane = |_| {
-            let consumer: BaseConsumer<Quiet> = options.reader().create_with_context(Quiet)?;
+            let consumer: BaseConsumer<QuietContext> =
+                options.reader_config().create_with_context(QuietContext)?;
             let cursors = (0..options.shard_count).map(|_| Mutex::default()).collect();
-            Ok(Lane { consumer: Arc::new(consumer), cursors })
+            Ok(ReadConsumer { consumer: Arc::new(consumer), cursors })
         };
-        let lanes = (0..LANES).map(lane).collect::<KafkaResult<Vec<_>>>()?;
+        let lanes = (0..READ_CONSUMERS).map(lane).collect::<KafkaResult<Vec<_>>>()?;
         Ok(Self {
             topic: options.connection.topic.clone(),
-            marks,
-            asker,
-            lanes,
+            watermarks: marks,
+            offset_client: asker,
+            consumers: lanes,
             reads: std::sync::atomic::AtomicU64::new(0),
             passed_gaps: options.passed_gaps.clone(),
         })
     }
 
     /// Serves the events of the consumers; their records come through the queues of the cursors.
-    pub(super) fn serve(&self) {
-        for lane in &self.lanes {
-            self.rest(lane);
+    pub(super) fn poll_events(&self) {
+        for lane in &self.consumers {
+            self.pause_idle(lane);
             while let Some(event) = lane.consumer.poll(Duration::ZERO) {
                 if let Err(error) = event {
                     tracing::debug!(%error, "Kafka reader");
@@ -145,21 +146,22 @@ impl Reading {
     /// Cursors that fetch.
     #[cfg(test)]
     pub fn fetching(&self) -> usize {
-        self.lanes
+        self.consumers
             .iter()
             .flat_map(|lane| &lane.cursors)
-            .filter(|cursor| lock(cursor).asked.is_some())
+            .filter(|cursor| lock(cursor).last_polled.is_some())
             .count()
     }
 
     /// Lets those cursors rest that do not take what lies ahead of them.
-    fn rest(&self, lane: &Lane) {
+    fn pause_idle(&self, lane: &ReadConsumer) {
         for (shard, cursor) in (0..).map(ShardId).zip(&lane.cursors) {
             let Ok(mut cursor) = cursor.try_lock() else { continue };
-            let idle = cursor.asked.as_ref().is_some_and(|asked| asked.elapsed() >= REST_AFTER);
-            if idle && cursor.next < self.marks.end(shard) {
+            let idle =
+                cursor.last_polled.as_ref().is_some_and(|asked| asked.elapsed() >= IDLE_AFTER);
+            if idle && cursor.next < self.watermarks.end(shard) {
                 self.unassign(lane, shard);
-                cursor.asked = None;
+                cursor.last_polled = None;
             }
         }
     }
@@ -172,22 +174,22 @@ impl Reading {
         max_bytes: usize,
     ) -> Result<Vec<LogRecord>, LogError> {
         let (lane, mut cursor) = self.cursor(shard, from)?;
-        cursor.used = self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        cursor.last_used = self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         // A record left over from an earlier position is told from a gap by placing the cursor
         // anew, once.
         for last in [false, true] {
             let watch = Stopwatch::start();
             if !cursor.covers(from) {
-                self.place(lane, shard, &mut cursor, from)?;
+                self.seek(lane, shard, &mut cursor, from)?;
             }
-            match self.fill((lane, shard), &mut cursor, (from, max_bytes), &watch, last) {
+            match self.fill_buffer((lane, shard), &mut cursor, (from, max_bytes), &watch, last) {
                 Ok(()) => break,
                 Err(LogError::Corrupt(why)) if !last => {
                     tracing::debug!(shard = shard.0, %why, "placing the cursor anew");
-                    cursor.placed = false;
+                    cursor.is_valid = false;
                 }
                 Err(error) => {
-                    cursor.placed = false;
+                    cursor.is_valid = false;
                     return Err(error);
                 }
             }
@@ -197,24 +199,24 @@ impl Reading {
 
     /// Whether the last offsets of the shard are none that a client is given, as far as can be
     /// seen: a record behind them would show it.
-    pub(super) fn ends_in_a_gap(&self, shard: ShardId) -> bool {
+    pub(super) fn ends_in_gap(&self, shard: ShardId) -> bool {
         let cursors = self
-            .lanes
+            .consumers
             .iter()
             .filter_map(|lane| lane.cursors.get(shard.0 as usize)?.try_lock().ok());
-        cursors.into_iter().any(|cursor| cursor.placed && cursor.in_vain >= IN_VAIN)
+        cursors.into_iter().any(|cursor| cursor.is_valid && cursor.empty_reads >= EMPTY_READS)
     }
 
     /// Stops reading shards that are somebody else's now.
-    pub(super) fn leave(&self, shards: impl Iterator<Item = ShardId>) {
+    pub(super) fn unassign_shards(&self, shards: impl Iterator<Item = ShardId>) {
         for shard in shards {
-            for lane in &self.lanes {
+            for lane in &self.consumers {
                 let Some(mut cursor) = lane.cursors.get(shard.0 as usize).map(lock) else {
                     continue;
                 };
                 if cursor.queue.is_some() {
                     self.unassign(lane, shard);
-                    *cursor = Cursor::default();
+                    *cursor = PartitionCursor::default();
                 }
             }
         }
@@ -225,9 +227,9 @@ impl Reading {
         &self,
         shard: ShardId,
         from: Offset,
-    ) -> Result<(&Lane, MutexGuard<'_, Cursor>), LogError> {
-        let mut free = Vec::with_capacity(LANES);
-        for lane in &self.lanes {
+    ) -> Result<(&ReadConsumer, MutexGuard<'_, PartitionCursor>), LogError> {
+        let mut free = Vec::with_capacity(READ_CONSUMERS);
+        for lane in &self.consumers {
             let cursor = lane.cursors.get(shard.0 as usize).ok_or(LogError::BeyondEnd {
                 shard,
                 from,
@@ -243,12 +245,17 @@ impl Reading {
             }
             free.push((lane, guard));
         }
-        let oldest = free.into_iter().min_by_key(|(_, cursor)| (cursor.placed, cursor.used));
-        Ok(oldest
-            .unwrap_or_else(|| (&self.lanes[0], lock(&self.lanes[0].cursors[shard.0 as usize]))))
+        let oldest = free.into_iter().min_by_key(|(_, cursor)| (cursor.is_valid, cursor.last_used));
+        Ok(oldest.unwrap_or_else(|| {
+            (&self.consumers[0], lock(&self.consumers[0].cursors[shard.0 as usize]))
+        }))
     }
 
-    fn list(&self, shard: ShardId, at: Option<Offset>) -> KafkaResult<TopicPartitionList> {
+    fn partition_list(
+        &self,
+        shard: ShardId,
+        at: Option<Offset>,
+    ) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(1);
         match at {
             None => _ = list.add_partition(&self.topic, partition(shard)),
@@ -261,38 +268,39 @@ impl Reading {
         Ok(list)
     }
 
-    fn unassign(&self, lane: &Lane, shard: ShardId) {
-        let unassigned =
-            self.list(shard, None).and_then(|list| lane.consumer.incremental_unassign(&list));
+    fn unassign(&self, lane: &ReadConsumer, shard: ShardId) {
+        let unassigned = self
+            .partition_list(shard, None)
+            .and_then(|list| lane.consumer.incremental_unassign(&list));
         if let Err(error) = unassigned {
             tracing::debug!(shard = shard.0, %error, "was not assigned");
         }
     }
 
     /// Fetches from `from` on.
-    fn place(
+    fn seek(
         &self,
-        lane: &Lane,
+        lane: &ReadConsumer,
         shard: ShardId,
-        cursor: &mut Cursor,
+        cursor: &mut PartitionCursor,
         from: Offset,
     ) -> Result<(), LogError> {
-        self.fetch(lane, shard, cursor, from)?;
+        self.fetch_from(lane, shard, cursor, from)?;
         cursor.buffer.clear();
-        (cursor.next, cursor.placed) = (from, true);
+        (cursor.next, cursor.is_valid) = (from, true);
         Ok(())
     }
 
     /// Has the client fetch from an offset on, and nothing else of the shard any more.
-    fn fetch(
+    fn fetch_from(
         &self,
-        lane: &Lane,
+        lane: &ReadConsumer,
         shard: ShardId,
-        cursor: &mut Cursor,
+        cursor: &mut PartitionCursor,
         first: Offset,
     ) -> Result<(), LogError> {
         let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
-        if cursor.asked.take().is_some() {
+        if cursor.last_polled.take().is_some() {
             self.unassign(lane, shard);
         }
         if cursor.queue.is_none() {
@@ -305,30 +313,33 @@ impl Reading {
         {}
         cursor.at_end = false;
         lane.consumer
-            .incremental_assign(&self.list(shard, Some(first)).map_err(failed)?)
+            .incremental_assign(&self.partition_list(shard, Some(first)).map_err(failed)?)
             .map_err(failed)?;
-        cursor.asked = Some(Stopwatch::start());
+        cursor.last_polled = Some(Stopwatch::start());
         Ok(())
     }
 
     /// Waits until the buffer holds the record at `from`, and takes what else is there. `anew` says
     /// that the cursor was placed for this.
-    fn fill(
+    fn fill_buffer(
         &self,
-        (lane, shard): (&Lane, ShardId),
-        cursor: &mut Cursor,
+        (lane, shard): (&ReadConsumer, ShardId),
+        cursor: &mut PartitionCursor,
         (from, max_bytes): (Offset, usize),
         watch: &Stopwatch,
         anew: bool,
     ) -> Result<(), LogError> {
-        let mut bytes = cursor.forget_below(from);
+        let mut bytes = cursor.drop_below(from);
         while bytes < max_bytes.max(1) {
-            if cursor.asked.is_none() {
-                self.fetch(lane, shard, cursor, cursor.next)?;
+            if cursor.last_polled.is_none() {
+                self.fetch_from(lane, shard, cursor, cursor.next)?;
             }
-            cursor.asked = Some(Stopwatch::start());
-            let wait =
-                if bytes == 0 { WAIT.saturating_sub(watch.elapsed()) } else { Duration::ZERO };
+            cursor.last_polled = Some(Stopwatch::start());
+            let wait = if bytes == 0 {
+                READ_TIMEOUT.saturating_sub(watch.elapsed())
+            } else {
+                Duration::ZERO
+            };
             let Some(queue) = &cursor.queue else { break };
             let message = match queue.poll(wait) {
                 None => break,
@@ -337,22 +348,22 @@ impl Reading {
                     cursor.at_end = true;
                     continue;
                 }
-                Some(Err(error)) => match self.failure(shard, from, &error) {
+                Some(Err(error)) => match self.read_error(shard, from, &error) {
                     None => continue,
                     Some(error) => return Err(error),
                 },
             };
-            let (offset, time, payload) = parts(&message);
+            let (offset, time, payload) = message_parts(&message);
             if offset < cursor.next {
                 continue;
             }
             if offset > cursor.next {
                 if bytes > 0 {
                     // What lies below the gap comes first.
-                    cursor.placed = false;
+                    cursor.is_valid = false;
                     break;
                 }
-                bytes += self.pass(shard, cursor, from, offset, anew)?;
+                bytes += self.skip_gap(shard, cursor, from, offset, anew)?;
             }
             cursor.next += 1;
             let appended = append_time(time, &payload);
@@ -360,23 +371,23 @@ impl Reading {
                 bytes += payload.len().max(1);
                 cursor.buffer.push_back(LogRecord { offset, appended, received: time, payload });
             }
-            self.marks.seen(shard, offset + 1);
+            self.watermarks.raise_end(shard, offset + 1);
         }
         let in_vain = bytes == 0
             && cursor.at_end
-            && cursor.next < self.marks.end(shard)
-            && watch.elapsed() >= WAIT;
-        cursor.in_vain = if in_vain { cursor.in_vain + 1 } else { 0 };
+            && cursor.next < self.watermarks.end(shard)
+            && watch.elapsed() >= READ_TIMEOUT;
+        cursor.empty_reads = if in_vain { cursor.empty_reads + 1 } else { 0 };
         Ok(())
     }
 
     /// Goes over the offsets up to `to`, which the client does not hand out, if they are the
     /// broker's own or a person has said so. The bytes of what stands in for those from `from`
     /// on.
-    fn pass(
+    fn skip_gap(
         &self,
         shard: ShardId,
-        cursor: &mut Cursor,
+        cursor: &mut PartitionCursor,
         from: Offset,
         to: Offset,
         anew: bool,
@@ -395,13 +406,13 @@ impl Reading {
         if !anew {
             return Err(lost());
         }
-        let since = |time| self.asker.one(shard, Ask::Since(time));
+        let since = |time| self.offset_client.list_offset(shard, OffsetSpec::ForTimestamp(time));
         let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
-        let below = time_below(gap, self.marks.start(shard), since).map_err(failed)?;
-        let times = match kept_by_the_broker(gap, below, since).map_err(failed)? {
+        let below = max_time_below_gap(gap, self.watermarks.start(shard), since).map_err(failed)?;
+        let times = match control_record_times(gap, below, since).map_err(failed)? {
             Some(times) => times,
             None if self.passed_gaps.covers(shard.0, gap.from, gap.to) => {
-                vec![maximum_below(gap.to, below, since).map_err(failed)?; gap.len() as usize]
+                vec![max_time_below(gap.to, below, since).map_err(failed)?; gap.len() as usize]
             }
             None => return Err(lost()),
         };
@@ -413,7 +424,7 @@ impl Reading {
             gap.from,
             gap.to
         );
-        let (payload, mut bytes) = (Bytes::from(stand_in()), 0);
+        let (payload, mut bytes) = (Bytes::from(placeholder_record()), 0);
         for (offset, time) in (gap.from..gap.to).zip(times) {
             if offset >= from {
                 bytes += payload.len();
@@ -427,12 +438,12 @@ impl Reading {
             }
         }
         cursor.next = gap.to;
-        self.marks.seen(shard, gap.to);
+        self.watermarks.raise_end(shard, gap.to);
         Ok(bytes)
     }
 
     /// What an error of the queue means; none if it passes by itself.
-    fn failure(&self, shard: ShardId, from: Offset, error: &KafkaError) -> Option<LogError> {
+    fn read_error(&self, shard: ShardId, from: Offset, error: &KafkaError) -> Option<LogError> {
         let code = match error {
             KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => {
                 *code
@@ -470,10 +481,10 @@ impl Reading {
     }
 
     fn out_of_range(&self, shard: ShardId, from: Offset) -> LogError {
-        let asked = |what| self.asker.one(shard, what).ok().flatten();
-        match (asked(Ask::Start), asked(Ask::End)) {
+        let asked = |what| self.offset_client.list_offset(shard, what).ok().flatten();
+        match (asked(OffsetSpec::Earliest), asked(OffsetSpec::Latest)) {
             (Some(start), _) if from < start => {
-                self.marks.starts(shard, start);
+                self.watermarks.set_start(shard, start);
                 LogError::Released { shard, from, start }
             }
             (_, Some(end)) if from > end => {
@@ -482,18 +493,18 @@ impl Reading {
             (start, _) => {
                 // Released up to `from` meanwhile: the record before it cannot be looked at.
                 // Placing the cursor anew finds out.
-                start.into_iter().for_each(|start| self.marks.starts(shard, start));
+                start.into_iter().for_each(|start| self.watermarks.set_start(shard, start));
                 LogError::Corrupt(format!("shard {shard}: offset {from} was out of range"))
             }
         }
     }
 }
 
-fn lock(cursor: &Mutex<Cursor>) -> MutexGuard<'_, Cursor> {
+fn lock(cursor: &Mutex<PartitionCursor>) -> MutexGuard<'_, PartitionCursor> {
     cursor.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn parts(message: &BorrowedMessage<'_>) -> (Offset, Millis, Bytes) {
+fn message_parts(message: &BorrowedMessage<'_>) -> (Offset, Millis, Bytes) {
     let time = message.timestamp().to_millis().unwrap_or(0);
     (
         message.offset().unsigned_abs(),

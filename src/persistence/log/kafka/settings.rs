@@ -8,7 +8,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
-pub use crate::config::{Gaps, Properties};
+pub use crate::config::{KafkaProperties, PassedGaps};
 use crate::telemetry::RepeatedLog;
 
 /// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB,
@@ -16,26 +16,26 @@ use crate::telemetry::RepeatedLog;
 pub const MESSAGE_BYTES: usize = 2 << 20;
 
 /// A fetch of less than this is not worth its way; a larger record is fetched all the same.
-const MIN_FETCH_BYTES: u64 = 64 << 10;
+const MIN_BUFFER_BYTES: u64 = 64 << 10;
 
-/// What a fetch waits for. Below [`MIN_FETCH_BYTES`], which one partition alone may bring.
-const GOOD_ANSWER_BYTES: u64 = 16 << 10;
+/// What a fetch waits for. Below [`MIN_BUFFER_BYTES`], which one partition alone may bring.
+const FETCH_MIN_BYTES: u64 = 16 << 10;
 
 /// The client takes no less for the set-up of a connection, and refuses all settings otherwise.
 const SETUP_MIN: Duration = Duration::from_secs(1);
 
 /// Consumers that read: the shard's actor at the end of the log, its archiver behind.
-pub(super) const LANES: usize = 2;
+pub(super) const READ_CONSUMERS: usize = 2;
 
 /// Which cluster and topic, and the patience with it.
 #[derive(Debug, Clone)]
-pub struct Connection {
+pub struct KafkaConnection {
     /// `host:port,host:port`.
     pub brokers: String,
     /// The topic.
     pub topic: String,
     /// More settings.
-    pub properties: Properties,
+    pub properties: KafkaProperties,
     /// Patience with a request.
     pub timeout: Duration,
 }
@@ -44,7 +44,7 @@ pub struct Connection {
 #[derive(Clone)]
 pub struct KafkaOptions {
     /// Where.
-    pub connection: Connection,
+    pub connection: KafkaConnection,
     /// Number of shards; the topic must have as many partitions.
     pub shard_count: u32,
     /// The consumer group that assigns shards to nodes; none for a node that owns no shards.
@@ -69,7 +69,7 @@ pub struct KafkaOptions {
     /// In-sync replicas without which the topic must refuse writes.
     pub min_isr: u32,
     /// Gaps that hold nothing of Rollmill's, as a person has said.
-    pub passed_gaps: Gaps,
+    pub passed_gaps: PassedGaps,
     /// Time.
     pub clock: std::sync::Arc<dyn crate::clock::Clock>,
 }
@@ -77,22 +77,22 @@ pub struct KafkaOptions {
 /// Logs what the client says of itself, never as an error: what fails is answered where it was
 /// asked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Quiet;
+pub(super) struct QuietContext;
 
 /// An error of the client as a whole, such as a broker that cannot be reached: it tries again by
 /// itself.
-pub(super) fn note(error: &KafkaError, reason: &str) {
-    if let Some(silent) = SAID.tell(in_essence(reason)) {
+pub(super) fn log_client_error(error: &KafkaError, reason: &str) {
+    if let Some(silent) = CLIENT_LOG.due(without_details(reason)) {
         tracing::warn!(%error, reason, silent, "Kafka (told once a minute)");
     }
 }
 
 /// What the clients say of themselves: there are several to a node, and while a broker is away each
 /// says so many times a second.
-static SAID: RepeatedLog = RepeatedLog::new();
+static CLIENT_LOG: RepeatedLog = RepeatedLog::new();
 
 /// A line of the client's own log.
-pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+pub(super) fn log_client_message(level: RDKafkaLogLevel, facility: &str, message: &str) {
     let matters = matches!(
         level,
         RDKafkaLogLevel::Emerg
@@ -104,31 +104,31 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     // Of each rebalance that takes something from a member that has nothing: it means nothing.
     if !matters || message.contains("Can't subtract from empty assignment") {
         tracing::debug!(facility, message, "Kafka");
-    } else if let Some(silent) = SAID.tell(in_essence(message)) {
+    } else if let Some(silent) = CLIENT_LOG.due(without_details(message)) {
         tracing::warn!(facility, message, silent, "Kafka (told once a minute)");
     }
 }
 
 /// Without what is in brackets at the end, which counts and measures.
-fn in_essence(message: &str) -> &str {
+fn without_details(message: &str) -> &str {
     message.rsplit_once(" (").map_or(message, |(before, _)| before)
 }
 
-impl ClientContext for Quiet {
+impl ClientContext for QuietContext {
     fn error(&self, error: KafkaError, reason: &str) {
-        note(&error, reason);
+        log_client_error(&error, reason);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
+        log_client_message(level, facility, message);
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for QuietContext {}
 
-impl Connection {
+impl KafkaConnection {
     /// What all clients have in common.
-    pub fn client(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         self.properties.iter().for_each(|(name, value)| _ = config.set(name, value));
         config.set("bootstrap.servers", &self.brokers);
@@ -144,8 +144,8 @@ impl Connection {
     }
 
     /// Asks for offsets only.
-    pub fn asker(&self) -> ClientConfig {
-        let mut config = self.client();
+    pub fn offset_client_config(&self) -> ClientConfig {
+        let mut config = self.client_config();
         config.set("isolation.level", "read_uncommitted");
         config
     }
@@ -157,8 +157,8 @@ fn millis(duration: Duration) -> String {
 
 impl KafkaOptions {
     /// Acknowledged by all in-sync replicas, each record once, in order.
-    pub fn producer(&self) -> ClientConfig {
-        let mut config = self.connection.client();
+    pub fn producer_config(&self) -> ClientConfig {
+        let mut config = self.connection.client_config();
         config.set("acks", "all").set("enable.idempotence", "true");
         config.set("message.timeout.ms", millis(self.delivery_timeout));
         config
@@ -185,8 +185,8 @@ impl KafkaOptions {
     }
 
     /// Reads what it is told to, checks what it reads, and never resets itself.
-    pub fn reader(&self) -> ClientConfig {
-        let mut config = self.connection.client();
+    pub fn reader_config(&self) -> ClientConfig {
+        let mut config = self.connection.client_config();
         config.set("group.id", self.group.as_deref().unwrap_or("rollmill-reader"));
         config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
         // Told apart: nothing is there, and what is there is not for readers.
@@ -197,22 +197,23 @@ impl KafkaOptions {
             .set("isolation.level", "read_uncommitted");
         // The client's bound is per partition, and may be overshot by one fetch; both lanes
         // together stay within the whole.
-        let each = self.prefetch_bytes / (u64::from(self.shard_count.max(1)) * LANES as u64) / 2;
-        let each = each.clamp(MIN_FETCH_BYTES, 64 << 20);
+        let each =
+            self.prefetch_bytes / (u64::from(self.shard_count.max(1)) * READ_CONSUMERS as u64) / 2;
+        let each = each.clamp(MIN_BUFFER_BYTES, 64 << 20);
         config.set("queued.max.messages.kbytes", (each / 1024).to_string());
         config.set("fetch.message.max.bytes", each.to_string());
         // Small records fall on all partitions at once, and a fetch that ends with the first of
         // them costs broker and node as much as one that brings many: it waits for a good
         // piece, but not for long, because a partition that is added waits for it, too.
-        config.set("fetch.min.bytes", GOOD_ANSWER_BYTES.to_string()).set("fetch.wait.max.ms", "50");
+        config.set("fetch.min.bytes", FETCH_MIN_BYTES.to_string()).set("fetch.wait.max.ms", "50");
         // A partition whose buffer was full is fetched again at once.
         config.set("fetch.queue.backoff.ms", "5").set("fetch.error.backoff.ms", "100");
         config
     }
 
     /// A member of the group, which fetches nothing.
-    pub fn member(&self, group: &str) -> ClientConfig {
-        let mut config = self.connection.client();
+    pub fn member_config(&self, group: &str) -> ClientConfig {
+        let mut config = self.connection.client_config();
         config.set("group.id", group).set("partition.assignment.strategy", "cooperative-sticky");
         config.set("session.timeout.ms", millis(self.session_timeout));
         // The others learn with their next heartbeat that a member has left.
@@ -242,16 +243,16 @@ mod tests {
                  {ms}ms in state CONNECT)"
             )
         };
-        assert_eq!(in_essence(&line(9092, 0)), in_essence(&line(9092, 17)));
-        assert_ne!(in_essence(&line(9092, 0)), in_essence("1/1 brokers are down"));
+        assert_eq!(without_details(&line(9092, 0)), without_details(&line(9092, 17)));
+        assert_ne!(without_details(&line(9092, 0)), without_details("1/1 brokers are down"));
     }
 
     #[test]
     fn what_is_fetched_ahead_stays_within_the_whole() {
-        let connection = Connection {
+        let connection = KafkaConnection {
             brokers: String::new(),
             topic: String::new(),
-            properties: Properties::default(),
+            properties: KafkaProperties::default(),
             timeout: Duration::from_secs(1),
         };
         let zero = Duration::ZERO;
@@ -268,11 +269,11 @@ mod tests {
             safety: zero,
             replication: 1,
             min_isr: 1,
-            passed_gaps: Gaps::default(),
+            passed_gaps: PassedGaps::default(),
             clock: std::sync::Arc::new(crate::clock::SystemClock),
         };
         let of = |options: &KafkaOptions, name: &str| {
-            options.reader().get(name).and_then(|text| text.parse::<u64>().ok())
+            options.reader_config().get(name).and_then(|text| text.parse::<u64>().ok())
         };
         let each =
             (of(&options, "queued.max.messages.kbytes"), of(&options, "fetch.message.max.bytes"));
@@ -282,6 +283,6 @@ mod tests {
             "2 lanes of 64 shards, once queued and once on the way"
         );
         options.shard_count = 4096;
-        assert_eq!(of(&options, "fetch.message.max.bytes"), Some(MIN_FETCH_BYTES));
+        assert_eq!(of(&options, "fetch.message.max.bytes"), Some(MIN_BUFFER_BYTES));
     }
 }

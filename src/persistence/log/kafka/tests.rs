@@ -11,7 +11,7 @@ use rdkafka::message::Message;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-use super::super::conformance::{CASES, SHARDS, Setting, append, read, request, texts};
+use super::super::conformance::{CASES, LogSetup, SHARDS, append, read, request, texts};
 use super::*;
 use crate::clock::SystemClock;
 use crate::model::record;
@@ -26,10 +26,10 @@ const MEMBER: &str = "ROLLMILL_TEST_MEMBER";
 
 fn options(brokers: &str, topic: &str) -> KafkaOptions {
     KafkaOptions {
-        connection: Connection {
+        connection: KafkaConnection {
             brokers: brokers.to_owned(),
             topic: topic.to_owned(),
-            properties: Properties::default(),
+            properties: KafkaProperties::default(),
             timeout: Duration::from_secs(20),
         },
         shard_count: SHARDS,
@@ -43,22 +43,22 @@ fn options(brokers: &str, topic: &str) -> KafkaOptions {
         safety: Duration::ZERO,
         replication: 1,
         min_isr: 1,
-        passed_gaps: Gaps::default(),
+        passed_gaps: PassedGaps::default(),
         clock: Arc::new(SystemClock),
     }
 }
 
-fn wish(options: &KafkaOptions) -> Wish {
-    Wish {
+fn wish(options: &KafkaOptions) -> TopicSpec {
+    TopicSpec {
         partitions: options.shard_count,
         replication: options.replication,
         min_isr: options.min_isr,
     }
 }
 
-fn create(options: &KafkaOptions) -> topic::Description {
+fn create(options: &KafkaOptions) -> topic::TopicDescription {
     let random = getrandom::u64().expect("randomness");
-    Admin::new(&options.connection)
+    TopicAdmin::new(&options.connection)
         .expect("settings")
         .create(&wish(options), random)
         .expect("creates")
@@ -80,16 +80,19 @@ fn open(options: &KafkaOptions) -> Arc<KafkaLog> {
 /// Why the log is not opened, though the cluster is there.
 fn refusal(options: KafkaOptions) -> String {
     match KafkaLog::open(options) {
-        Err(Unopened::Wrong(why)) => why,
-        Err(Unopened::Away(why)) => panic!("no waiting mends it: {why}"),
+        Err(LogOpenError::Invalid(why)) => why,
+        Err(LogOpenError::Unavailable(why)) => panic!("no waiting mends it: {why}"),
         Ok(_) => panic!("it is opened"),
     }
 }
 
 fn delete_topic(options: &KafkaOptions) {
-    let admin = Admin::new(&options.connection).expect("settings");
-    let raw: rdkafka::admin::AdminClient<settings::Quiet> =
-        options.connection.client().create_with_context(settings::Quiet).expect("a client");
+    let admin = TopicAdmin::new(&options.connection).expect("settings");
+    let raw: rdkafka::admin::AdminClient<settings::QuietContext> = options
+        .connection
+        .client_config()
+        .create_with_context(settings::QuietContext)
+        .expect("a client");
     let wait = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
     futures::executor::block_on(raw.delete_topics(&[&options.connection.topic], &wait))
         .expect("deletes")[0]
@@ -125,7 +128,7 @@ fn all() -> BTreeSet<ShardId> {
 fn kafka_conforms() {
     for case in CASES {
         let log = open(&fresh());
-        case(&*log, &Setting { id: log.id(), clock: None });
+        case(&*log, &LogSetup { id: log.id(), clock: None });
     }
 }
 
@@ -284,9 +287,9 @@ fn what_is_deleted_below_a_reader_is_told_from_what_is_lost() {
     }
     assert_eq!(read(&*log, 0, 0, 1)[0].1, "0");
     // Another node releases.
-    Admin::new(&options.connection)
+    TopicAdmin::new(&options.connection)
         .expect("settings")
-        .delete_below(&[(ShardId(0), 10)])
+        .delete_records_below(&[(ShardId(0), 10)])
         .expect("deletes");
     let released = LogError::Released { shard: ShardId(0), from: 3, start: 10 };
     soon("reading below is refused", 20, || match log.read(ShardId(0), 3, 1) {
@@ -313,11 +316,11 @@ fn a_cursor_that_takes_nothing_rests_until_it_is_read_again() {
         first = log.read(shard, 0, 1).expect("reads");
         !first.is_empty()
     });
-    soon("the one that lags rests", 30, || log.shared.reading.fetching() == 1);
+    soon("the one that lags rests", 30, || log.shared.reader.fetching() == 1);
     append(&*log, &[(0, "last")]);
     assert_eq!(read(&*log, 0, 10, usize::MAX).len(), 1, "the other one goes on");
     assert_eq!(log.read(shard, 0, 1).expect("of what it kept"), first);
-    assert_eq!(log.shared.reading.fetching(), 1, "nothing was fetched for it");
+    assert_eq!(log.shared.reader.fetching(), 1, "nothing was fetched for it");
     let all = read(&*log, 0, 0, 1);
     assert_eq!(all.len(), 11);
     assert_eq!(
@@ -345,7 +348,7 @@ fn three_brokers_take_writes_while_two_live_and_acknowledge_nothing_with_one() {
     let mut options = options(&kafka.brokers(), "t");
     (options.replication, options.min_isr, options.group) = (3, 2, None);
     options.delivery_timeout = Duration::from_secs(15);
-    let admin = Admin::new(&options.connection).expect("settings");
+    let admin = TopicAdmin::new(&options.connection).expect("settings");
     soon("three brokers are there", 60, || {
         // One that was made although the answer came too late is made.
         let made = admin.create(&wish(&options), getrandom::u64().expect("randomness"));
@@ -478,7 +481,7 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
     let mut missing = options.clone();
     missing.connection.topic = "nowhere".to_owned();
     assert!(refusal(missing).contains("rollmill topic create"));
-    let exists = Admin::new(&options.connection)
+    let exists = TopicAdmin::new(&options.connection)
         .expect("settings")
         .create(&wish(&options), 1)
         .expect_err("exists");
@@ -488,19 +491,19 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
 #[test]
 fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     let options = options(&Kafka::shared().brokers(), "filled");
-    let admin = Admin::new(&options.connection).expect("settings");
+    let admin = TopicAdmin::new(&options.connection).expect("settings");
     let (wish, connection) = (wish(&options), &options.connection);
     let identity = topic::migrated_identity(u64::MAX);
     assert!(!admin.exists().expect("answers"));
     let made = admin.create_unfinished(&wish, identity).expect("made");
-    assert_eq!((made.log, made.unfinished), (None, Some(identity)));
+    assert_eq!((made.log, made.pending_identity), (None, Some(identity)));
     let refused = refusal(options.clone());
     assert!(refused.contains("`rollmill migrate` fills the topic and has not ended"), "{refused}");
 
     let ends = [120_000, 0, 1, 7];
     let run = |ends: &[Offset]| {
         let mut told = Vec::new();
-        fill::fill(&admin, connection, ends, &mut |there| told.push(there)).map(|()| told)
+        fill::fill_topic(&admin, connection, ends, &mut |there| told.push(there)).map(|()| told)
     };
     // A run that was killed had come so far.
     assert!(run(&[50_000, 0, 0, 3]).is_ok());
@@ -512,12 +515,12 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     assert_eq!(run(&ends), Ok(vec![120_008]), "again: nothing is left to do");
     assert_eq!(
         run(&[9, 0, 1, 7]),
-        Err(fill::Unfit::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 })
+        Err(fill::FillError::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 })
     );
 
-    let found = admin.finish(&wish, identity).expect("finished");
+    let found = admin.assign_identity(&wish, identity).expect("finished");
     assert_eq!(
-        (found.log, found.unfinished, &found.differences[..]),
+        (found.log, found.pending_identity, &found.drift[..]),
         (Some(topic::log_id(&found.cluster, "filled", identity)), None, &[][..])
     );
     let log = open(&options);
@@ -547,10 +550,10 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
 #[ignore = "prints figures"]
 fn fill_rate() {
     let options = options(&Kafka::shared().brokers(), "rate");
-    let admin = Admin::new(&options.connection).expect("settings");
+    let admin = TopicAdmin::new(&options.connection).expect("settings");
     admin.create_unfinished(&wish(&options), topic::migrated_identity(7)).expect("made");
     let watch = Stopwatch::start();
-    fill::fill(&admin, &options.connection, &[2_500_000; 4], &mut |_| {}).expect("filled");
+    fill::fill_topic(&admin, &options.connection, &[2_500_000; 4], &mut |_| {}).expect("filled");
     println!("10,000,000 offsets in {:?}", watch.elapsed());
 }
 
@@ -563,8 +566,8 @@ fn mocked(
     mock.create_topic("t", SHARDS as i32, 1).expect("a topic");
     options.group = None;
     change(&mut options);
-    let admin = Admin::new(&options.connection).expect("settings");
-    KafkaLog::open_as(options, admin, LogId([1; 16])).expect("opens")
+    let admin = TopicAdmin::new(&options.connection).expect("settings");
+    KafkaLog::open_checked(options, admin, LogId([1; 16])).expect("opens")
 }
 
 #[test]

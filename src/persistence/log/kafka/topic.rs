@@ -11,11 +11,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::marks::{partition, shard};
-use super::settings::{Connection, MESSAGE_BYTES, Quiet};
+use super::settings::{KafkaConnection, MESSAGE_BYTES, QuietContext};
+use super::watermarks::{partition, shard};
 use crate::clock::Stopwatch;
 use crate::model::offset::{LogId, Offset, ShardId};
-use crate::persistence::log::Unopened;
+use crate::persistence::log::LogOpenError;
 
 /// Where the identity of the log stands. The setting has no effect on a topic that is not
 /// compacted, lives and dies with the topic, and is read with the same right as the settings that
@@ -29,11 +29,11 @@ const IDENTITY_BIT: u64 = 1 << 62;
 const MIGRATED_BIT: u64 = 1 << 61;
 
 /// What stands in the place of an identity that was taken away.
-const RETIRED: u64 = 1;
+const RETIRED_IDENTITY: u64 = 1;
 
 /// What the topic must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wish {
+pub struct TopicSpec {
     /// Partitions: the shard count.
     pub partitions: u32,
     /// Replicas, at least.
@@ -44,13 +44,13 @@ pub struct Wish {
 
 /// One thing that is not as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
+pub struct TopicDrift {
     /// The setting.
-    pub what: String,
+    pub setting: String,
     /// As it is.
     pub found: String,
     /// As it must be.
-    pub wanted: String,
+    pub expected: String,
     /// What goes wrong otherwise.
     pub why: &'static str,
     /// Whether `kafka-configs` mends it.
@@ -61,7 +61,7 @@ pub struct Difference {
 
 /// The topic as it is.
 #[derive(Debug, Clone)]
-pub struct Description {
+pub struct TopicDescription {
     /// Its name.
     pub topic: String,
     /// Id of the cluster.
@@ -81,9 +81,9 @@ pub struct Description {
     /// The identity, if the topic was made by `rollmill topic create`.
     pub log: Option<LogId>,
     /// The number of the identity that it gets when the migration that fills it has ended.
-    pub unfinished: Option<u64>,
+    pub pending_identity: Option<u64>,
     /// What is not as it must be.
-    pub differences: Vec<Difference>,
+    pub drift: Vec<TopicDrift>,
 }
 
 /// The number of an identity for a topic that a migration makes.
@@ -119,7 +119,7 @@ pub fn setting_command(brokers: &str, topic: &str, settings: &str) -> String {
 }
 
 /// The settings that a topic gets, each with what goes wrong without it.
-fn settings(wish: &Wish) -> Vec<(&'static str, String, &'static str)> {
+fn required_settings(wish: &TopicSpec) -> Vec<(&'static str, String, &'static str)> {
     vec![
         ("cleanup.policy", "delete".to_owned(), "compaction takes records out of the middle"),
         (
@@ -151,7 +151,7 @@ fn settings(wish: &Wish) -> Vec<(&'static str, String, &'static str)> {
     ]
 }
 
-fn suffices(name: &str, found: &str, wanted: &str) -> bool {
+fn is_sufficient(name: &str, found: &str, wanted: &str) -> bool {
     match name {
         "min.insync.replicas" | "max.message.bytes" => {
             matches!((found.parse::<u64>(), wanted.parse::<u64>()), (Ok(found), Ok(wanted)) if found >= wanted)
@@ -160,14 +160,14 @@ fn suffices(name: &str, found: &str, wanted: &str) -> bool {
     }
 }
 
-fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
+fn find_drift(description: &TopicDescription, wish: &TopicSpec) -> Vec<TopicDrift> {
     let mut all = Vec::new();
     let mut shape = |what: &str, found: u32, wanted: u32, why| {
         let (found, wanted) = (found.to_string(), wanted.to_string());
-        all.push(Difference {
-            what: what.to_owned(),
+        all.push(TopicDrift {
+            setting: what.to_owned(),
             found,
-            wanted,
+            expected: wanted,
             why,
             is_setting: false,
             is_harmless: false,
@@ -189,14 +189,14 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
             "the loss of so many brokers would lose acknowledged records",
         );
     }
-    for (name, wanted, why) in settings(wish) {
+    for (name, wanted, why) in required_settings(wish) {
         let found =
             description.settings.get(name).cloned().unwrap_or_else(|| "(unknown)".to_owned());
-        if !suffices(name, &found, &wanted) {
-            all.push(Difference {
-                what: name.to_owned(),
+        if !is_sufficient(name, &found, &wanted) {
+            all.push(TopicDrift {
+                setting: name.to_owned(),
                 found,
-                wanted,
+                expected: wanted,
                 why,
                 is_setting: true,
                 is_harmless: false,
@@ -210,7 +210,7 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
             .cloned()
             .unwrap_or_else(|| "(unknown)".to_owned());
         let wanted = "a number of `rollmill topic create`".to_owned();
-        let why = match description.unfinished {
+        let why = match description.pending_identity {
             Some(_) => {
                 "`rollmill migrate` fills the topic and has not ended: run it again, it goes on \
                  where it was"
@@ -220,22 +220,22 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
                  has reset its settings"
             }
         };
-        all.push(Difference {
-            what: IDENTITY_KEY.to_owned(),
+        all.push(TopicDrift {
+            setting: IDENTITY_KEY.to_owned(),
             found,
-            wanted,
+            expected: wanted,
             why,
             is_setting: false,
             is_harmless: false,
         });
     }
-    all.extend(surplus(description, wish));
+    all.extend(surplus_partitions(description, wish));
     all
 }
 
 /// Partitions beyond the shards. While they are empty, nobody is misled by them; records in them
 /// may be another cluster's, or this one's under another number of shards.
-fn surplus(description: &Description, wish: &Wish) -> Option<Difference> {
+fn surplus_partitions(description: &TopicDescription, wish: &TopicSpec) -> Option<TopicDrift> {
     if description.partitions <= wish.partitions {
         return None;
     }
@@ -260,55 +260,54 @@ fn surplus(description: &Description, wish: &Wish) -> Option<Difference> {
              serve"
         }
     };
-    Some(Difference {
-        what: "partitions".to_owned(),
+    Some(TopicDrift {
+        setting: "partitions".to_owned(),
         found,
-        wanted: wish.partitions.to_string(),
+        expected: wish.partitions.to_string(),
         why,
         is_setting: false,
         is_harmless,
     })
 }
 
-impl Description {
+impl TopicDescription {
     /// The command that mends the settings, if one of them differs.
-    pub fn mending_command(&self, brokers: &str) -> Option<String> {
+    pub fn repair_command(&self, brokers: &str) -> Option<String> {
         let wrong: Vec<String> = self
-            .differences
+            .drift
             .iter()
             .filter(|d| d.is_setting)
-            .map(|d| format!("{}={}", d.what, d.wanted))
+            .map(|d| format!("{}={}", d.setting, d.expected))
             .collect();
         (!wrong.is_empty()).then(|| setting_command(brokers, &self.topic, &wrong.join(",")))
     }
 
     /// What is not as it must be, though nodes serve all the same.
-    pub fn notes(&self) -> impl Iterator<Item = String> {
-        let harmless = self.differences.iter().filter(|d| d.is_harmless);
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let harmless = self.drift.iter().filter(|d| d.is_harmless);
         harmless.map(|d| {
             format!(
                 "{} of the topic {} is {}, must be {}: {}",
-                d.what, self.topic, d.found, d.wanted, d.why
+                d.setting, self.topic, d.found, d.expected, d.why
             )
         })
     }
 
     /// Why a node must not use the topic, with the way out; nothing if it may.
     pub fn refusal(&self, brokers: &str) -> Option<String> {
-        if self.differences.iter().all(|d| d.is_harmless) {
+        if self.drift.iter().all(|d| d.is_harmless) {
             return None;
         }
-        let lines = self
-            .differences
-            .iter()
-            .filter(|d| !d.is_harmless)
-            .map(|d| format!("  {} is {}, must be {}: {}", d.what, d.found, d.wanted, d.why));
+        let lines =
+            self.drift.iter().filter(|d| !d.is_harmless).map(|d| {
+                format!("  {} is {}, must be {}: {}", d.setting, d.found, d.expected, d.why)
+            });
         let mut text = format!("the topic {} cannot keep Rollmill's promises:\n", self.topic);
         text.push_str(&lines.collect::<Vec<_>>().join("\n"));
-        if let Some(command) = self.mending_command(brokers) {
+        if let Some(command) = self.repair_command(brokers) {
             text.push_str(&format!("\nmend it with: {command}"));
         }
-        if self.differences.iter().any(|d| !d.is_setting && !d.is_harmless) {
+        if self.drift.iter().any(|d| !d.is_setting && !d.is_harmless) {
             text.push_str("\nwhat no setting mends: docs/operations.md, \"Kafka\"");
         }
         Some(text)
@@ -316,20 +315,20 @@ impl Description {
 }
 
 /// The administration of one topic.
-pub struct Admin {
-    client: AdminClient<Quiet>,
-    connection: Connection,
+pub struct TopicAdmin {
+    client: AdminClient<QuietContext>,
+    connection: KafkaConnection,
 }
 
-impl Admin {
+impl TopicAdmin {
     /// Connects by itself when asked.
     ///
     /// # Errors
     /// If the settings are refused.
-    pub fn new(connection: &Connection) -> Result<Self, String> {
+    pub fn new(connection: &KafkaConnection) -> Result<Self, String> {
         let client = connection
-            .client()
-            .create_with_context(Quiet)
+            .client_config()
+            .create_with_context(QuietContext)
             .map_err(|e| format!("Kafka refuses the settings: {e}"))?;
         Ok(Self { client, connection: connection.clone() })
     }
@@ -351,21 +350,29 @@ impl Admin {
     ///
     /// # Errors
     /// If it exists, or the cluster refuses.
-    pub fn create(&self, wish: &Wish, random: u64) -> Result<Description, String> {
-        self.create_with(wish, IDENTITY_BIT | (random & (IDENTITY_BIT - 1)))
+    pub fn create(&self, wish: &TopicSpec, random: u64) -> Result<TopicDescription, String> {
+        self.create_with_identity(wish, IDENTITY_BIT | (random & (IDENTITY_BIT - 1)))
     }
 
-    /// Makes a topic that no node uses until [`Admin::finish`] gives it this identity.
+    /// Makes a topic that no node uses until [`TopicAdmin::assign_identity`] gives it this identity.
     ///
     /// # Errors
-    /// As [`Admin::create`].
-    pub fn create_unfinished(&self, wish: &Wish, identity: u64) -> Result<Description, String> {
-        self.create_with(wish, identity & !IDENTITY_BIT)
+    /// As [`TopicAdmin::create`].
+    pub fn create_unfinished(
+        &self,
+        wish: &TopicSpec,
+        identity: u64,
+    ) -> Result<TopicDescription, String> {
+        self.create_with_identity(wish, identity & !IDENTITY_BIT)
     }
 
-    fn create_with(&self, wish: &Wish, number: u64) -> Result<Description, String> {
+    fn create_with_identity(
+        &self,
+        wish: &TopicSpec,
+        number: u64,
+    ) -> Result<TopicDescription, String> {
         let identity = number.to_string();
-        let settings = settings(wish);
+        let settings = required_settings(wish);
         let replication = TopicReplication::Fixed(wish.replication as i32);
         let new = NewTopic::new(&self.connection.topic, wish.partitions as i32, replication)
             .set(IDENTITY_KEY, &identity);
@@ -406,11 +413,15 @@ impl Admin {
         }
     }
 
-    /// Gives a topic of [`Admin::create_unfinished`] its identity: from now on nodes may use it.
+    /// Gives a topic of [`TopicAdmin::create_unfinished`] its identity: from now on nodes may use it.
     ///
     /// # Errors
     /// If the cluster refuses, or does not show it in time.
-    pub fn finish(&self, wish: &Wish, identity: u64) -> Result<Description, String> {
+    pub fn assign_identity(
+        &self,
+        wish: &TopicSpec,
+        identity: u64,
+    ) -> Result<TopicDescription, String> {
         self.set_identity(wish, identity)?;
         let watch = Stopwatch::start();
         loop {
@@ -423,8 +434,8 @@ impl Admin {
         }
     }
 
-    fn set_identity(&self, wish: &Wish, number: u64) -> Result<(), String> {
-        let (number, settings) = (number.to_string(), settings(wish));
+    fn set_identity(&self, wish: &TopicSpec, number: u64) -> Result<(), String> {
+        let (number, settings) = (number.to_string(), required_settings(wish));
         // Kafka sets back what is not named.
         let new = AlterConfig::new(ResourceSpecifier::Topic(&self.connection.topic))
             .set(IDENTITY_KEY, &number);
@@ -440,8 +451,8 @@ impl Admin {
     ///
     /// # Errors
     /// If the cluster refuses.
-    pub fn retire(&self, wish: &Wish) -> Result<(), String> {
-        self.set_identity(wish, RETIRED)
+    pub fn retire(&self, wish: &TopicSpec) -> Result<(), String> {
+        self.set_identity(wish, RETIRED_IDENTITY)
     }
 
     /// Whether there is such a topic.
@@ -463,7 +474,7 @@ impl Admin {
     ///
     /// # Errors
     /// If the cluster does not answer.
-    pub fn cluster(&self) -> Result<String, String> {
+    pub fn cluster_id(&self) -> Result<String, String> {
         let id = self.client.inner().fetch_cluster_id(self.connection.timeout);
         id.ok_or_else(|| self.failed("describe", &"the cluster does not answer, or has no id"))
     }
@@ -491,17 +502,18 @@ impl Admin {
     ///
     /// # Errors
     /// If it does not exist or the cluster does not answer.
-    pub fn describe(&self, wish: &Wish) -> Result<Description, Unopened> {
+    pub fn describe(&self, wish: &TopicSpec) -> Result<TopicDescription, LogOpenError> {
         let client = self.client.inner();
         let (topic, timeout) = (&self.connection.topic, self.connection.timeout);
-        let away = |what: &dyn std::fmt::Display| Unopened::Away(self.failed("describe", what));
+        let away =
+            |what: &dyn std::fmt::Display| LogOpenError::Unavailable(self.failed("describe", what));
         let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| away(&e))?;
         let found = metadata
             .topics()
             .iter()
             .find(|found| found.name() == topic && !found.partitions().is_empty());
         let missing = || {
-            Unopened::Wrong(
+            LogOpenError::Invalid(
                 self.failed("find", &"it is not there; make it with `rollmill topic create`"),
             )
         };
@@ -518,11 +530,11 @@ impl Admin {
         let shards = |pick: fn(&rdkafka::metadata::MetadataPartition) -> bool| {
             partitions.iter().filter(|p| pick(p)).map(|p| shard(p.id())).collect()
         };
-        let mut description = Description {
+        let mut description = TopicDescription {
             topic: topic.clone(),
             partitions: partitions.len() as u32,
             surplus: self
-                .records_beyond(wish.partitions, partitions.len() as u32)
+                .surplus_records(wish.partitions, partitions.len() as u32)
                 .map_err(|e| away(&e))?,
             replication: partitions.iter().map(|p| p.replicas().len() as u32).min().unwrap_or(0),
             under_replicated: shards(|p| p.isr().len() < p.replicas().len()),
@@ -530,15 +542,15 @@ impl Admin {
             settings,
             log: number.map(|number| log_id(&cluster, topic, number)),
             cluster,
-            unfinished: unfinished.map(|number| number | IDENTITY_BIT),
-            differences: Vec::new(),
+            pending_identity: unfinished.map(|number| number | IDENTITY_BIT),
+            drift: Vec::new(),
         };
-        description.differences = differences(&description, wish);
+        description.drift = find_drift(&description, wish);
         Ok(description)
     }
 
     /// The partitions from this one on, each with the number of records that it holds.
-    fn records_beyond(
+    fn surplus_records(
         &self,
         first: u32,
         partitions: u32,
@@ -552,9 +564,10 @@ impl Admin {
         (first..partitions).map(ShardId).map(held).collect()
     }
 
-    fn settings(&self) -> Result<BTreeMap<String, String>, Unopened> {
+    fn settings(&self) -> Result<BTreeMap<String, String>, LogOpenError> {
         let specifier = [ResourceSpecifier::Topic(&self.connection.topic)];
-        let away = |what: &dyn std::fmt::Display| Unopened::Away(self.failed("describe", what));
+        let away =
+            |what: &dyn std::fmt::Display| LogOpenError::Unavailable(self.failed("describe", what));
         let found = block_on(self.client.describe_configs(&specifier, &self.options()))
             .map_err(|e| away(&e))?
             .into_iter()
@@ -563,14 +576,15 @@ impl Admin {
             RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::ClusterAuthorizationFailed => {
                 let way_out = "grant this user DescribeConfigs on the topic";
-                Unopened::Wrong(self.failed("describe", &format!("{code}; {way_out}")))
+                LogOpenError::Invalid(self.failed("describe", &format!("{code}; {way_out}")))
             }
             code => away(&code),
         })?;
-        let named: Vec<&str> = settings(&Wish { partitions: 0, replication: 0, min_isr: 0 })
-            .iter()
-            .map(|(name, ..)| *name)
-            .collect();
+        let named: Vec<&str> =
+            required_settings(&TopicSpec { partitions: 0, replication: 0, min_isr: 0 })
+                .iter()
+                .map(|(name, ..)| *name)
+                .collect();
         let matters = |name: &str| named.contains(&name) || name == IDENTITY_KEY;
         let entries = resource.entries.into_iter().filter(|entry| matters(&entry.name));
         Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
@@ -580,7 +594,7 @@ impl Admin {
     ///
     /// # Errors
     /// If the cluster refuses.
-    pub fn delete_below(
+    pub fn delete_records_below(
         &self,
         floors: &[(ShardId, Offset)],
     ) -> Result<Vec<(ShardId, Offset)>, KafkaError> {
@@ -605,8 +619,8 @@ impl Admin {
 mod tests {
     use super::*;
 
-    fn right(wish: &Wish) -> Description {
-        Description {
+    fn right(wish: &TopicSpec) -> TopicDescription {
+        TopicDescription {
             topic: "t".to_owned(),
             cluster: "c".to_owned(),
             partitions: 4,
@@ -614,28 +628,28 @@ mod tests {
             replication: 3,
             under_replicated: vec![],
             leaderless: vec![],
-            settings: settings(wish)
+            settings: required_settings(wish)
                 .into_iter()
                 .map(|(name, value, _)| (name.to_owned(), value))
                 .collect(),
             log: Some(log_id("c", "t", IDENTITY_BIT | 5)),
-            unfinished: None,
-            differences: vec![],
+            pending_identity: None,
+            drift: vec![],
         }
     }
 
-    fn described(change: impl FnOnce(&mut Description)) -> Vec<String> {
-        let wish = Wish { partitions: 4, replication: 3, min_isr: 2 };
+    fn described(change: impl FnOnce(&mut TopicDescription)) -> Vec<String> {
+        let wish = TopicSpec { partitions: 4, replication: 3, min_isr: 2 };
         let mut description = right(&wish);
         change(&mut description);
-        differences(&description, &wish).into_iter().map(|d| d.what).collect()
+        find_drift(&description, &wish).into_iter().map(|d| d.setting).collect()
     }
 
     #[test]
     fn what_breaks_a_promise_is_named() {
         assert!(described(|_| {}).is_empty());
         let set = |name: &'static str, value: &'static str| {
-            move |d: &mut Description| _ = d.settings.insert(name.to_owned(), value.to_owned())
+            move |d: &mut TopicDescription| _ = d.settings.insert(name.to_owned(), value.to_owned())
         };
         for (name, value) in [
             ("cleanup.policy", "compact"),
@@ -658,7 +672,7 @@ mod tests {
 
     #[test]
     fn partitions_that_were_added_are_named_and_refuse_nothing_while_they_are_empty() {
-        let wish = Wish { partitions: 4, replication: 3, min_isr: 2 };
+        let wish = TopicSpec { partitions: 4, replication: 3, min_isr: 2 };
         let with = |surplus: &[(u32, u64)]| {
             let mut found = right(&wish);
             found.partitions += surplus.len() as u32;
@@ -666,8 +680,8 @@ mod tests {
                 .iter()
                 .map(|(partition, records)| (ShardId(*partition), *records))
                 .collect();
-            found.differences = differences(&found, &wish);
-            (found.refusal("k:9092"), found.notes().collect::<Vec<_>>())
+            found.drift = find_drift(&found, &wish);
+            (found.refusal("k:9092"), found.warnings().collect::<Vec<_>>())
         };
         assert_eq!(with(&[]), (None, vec![]));
         let (refusal, notes) = with(&[(4, 0), (5, 0)]);

@@ -12,7 +12,7 @@ use crate::model::manifest::Tier;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
 use crate::persistence::store::postgres::tests::{server, timescale};
-use crate::persistence::store::{Expiring, RollupStore, postgres, sqlite};
+use crate::persistence::store::{ExpiryTarget, RollupStore, postgres, sqlite};
 
 const LOG: LogId = LogId([7; 16]);
 const SHARD: ShardId = ShardId(3);
@@ -106,8 +106,8 @@ fn fill(store: &dyn RollupStore) {
     flush(store, (ShardId(4), other), range(0, 1), vec![delta("sales", "b", 400)]);
     store.mark_suspect(SHARD, epoch, 4, 2).expect("marked");
     store.claim(SHARD, LOG, 13).expect("the mark becomes a suspect");
-    let note = serde_json::to_string(&Note::default()).expect("a note");
-    assert_eq!(store.swap_expiry(Expiring::Weeks, None, &note), Ok(true));
+    let note = serde_json::to_string(&ExpiryState::default()).expect("a note");
+    assert_eq!(store.swap_expiry(ExpiryTarget::Weeks, None, &note), Ok(true));
 }
 
 /// What has to be named, the table that is changed, and how. ZERO_ID and ONE_BYTE are written as
@@ -217,7 +217,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("quarantine", "quarantine", "UPDATE quarantine SET reason = 'it did not'"),
 ];
 
-fn look(store: &dyn RollupStore) -> Vec<Damage> {
+fn look(store: &dyn RollupStore) -> Vec<StoreDamage> {
     let mut found = Vec::new();
     store.check(&mut |damage| found.push(damage)).expect("it looks");
     found
@@ -237,7 +237,7 @@ fn each_is_found(
         run(&format!("CREATE TABLE kept AS SELECT * FROM {table}; {sql}"));
         let found = look(store);
         assert!(
-            found.iter().any(|damage| damage.place == *named),
+            found.iter().any(|damage| damage.location == *named),
             "{sql}: {named} is not in {found:?}"
         );
         run(&format!("DELETE FROM {table}; {}; DROP TABLE kept", back(table)));
@@ -264,7 +264,7 @@ fn every_damage_is_found_in_sqlite() {
 /// On each kind of server that there is.
 #[test]
 fn every_contradiction_is_found_in_postgres() {
-    for own in timescale::Own::on_each() {
+    for own in timescale::TestDatabase::on_each() {
         let store =
             postgres::PostgresStore::open(&postgres::tests::options(&own.url)).expect("a store");
         let run = |sql: &str| {
@@ -317,7 +317,7 @@ fn a_damaged_page_of_postgres_is_found_beside_the_rest() {
     std::fs::write(&file, bytes).expect("written");
     server.run();
     let found = look(&*postgres::PostgresStore::open(&options).expect("a store"));
-    let places: Vec<&str> = found.iter().map(|damage| damage.place.as_str()).collect();
+    let places: Vec<&str> = found.iter().map(|damage| damage.location.as_str()).collect();
     assert_eq!(places, ["dedup", "expiry"], "{found:?}");
-    assert!(found[0].why.contains("XX001"), "{found:?}");
+    assert!(found[0].reason.contains("XX001"), "{found:?}");
 }

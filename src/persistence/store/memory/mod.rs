@@ -15,13 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use snapshot::MemorySnapshot;
 
-use super::{Damage, Expiring, ExpiryNote, RollupStore, Sizes, StoreError, StoreSnapshot};
-use crate::model::budget::Budget;
+use super::{
+    ExpiryRow, ExpiryTarget, RollupStore, StoreDamage, StoreError, StoreSizes, StoreSnapshot,
+};
+use crate::model::budget::QueryBudget;
 use crate::model::flush::{
     AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, Delta, FlushBatch, FlushGuard,
-    QuarantineRow, SeriesInfo, Suspect, settled_revision,
+    QuarantineRow, SeriesInfo, SuspectEvent, revision_after_release,
 };
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -29,7 +31,7 @@ use crate::model::window::{Hour, Millis};
 
 /// The writes that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Write {
+pub enum StoreWrite {
     /// [`RollupStore::claim`]
     Claim,
     /// [`RollupStore::flush`]
@@ -37,22 +39,22 @@ pub enum Write {
     /// [`RollupStore::mark_suspect`]
     MarkSuspect,
     /// [`RollupStore::archived`]
-    Archived,
+    InsertManifestRow,
     /// [`RollupStore::moved`]
-    Moved,
+    SetTier,
     /// [`RollupStore::expired`]
-    Expired,
+    ExpireObject,
     /// [`RollupStore::swap_expiry`] and [`RollupStore::say_yes`]
     Expiry,
     /// [`RollupStore::settle_quarantine`]
-    Settle,
+    SettleQuarantine,
     /// [`RollupStore::restore`]
     Restore,
 }
 
 /// How a write fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum StoreFault {
     /// [`StoreError::Failed`], nothing applied.
     Before,
     /// [`StoreError::Unknown`], applied.
@@ -61,7 +63,7 @@ pub enum Fault {
     NotAppliedReplyLost,
 }
 
-type FaultHook = Box<dyn FnMut(Write) -> Option<Fault> + Send>;
+type FaultHook = Box<dyn FnMut(StoreWrite) -> Option<StoreFault> + Send>;
 
 /// The double.
 #[derive(Default)]
@@ -77,7 +79,7 @@ impl std::fmt::Debug for MemoryStore {
 }
 
 #[derive(Debug, Clone)]
-struct ShardRow {
+struct StoredShard {
     checkpoint: Checkpoint,
     attempts: u32,
     marked: Option<(Offset, u32)>,
@@ -85,7 +87,7 @@ struct ShardRow {
 }
 
 #[derive(Debug, Clone)]
-struct Admitted {
+struct AdmittedSeries {
     info: Arc<SeriesInfo>,
     shard: ShardId,
     offset: Offset,
@@ -95,8 +97,8 @@ type MetricKey = (String, String);
 
 #[derive(Debug, Clone, Default)]
 struct State {
-    shards: BTreeMap<ShardId, ShardRow>,
-    series: BTreeMap<SeriesId, Admitted>,
+    shards: BTreeMap<ShardId, StoredShard>,
+    series: BTreeMap<SeriesId, AdmittedSeries>,
     metrics: BTreeMap<MetricKey, BTreeSet<SeriesId>>,
     rollups: BTreeMap<MetricKey, BTreeMap<(Hour, SeriesId), Rollup>>,
     dedup: BTreeMap<(ShardId, Offset), DedupBlock>,
@@ -106,22 +108,22 @@ struct State {
     revisions: BTreeMap<(MetricKey, i32), u64>,
     manifest: BTreeMap<(ShardId, Offset), ManifestRow>,
     floors: BTreeMap<ShardId, ArchiveFloor>,
-    expiry: BTreeMap<Expiring, ExpiryNote>,
+    expiry: BTreeMap<ExpiryTarget, ExpiryRow>,
     rebuilding: bool,
 }
 
 /// All that a store says at some moment.
 #[derive(Debug, Clone)]
-pub struct Backup(Arc<State>);
+pub struct StoreBackup(Arc<State>);
 
 impl MemoryStore {
     /// All that it says now.
-    pub fn backup(&self) -> Backup {
-        Backup(Arc::clone(&self.lock()))
+    pub fn backup(&self) -> StoreBackup {
+        StoreBackup(Arc::clone(&self.lock()))
     }
 
     /// Says what it said then, as after a failover that lost commits.
-    pub fn put_back(&self, backup: &Backup) {
+    pub fn restore_backup(&self, backup: &StoreBackup) {
         *self.lock() = Arc::clone(&backup.0);
     }
 
@@ -138,12 +140,12 @@ impl MemoryStore {
     }
 
     /// Asks `hook` before every write whether and how it shall fail.
-    pub fn set_faults(&self, hook: impl FnMut(Write) -> Option<Fault> + Send + 'static) {
+    pub fn set_faults(&self, hook: impl FnMut(StoreWrite) -> Option<StoreFault> + Send + 'static) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
     }
 
     /// Lets the next write of this kind fail, once; replaces the hook.
-    pub fn fault_next(&self, write: Write, fault: Fault) {
+    pub fn fail_next(&self, write: StoreWrite, fault: StoreFault) {
         let mut armed = Some(fault);
         self.set_faults(move |w| if w == write { armed.take() } else { None });
     }
@@ -161,7 +163,7 @@ impl MemoryStore {
 
     fn write<T>(
         &self,
-        write: Write,
+        write: StoreWrite,
         apply: impl FnOnce(&mut Arc<State>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let fault = self
@@ -173,11 +175,13 @@ impl MemoryStore {
         let mut state = self.lock();
         match fault {
             None => apply(&mut state),
-            Some(Fault::Before) => Err(StoreError::Failed(format!("injected before {write:?}"))),
-            Some(Fault::NotAppliedReplyLost) => {
+            Some(StoreFault::Before) => {
+                Err(StoreError::Failed(format!("injected before {write:?}")))
+            }
+            Some(StoreFault::NotAppliedReplyLost) => {
                 Err(StoreError::Unknown(format!("injected, {write:?} not applied")))
             }
-            Some(Fault::AppliedReplyLost) => {
+            Some(StoreFault::AppliedReplyLost) => {
                 apply(&mut state)?;
                 Err(StoreError::Unknown(format!("injected, {write:?} applied")))
             }
@@ -186,7 +190,7 @@ impl MemoryStore {
 }
 
 impl State {
-    fn owned(&self, shard: ShardId, epoch: Epoch) -> Result<&ShardRow, StoreError> {
+    fn owned(&self, shard: ShardId, epoch: Epoch) -> Result<&StoredShard, StoreError> {
         self.shards
             .get(&shard)
             .filter(|row| row.checkpoint.epoch == epoch)
@@ -206,7 +210,7 @@ impl State {
     }
 
     fn admit(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, offset: Offset) {
-        self.series.entry(info.id).or_insert_with(|| Admitted {
+        self.series.entry(info.id).or_insert_with(|| AdmittedSeries {
             info: Arc::clone(info),
             shard,
             offset,
@@ -246,13 +250,13 @@ fn metric_key(info: &SeriesInfo) -> MetricKey {
 
 impl RollupStore for MemoryStore {
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
-        self.write(Write::Claim, |state| {
+        self.write(StoreWrite::Claim, |state| {
             if let Some(row) = state.shards.get(&shard)
                 && row.checkpoint.log != log
             {
                 return Err(super::other_log(shard, row.checkpoint.log, log));
             }
-            let row = Arc::make_mut(state).shards.entry(shard).or_insert(ShardRow {
+            let row = Arc::make_mut(state).shards.entry(shard).or_insert(StoredShard {
                 checkpoint: Checkpoint {
                     log,
                     next: 0,
@@ -272,7 +276,7 @@ impl RollupStore for MemoryStore {
             let suspects = row
                 .suspects
                 .iter()
-                .map(|(&(offset, index), &deaths)| Suspect { offset, index, deaths })
+                .map(|(&(offset, index), &deaths)| SuspectEvent { offset, index, deaths })
                 .collect();
             Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspects })
         })
@@ -291,12 +295,12 @@ impl RollupStore for MemoryStore {
         from: Offset,
         rule: DedupRule,
     ) -> Result<(), StoreError> {
-        self.write(Write::Claim, |state| {
+        self.write(StoreWrite::Claim, |state| {
             let next = state.owned(shard, epoch)?.checkpoint.next;
             if from < next && state.dedup_rules.contains_key(&shard) {
                 return Err(StoreError::Refused { shard });
             }
-            Arc::make_mut(state).dedup_rules.entry(shard).or_default().note(from, rule);
+            Arc::make_mut(state).dedup_rules.entry(shard).or_default().record(from, rule);
             Ok(())
         })
     }
@@ -307,7 +311,7 @@ impl RollupStore for MemoryStore {
         batch: &FlushBatch,
         forget_ids_before: Millis,
     ) -> Result<(), StoreError> {
-        self.write(Write::Flush, |state| {
+        self.write(StoreWrite::Flush, |state| {
             let at = state.owned(guard.shard, guard.epoch)?.checkpoint;
             if at.log != guard.log || at.next != guard.range.from {
                 return Err(StoreError::Refused { shard: guard.shard });
@@ -351,7 +355,7 @@ impl RollupStore for MemoryStore {
         offset: Offset,
         index: u32,
     ) -> Result<(), StoreError> {
-        self.write(Write::MarkSuspect, |state| {
+        self.write(StoreWrite::MarkSuspect, |state| {
             state.owned(shard, epoch)?;
             if let Some(row) = Arc::make_mut(state).shards.get_mut(&shard) {
                 row.marked = Some((offset, index));
@@ -361,7 +365,7 @@ impl RollupStore for MemoryStore {
     }
 
     fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
-        self.write(Write::Archived, |state| {
+        self.write(StoreWrite::InsertManifestRow, |state| {
             let at = state.owned(row.shard, owner)?.checkpoint;
             if at.archived != row.range.from || at.log != row.log {
                 return Err(StoreError::Refused { shard: row.shard });
@@ -376,7 +380,7 @@ impl RollupStore for MemoryStore {
     }
 
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-        self.write(Write::Moved, |state| {
+        self.write(StoreWrite::SetTier, |state| {
             let place = (row.shard, row.range.from);
             match Arc::make_mut(state)
                 .manifest
@@ -391,14 +395,14 @@ impl RollupStore for MemoryStore {
     }
 
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
-        self.write(Write::Expired, |state| {
+        self.write(StoreWrite::ExpireObject, |state| {
             let first = state.manifest.range((row.shard, 0)..=(row.shard, Offset::MAX)).next();
             if first.is_none_or(|(_, first)| first.path != row.path) {
                 return Ok(false);
             }
             let state = Arc::make_mut(state);
             state.manifest.remove(&(row.shard, row.range.from));
-            let floor = ArchiveFloor::raised(state.floors.get(&row.shard).copied(), row);
+            let floor = ArchiveFloor::after_expiry(state.floors.get(&row.shard).copied(), row);
             state.floors.insert(row.shard, floor);
             Ok(true)
         })
@@ -406,25 +410,27 @@ impl RollupStore for MemoryStore {
 
     fn swap_expiry(
         &self,
-        of: Expiring,
+        of: ExpiryTarget,
         before: Option<&str>,
         after: &str,
     ) -> Result<bool, StoreError> {
-        self.write(Write::Expiry, |state| {
+        self.write(StoreWrite::Expiry, |state| {
             let there = state.expiry.get(&of);
             if there.map(|there| there.note.as_str()) != before {
                 return Ok(false);
             }
-            let said = there.map_or(0, |there| there.said);
-            Arc::make_mut(state).expiry.insert(of, ExpiryNote { note: after.to_owned(), said });
+            let said = there.map_or(0, |there| there.approvals);
+            Arc::make_mut(state)
+                .expiry
+                .insert(of, ExpiryRow { note: after.to_owned(), approvals: said });
             Ok(true)
         })
     }
 
-    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
-        self.write(Write::Expiry, |state| {
+    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+        self.write(StoreWrite::Expiry, |state| {
             let noted = Arc::make_mut(state).expiry.iter_mut().filter(|(one, _)| of.contains(one));
-            Ok(noted.map(|(_, note)| note.said += 1).count() as u64)
+            Ok(noted.map(|(_, note)| note.approvals += 1).count() as u64)
         })
     }
 
@@ -435,7 +441,7 @@ impl RollupStore for MemoryStore {
         index: u32,
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError> {
-        self.write(Write::Settle, |state| {
+        self.write(StoreWrite::SettleQuarantine, |state| {
             let waiting =
                 state.quarantine.get(&(shard, offset, index)).filter(|row| !row.discarded).cloned();
             let Some(row) = waiting else { return Ok(false) };
@@ -450,7 +456,7 @@ impl RollupStore for MemoryStore {
                 state.quarantine.remove(&place);
                 let log = state.shards.get(&shard).map_or(LogId([0; 16]), |row| row.checkpoint.log);
                 state.merge(&batch.deltas, shard, offset, |before| {
-                    settled_revision(before, log, shard, offset, index)
+                    revision_after_release(before, log, shard, offset, index)
                 });
                 let account = state.account(&row.tenant, Hour::of(row.received));
                 account.quarantined = account.quarantined.saturating_sub(1);
@@ -460,14 +466,14 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
-        self.write(Write::Restore, |state| {
+    fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
+        self.write(StoreWrite::Restore, |state| {
             if !state.rebuilding {
                 return Err(super::not_being_rebuilt());
             }
             let state = Arc::make_mut(state);
             let at = shard.checkpoint;
-            let row = state.shards.entry(shard.shard).or_insert(ShardRow {
+            let row = state.shards.entry(shard.shard).or_insert(StoredShard {
                 checkpoint: at,
                 attempts: 0,
                 marked: None,
@@ -493,24 +499,24 @@ impl RollupStore for MemoryStore {
         Ok(Box::new(MemorySnapshot(Arc::clone(&self.lock()))))
     }
 
-    fn snapshot_for(&self, _: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         self.snapshot()
     }
 
     fn snapshot_at_once(
         &self,
-        _: &Budget,
+        _: &QueryBudget,
     ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         self.snapshot().map(Some)
     }
 
-    fn check(&self, _: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+    fn check(&self, _: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         // It has no second place that could contradict the first.
         Ok(())
     }
 
-    fn sizes(&self) -> Result<Sizes, StoreError> {
-        Ok(Sizes {
+    fn sizes(&self) -> Result<StoreSizes, StoreError> {
+        Ok(StoreSizes {
             store: 0,
             archive: self.snapshot()?.manifest(None)?.iter().map(|row| row.bytes).sum(),
         })

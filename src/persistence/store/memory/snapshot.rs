@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use super::State;
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
-use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::matched_series::Collector;
+use crate::persistence::store::matched_series::SeriesCollector;
 use crate::persistence::store::{
-    Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreError, StoreSnapshot,
+    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreError, StoreSnapshot,
 };
 
 /// A copy of all that the store said at some moment.
@@ -48,7 +48,7 @@ impl StoreSnapshot for MemorySnapshot {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
-        let mut collector = Collector::new(query);
+        let mut collector = SeriesCollector::new(query);
         self.series_of(query.tenant, query.metric)
             .try_for_each(|info| collector.offer(0, info.clone()))?;
         let matching: BTreeMap<SeriesId, Arc<SeriesInfo>> =
@@ -63,7 +63,7 @@ impl StoreSnapshot for MemorySnapshot {
         for ((hour, id), rollup) in
             rows.range((query.from, SeriesId([0; 16]))..(query.to, SeriesId([0; 16])))
         {
-            query.go_on()?;
+            query.check_budget()?;
             let Some(info) = matching.get(id) else { continue };
             let mut wanted = Rollup { figures: rollup.figures, ..Rollup::default() };
             if query.distinct {
@@ -108,26 +108,34 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(of_shard.map(|admitted| (admitted.info.id, admitted.offset)).collect())
     }
 
-    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+    fn decisions(
+        &mut self,
+        shard: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError> {
         let within = |offset: Offset| range.from <= offset && offset < range.to;
         let series =
             self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
         let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
         admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
         let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
-        Ok(Decisions {
+        Ok(RangeDecisions {
             admitted,
-            set_aside: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect(),
+            quarantined: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect(),
         })
     }
 
-    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
-        page.go_on()?;
+    fn metrics(
+        &mut self,
+        tenant: &str,
+        page: &NameRange<'_>,
+    ) -> Result<Vec<MetricInfo>, StoreError> {
+        page.check_budget()?;
         let of_tenant = self
             .0
             .metrics
             .iter()
-            .filter(|((t, name), _)| t == tenant && page.holds(name))
+            .filter(|((t, name), _)| t == tenant && page.contains(name))
             .take(page.limit);
         Ok(of_tenant
             .map(|(key, ids)| {
@@ -152,9 +160,9 @@ impl StoreSnapshot for MemorySnapshot {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
-        page: &Page<'_>,
+        page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
-        page.go_on()?;
+        page.check_budget()?;
         let of_metric = self
             .0
             .metrics
@@ -163,7 +171,7 @@ impl StoreSnapshot for MemorySnapshot {
         let values: BTreeSet<&str> = of_metric
             .flat_map(|(t, m)| self.series_of(t, m))
             .map(|info| info.series.label(name))
-            .filter(|value| !value.is_empty() && page.holds(value))
+            .filter(|value| !value.is_empty() && page.contains(value))
             .collect();
         Ok(values.into_iter().take(page.limit).map(str::to_owned).collect())
     }
@@ -230,11 +238,11 @@ impl StoreSnapshot for MemorySnapshot {
         Ok((u64::from(first.is_some()) + rows.count() as u64, first))
     }
 
-    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
         Ok(self.0.expiry.get(&of).cloned())
     }
 
-    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
+    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError> {
         Ok(self.0.expiry.iter().map(|(of, note)| (*of, note.clone())).collect())
     }
 

@@ -5,39 +5,39 @@ use std::time::{Duration, SystemTime};
 use tokio_postgres::error::SqlState;
 
 use super::StoreError;
-use super::codec::{Id, get};
-use super::session::{Param, Session, params};
-use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, Suspect};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
+use super::codec::{UuidBytes, get};
+use super::session::{Param, PostgresSession, params};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, SuspectEvent};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::{Expiring, blocks};
+use crate::persistence::store::{ExpiryTarget, blocks};
 
 /// How long a claim waits for a transaction of the previous owner to end by itself, before it is
 /// ended.
-pub(super) const PATIENCE: Duration = Duration::from_millis(250);
+pub(super) const CLAIM_WAIT: Duration = Duration::from_millis(250);
 
 /// Locks the shard's row. The log that it speaks of, if the shard was ever claimed; `None` if it
 /// stays locked by another transaction.
-pub(super) fn lock(
-    session: &mut Session,
+pub(super) fn lock_shard(
+    session: &mut PostgresSession,
     shard: ShardId,
 ) -> Result<Option<Option<LogId>>, StoreError> {
     match session
         .query("SELECT log FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()])
     {
-        Ok(rows) => {
-            Ok(Some(rows.first().map(|row| get::<Id>(row, 0).map(|id| LogId(id.0))).transpose()?))
-        }
-        Err(failure) if failure.state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
+        Ok(rows) => Ok(Some(
+            rows.first().map(|row| get::<UuidBytes>(row, 0).map(|id| LogId(id.0))).transpose()?,
+        )),
+        Err(failure) if failure.sql_state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
         Err(failure) => Err(failure.into()),
     }
 }
 
 /// The claim, once the shard's row is locked.
 pub(super) fn claim(
-    session: &mut Session,
+    session: &mut PostgresSession,
     shard: ShardId,
     (found, log): (Option<LogId>, LogId),
     nonce: u64,
@@ -62,13 +62,13 @@ pub(super) fn claim(
                excluded.owner_started
         RETURNING next, archived, epoch, attempts, log, appended";
     let backend = session.backend;
-    let rows =
-        session.query(sql, params![no, Id(log.0), nonce as i64, backend.pid, backend.started])?;
+    let rows = session
+        .query(sql, params![no, UuidBytes(log.0), nonce as i64, backend.pid, backend.started])?;
     let row = rows
         .first()
         .ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
     // Two first claims may meet: the second finds the row of the first.
-    let found = LogId(get::<Id>(row, 4)?.0);
+    let found = LogId(get::<UuidBytes>(row, 4)?.0);
     if found != log {
         return Err(super::super::other_log(shard, found, log));
     }
@@ -83,19 +83,26 @@ pub(super) fn claim(
     Ok(Claim { checkpoint, attempts, suspects })
 }
 
-fn suspects(session: &mut Session, shard: i32) -> Result<Vec<Suspect>, StoreError> {
+fn suspects(session: &mut PostgresSession, shard: i32) -> Result<Vec<SuspectEvent>, StoreError> {
     let sql =
         "SELECT \"offset\", idx, deaths FROM suspects WHERE shard = $1 ORDER BY \"offset\", idx";
-    let suspect = |row: &tokio_postgres::Row| -> Result<Suspect, StoreError> {
+    let suspect = |row: &tokio_postgres::Row| -> Result<SuspectEvent, StoreError> {
         let number = |at: usize| get::<i64>(row, at).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        Ok(Suspect { offset: get::<i64>(row, 0)? as Offset, index: number(1)?, deaths: number(2)? })
+        Ok(SuspectEvent {
+            offset: get::<i64>(row, 0)? as Offset,
+            index: number(1)?,
+            deaths: number(2)?,
+        })
     };
     session.query(sql, params![shard])?.iter().map(suspect).collect()
 }
 
 /// Ends the backends that are inside a transaction of the shard, each known by process, start and
 /// name, so that none that took over the number of a process is hit. How many there were.
-pub(super) fn end_holders(session: &mut Session, names: &str) -> Result<usize, StoreError> {
+pub(super) fn terminate_holders(
+    session: &mut PostgresSession,
+    names: &str,
+) -> Result<usize, StoreError> {
     let sql = "SELECT pid, backend_start, application_name FROM pg_stat_activity WHERE datname = \
                current_database()
         AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND starts_with(application_name, \
@@ -120,7 +127,7 @@ pub(super) fn end_holders(session: &mut Session, names: &str) -> Result<usize, S
 }
 
 pub(super) fn mark_suspect(
-    session: &mut Session,
+    session: &mut PostgresSession,
     shard: ShardId,
     epoch: Epoch,
     offset: Offset,
@@ -134,8 +141,8 @@ pub(super) fn mark_suspect(
     if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }
 }
 
-pub(super) fn note_dedup_rule(
-    session: &mut Session,
+pub(super) fn set_dedup_rule(
+    session: &mut PostgresSession,
     shard: ShardId,
     epoch: Epoch,
     from: Offset,
@@ -153,13 +160,13 @@ pub(super) fn note_dedup_rule(
         "DELETE FROM dedup_rules WHERE shard = $1 AND from_offset >= $2",
         params![no, from],
     )?;
-    let (sql, params) = dedup_rule(shard, from as Offset, rule);
+    let (sql, params) = dedup_rule_insert(shard, from as Offset, rule);
     session.execute(sql, params)?;
     Ok(())
 }
 
 /// The statement that notes a rule.
-pub(super) fn dedup_rule(
+pub(super) fn dedup_rule_insert(
     shard: ShardId,
     from: Offset,
     rule: DedupRule,
@@ -171,7 +178,10 @@ pub(super) fn dedup_rule(
     )
 }
 
-pub(super) fn dedup_rules(session: &mut Session, shard: ShardId) -> Result<DedupRules, StoreError> {
+pub(super) fn dedup_rules(
+    session: &mut PostgresSession,
+    shard: ShardId,
+) -> Result<DedupRules, StoreError> {
     let sql = "SELECT from_offset, horizon_ms, max_ids FROM dedup_rules WHERE shard = $1 ORDER BY \
                from_offset";
     let rule = |row: &tokio_postgres::Row| -> Result<(Offset, DedupRule), StoreError> {
@@ -187,8 +197,8 @@ pub(super) fn dedup_rules(session: &mut Session, shard: ShardId) -> Result<Dedup
     ))
 }
 
-pub(super) fn archived(
-    session: &mut Session,
+pub(super) fn insert_manifest_row(
+    session: &mut PostgresSession,
     owner: Epoch,
     row: &ManifestRow,
 ) -> Result<(), StoreError> {
@@ -197,27 +207,27 @@ pub(super) fn archived(
     let moved = session.execute(
         "UPDATE shards SET archived = $1 WHERE shard = $2 AND log = $3 AND archived = $4 AND \
          epoch = $5 AND nonce = $6",
-        params![to, shard, Id(row.log.0), from, epoch, nonce],
+        params![to, shard, UuidBytes(row.log.0), from, epoch, nonce],
     )?;
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });
     }
-    note(session, row)
+    write_manifest_row(session, row)
 }
 
-fn note(session: &mut Session, row: &ManifestRow) -> Result<(), StoreError> {
-    let (sql, params) = manifest_row(row);
+fn write_manifest_row(session: &mut PostgresSession, row: &ManifestRow) -> Result<(), StoreError> {
+    let (sql, params) = manifest_insert(row);
     session.execute(sql, params)?;
     Ok(())
 }
 
 /// The statement that inserts a manifest row.
-pub(super) fn manifest_row(row: &ManifestRow) -> (&'static str, Vec<Param>) {
+pub(super) fn manifest_insert(row: &ManifestRow) -> (&'static str, Vec<Param>) {
     let params = params![
         row.shard.0.cast_signed(),
         row.range.from as i64,
         row.range.to as i64,
-        Id(row.log.0),
+        UuidBytes(row.log.0),
         row.epoch.counter as i64,
         row.epoch.nonce as i64,
         row.path.clone(),
@@ -239,8 +249,8 @@ pub(super) fn manifest_row(row: &ManifestRow) -> (&'static str, Vec<Param>) {
     )
 }
 
-pub(super) fn moved(
-    session: &mut Session,
+pub(super) fn set_tier(
+    session: &mut PostgresSession,
     row: &ManifestRow,
     tier: Tier,
 ) -> Result<bool, StoreError> {
@@ -252,12 +262,12 @@ pub(super) fn moved(
 }
 
 pub(super) fn swap_expiry(
-    session: &mut Session,
-    of: Expiring,
+    session: &mut PostgresSession,
+    of: ExpiryTarget,
     before: Option<&str>,
     after: &str,
 ) -> Result<bool, StoreError> {
-    let (no, after) = (of.number(), after.to_owned());
+    let (no, after) = (of.code(), after.to_owned());
     let changed = match before {
         None => session.execute(
             "INSERT INTO expiry (shard, note) VALUES ($1, $2) ON CONFLICT (shard) DO NOTHING",
@@ -271,13 +281,19 @@ pub(super) fn swap_expiry(
     Ok(changed == 1)
 }
 
-pub(super) fn say_yes(session: &mut Session, of: &[Expiring]) -> Result<u64, StoreError> {
-    let numbers: Vec<i32> = of.iter().map(|one| one.number()).collect();
+pub(super) fn approve_expiry(
+    session: &mut PostgresSession,
+    of: &[ExpiryTarget],
+) -> Result<u64, StoreError> {
+    let numbers: Vec<i32> = of.iter().map(|one| one.code()).collect();
     Ok(session
         .execute("UPDATE expiry SET said = said + 1 WHERE shard = ANY($1)", params![numbers])?)
 }
 
-pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, StoreError> {
+pub(super) fn expire_object(
+    session: &mut PostgresSession,
+    row: &ManifestRow,
+) -> Result<bool, StoreError> {
     let shard = row.shard.0.cast_signed();
     let sql = "DELETE FROM manifest WHERE shard = $1 AND from_offset = $2 AND path = $3
         AND from_offset = (SELECT min(from_offset) FROM manifest WHERE shard = $1)";
@@ -287,11 +303,15 @@ pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, 
     let sql = "SELECT \"offset\", appended, hour FROM archive_floors WHERE shard = $1 FOR UPDATE";
     let before =
         session.query(sql, params![shard])?.first().map(|row| floor(row, 0)).transpose()?;
-    set_floor(session, row.shard, ArchiveFloor::raised(before, row))?;
+    set_floor(session, row.shard, ArchiveFloor::after_expiry(before, row))?;
     Ok(true)
 }
 
-fn set_floor(session: &mut Session, shard: ShardId, floor: ArchiveFloor) -> Result<(), StoreError> {
+fn set_floor(
+    session: &mut PostgresSession,
+    shard: ShardId,
+    floor: ArchiveFloor,
+) -> Result<(), StoreError> {
     session.execute(
         "INSERT INTO archive_floors VALUES ($1, $2, $3, $4) ON CONFLICT (shard) DO UPDATE SET \
          \"offset\" = excluded.\"offset\",
@@ -301,7 +321,7 @@ fn set_floor(session: &mut Session, shard: ShardId, floor: ArchiveFloor) -> Resu
     Ok(())
 }
 
-pub(super) fn restore(session: &mut Session, of: &Restored) -> Result<(), StoreError> {
+pub(super) fn restore(session: &mut PostgresSession, of: &ShardRestore) -> Result<(), StoreError> {
     let (shard, Checkpoint { log, next, archived, epoch, .. }) =
         (of.shard.0.cast_signed(), of.checkpoint);
     let backend = session.backend;
@@ -313,7 +333,7 @@ pub(super) fn restore(session: &mut Session, of: &Restored) -> Result<(), StoreE
          nonce = excluded.nonce",
         params![
             shard,
-            Id(log.0),
+            UuidBytes(log.0),
             next as i64,
             archived as i64,
             epoch.counter as i64,
@@ -328,11 +348,11 @@ pub(super) fn restore(session: &mut Session, of: &Restored) -> Result<(), StoreE
     for row in &of.manifest {
         let sql = "DELETE FROM manifest WHERE shard = $1 AND from_offset >= $2";
         session.execute(sql, params![shard, row.range.from as i64])?;
-        note(session, row)?;
+        write_manifest_row(session, row)?;
     }
     for (id, offset) in &of.admitted {
         let sql = "UPDATE series SET shard = $1, admitted_offset = $2 WHERE id = $3";
-        session.execute(sql, params![shard, *offset as i64, Id(id.0)])?;
+        session.execute(sql, params![shard, *offset as i64, UuidBytes(id.0)])?;
     }
     Ok(())
 }
@@ -347,14 +367,14 @@ pub(super) fn floor(row: &tokio_postgres::Row, at: usize) -> Result<ArchiveFloor
 }
 
 pub(super) fn recent_ids(
-    session: &mut Session,
+    session: &mut PostgresSession,
     shard: ShardId,
     since: Millis,
 ) -> Result<Vec<DedupBlock>, StoreError> {
     let sql = "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup
         WHERE shard = $1 AND last_appended >= $2 ORDER BY from_offset";
     let mut blocks = Vec::new();
-    session.each(sql, params![shard.0.cast_signed(), since], |row| {
+    session.for_each_row(sql, params![shard.0.cast_signed(), since], |row| {
         blocks.push(DedupBlock {
             range: OffsetRange {
                 from: get::<i64>(row, 0)? as Offset,
@@ -369,15 +389,15 @@ pub(super) fn recent_ids(
 }
 
 pub(super) fn admitted_series(
-    session: &mut Session,
+    session: &mut PostgresSession,
     shard: ShardId,
 ) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
     let sql = "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN \
                tenants t ON t.no = m.tenant_no
         WHERE s.shard = $1 ORDER BY t.name, s.id";
     let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
-    session.each(sql, params![shard.0.cast_signed()], |row| {
-        let (tenant, id): (&str, _) = (get(row, 0)?, SeriesId(get::<Id>(row, 1)?.0));
+    session.for_each_row(sql, params![shard.0.cast_signed()], |row| {
+        let (tenant, id): (&str, _) = (get(row, 0)?, SeriesId(get::<UuidBytes>(row, 1)?.0));
         match tenants.last_mut() {
             Some((last, ids)) if last == tenant => ids.push(id),
             _ => tenants.push((tenant.to_owned(), vec![id])),
@@ -387,9 +407,11 @@ pub(super) fn admitted_series(
     Ok(tenants)
 }
 
-pub(super) fn metric_names(session: &mut Session) -> Result<Vec<(String, String)>, StoreError> {
+pub(super) fn metric_names(
+    session: &mut PostgresSession,
+) -> Result<Vec<(String, String)>, StoreError> {
     let mut names = Vec::new();
-    session.each(
+    session.for_each_row(
         "SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no",
         params![],
         |row| {

@@ -10,45 +10,45 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::StoreError;
-use super::codec::{Id, get};
-use super::session::{Session, params};
+use super::codec::{UuidBytes, get};
+use super::session::{PostgresSession, params};
 use crate::model::flush::{Delta, SeriesInfo};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 
 /// Numbers of a series.
 #[derive(Debug, Clone)]
-pub(super) struct Numbered {
+pub(super) struct NumberedSeries {
     pub(super) metric_no: i32,
     pub(super) series_no: i64,
     info: Arc<SeriesInfo>,
 }
 
 /// The series of one transaction, numbered.
-pub(super) type Numbers = HashMap<SeriesId, Numbered>;
+pub(super) type SeriesNumbers = HashMap<SeriesId, NumberedSeries>;
 
 /// What is committed, as far as it was asked for, on one start of a server.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<(i64, Numbers)>);
+pub(super) struct PostgresSeriesCache(Mutex<(i64, SeriesNumbers)>);
 
 /// Beyond this many the memory is emptied and filled anew by what is in use.
-const KNOWN_MAX: usize = 2_000_000;
+const CACHE_MAX_SERIES: usize = 2_000_000;
 /// Rows of one statement.
 const PART: usize = 10_000;
 
-impl Known {
+impl PostgresSeriesCache {
     /// The series among `wanted` that are known, and the rest.
     fn split<'a>(
         &self,
         server: i64,
-        wanted: Vec<Wanted<'a>>,
-    ) -> Result<(Numbers, Vec<Wanted<'a>>), StoreError> {
+        wanted: Vec<SeriesWrite<'a>>,
+    ) -> Result<(SeriesNumbers, Vec<SeriesWrite<'a>>), StoreError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut found, mut rest) = (Numbers::new(), Vec::new());
+        let (mut found, mut rest) = (SeriesNumbers::new(), Vec::new());
         for series in wanted {
             match known.1.get(&series.info.id).filter(|_| known.0 == server) {
                 Some(numbered) => {
-                    same(&numbered.info, series.info)?;
+                    check_same_series(&numbered.info, series.info)?;
                     found.insert(series.info.id, numbered.clone());
                 }
                 None => rest.push(series),
@@ -58,10 +58,10 @@ impl Known {
     }
 
     /// Remembers what a committed transaction used.
-    pub(super) fn add(&self, server: i64, numbers: Numbers) {
+    pub(super) fn remember(&self, server: i64, numbers: SeriesNumbers) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0 != server || known.1.len() + numbers.len() > KNOWN_MAX {
-            *known = (server, Numbers::new());
+        if known.0 != server || known.1.len() + numbers.len() > CACHE_MAX_SERIES {
+            *known = (server, SeriesNumbers::new());
         }
         known.1.extend(numbers);
     }
@@ -69,41 +69,41 @@ impl Known {
 
 /// A series that a transaction writes, with the offset at which it is admitted if it is new.
 #[derive(Clone, Copy)]
-struct Wanted<'a> {
+struct SeriesWrite<'a> {
     info: &'a Arc<SeriesInfo>,
     offset: Offset,
 }
 
-fn same(known: &SeriesInfo, new: &SeriesInfo) -> Result<(), StoreError> {
+fn check_same_series(known: &SeriesInfo, new: &SeriesInfo) -> Result<(), StoreError> {
     if known.series == new.series { Ok(()) } else { Err(super::super::collision(known, new)) }
 }
 
 /// How many series each metric gained.
-pub(super) type Growth = BTreeMap<i32, i64>;
+pub(super) type SeriesGrowth = BTreeMap<i32, i64>;
 
 /// Numbers all series of a transaction; new ones are admitted. `admitted` come with their offset,
 /// other new ones are admitted at `at`.
-pub(super) fn number(
-    session: &mut Session,
-    known: &Known,
+pub(super) fn number_series(
+    session: &mut PostgresSession,
+    known: &PostgresSeriesCache,
     admitted: &[(Arc<SeriesInfo>, Offset)],
     deltas: &[Delta],
     (shard, at): (ShardId, Offset),
-) -> Result<(Numbers, Growth), StoreError> {
-    let mut wanted: BTreeMap<SeriesId, Wanted<'_>> = BTreeMap::new();
-    let series = admitted.iter().map(|(info, offset)| Wanted { info, offset: *offset });
+) -> Result<(SeriesNumbers, SeriesGrowth), StoreError> {
+    let mut wanted: BTreeMap<SeriesId, SeriesWrite<'_>> = BTreeMap::new();
+    let series = admitted.iter().map(|(info, offset)| SeriesWrite { info, offset: *offset });
     for series in
-        series.chain(deltas.iter().map(|delta| Wanted { info: &delta.series, offset: at }))
+        series.chain(deltas.iter().map(|delta| SeriesWrite { info: &delta.series, offset: at }))
     {
-        same(wanted.entry(series.info.id).or_insert(series).info, series.info)?;
+        check_same_series(wanted.entry(series.info.id).or_insert(series).info, series.info)?;
     }
     let (mut numbers, rest) =
-        known.split(session.backend.server, wanted.into_values().collect())?;
-    let mut growth = Growth::new();
+        known.split(session.backend.server_started, wanted.into_values().collect())?;
+    let mut growth = SeriesGrowth::new();
     for part in rest.chunks(PART) {
         look_up(session, part, &mut numbers)?;
     }
-    let missing: Vec<Wanted<'_>> =
+    let missing: Vec<SeriesWrite<'_>> =
         rest.into_iter().filter(|w| !numbers.contains_key(&w.info.id)).collect();
     if !missing.is_empty() {
         admit(session, &missing, shard, &mut numbers, &mut growth)?;
@@ -112,33 +112,37 @@ pub(super) fn number(
 }
 
 fn look_up(
-    session: &mut Session,
-    wanted: &[Wanted<'_>],
-    numbers: &mut Numbers,
+    session: &mut PostgresSession,
+    wanted: &[SeriesWrite<'_>],
+    numbers: &mut SeriesNumbers,
 ) -> Result<(), StoreError> {
-    let ids: Vec<Id> = wanted.iter().map(|w| Id(w.info.id.0)).collect();
+    let ids: Vec<UuidBytes> = wanted.iter().map(|w| UuidBytes(w.info.id.0)).collect();
     let infos: HashMap<SeriesId, &Arc<SeriesInfo>> =
         wanted.iter().map(|w| (w.info.id, w.info)).collect();
     for row in session
         .query("SELECT id, no, metric_no, key FROM series WHERE id = ANY($1)", params![ids])?
     {
-        let id = SeriesId(get::<Id>(&row, 0)?.0);
+        let id = SeriesId(get::<UuidBytes>(&row, 0)?.0);
         let Some(info) = infos.get(&id) else { continue };
-        same(&SeriesInfo { id, series: Series::from_key(get(&row, 3)?)? }, info)?;
+        check_same_series(&SeriesInfo { id, series: Series::from_key(get(&row, 3)?)? }, info)?;
         numbers.insert(
             id,
-            Numbered { series_no: get(&row, 1)?, metric_no: get(&row, 2)?, info: Arc::clone(info) },
+            NumberedSeries {
+                series_no: get(&row, 1)?,
+                metric_no: get(&row, 2)?,
+                info: Arc::clone(info),
+            },
         );
     }
     Ok(())
 }
 
 fn admit(
-    session: &mut Session,
-    missing: &[Wanted<'_>],
+    session: &mut PostgresSession,
+    missing: &[SeriesWrite<'_>],
     shard: ShardId,
-    numbers: &mut Numbers,
-    growth: &mut Growth,
+    numbers: &mut SeriesNumbers,
+    growth: &mut SeriesGrowth,
 ) -> Result<(), StoreError> {
     let metrics = metrics(session, missing)?;
     let metric_of = |series: &Series| -> Result<i32, StoreError> {
@@ -157,7 +161,10 @@ fn admit(
             let series_no = *given
                 .get(&w.info.id)
                 .ok_or_else(|| StoreError::Failed(format!("series {} got no number", w.info.id)))?;
-            numbers.insert(w.info.id, Numbered { metric_no, series_no, info: Arc::clone(w.info) });
+            numbers.insert(
+                w.info.id,
+                NumberedSeries { metric_no, series_no, info: Arc::clone(w.info) },
+            );
             *growth.entry(metric_no).or_default() += 1;
             for (name, value) in &w.info.series.labels {
                 labels.entry((metric_no, name, value)).or_default().push(series_no);
@@ -165,7 +172,7 @@ fn admit(
         }
     }
     let labels: Vec<_> = labels.into_iter().collect();
-    labels.chunks(PART).try_for_each(|part| label(session, part))
+    labels.chunks(PART).try_for_each(|part| insert_labels(session, part))
 }
 
 /// Metric number, name and value of a label.
@@ -174,12 +181,12 @@ type Label<'a> = (i32, &'a str, &'a str);
 type Labels<'a> = BTreeMap<Label<'a>, Vec<i64>>;
 
 fn insert_series(
-    session: &mut Session,
-    series: &[Wanted<'_>],
+    session: &mut PostgresSession,
+    series: &[SeriesWrite<'_>],
     metric_nos: &[i32],
     shard: ShardId,
 ) -> Result<HashMap<SeriesId, i64>, StoreError> {
-    let ids: Vec<Id> = series.iter().map(|w| Id(w.info.id.0)).collect();
+    let ids: Vec<UuidBytes> = series.iter().map(|w| UuidBytes(w.info.id.0)).collect();
     let keys: Vec<Vec<u8>> = series.iter().map(|w| w.info.series.key()).collect();
     let offsets: Vec<i64> = series.iter().map(|w| w.offset as i64).collect();
     let sql = "INSERT INTO series (metric_no, id, key, admitted_offset, shard)
@@ -188,13 +195,13 @@ fn insert_series(
                key, at) ORDER BY w.id RETURNING id, no";
     let rows = session
         .query(sql, params![metric_nos.to_vec(), ids, keys, offsets, shard.0.cast_signed()])?;
-    rows.iter().map(|row| Ok((SeriesId(get::<Id>(row, 0)?.0), get(row, 1)?))).collect()
+    rows.iter().map(|row| Ok((SeriesId(get::<UuidBytes>(row, 0)?.0), get(row, 1)?))).collect()
 }
 
 /// Numbers of the metrics of some series, by tenant and name.
 fn metrics(
-    session: &mut Session,
-    series: &[Wanted<'_>],
+    session: &mut PostgresSession,
+    series: &[SeriesWrite<'_>],
 ) -> Result<BTreeMap<(String, String), i32>, StoreError> {
     let names: BTreeSet<(&str, &str)> =
         series.iter().map(|w| (&*w.info.series.tenant, &*w.info.series.metric)).collect();
@@ -229,7 +236,10 @@ fn metrics(
 }
 
 /// Notes which series carry which label.
-fn label(session: &mut Session, labels: &[(Label<'_>, Vec<i64>)]) -> Result<(), StoreError> {
+fn insert_labels(
+    session: &mut PostgresSession,
+    labels: &[(Label<'_>, Vec<i64>)],
+) -> Result<(), StoreError> {
     let metric_nos: Vec<i32> = labels.iter().map(|(key, _)| key.0).collect();
     let names: Vec<String> = labels.iter().map(|(key, _)| key.1.to_owned()).collect();
     let values: Vec<String> = labels.iter().map(|(key, _)| key.2.to_owned()).collect();

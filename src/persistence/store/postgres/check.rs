@@ -9,13 +9,13 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::codec::{Id, get};
-use super::session::{Session, params};
-use super::{Damage, PostgresStore, StoreError, snapshot};
-use crate::persistence::store::check::{self, Columns, Found, Tables, VisitRow};
+use super::codec::{UuidBytes, get};
+use super::session::{PostgresSession, params};
+use super::{PostgresStore, StoreDamage, StoreError, snapshot};
+use crate::persistence::store::check::{self, DamageCollector, RowVisitor, TableReader, TableRow};
 
 /// No statement of a week takes so long, unless it is stuck.
-const PATIENCE: Duration = Duration::from_secs(3_600);
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// Joins of whole weeks are what the planner's own ways are for; queries have them off.
 const SETTINGS: &str = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET \
@@ -34,40 +34,42 @@ const CHUNKS: &str = "SELECT DISTINCT range_start_integer, range_end_integer FRO
     WHERE hypertable_schema = 'rollmill' AND hypertable_name IN ('rollups', 'sketches') ORDER BY 1";
 
 impl PostgresStore {
-    pub(super) fn look_for_damage(&self, tell: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
-        let mut lease = self.readers.begin(snapshot::BEGIN)?;
+    pub(super) fn find_damage(&self, tell: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
+        let mut lease = self.readers.begin(snapshot::BEGIN_SNAPSHOT)?;
         let session = lease.session()?;
-        session
-            .batch(format!("SET LOCAL statement_timeout = {}; {SETTINGS}", PATIENCE.as_millis()))?;
-        let mut found = Found::new(tell);
-        check::contradictions(&mut View(session), &mut found)?;
-        found.end();
+        session.batch_execute(format!(
+            "SET LOCAL statement_timeout = {}; {SETTINGS}",
+            STATEMENT_TIMEOUT.as_millis()
+        ))?;
+        let mut found = DamageCollector::new(tell);
+        check::find_contradictions(&mut SessionTables(session), &mut found)?;
+        found.finish();
         Ok(())
     }
 }
 
-struct View<'a>(&'a mut Session);
+struct SessionTables<'a>(&'a mut PostgresSession);
 
-impl Tables for View<'_> {
-    fn each(&mut self, sql: &str, visit: &mut VisitRow<'_>) -> Result<(), StoreError> {
-        self.0.allow(PATIENCE);
+impl TableReader for SessionTables<'_> {
+    fn for_each_row(&mut self, sql: &str, visit: &mut RowVisitor<'_>) -> Result<(), StoreError> {
+        self.0.set_time_limit(STATEMENT_TIMEOUT);
         let mut failed = None;
         // A row that cannot be used is no reason to leave the others unread: the session serves the
         // next statement.
-        self.0.each(sql, params![], |row| {
+        self.0.for_each_row(sql, params![], |row| {
             failed = failed.take().or_else(|| visit(row).err());
             Ok(())
         })?;
         failed.map_or(Ok(()), Err)
     }
 
-    fn pieces(&mut self) -> Result<Vec<(i64, i64)>, StoreError> {
+    fn hour_ranges(&mut self) -> Result<Vec<(i64, i64)>, StoreError> {
         let mut pieces = Vec::new();
         for sql in [Some(PARTITIONS), Some(CHUNKS).filter(|_| self.0.backend.timescale)]
             .into_iter()
             .flatten()
         {
-            self.0.allow(PATIENCE);
+            self.0.set_time_limit(STATEMENT_TIMEOUT);
             for row in self.0.query(sql, params![])? {
                 pieces.push((get(&row, 0)?, get(&row, 1)?));
             }
@@ -76,12 +78,12 @@ impl Tables for View<'_> {
     }
 
     fn recover(&mut self) -> Result<(), StoreError> {
-        self.0.allow(PATIENCE);
-        Ok(self.0.batch("ROLLBACK TO SAVEPOINT look".to_owned())?)
+        self.0.set_time_limit(STATEMENT_TIMEOUT);
+        Ok(self.0.batch_execute("ROLLBACK TO SAVEPOINT look".to_owned())?)
     }
 }
 
-impl Columns for Row {
+impl TableRow for Row {
     fn int(&self, at: usize) -> Result<Option<i64>, StoreError> {
         match self.columns().get(at).map(|column| column.type_()) {
             Some(&Type::INT2) => Ok(get::<Option<i16>>(self, at)?.map(i64::from)),
@@ -96,7 +98,7 @@ impl Columns for Row {
 
     fn bytes(&self, at: usize) -> Result<Vec<u8>, StoreError> {
         match self.columns().get(at).map(|column| column.type_()) {
-            Some(&Type::UUID) => Ok(get::<Id>(self, at)?.0.to_vec()),
+            Some(&Type::UUID) => Ok(get::<UuidBytes>(self, at)?.0.to_vec()),
             _ => get(self, at),
         }
     }

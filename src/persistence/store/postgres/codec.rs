@@ -10,16 +10,16 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checke
 
 use super::StoreError;
 use crate::model::decimal::{Decimal, UNITS_PER_ONE};
-use crate::model::rollup::Figures;
+use crate::model::rollup::RollupFigures;
 
-type Wrong = Box<dyn std::error::Error + Sync + Send>;
+type BoxError = Box<dyn std::error::Error + Sync + Send>;
 
 /// 16 bytes as a `uuid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Id(pub(super) [u8; 16]);
+pub(super) struct UuidBytes(pub(super) [u8; 16]);
 
-impl ToSql for Id {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Wrong> {
+impl ToSql for UuidBytes {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, BoxError> {
         out.put_slice(&self.0);
         Ok(IsNull::No)
     }
@@ -27,8 +27,8 @@ impl ToSql for Id {
     to_sql_checked!();
 }
 
-impl<'a> FromSql<'a> for Id {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Wrong> {
+impl<'a> FromSql<'a> for UuidBytes {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, BoxError> {
         Ok(Self(raw.try_into()?))
     }
     accepts!(UUID);
@@ -36,15 +36,15 @@ impl<'a> FromSql<'a> for Id {
 
 /// Units of 10^-9 as a `numeric`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Units(pub(super) i128);
+pub(super) struct NumericUnits(pub(super) i128);
 
 const GROUP: u128 = 10_000;
 const NEGATIVE: u16 = 0x4000;
 /// Groups of the fraction.
 const FRACTION: usize = 3;
 
-impl Units {
-    fn put(self, out: &mut BytesMut) {
+impl NumericUnits {
+    fn encode(self, out: &mut BytesMut) {
         let magnitude = self.0.unsigned_abs();
         let fraction = (magnitude % UNITS_PER_ONE as u128) * 1_000;
         let mut groups: Vec<u16> = Vec::with_capacity(12);
@@ -73,9 +73,9 @@ impl Units {
     }
 }
 
-impl<'a> FromSql<'a> for Units {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Wrong> {
-        let field = |at: usize| -> Result<u16, Wrong> {
+impl<'a> FromSql<'a> for NumericUnits {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, BoxError> {
+        let field = |at: usize| -> Result<u16, BoxError> {
             let bytes = raw.get(2 * at..2 * at + 2).ok_or("a numeric is cut off")?;
             Ok(u16::from_be_bytes(bytes.try_into()?))
         };
@@ -107,14 +107,15 @@ impl<'a> FromSql<'a> for Units {
 }
 
 /// Count, value count, sum, min, max from five columns.
-pub(super) fn figures(row: &Row, first: usize) -> Result<Figures, StoreError> {
+pub(super) fn figures(row: &Row, first: usize) -> Result<RollupFigures, StoreError> {
     let bound = |at: usize| -> Result<Option<Decimal>, StoreError> {
-        Ok(get::<Option<Units>>(row, at)?.map(|Units(units)| Decimal::from_units(units)))
+        Ok(get::<Option<NumericUnits>>(row, at)?
+            .map(|NumericUnits(units)| Decimal::from_units(units)))
     };
-    Ok(Figures {
+    Ok(RollupFigures {
         count: get::<i64>(row, first)? as u64,
         value_count: get::<i64>(row, first + 1)? as u64,
-        sum: get::<Units>(row, first + 2)?.0,
+        sum: get::<NumericUnits>(row, first + 2)?.0,
         min: bound(first + 3)?,
         max: bound(first + 4)?,
     })
@@ -172,7 +173,7 @@ impl CopyRows {
 
     pub(super) fn numeric(&mut self, value: Option<i128>) {
         let Some(units) = value else { return self.open.put_i32(-1) };
-        self.sized(|out| Units(units).put(out));
+        self.sized(|out| NumericUnits(units).encode(out));
     }
 
     pub(super) fn bytea(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -205,12 +206,12 @@ mod tests {
 
     fn encoded(units: i128) -> Vec<u8> {
         let mut out = BytesMut::new();
-        Units(units).put(&mut out);
+        NumericUnits(units).encode(&mut out);
         out.to_vec()
     }
 
     fn decoded(raw: &[u8]) -> Result<i128, String> {
-        Units::from_sql(&Type::NUMERIC, raw).map(|units| units.0).map_err(|e| e.to_string())
+        NumericUnits::from_sql(&Type::NUMERIC, raw).map(|units| units.0).map_err(|e| e.to_string())
     }
 
     #[test]

@@ -14,33 +14,34 @@ use tokio_postgres::{Client, Config, Error, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::StoreError;
-use super::errors::Failure;
-use super::options::Place;
-use super::session::{Backend, Connection, Session};
-use super::worker::{Hands, Unanswered};
-use crate::model::budget::Ending;
+use super::errors::SessionError;
+use super::options::StoreAddress;
+use super::runtime::{RuntimeHandle, WaitError};
+use super::session::{ConnectionTask, PostgresSession, ServerBackend};
+use crate::model::budget::CancelFlag;
 
 /// The oldest server with all settings that sessions use (`client_connection_check_interval`).
-const OLDEST: i32 = 140_000;
+const MIN_SERVER_VERSION: i32 = 140_000;
 
 /// Who this session is to the server, and which start of which server it speaks with.
-const BACKEND: &str = "SELECT pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE \
+const BACKEND_SQL: &str =
+    "SELECT pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE \
                        pid = pg_backend_pid()),
     pg_postmaster_start_time(), current_setting('server_version_num')::integer,
     EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')";
 
 /// What sessions of one pool have in common.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(super) struct SessionConnector {
     pub(super) config: Config,
     tls: Option<MakeRustlsConnect>,
     setup: String,
-    hands: Hands,
+    runtime: RuntimeHandle,
     limit: Duration,
-    pub(super) place: Place,
+    pub(super) address: StoreAddress,
 }
 
-impl Connector {
+impl SessionConnector {
     /// `setup` is run first in every session.
     ///
     /// # Errors
@@ -49,13 +50,15 @@ impl Connector {
         config: Config,
         tls_ca: Option<&Path>,
         setup: String,
-        hands: Hands,
+        hands: RuntimeHandle,
     ) -> Result<Self, StoreError> {
-        let tls = (config.get_ssl_mode() == SslMode::Require).then(|| tls(tls_ca)).transpose()?;
+        let tls = (config.get_ssl_mode() == SslMode::Require)
+            .then(|| tls_connector(tls_ca))
+            .transpose()?;
         let each = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5));
         // A host that does not answer must not use up the time of the one behind it.
         let limit = each.saturating_mul(config.get_hosts().len().max(1) as u32 + 1);
-        Ok(Self { place: Place::of(&config), config, tls, setup, hands, limit })
+        Ok(Self { address: StoreAddress::of(&config), config, tls, setup, runtime: hands, limit })
     }
 
     /// A new session.
@@ -63,67 +66,71 @@ impl Connector {
     /// # Errors
     /// [`StoreError::Failed`] if no host takes it, [`StoreError::Invalid`] if the server is too
     /// old.
-    pub(super) fn connect(&self) -> Result<Session, StoreError> {
+    pub(super) fn connect(&self) -> Result<PostgresSession, StoreError> {
         self.connect_for(None)
     }
 
-    /// As [`Connector::connect`], but no longer than until the query ends that it is for.
+    /// As [`SessionConnector::connect`], but no longer than until the query ends that it is for.
     ///
     /// # Errors
-    /// As there, and [`StoreError::Ended`].
-    pub(super) fn connect_for(&self, query: Option<&Ending>) -> Result<Session, StoreError> {
+    /// As there, and [`StoreError::QueryEnded`].
+    pub(super) fn connect_for(
+        &self,
+        query: Option<&CancelFlag>,
+    ) -> Result<PostgresSession, StoreError> {
         let (config, tls, setup) = (self.config.clone(), self.tls.clone(), self.setup.clone());
         let connecting = async move {
             let (client, connection) = match tls {
-                Some(tls) => open(&config, tls).await?,
-                None => open(&config, NoTls).await?,
+                Some(tls) => open_connection(&config, tls).await?,
+                None => open_connection(&config, NoTls).await?,
             };
-            let guard = Connection(connection);
+            let guard = ConnectionTask(connection);
             client.batch_execute(&setup).await?;
-            let row = client.query_one(BACKEND, &[]).await?;
+            let row = client.query_one(BACKEND_SQL, &[]).await?;
             let started: SystemTime = row.try_get(2)?;
             let (pid, began, timescale) = (row.try_get(0)?, row.try_get(1)?, row.try_get(4)?);
-            let backend = Backend { pid, started: began, server: micros(started), timescale };
+            let backend =
+                ServerBackend { pid, started: began, server_started: micros(started), timescale };
             Ok::<_, Error>((client, guard, backend, row.try_get::<_, i32>(3)?))
         };
-        let failure = match self.hands.run(self.limit, query, connecting) {
-            Ok(Ok((client, connection, backend, version))) if version >= OLDEST => {
-                return Ok(Session::new(
+        let failure = match self.runtime.run(self.limit, query, connecting) {
+            Ok(Ok((client, connection, backend, version))) if version >= MIN_SERVER_VERSION => {
+                return Ok(PostgresSession::new(
                     client,
                     connection,
                     backend,
-                    self.hands.clone(),
+                    self.runtime.clone(),
                     self.tls.clone(),
                 ));
             }
             Ok(Ok((.., version))) => {
                 return Err(StoreError::Invalid(format!(
                     "{} runs PostgreSQL {}, Rollmill needs {} or newer: upgrade the server",
-                    self.place,
+                    self.address,
                     version / 10_000,
-                    OLDEST / 10_000
+                    MIN_SERVER_VERSION / 10_000
                 )));
             }
-            Ok(Err(error)) => StoreError::from(Failure::Said(error)),
-            Err(Unanswered::Ended) => StoreError::Ended,
-            Err(Unanswered::Late) => StoreError::Unavailable(format!(
+            Ok(Err(error)) => StoreError::from(SessionError::Postgres(error)),
+            Err(WaitError::QueryEnded) => StoreError::QueryEnded,
+            Err(WaitError::TimedOut) => StoreError::Unavailable(format!(
                 "no answer within {:?}, see store.connect_timeout",
                 self.limit
             )),
         };
         Err(match failure {
             StoreError::Failed(why) => {
-                StoreError::Failed(format!("cannot connect to {}: {why}", self.place))
+                StoreError::Failed(format!("cannot connect to {}: {why}", self.address))
             }
             StoreError::Unavailable(why) => {
-                StoreError::Unavailable(format!("cannot connect to {}: {why}", self.place))
+                StoreError::Unavailable(format!("cannot connect to {}: {why}", self.address))
             }
             other => other,
         })
     }
 }
 
-async fn open<T>(config: &Config, tls: T) -> Result<(Client, JoinHandle<()>), Error>
+async fn open_connection<T>(config: &Config, tls: T) -> Result<(Client, JoinHandle<()>), Error>
 where
     T: MakeTlsConnect<Socket> + Send,
     T::Stream: Send + 'static,
@@ -140,7 +147,7 @@ where
     Ok((client, task))
 }
 
-fn tls(authorities: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
+fn tls_connector(authorities: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
     let mut roots = rustls::RootCertStore::empty();
     match authorities {
         Some(path) => {

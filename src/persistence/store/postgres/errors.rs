@@ -20,27 +20,27 @@ use super::StoreError;
 
 /// Why a step failed.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum SessionError {
     /// The server or the connection said so.
-    Said(Error),
+    Postgres(Error),
     /// No answer within the deadline.
-    Late,
+    TimedOut,
     /// The query that it was done for has ended.
-    Ended,
+    QueryEnded,
 }
 
-impl Failure {
+impl SessionError {
     /// The state that the server named.
-    pub(super) fn state(&self) -> Option<&SqlState> {
+    pub(super) fn sql_state(&self) -> Option<&SqlState> {
         match self {
-            Failure::Said(error) => error.code(),
-            Failure::Late | Failure::Ended => None,
+            SessionError::Postgres(error) => error.code(),
+            SessionError::TimedOut | SessionError::QueryEnded => None,
         }
     }
 
     /// Whether the session can go on after a rollback.
     pub(super) fn session_survives(&self) -> bool {
-        let Failure::Said(error) = self else { return false };
+        let SessionError::Postgres(error) = self else { return false };
         let Some(said) = error.as_db_error() else { return false };
         let stale = *said.code() == SqlState::READ_ONLY_SQL_TRANSACTION
             || *said.code() == SqlState::FEATURE_NOT_SUPPORTED;
@@ -51,8 +51,8 @@ impl Failure {
 
     /// Whether it passes by itself. A password, a certificate or a database that is not there is no
     /// matter of time.
-    fn passes(&self) -> bool {
-        let Failure::Said(error) = self else { return true };
+    fn is_transient(&self) -> bool {
+        let SessionError::Postgres(error) = self else { return true };
         match error.code().map(SqlState::code) {
             // A limit of the server's configuration: it stays until a person raises it.
             Some("53400") => false,
@@ -61,20 +61,20 @@ impl Failure {
             Some(state) => {
                 ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class))
             }
-            None => error.is_closed() || is_broken(error),
+            None => error.is_closed() || is_connection_error(error),
         }
     }
 
     /// The answer of a transaction whose COMMIT was sent.
-    pub(super) fn of_commit(self) -> StoreError {
-        match self.state().map(|state| &state.code()[..2]) {
+    pub(super) fn into_commit_error(self) -> StoreError {
+        match self.sql_state().map(|state| &state.code()[..2]) {
             Some("40" | "23") => self.into(),
-            _ => StoreError::Unknown(format!("postgres: COMMIT: {}", self.text())),
+            _ => StoreError::Unknown(format!("postgres: COMMIT: {}", self.message())),
         }
     }
 
-    fn text(&self) -> String {
-        let Failure::Said(error) = self else {
+    fn message(&self) -> String {
+        let SessionError::Postgres(error) = self else {
             return "no answer within store.timeout".to_owned();
         };
         let Some(said) = error.as_db_error() else {
@@ -84,25 +84,25 @@ impl Failure {
             return format!("{error}{cause}");
         };
         let detail = said.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
-        format!("{} [{}]{detail}{}", said.message(), said.code().code(), way_out(said.code()))
+        format!("{} [{}]{detail}{}", said.message(), said.code().code(), remedy(said.code()))
     }
 }
 
 /// Whether it is the connection that failed, and not what was said over it: a certificate that is
 /// refused is `InvalidData`.
-fn is_broken(error: &Error) -> bool {
+fn is_connection_error(error: &Error) -> bool {
     let cause =
         std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     cause.is_some_and(|io| io.kind() != ErrorKind::InvalidData)
 }
 
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> Self {
-        if matches!(failure, Failure::Ended) {
-            return StoreError::Ended;
+impl From<SessionError> for StoreError {
+    fn from(failure: SessionError) -> Self {
+        if matches!(failure, SessionError::QueryEnded) {
+            return StoreError::QueryEnded;
         }
-        let text = format!("postgres: {}", failure.text());
-        match failure.state() {
+        let text = format!("postgres: {}", failure.message());
+        match failure.sql_state() {
             Some(state)
                 if *state == SqlState::DATA_CORRUPTED || *state == SqlState::INDEX_CORRUPTED =>
             {
@@ -118,14 +118,14 @@ impl From<Failure> for StoreError {
                 ))
             }
             Some(state) if *state == SqlState::QUERY_CANCELED => StoreError::TooLong(text),
-            _ if failure.passes() => StoreError::Unavailable(text),
+            _ if failure.is_transient() => StoreError::Unavailable(text),
             _ => StoreError::Failed(text),
         }
     }
 }
 
 /// What a person can do about a state.
-fn way_out(state: &SqlState) -> &'static str {
+fn remedy(state: &SqlState) -> &'static str {
     match state.code() {
         "53100" => ": free space on the server's disk; what is not flushed waits in the log",
         "53400" => ": raise that limit of the server; until then it fails again and again",
@@ -160,6 +160,6 @@ mod tests {
 
     #[test]
     fn a_limit_of_the_server_is_told_with_its_way_out() {
-        assert!(way_out(&SqlState::CONFIGURATION_LIMIT_EXCEEDED).contains("raise that limit"));
+        assert!(remedy(&SqlState::CONFIGURATION_LIMIT_EXCEEDED).contains("raise that limit"));
     }
 }

@@ -9,24 +9,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::StoreError;
-use super::catalogue::{self, Growth, Known, Numbers};
-use super::codec::{CopyRows, Id, get};
-use super::compressed::Compressed;
+use super::catalogue::{self, PostgresSeriesCache, SeriesGrowth, SeriesNumbers};
+use super::codec::{CopyRows, UuidBytes, get};
+use super::compressed_weeks::CompressedWeeks;
 use super::schema::WEEK;
-use super::session::{Param, Session, params};
+use super::session::{Param, PostgresSession, params};
 use crate::model::decimal::Decimal;
-use crate::model::distinct::Distinct;
+use crate::model::distinct::DistinctSketch;
 use crate::model::flush::{
-    AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, settled_revision,
+    AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, revision_after_release,
 };
 use crate::model::offset::{LogId, Offset, ShardId};
-use crate::model::quantiles::Quantiles;
+use crate::model::quantiles::QuantileSketch;
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::blocks;
 
 /// Staged rows, per session; every commit empties them.
-pub(super) const STAGING: &str = "
+pub(super) const STAGING_TABLES: &str = "
     CREATE TEMPORARY TABLE staged_rollups (metric_no integer, hour integer, series_no bigint, \
                                   count bigint, value_count bigint,
       sum numeric, min numeric, max numeric) ON COMMIT DELETE ROWS;
@@ -68,32 +68,32 @@ const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, 
 const CLEAR: &str = "TRUNCATE pg_temp.staged_rollups, pg_temp.staged_sketches";
 
 /// Rows merged at once: bounds the memory of sketches read back, which are 16 KiB at most each.
-const PART: usize = 8_192;
+const PART_ROWS: usize = 8_192;
 /// Of these, rows that fall into compressed weeks. Each may unpack a batch of a thousand rows, and
 /// all that is done within `store.timeout`.
-const PACKED_PART: usize = 512;
+const PACKED_PART_ROWS: usize = 512;
 
 /// Late events unpack as much of a compressed week as they need: the server's limit (100,000 rows)
 /// would fail the flush for ever. Versions of the extension that know no limit refuse to hear of
 /// it.
-pub(super) const UNLIMITED: &str = "
+pub(super) const NO_DECOMPRESS_LIMIT: &str = "
     DO $$ BEGIN PERFORM set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', \
                                     false);
     EXCEPTION WHEN undefined_object OR invalid_name THEN NULL; END $$;";
 
 /// Weeks that a flush writes to, as the partitions count them.
-pub(super) fn weeks(deltas: &[Delta]) -> BTreeSet<i32> {
+pub(super) fn touched_weeks(deltas: &[Delta]) -> BTreeSet<i32> {
     deltas.iter().map(|delta| delta.hour.0.div_euclid(WEEK)).collect()
 }
 
 /// Writes one flush; what was numbered is to be remembered after the commit.
 pub(super) fn flush(
-    session: &mut Session,
-    (known, compressed): (&Known, &Compressed),
+    session: &mut PostgresSession,
+    (known, compressed): (&PostgresSeriesCache, &CompressedWeeks),
     guard: FlushGuard,
     batch: &FlushBatch,
     forget_ids_before: Millis,
-) -> Result<Numbers, StoreError> {
+) -> Result<SeriesNumbers, StoreError> {
     let shard = guard.shard.0.cast_signed();
     let moved = session.execute(
         "UPDATE shards SET next = $1, appended = coalesce($9, appended), attempts = 0, \
@@ -105,7 +105,7 @@ pub(super) fn flush(
             session.backend.pid,
             session.backend.started,
             shard,
-            Id(guard.log.0),
+            UuidBytes(guard.log.0),
             guard.range.from as i64,
             guard.epoch.counter as i64,
             guard.epoch.nonce as i64,
@@ -116,7 +116,8 @@ pub(super) fn flush(
         return Err(StoreError::Refused { shard: guard.shard });
     }
     let at = (guard.shard, guard.range.from);
-    let (numbers, growth) = catalogue::number(session, known, &batch.admitted, &batch.deltas, at)?;
+    let (numbers, growth) =
+        catalogue::number_series(session, known, &batch.admitted, &batch.deltas, at)?;
     let touched = merge(session, compressed, &batch.deltas, &numbers)?;
     let mut writes: Vec<(&str, Vec<Param>)> =
         vec![("DELETE FROM suspects WHERE shard = $1", params![shard])];
@@ -137,8 +138,8 @@ pub(super) fn flush(
         "DELETE FROM dedup WHERE shard = $1 AND last_appended < $2",
         params![shard, forget_ids_before],
     ));
-    writes.extend(batch.quarantined.iter().map(set_aside));
-    writes.extend(account(&batch.accounting));
+    writes.extend(batch.quarantined.iter().map(quarantine_upsert));
+    writes.extend(accounting_upsert(&batch.accounting));
     writes.extend(touched.writes(&growth, |_| guard.revision()));
     session.execute_all(writes)?;
     Ok(numbers)
@@ -147,18 +148,19 @@ pub(super) fn flush(
 /// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself:
 /// the batch's is not used.
 pub(super) fn settle(
-    session: &mut Session,
-    (known, compressed): (&Known, &Compressed),
+    session: &mut PostgresSession,
+    (known, compressed): (&PostgresSeriesCache, &CompressedWeeks),
     (shard, offset, index): (ShardId, Offset, u32),
     delta: Option<&FlushBatch>,
-) -> Result<Option<Numbers>, StoreError> {
+) -> Result<Option<SeriesNumbers>, StoreError> {
     // The shard's row stands for its rollups: no flush may merge them meanwhile.
     let owned = session.query(
         "SELECT log FROM shards WHERE shard = $1 FOR UPDATE",
         params![shard.0.cast_signed()],
     )?;
-    let log =
-        owned.first().map_or(Ok(LogId([0; 16])), |row| get::<Id>(row, 0).map(|id| LogId(id.0)))?;
+    let log = owned
+        .first()
+        .map_or(Ok(LogId([0; 16])), |row| get::<UuidBytes>(row, 0).map(|id| LogId(id.0)))?;
     let sql = if delta.is_some() {
         "DELETE FROM quarantine WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT \
          discarded RETURNING tenant, appended"
@@ -170,8 +172,9 @@ pub(super) fn settle(
     let waiting =
         session.query(sql, params![shard.0.cast_signed(), offset as i64, i64::from(index)])?;
     let Some(row) = waiting.first() else { return Ok(None) };
-    let Some(batch) = delta else { return Ok(Some(Numbers::new())) };
-    let (numbers, growth) = catalogue::number(session, known, &[], &batch.deltas, (shard, offset))?;
+    let Some(batch) = delta else { return Ok(Some(SeriesNumbers::new())) };
+    let (numbers, growth) =
+        catalogue::number_series(session, known, &[], &batch.deltas, (shard, offset))?;
     let touched = merge(session, compressed, &batch.deltas, &numbers)?;
     let sql = "INSERT INTO accounting AS a VALUES ($1, $2, 1, 0, 0) ON CONFLICT (tenant, hour) DO \
                UPDATE SET
@@ -179,14 +182,15 @@ pub(super) fn settle(
     let hour = Hour::of(get(row, 1)?).0;
     let mut writes = vec![(sql, params![get::<String>(row, 0)?, hour])];
     let before = touched.revisions(session)?;
-    let revise =
-        |day| settled_revision(before.get(&day).copied().unwrap_or(0), log, shard, offset, index);
+    let revise = |day| {
+        revision_after_release(before.get(&day).copied().unwrap_or(0), log, shard, offset, index)
+    };
     writes.extend(touched.writes(&growth, revise));
     session.execute_all(writes)?;
     Ok(Some(numbers))
 }
 
-pub(super) fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
+pub(super) fn quarantine_upsert(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
     let sql = "INSERT INTO quarantine VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (shard, \
                \"offset\", idx) DO UPDATE SET
         tenant = excluded.tenant, appended = excluded.appended, reason = excluded.reason, \
@@ -211,7 +215,7 @@ pub(super) fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
     )
 }
 
-pub(super) fn account(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {
+pub(super) fn accounting_upsert(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {
     let mut rows: BTreeMap<(&str, i32), [i64; 3]> = BTreeMap::new();
     for delta in growth {
         let row = rows.entry((&delta.tenant, delta.hour.0)).or_default();
@@ -240,14 +244,17 @@ type RowKey = (i32, i32, i64);
 
 /// What a merge touched, to move revisions and the metrics' spans.
 #[derive(Default)]
-struct Touched {
+struct TouchedRows {
     days: BTreeSet<(i32, i32)>,
     hours: BTreeMap<i32, (i32, i32)>,
 }
 
-impl Touched {
+impl TouchedRows {
     /// The revisions so far, which are locked from now on.
-    fn revisions(&self, session: &mut Session) -> Result<BTreeMap<(i32, i32), u64>, StoreError> {
+    fn revisions(
+        &self,
+        session: &mut PostgresSession,
+    ) -> Result<BTreeMap<(i32, i32), u64>, StoreError> {
         let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
         let sql = "SELECT r.metric_no, r.day, r.revision FROM unnest($1::integer[], \
                    $2::integer[]) AS w (metric_no, day)
@@ -262,7 +269,7 @@ impl Touched {
     /// `revise` gives each day its new revision.
     fn writes(
         &self,
-        growth: &Growth,
+        growth: &SeriesGrowth,
         revise: impl Fn((i32, i32)) -> u64,
     ) -> Vec<(&'static str, Vec<Param>)> {
         let mut writes = Vec::new();
@@ -310,13 +317,13 @@ impl Touched {
 
 /// Merges growth into rows, in the order of their keys.
 fn merge(
-    session: &mut Session,
-    compressed: &Compressed,
+    session: &mut PostgresSession,
+    compressed: &CompressedWeeks,
     deltas: &[Delta],
-    numbers: &Numbers,
-) -> Result<Touched, StoreError> {
+    numbers: &SeriesNumbers,
+) -> Result<TouchedRows, StoreError> {
     let mut rows: Vec<Row<'_>> = Vec::with_capacity(deltas.len());
-    let mut touched = Touched::default();
+    let mut touched = TouchedRows::default();
     for delta in deltas {
         let id = delta.series.id;
         let no = numbers
@@ -342,14 +349,14 @@ fn merge(
     let packed = compressed.weeks(session)?;
     let mut rest: &[Row<'_>] = &rows;
     while !rest.is_empty() {
-        let (part, behind) = rest.split_at(part(rest, &packed));
+        let (part, behind) = rest.split_at(part_len(rest, &packed));
         merge_figures(session, part)?;
         merge_sketches(session, part, &packed)?;
         if !behind.is_empty() {
-            session.batch(CLEAR.to_owned())?;
+            session.batch_execute(CLEAR.to_owned())?;
         }
         // A flush that makes progress is not to be begun anew, which would never end.
-        session.allow_again();
+        session.restart_time_limit();
         rest = behind;
     }
     Ok(touched)
@@ -362,16 +369,16 @@ fn week(row: &Row<'_>) -> i32 {
 }
 
 /// How many of the rows are merged next.
-fn part(rows: &[Row<'_>], packed: &BTreeSet<i32>) -> usize {
-    let most = rows.len().min(PART);
+fn part_len(rows: &[Row<'_>], packed: &BTreeSet<i32>) -> usize {
+    let most = rows.len().min(PART_ROWS);
     if packed.is_empty() {
         return most;
     }
     let late = rows[..most].iter().enumerate().filter(|(_, row)| packed.contains(&week(row)));
-    late.map(|(at, _)| at + 1).nth(PACKED_PART - 1).unwrap_or(most)
+    late.map(|(at, _)| at + 1).nth(PACKED_PART_ROWS - 1).unwrap_or(most)
 }
 
-fn merge_figures(session: &mut Session, rows: &[Row<'_>]) -> Result<(), StoreError> {
+fn merge_figures(session: &mut PostgresSession, rows: &[Row<'_>]) -> Result<(), StoreError> {
     let mut copy = CopyRows::new();
     for (key, rollup) in rows {
         let figures = &rollup.figures;
@@ -410,15 +417,16 @@ fn spans(rows: &[Row<'_>]) -> BTreeMap<i32, (i32, i32)> {
 }
 
 fn merge_sketches(
-    session: &mut Session,
+    session: &mut PostgresSession,
     rows: &[Row<'_>],
     packed: &BTreeSet<i32>,
 ) -> Result<(), StoreError> {
-    let mut stored: BTreeMap<RowKey, (Distinct, Quantiles)> = BTreeMap::new();
+    let mut stored: BTreeMap<RowKey, (DistinctSketch, QuantileSketch)> = BTreeMap::new();
     for (week, (first, last)) in spans(rows) {
         let sql = if packed.contains(&week) { READ_PACKED_SKETCHES } else { READ_SKETCHES };
-        session.each(sql, params![first, last], |row| {
-            let sketches = (Distinct::decode(get(row, 3)?)?, Quantiles::decode(get(row, 4)?)?);
+        session.for_each_row(sql, params![first, last], |row| {
+            let sketches =
+                (DistinctSketch::decode(get(row, 3)?)?, QuantileSketch::decode(get(row, 4)?)?);
             stored.insert((get(row, 0)?, get(row, 1)?, get(row, 2)?), sketches);
             Ok(())
         })?;
@@ -464,12 +472,12 @@ mod tests {
     fn parts_hold_few_rows_of_compressed_weeks() {
         let rows: Vec<Row<'_>> =
             (0..20_000).map(|n| row(n / 10, i64::from(n % 10), false)).collect();
-        assert_eq!(part(&rows, &BTreeSet::new()), PART);
-        assert_eq!(part(&rows[..9], &BTreeSet::new()), 9);
+        assert_eq!(part_len(&rows, &BTreeSet::new()), PART_ROWS);
+        assert_eq!(part_len(&rows[..9], &BTreeSet::new()), 9);
         // The week 2 begins at hour 336, which is row 3,360.
-        assert_eq!(part(&rows, &BTreeSet::from([2])), 3_360 + PACKED_PART);
-        assert_eq!(part(&rows[3_360..], &BTreeSet::from([2])), PACKED_PART);
-        assert_eq!(part(&rows, &BTreeSet::from([90])), PART);
+        assert_eq!(part_len(&rows, &BTreeSet::from([2])), 3_360 + PACKED_PART_ROWS);
+        assert_eq!(part_len(&rows[3_360..], &BTreeSet::from([2])), PACKED_PART_ROWS);
+        assert_eq!(part_len(&rows, &BTreeSet::from([90])), PART_ROWS);
     }
 
     #[test]

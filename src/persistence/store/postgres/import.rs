@@ -8,20 +8,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::catalogue::{self, Known};
-use super::codec::{CopyRows, Id, get};
+use super::catalogue::{self, PostgresSeriesCache};
+use super::codec::{CopyRows, UuidBytes, get};
 use super::schema::{self, WEEK};
-use super::session::{Param, Session, params};
+use super::session::{Param, PostgresSession, params};
 use super::{PostgresOptions, PostgresStore, StoreError, flush};
 use crate::model::decimal::Decimal;
-use crate::model::flush::{DedupBlock, SeriesInfo, Suspect};
+use crate::model::flush::{DedupBlock, SeriesInfo, SuspectEvent};
 use crate::model::manifest::ArchiveFloor;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 use crate::persistence::store::blocks;
 use crate::persistence::store::transfer::{
-    FiguresRow, Piece, RevisionRow, ShardRow, SketchesRow, Take,
+    FiguresRow, RevisionRow, ShardRow, SketchesRow, TransferBatch, TransferSink,
 };
 
 /// Who is said to own the shards until a node claims them.
@@ -33,13 +33,13 @@ const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0;";
 
 /// What a store holds already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Contents {
+pub enum StoreContents {
     /// Nothing.
-    Nothing,
+    Empty,
     /// What a log was folded into.
     Log(LogId),
     /// Rows without a checkpoint.
-    Rows,
+    OrphanRows,
 }
 
 impl PostgresStore {
@@ -47,9 +47,9 @@ impl PostgresStore {
     ///
     /// # Errors
     /// As [`PostgresStore::open`].
-    pub fn look(options: &PostgresOptions) -> Result<Option<Arc<Self>>, StoreError> {
+    pub fn open_if_created(options: &PostgresOptions) -> Result<Option<Arc<Self>>, StoreError> {
         let store = Self::new(options)?;
-        let place = &store.writers.connector.place;
+        let place = &store.writers.connector.address;
         let laid = schema::is_current(store.writers.take()?.session()?, place)?;
         Ok(laid.then(|| Arc::new(store)))
     }
@@ -58,7 +58,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn contents(&self) -> Result<Contents, StoreError> {
+    pub fn contents(&self) -> Result<StoreContents, StoreError> {
         contents(self.writers.take()?.session()?)
     }
 
@@ -68,15 +68,15 @@ impl PostgresStore {
     /// # Errors
     /// [`StoreError::Failed`] if a shard stands elsewhere; [`StoreError::Unknown`] if the outcome
     /// is: [`PostgresStore::contents`] then says it.
-    pub fn go_on_in(&self, from: LogId, to: LogId, ends: &[Offset]) -> Result<(), StoreError> {
+    pub fn switch_log(&self, from: LogId, to: LogId, ends: &[Offset]) -> Result<(), StoreError> {
         let mut lease = self.writers.begin(BEGIN)?;
         let session = lease.session()?;
         // Owners that still run wait here, and then find another epoch.
-        session.batch("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
+        session.batch_execute("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
         for row in &session
             .query("SELECT shard, log, next, archived FROM shards ORDER BY shard", params![])?
         {
-            let (shard, log) = (get::<i32>(row, 0)?, LogId(get::<Id>(row, 1)?.0));
+            let (shard, log) = (get::<i32>(row, 0)?, LogId(get::<UuidBytes>(row, 1)?.0));
             let stands = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
             let end = usize::try_from(shard).ok().and_then(|at| ends.get(at));
             if log != from || end.is_none_or(|end| stands != (*end, *end)) {
@@ -89,7 +89,7 @@ impl PostgresStore {
         }
         session.execute(
             "UPDATE shards SET log = $1, epoch = epoch + 1, attempts = 0",
-            params![Id(to.0)],
+            params![UuidBytes(to.0)],
         )?;
         session.commit()
     }
@@ -104,7 +104,7 @@ impl PostgresStore {
         &self,
         log: LogId,
         days: &[i32],
-        source: impl FnOnce(Take<'_>) -> Result<(), StoreError>,
+        source: impl FnOnce(TransferSink<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let weeks: BTreeSet<i32> = days
             .iter()
@@ -124,40 +124,40 @@ impl PostgresStore {
             spans: BTreeMap::new(),
         };
         // Two imports at once: the second waits here and then finds the rows of the first.
-        import.session.batch("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
-        if contents(import.session)? != Contents::Nothing {
-            let place = &self.writers.connector.place;
+        import.session.batch_execute("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
+        if contents(import.session)? != StoreContents::Empty {
+            let place = &self.writers.connector.address;
             return Err(StoreError::Failed(format!(
                 "{place} is not empty any more: another import has just ended; start again"
             )));
         }
         source(&mut |piece| {
-            import.session.allow(self.limit);
-            import.take(piece)
+            import.session.set_time_limit(self.limit);
+            import.write_batch(piece)
         })?;
-        import.session.allow(self.limit);
+        import.session.set_time_limit(self.limit);
         import.finish()?;
         session.commit()
     }
 }
 
-fn contents(session: &mut Session) -> Result<Contents, StoreError> {
+fn contents(session: &mut PostgresSession) -> Result<StoreContents, StoreError> {
     if let Some(row) =
         session.query("SELECT log FROM shards ORDER BY shard LIMIT 1", params![])?.first()
     {
-        return Ok(Contents::Log(LogId(get::<Id>(row, 0)?.0)));
+        return Ok(StoreContents::Log(LogId(get::<UuidBytes>(row, 0)?.0)));
     }
     let sql = "SELECT EXISTS (SELECT FROM series) OR EXISTS (SELECT FROM rollups) OR EXISTS \
                (SELECT FROM manifest)
         OR EXISTS (SELECT FROM accounting) OR EXISTS (SELECT FROM quarantine) OR EXISTS (SELECT \
                FROM dedup)";
     let any = session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0));
-    Ok(if any { Contents::Rows } else { Contents::Nothing })
+    Ok(if any { StoreContents::OrphanRows } else { StoreContents::Empty })
 }
 
 /// One import under way.
 struct Import<'a> {
-    session: &'a mut Session,
+    session: &'a mut PostgresSession,
     log: LogId,
     /// Metric and series numbers given here.
     series: HashMap<SeriesId, (i32, i64)>,
@@ -167,24 +167,35 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    fn take(&mut self, piece: Piece) -> Result<(), StoreError> {
+    fn write_batch(&mut self, piece: TransferBatch) -> Result<(), StoreError> {
         match piece {
-            Piece::Series(shard, rows) => self.admit(shard, &rows),
-            Piece::Figures(rows) => self.figures(&rows),
-            Piece::Sketches(rows) => self.sketches(&rows),
-            Piece::Revisions(rows) => self.revisions(&rows),
-            Piece::Dedup(shard, rows) => self.write(rows.iter().map(|block| dedup(shard, block))),
-            Piece::DedupRules(shard, rows) => self.write(
-                rows.iter().map(|(from, rule)| super::admin::dedup_rule(shard, *from, *rule)),
+            TransferBatch::Series(shard, rows) => self.admit(shard, &rows),
+            TransferBatch::Figures(rows) => self.figures(&rows),
+            TransferBatch::Sketches(rows) => self.sketches(&rows),
+            TransferBatch::Revisions(rows) => self.revisions(&rows),
+            TransferBatch::DedupBlocks(shard, rows) => {
+                self.write(rows.iter().map(|block| dedup(shard, block)))
+            }
+            TransferBatch::DedupRules(shard, rows) => self.write(
+                rows.iter()
+                    .map(|(from, rule)| super::admin::dedup_rule_insert(shard, *from, *rule)),
             ),
-            Piece::Accounting(rows) => self.write(flush::account(&rows).into_iter()),
-            Piece::Quarantine(rows) => self.write(rows.iter().map(flush::set_aside)),
-            Piece::Suspects(shard, rows) => self.write(rows.iter().map(|row| suspect(shard, row))),
-            Piece::Manifest(rows) => self.write(rows.iter().map(super::admin::manifest_row)),
-            Piece::Floors(rows) => {
+            TransferBatch::Accounting(rows) => {
+                self.write(flush::accounting_upsert(&rows).into_iter())
+            }
+            TransferBatch::Quarantine(rows) => {
+                self.write(rows.iter().map(flush::quarantine_upsert))
+            }
+            TransferBatch::Suspects(shard, rows) => {
+                self.write(rows.iter().map(|row| suspect(shard, row)))
+            }
+            TransferBatch::Manifest(rows) => {
+                self.write(rows.iter().map(super::admin::manifest_insert))
+            }
+            TransferBatch::ArchiveFloors(rows) => {
                 self.write(rows.iter().map(|(shard, floor)| archive_floor(*shard, floor)))
             }
-            Piece::Shards(rows) => {
+            TransferBatch::Shards(rows) => {
                 let log = self.log;
                 self.write(rows.iter().map(|row| checkpoint(log, row)))
             }
@@ -203,8 +214,13 @@ impl Import<'_> {
         shard: ShardId,
         rows: &[(Arc<SeriesInfo>, Offset)],
     ) -> Result<(), StoreError> {
-        let (numbers, growth) =
-            catalogue::number(self.session, &Known::default(), rows, &[], (shard, 0))?;
+        let (numbers, growth) = catalogue::number_series(
+            self.session,
+            &PostgresSeriesCache::default(),
+            rows,
+            &[],
+            (shard, 0),
+        )?;
         for (info, _) in rows {
             let no = numbers
                 .get(&info.id)
@@ -221,7 +237,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    fn place(&self, id: SeriesId, hour: Hour) -> Result<(i32, i32, i64), StoreError> {
+    fn row_key(&self, id: SeriesId, hour: Hour) -> Result<(i32, i32, i64), StoreError> {
         let found = self.series.get(&id).copied();
         let (metric, series) = found.ok_or_else(|| {
             StoreError::Invalid(format!("series {id} has rollups but no catalogue row"))
@@ -232,7 +248,7 @@ impl Import<'_> {
     fn figures(&mut self, rows: &[FiguresRow]) -> Result<(), StoreError> {
         let mut copy = CopyRows::new();
         for row in rows {
-            let place = self.place(row.series, row.hour)?;
+            let place = self.row_key(row.series, row.hour)?;
             let span = self.spans.entry(place.0).or_insert((place.1, place.1));
             *span = (span.0.min(place.1), span.1.max(place.1));
             copy.begin_row(8);
@@ -253,7 +269,7 @@ impl Import<'_> {
         let mut copy = CopyRows::new();
         for row in rows {
             copy.begin_row(5);
-            flush::put_key(&mut copy, self.place(row.series, row.hour)?);
+            flush::put_key(&mut copy, self.row_key(row.series, row.hour)?);
             copy.bytea(|out| out.extend_from_slice(&row.distinct_users));
             copy.bytea(|out| out.extend_from_slice(&row.quantiles));
         }
@@ -303,7 +319,7 @@ fn dedup(shard: ShardId, block: &DedupBlock) -> (&'static str, Vec<Param>) {
     )
 }
 
-fn suspect(shard: ShardId, row: &Suspect) -> (&'static str, Vec<Param>) {
+fn suspect(shard: ShardId, row: &SuspectEvent) -> (&'static str, Vec<Param>) {
     let params = params![
         shard.0.cast_signed(),
         row.offset as i64,
@@ -328,7 +344,7 @@ fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now(), $9)";
     let params = params![
         row.shard.0.cast_signed(),
-        Id(log.0),
+        UuidBytes(log.0),
         at.next as i64,
         at.archived as i64,
         at.epoch.counter as i64,

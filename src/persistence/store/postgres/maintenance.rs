@@ -9,27 +9,27 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use super::session::{Session, params};
-use super::weeks::Weeks;
+use super::session::{PostgresSession, params};
+use super::week_expiry::WeekExpiry;
 use super::{PostgresStore, StoreError};
 use crate::clock::{Clock, Millis};
-use crate::model::clock::Reading;
-use crate::model::expiry::Rules;
+use crate::model::clock::ClockReading;
+use crate::model::expiry::ExpiryRules;
 use crate::model::window::Hour;
 
 /// The first round comes soon after the start, the others at this distance: weeks do not end more
 /// often.
-const FIRST: Duration = Duration::from_secs(60);
-const EVERY: Duration = Duration::from_secs(3600);
+const FIRST_ROUND: Duration = Duration::from_secs(60);
+const ROUND_EVERY: Duration = Duration::from_secs(3600);
 /// Nodes that start together come one after the other.
-const SPREAD: Duration = Duration::from_secs(60);
+const MAX_JITTER: Duration = Duration::from_secs(60);
 
 /// Held for a round.
-const TURN: &str = "SELECT pg_try_advisory_lock(7094703)";
+const ROUND_LOCK: &str = "SELECT pg_try_advisory_lock(7094703)";
 
 /// How long things are kept.
 #[derive(Debug, Clone, Copy)]
-pub struct Keep {
+pub struct RetentionPolicy {
     /// Rollups of windows older than this are dropped, whole weeks at a time; `None` keeps them
     /// for ever.
     pub rollups: Option<Duration>,
@@ -37,23 +37,23 @@ pub struct Keep {
     pub compress: Option<Duration>,
 }
 
-impl Keep {
+impl RetentionPolicy {
     /// Whether there is anything to do, ever.
     pub fn is_idle(self) -> bool {
         self.rollups.is_none() && self.compress.is_none()
     }
 }
 
-fn hour(now: Millis, age: Duration) -> Hour {
+fn oldest_hour(now: Millis, age: Duration) -> Hour {
     Hour::of(now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
 }
 
-/// A part of [`SPREAD`] that is a node's own.
-fn spread(node: &str) -> Duration {
+/// A part of [`MAX_JITTER`] that is a node's own.
+fn node_jitter(node: &str) -> Duration {
     let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    SPREAD.mul_f64((hash >> 40) as f64 / f64::from(1_u32 << 24))
+    MAX_JITTER.mul_f64((hash >> 40) as f64 / f64::from(1_u32 << 24))
 }
 
 impl PostgresStore {
@@ -65,7 +65,7 @@ impl PostgresStore {
     /// See [`StoreError`]; what was compressed before stays so.
     pub fn compress_before(&self, before: Hour) -> Result<u32, StoreError> {
         let mut session = self.writers.connector.connect()?;
-        session.allow(self.limit);
+        session.set_time_limit(self.limit);
         let chunks =
             session.query("SELECT c FROM rollmill.compressible($1) AS c", params![before.0])?;
         let (mut compressed, mut failed) = (0, None);
@@ -82,16 +82,16 @@ impl PostgresStore {
                 }
             }
         }
-        self.compressed.forget();
-        *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        self.compressed_weeks.invalidate();
+        *self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
         match failed {
             Some(why @ (StoreError::Failed(_) | StoreError::TooLong(_))) => Err(why),
             _ => Ok(compressed),
         }
     }
 
-    fn compress(&self, session: &mut Session, chunk: &str) -> Result<bool, StoreError> {
-        session.allow(self.compress_limit);
+    fn compress(&self, session: &mut PostgresSession, chunk: &str) -> Result<bool, StoreError> {
+        session.set_time_limit(self.compress_limit);
         session.begin(format!(
             "BEGIN; SET LOCAL statement_timeout = {}",
             self.compress_limit.as_millis()
@@ -103,11 +103,11 @@ impl PostgresStore {
     }
 
     /// The right to do a round, as long as the session lives; none while another node has it.
-    pub(super) fn turn(&self) -> Result<Option<Session>, StoreError> {
+    pub(super) fn try_lock_round(&self) -> Result<Option<PostgresSession>, StoreError> {
         let mut session = self.writers.connector.connect()?;
-        session.allow(self.limit);
+        session.set_time_limit(self.limit);
         let is_ours =
-            session.query(TURN, params![])?.first().is_some_and(|row| row.get::<_, bool>(0));
+            session.query(ROUND_LOCK, params![])?.first().is_some_and(|row| row.get::<_, bool>(0));
         Ok(is_ours.then_some(session))
     }
 
@@ -115,34 +115,35 @@ impl PostgresStore {
     ///
     /// # Errors
     /// See [`StoreError`]; a partition that is in use for long is left to the next round.
-    pub fn maintain(&self, now: Millis, keep: Keep) -> Result<(u32, u32), StoreError> {
-        let dropped = keep.rollups.map_or(Ok(0), |age| self.drop_before(hour(now, age)))?;
-        let compressed = keep.compress.map_or(Ok(0), |age| self.compress_before(hour(now, age)))?;
+    pub fn maintain(&self, now: Millis, keep: RetentionPolicy) -> Result<(u32, u32), StoreError> {
+        let dropped = keep.rollups.map_or(Ok(0), |age| self.drop_before(oldest_hour(now, age)))?;
+        let compressed =
+            keep.compress.map_or(Ok(0), |age| self.compress_before(oldest_hour(now, age)))?;
         Ok((dropped, compressed))
     }
 
     /// Rounds until the store is dropped. What is due is dropped a day of the nodes' time later
-    /// ([`Weeks`]).
+    /// ([`WeekExpiry`]).
     ///
     /// # Errors
     /// [`StoreError::Failed`] if the store is closed.
-    pub fn maintain_regularly(
+    pub fn spawn_maintenance(
         self: &Arc<Self>,
         clock: Arc<dyn Clock>,
-        keep: Keep,
-        expiry: Rules,
+        keep: RetentionPolicy,
+        expiry: ExpiryRules,
     ) -> Result<(), StoreError> {
-        let (store, spread) = (Arc::downgrade(self), spread(&self.node));
+        let (store, spread) = (Arc::downgrade(self), node_jitter(&self.node));
         let run =
             getrandom::u64().map_err(|e| StoreError::Failed(format!("no randomness: {e}")))?;
-        let weeks = Arc::new(Mutex::new(Weeks::new(run, expiry)));
-        self.hands()?.spawn(async move {
-            let mut pause = FIRST + spread;
+        let weeks = Arc::new(Mutex::new(WeekExpiry::new(run, expiry)));
+        self.runtime_handle()?.spawn(async move {
+            let mut pause = FIRST_ROUND + spread;
             loop {
                 tokio::time::sleep(pause).await;
-                pause = EVERY;
+                pause = ROUND_EVERY;
                 let (store, weeks, now) = (store.clone(), weeks.clone(), clock.reading());
-                match tokio::task::spawn_blocking(move || round(&store, &weeks, now, keep)).await {
+                match tokio::task::spawn_blocking(move || run_round(&store, &weeks, now, keep)).await {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(why) => tracing::error!(%why, "a round of the store's maintenance died; the next one comes in an hour"),
@@ -153,25 +154,30 @@ impl PostgresStore {
     }
 }
 
-fn one_round(
+fn maintain_once(
     store: &PostgresStore,
-    weeks: &Mutex<Weeks>,
-    now: Reading,
-    keep: Keep,
+    weeks: &Mutex<WeekExpiry>,
+    now: ClockReading,
+    keep: RetentionPolicy,
 ) -> Result<(u32, u32), StoreError> {
     // What it holds is whole after every round: the poison says nothing.
     let mut weeks = weeks.lock().unwrap_or_else(PoisonError::into_inner);
     let droppable = keep.rollups.map_or(Ok(None), |age| store.droppable(&mut weeks, now, age))?;
     let dropped = droppable.map_or(Ok(0), |hour| store.drop_before(hour))?;
-    let (_, compressed) = store.maintain(now.wall, Keep { rollups: None, ..keep })?;
+    let (_, compressed) = store.maintain(now.wall, RetentionPolicy { rollups: None, ..keep })?;
     Ok((dropped, compressed))
 }
 
 /// Whether the store still lives.
-fn round(store: &Weak<PostgresStore>, weeks: &Mutex<Weeks>, now: Reading, keep: Keep) -> bool {
+fn run_round(
+    store: &Weak<PostgresStore>,
+    weeks: &Mutex<WeekExpiry>,
+    now: ClockReading,
+    keep: RetentionPolicy,
+) -> bool {
     let Some(store) = store.upgrade() else { return false };
-    let done = store.turn().and_then(|turn| match turn {
-        Some(_turn) => one_round(&store, weeks, now, keep),
+    let done = store.try_lock_round().and_then(|turn| match turn {
+        Some(_turn) => maintain_once(&store, weeks, now, keep),
         None => {
             tracing::debug!("another node maintains the store's old weeks");
             Ok((0, 0))
@@ -195,8 +201,8 @@ mod tests {
 
     #[test]
     fn nodes_come_one_after_the_other() {
-        let waits = ["n1", "n2", "n3"].map(spread);
-        assert!(waits.iter().all(|wait| *wait < SPREAD));
+        let waits = ["n1", "n2", "n3"].map(node_jitter);
+        assert!(waits.iter().all(|wait| *wait < MAX_JITTER));
         assert!(waits[0] != waits[1] && waits[1] != waits[2] && waits[0] != waits[2], "{waits:?}");
     }
 }

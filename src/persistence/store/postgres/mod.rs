@@ -12,7 +12,7 @@ mod admin;
 mod catalogue;
 mod check;
 mod codec;
-mod compressed;
+mod compressed_weeks;
 mod connect;
 mod errors;
 mod flush;
@@ -21,34 +21,34 @@ mod maintenance;
 mod options;
 mod pool;
 mod rollups;
+mod runtime;
 mod schema;
 mod session;
 mod sizes;
 mod snapshot;
 #[cfg(test)]
 pub(super) mod tests;
-mod weeks;
-mod worker;
+mod week_expiry;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use self::import::Contents;
-pub use self::maintenance::Keep;
+pub use self::import::StoreContents;
+pub use self::maintenance::RetentionPolicy;
 pub use self::options::PostgresOptions;
-pub use self::schema::{Holds, ROLES};
+pub use self::schema::{DatabaseState, ROLES};
 
-use self::catalogue::{Known, Numbers};
-use self::compressed::Compressed;
-use self::connect::Connector;
-use self::pool::Pool;
-use self::session::{Session, params};
-use self::worker::{Hands, Worker};
-use super::{Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
-use crate::model::budget::Budget;
+use self::catalogue::{PostgresSeriesCache, SeriesNumbers};
+use self::compressed_weeks::CompressedWeeks;
+use self::connect::SessionConnector;
+use self::pool::SessionPool;
+use self::runtime::{BlockingRuntime, RuntimeHandle};
+use self::session::{PostgresSession, params};
+use super::{ExpiryTarget, RollupStore, StoreDamage, StoreError, StoreSizes, StoreSnapshot};
+use crate::model::budget::QueryBudget;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
-use crate::model::manifest::{ManifestRow, Restored, Tier};
+use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -56,27 +56,27 @@ use crate::model::window::{Hour, Millis};
 /// Rollups, catalogue and checkpoints in a PostgreSQL database, in the schema `rollmill`.
 pub struct PostgresStore {
     node: String,
-    writers: Pool,
-    readers: Pool,
-    known: Known,
+    writers: SessionPool,
+    readers: SessionPool,
+    series_cache: PostgresSeriesCache,
     /// Weeks that have their partitions, by the start of the server that said so.
-    weeks: Mutex<(i64, BTreeSet<i32>)>,
-    matched: snapshot::Matches,
-    compressed: Compressed,
-    measured: sizes::Measured,
-    patience: String,
+    partitioned_weeks: Mutex<(i64, BTreeSet<i32>)>,
+    match_cache: snapshot::PostgresMatchCache,
+    compressed_weeks: CompressedWeeks,
+    size_cache: sizes::SizeCache,
+    claim_lock_timeout: String,
     /// `store.timeout`: of a transaction, and of each step of an import.
     limit: Duration,
     /// `store.compress_timeout`.
     compress_limit: Duration,
-    worker: Worker,
+    runtime: BlockingRuntime,
     rebuilding: bool,
 }
 
 impl std::fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PostgresStore")
-            .field("place", &self.writers.connector.place)
+            .field("place", &self.writers.connector.address)
             .finish_non_exhaustive()
     }
 }
@@ -89,7 +89,7 @@ impl PostgresStore {
     /// were lost; [`StoreError::Failed`] if no host takes writes.
     pub fn open(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self::new(options)?;
-        let place = &store.writers.connector.place;
+        let place = &store.writers.connector.address;
         let mut lease = store.writers.take()?;
         if !schema::is_current(lease.session()?, place)? {
             drop(lease);
@@ -112,7 +112,7 @@ impl PostgresStore {
     /// tables.
     pub fn open_rebuilding(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self { rebuilding: true, ..Self::new(options)? };
-        let place = &store.writers.connector.place;
+        let place = &store.writers.connector.address;
         let mut lease = store.writers.begin("BEGIN")?;
         schema::begin_rebuild(lease.session()?, place)?;
         lease.session()?.commit()?;
@@ -137,18 +137,18 @@ impl PostgresStore {
     ///
     /// # Errors
     /// If it cannot be reached.
-    pub fn holds(options: &PostgresOptions) -> Result<Holds, StoreError> {
+    pub fn database_state(options: &PostgresOptions) -> Result<DatabaseState, StoreError> {
         let store = Self::new(options)?;
-        schema::holds(store.writers.take()?.session()?)
+        schema::database_state(store.writers.take()?.session()?)
     }
 
     /// Connects to read, beside the nodes that write; tables are not laid.
     ///
     /// # Errors
     /// As [`PostgresStore::open`], and if the tables are not those of this version.
-    pub fn open_existing(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
+    pub fn open_read_only(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self::new(options)?;
-        let place = &store.readers.connector.place;
+        let place = &store.readers.connector.address;
         if !schema::is_current(store.readers.take()?.session()?, place)? {
             return Err(StoreError::Invalid(format!(
                 "{place} has not the tables of this version: start a node of this version, or run \
@@ -159,23 +159,28 @@ impl PostgresStore {
     }
 
     /// Database, hosts and user, without a password.
-    pub fn place(&self) -> String {
-        self.writers.connector.place.to_string()
+    pub fn address(&self) -> String {
+        self.writers.connector.address.to_string()
     }
 
     fn new(options: &PostgresOptions) -> Result<Self, StoreError> {
-        let worker = Worker::start()?;
-        let hands = worker.hands()?;
-        let connector =
-            |key: &str, url: &str, role: &str, setup: String| -> Result<Connector, StoreError> {
-                Connector::new(
-                    options.config(key, url, role)?,
-                    options.tls_ca.as_deref(),
-                    setup,
-                    hands.clone(),
-                )
-            };
-        let writing = options.settings(options.idle_timeout) + flush::UNLIMITED + flush::STAGING;
+        let worker = BlockingRuntime::start()?;
+        let hands = worker.handle()?;
+        let connector = |key: &str,
+                         url: &str,
+                         role: &str,
+                         setup: String|
+         -> Result<SessionConnector, StoreError> {
+            SessionConnector::new(
+                options.config(key, url, role)?,
+                options.tls_ca.as_deref(),
+                setup,
+                hands.clone(),
+            )
+        };
+        let writing = options.settings(options.idle_timeout)
+            + flush::NO_DECOMPRESS_LIMIT
+            + flush::STAGING_TABLES;
         // A query may think between two reads; it holds no lock that a flush waits for.
         let reading = options.settings(options.timeout)
             + "SET default_transaction_read_only = on; SET enable_sort = off;";
@@ -185,49 +190,49 @@ impl PostgresStore {
             .map_or(("store.url", &*options.url), |url| ("store.read_url", url));
         let writers = connector("store.url", &options.url, "writer", writing)?;
         let readers = connector(read_key, read_url, "reader", reading)?;
-        let patience = options.lock_timeout.min(admin::PATIENCE).as_millis();
+        let patience = options.lock_timeout.min(admin::CLAIM_WAIT).as_millis();
         Ok(Self {
             node: options.node.clone(),
-            writers: Pool::new(
+            writers: SessionPool::new(
                 writers,
                 options.flush_connections,
                 options.timeout,
                 "store.flush_connections",
             ),
-            readers: Pool::new(
+            readers: SessionPool::new(
                 readers,
                 options.read_connections,
                 options.timeout,
                 "store.read_connections",
             ),
-            known: Known::default(),
-            weeks: Mutex::default(),
-            matched: snapshot::Matches::new(options.match_cache),
-            compressed: Compressed::default(),
-            measured: sizes::Measured::default(),
-            patience: format!("SET LOCAL lock_timeout = {patience};"),
+            series_cache: PostgresSeriesCache::default(),
+            partitioned_weeks: Mutex::default(),
+            match_cache: snapshot::PostgresMatchCache::new(options.match_cache),
+            compressed_weeks: CompressedWeeks::default(),
+            size_cache: sizes::SizeCache::default(),
+            claim_lock_timeout: format!("SET LOCAL lock_timeout = {patience};"),
             limit: options.timeout,
             compress_limit: options.compress_timeout,
-            worker,
+            runtime: worker,
             rebuilding: false,
         })
     }
 
-    fn hands(&self) -> Result<Hands, StoreError> {
-        self.worker.hands()
+    fn runtime_handle(&self) -> Result<RuntimeHandle, StoreError> {
+        self.runtime.handle()
     }
 
     /// What sessions are named inside a transaction of the shard, up to the node.
-    fn names(shard: ShardId) -> String {
+    fn session_name(shard: ShardId) -> String {
         format!("shard-{:04}", shard.0)
     }
 
     /// The words that begin a transaction of the shard. The name is set before the row is locked,
     /// and seen by others at once.
-    fn begin(&self, shard: ShardId) -> String {
+    fn begin_sql(&self, shard: ShardId) -> String {
         format!(
             "BEGIN; SET LOCAL application_name = '{}';",
-            options::application(&self.node, &Self::names(shard))
+            options::application_name(&self.node, &Self::session_name(shard))
         )
     }
 
@@ -236,9 +241,9 @@ impl PostgresStore {
     fn transaction<T>(
         &self,
         shard: ShardId,
-        body: impl FnOnce(&mut Session) -> Result<T, StoreError>,
+        body: impl FnOnce(&mut PostgresSession) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut lease = self.writers.begin(&self.begin(shard))?;
+        let mut lease = self.writers.begin(&self.begin_sql(shard))?;
         let session = lease.session()?;
         let answer = body(session)?;
         session.commit()?;
@@ -246,27 +251,27 @@ impl PostgresStore {
     }
 
     /// As [`Self::transaction`], remembering what was numbered.
-    fn numbering<T>(
+    fn numbered_transaction<T>(
         &self,
         shard: ShardId,
-        body: impl FnOnce(&mut Session) -> Result<(Numbers, T), StoreError>,
+        body: impl FnOnce(&mut PostgresSession) -> Result<(SeriesNumbers, T), StoreError>,
     ) -> Result<T, StoreError> {
-        let ((numbers, answer), server) =
-            self.transaction(shard, |session| Ok((body(session)?, session.backend.server)))?;
-        self.known.add(server, numbers);
+        let ((numbers, answer), server) = self
+            .transaction(shard, |session| Ok((body(session)?, session.backend.server_started)))?;
+        self.series_cache.remember(server, numbers);
         Ok(answer)
     }
 
     /// Makes the partitions that a transaction needs, before it begins, so that no flush waits for
     /// a table to be made by another.
     fn ensure_weeks(&self, wanted: &BTreeSet<i32>) -> Result<(), StoreError> {
-        let known = self.weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if wanted.is_subset(&known.1) {
             return Ok(());
         }
         let mut lease = self.writers.begin("BEGIN")?;
         let session = lease.session()?;
-        let server = session.backend.server;
+        let server = session.backend.server_started;
         let missing: Vec<i32> = wanted
             .iter()
             .filter(|week| known.0 != server || !known.1.contains(week))
@@ -276,7 +281,7 @@ impl PostgresStore {
             session.query("SELECT rollmill.ensure_week($1)", params![*week])?;
         }
         session.commit()?;
-        let mut weeks = self.weeks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut weeks = self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner);
         if weeks.0 != server {
             *weeks = (server, BTreeSet::new());
         }
@@ -291,7 +296,8 @@ impl PostgresStore {
             outcome,
             Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unknown(_))
         ) {
-            *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+            *self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner) =
+                Default::default();
         }
         outcome
     }
@@ -303,17 +309,17 @@ impl PostgresStore {
     /// [`StoreError::Failed`] if `before` is within the last day, or a partition is in use for
     /// long.
     pub fn drop_before(&self, before: Hour) -> Result<u32, StoreError> {
-        self.old_weeks("SELECT rollmill.drop_before($1)", before)
+        self.drop_weeks("SELECT rollmill.drop_before($1)", before)
     }
 
-    fn old_weeks(&self, sql: &str, before: Hour) -> Result<u32, StoreError> {
+    fn drop_weeks(&self, sql: &str, before: Hour) -> Result<u32, StoreError> {
         let mut lease = self.writers.begin("BEGIN")?;
         let session = lease.session()?;
         let rows = session.query(sql, params![before.0])?;
         session.commit()?;
         drop(lease);
-        *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
-        self.compressed.forget();
+        *self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        self.compressed_weeks.invalidate();
         Ok(rows.first().map_or(0, |row| row.get::<_, i32>(0)).unsigned_abs())
     }
 
@@ -327,7 +333,7 @@ impl PostgresStore {
     ) -> Result<Option<Claim>, StoreError> {
         let mut lease = self.writers.begin(words)?;
         let session = lease.session()?;
-        match admin::lock(session, shard)? {
+        match admin::lock_shard(session, shard)? {
             None => Ok(None),
             Some(found) => {
                 let claim = admin::claim(session, shard, (found, log), nonce)?;
@@ -339,24 +345,27 @@ impl PostgresStore {
 }
 
 /// Whose session writes a note.
-fn shard_of(of: Expiring) -> ShardId {
+fn shard_of(of: ExpiryTarget) -> ShardId {
     match of {
-        Expiring::Archive(shard) => shard,
-        Expiring::Weeks => ShardId(0),
+        ExpiryTarget::Archive(shard) => shard,
+        ExpiryTarget::Weeks => ShardId(0),
     }
 }
 
 impl RollupStore for PostgresStore {
     /// The transaction of a previous owner that does not end by itself at once is ended.
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
-        let patient = format!("{} {}", self.begin(shard), self.patience);
+        let patient = format!("{} {}", self.begin_sql(shard), self.claim_lock_timeout);
         if let Some(claim) = self.try_claim(shard, log, nonce, &patient)? {
             return Ok(claim);
         }
         let mut lease = self.writers.take()?;
-        admin::end_holders(lease.session()?, &format!("rollmill:{}:", Self::names(shard)))?;
+        admin::terminate_holders(
+            lease.session()?,
+            &format!("rollmill:{}:", Self::session_name(shard)),
+        )?;
         drop(lease);
-        self.try_claim(shard, log, nonce, &self.begin(shard))?.ok_or_else(|| {
+        self.try_claim(shard, log, nonce, &self.begin_sql(shard))?.ok_or_else(|| {
             StoreError::Failed(format!(
                 "the row of shard {shard} stays locked by a transaction that is not one of ours, \
                  or runs as another role: find it in pg_stat_activity"
@@ -365,7 +374,7 @@ impl RollupStore for PostgresStore {
     }
 
     fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
-        admin::recent_ids(self.readers.begin(snapshot::BEGIN)?.session()?, shard, since)
+        admin::recent_ids(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard, since)
     }
 
     fn note_dedup_rule(
@@ -375,7 +384,7 @@ impl RollupStore for PostgresStore {
         from: Offset,
         rule: DedupRule,
     ) -> Result<(), StoreError> {
-        self.transaction(shard, |session| admin::note_dedup_rule(session, shard, epoch, from, rule))
+        self.transaction(shard, |session| admin::set_dedup_rule(session, shard, epoch, from, rule))
     }
 
     fn flush(
@@ -384,10 +393,16 @@ impl RollupStore for PostgresStore {
         batch: &FlushBatch,
         forget_ids_before: Millis,
     ) -> Result<(), StoreError> {
-        self.ensure_weeks(&flush::weeks(&batch.deltas))?;
-        let flushed = self.numbering(guard.shard, |session| {
-            flush::flush(session, (&self.known, &self.compressed), guard, batch, forget_ids_before)
-                .map(|numbers| (numbers, ()))
+        self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
+        let flushed = self.numbered_transaction(guard.shard, |session| {
+            flush::flush(
+                session,
+                (&self.series_cache, &self.compressed_weeks),
+                guard,
+                batch,
+                forget_ids_before,
+            )
+            .map(|numbers| (numbers, ()))
         });
         self.forget_weeks(flushed)
     }
@@ -403,28 +418,28 @@ impl RollupStore for PostgresStore {
     }
 
     fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
-        self.transaction(row.shard, |session| admin::archived(session, owner, row))
+        self.transaction(row.shard, |session| admin::insert_manifest_row(session, owner, row))
     }
 
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-        self.transaction(row.shard, |session| admin::moved(session, row, tier))
+        self.transaction(row.shard, |session| admin::set_tier(session, row, tier))
     }
 
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
-        self.transaction(row.shard, |session| admin::expired(session, row))
+        self.transaction(row.shard, |session| admin::expire_object(session, row))
     }
 
     fn swap_expiry(
         &self,
-        of: Expiring,
+        of: ExpiryTarget,
         before: Option<&str>,
         after: &str,
     ) -> Result<bool, StoreError> {
         self.transaction(shard_of(of), |session| admin::swap_expiry(session, of, before, after))
     }
 
-    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
-        self.transaction(ShardId(0), |session| admin::say_yes(session, of))
+    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+        self.transaction(ShardId(0), |session| admin::approve_expiry(session, of))
     }
 
     fn settle_quarantine(
@@ -435,12 +450,12 @@ impl RollupStore for PostgresStore {
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError> {
         if let Some(batch) = delta {
-            self.ensure_weeks(&flush::weeks(&batch.deltas))?;
+            self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
         }
-        let settled = self.numbering(shard, |session| {
+        let settled = self.numbered_transaction(shard, |session| {
             let numbers = flush::settle(
                 session,
-                (&self.known, &self.compressed),
+                (&self.series_cache, &self.compressed_weeks),
                 (shard, offset, index),
                 delta,
             )?;
@@ -450,7 +465,7 @@ impl RollupStore for PostgresStore {
         self.forget_weeks(settled)
     }
 
-    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
+    fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
         }
@@ -458,39 +473,52 @@ impl RollupStore for PostgresStore {
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        let lease = self.readers.begin(snapshot::BEGIN)?;
-        Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?))
+        let lease = self.readers.begin(snapshot::BEGIN_SNAPSHOT)?;
+        Ok(Box::new(snapshot::PostgresSnapshot::new(
+            lease,
+            &self.match_cache,
+            &self.compressed_weeks,
+        )?))
     }
 
-    fn snapshot_for(&self, query: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        let lease = self.readers.begin_for(snapshot::BEGIN, Some(&query.ending()))?;
-        Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?))
+    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        let lease = self.readers.begin_for(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?;
+        Ok(Box::new(snapshot::PostgresSnapshot::new(
+            lease,
+            &self.match_cache,
+            &self.compressed_weeks,
+        )?))
     }
 
     fn snapshot_at_once(
         &self,
-        query: &Budget,
+        query: &QueryBudget,
     ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
-        let Some(lease) = self.readers.begin_at_once(snapshot::BEGIN, Some(&query.ending()))?
+        let Some(lease) =
+            self.readers.begin_at_once(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?
         else {
             return Ok(None);
         };
-        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?)))
+        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(
+            lease,
+            &self.match_cache,
+            &self.compressed_weeks,
+        )?)))
     }
 
-    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
-        self.look_for_damage(found)
+    fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
+        self.find_damage(found)
     }
 
-    fn sizes(&self) -> Result<Sizes, StoreError> {
-        Ok(self.measured())
+    fn sizes(&self) -> Result<StoreSizes, StoreError> {
+        Ok(self.cached_sizes())
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-        admin::admitted_series(self.readers.begin(snapshot::BEGIN)?.session()?, shard)
+        admin::admitted_series(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard)
     }
 
     fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
-        admin::metric_names(self.readers.begin(snapshot::BEGIN)?.session()?)
+        admin::metric_names(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?)
     }
 }

@@ -1,6 +1,6 @@
 //! How the store is reached: URL, pools, deadlines.
 //!
-//! A URL may hold a password. It is parsed once; messages show [`Place`], which holds hosts,
+//! A URL may hold a password. It is parsed once; messages show [`StoreAddress`], which holds hosts,
 //! database and user, never the URL.
 
 use std::path::PathBuf;
@@ -51,15 +51,15 @@ impl std::fmt::Debug for PostgresOptions {
 
 /// Hosts, database and user, for messages.
 #[derive(Debug, Clone)]
-pub(super) struct Place(String);
+pub(super) struct StoreAddress(String);
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for StoreAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl Place {
+impl StoreAddress {
     pub(super) fn of(config: &Config) -> Self {
         let port = |at: usize| {
             config.get_ports().get(at).or(config.get_ports().first()).copied().unwrap_or(5432)
@@ -102,7 +102,7 @@ impl PostgresOptions {
             )));
         }
         config
-            .application_name(application(&self.node, role))
+            .application_name(application_name(&self.node, role))
             .connect_timeout(self.connect_timeout)
             .tcp_user_timeout(self.idle_timeout)
             .keepalives_idle(self.idle_timeout)
@@ -127,8 +127,8 @@ impl PostgresOptions {
     ///
     /// # Errors
     /// If it is no URL of PostgreSQL.
-    pub fn place(&self) -> Result<String, StoreError> {
-        Ok(Place::of(&self.config("store.url", &self.url, "writer")?).to_string())
+    pub fn address(&self) -> Result<String, StoreError> {
+        Ok(StoreAddress::of(&self.config("store.url", &self.url, "writer")?).to_string())
     }
 
     /// What a session is told first. Plans are made for the hours that a statement names: one for
@@ -149,7 +149,7 @@ impl PostgresOptions {
 }
 
 /// `rollmill:ROLE:NODE`, cut to what PostgreSQL keeps of an application name.
-pub(super) fn application(node: &str, role: &str) -> String {
+pub(super) fn application_name(node: &str, role: &str) -> String {
     let node =
         node.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | ':'));
     format!("rollmill:{role}:{}", node.take(36).collect::<String>())
@@ -187,7 +187,7 @@ mod tests {
         ] {
             let options = options(url);
             let shown = match options.config("store.url", url, "writer") {
-                Ok(config) => Place::of(&config).to_string(),
+                Ok(config) => StoreAddress::of(&config).to_string(),
                 Err(error) => error.to_string(),
             };
             assert!(!shown.contains("s3cret"), "{shown}");
@@ -199,7 +199,7 @@ mod tests {
     fn places_name_hosts_database_and_user() {
         let url = "postgres://u:s3cret@a:1,b:2/db";
         let config = options(url).config("store.url", url, "writer").expect("a URL");
-        assert_eq!(Place::of(&config).to_string(), "database db on a:1,b:2 as u");
+        assert_eq!(StoreAddress::of(&config).to_string(), "database db on a:1,b:2 as u");
         assert_eq!(config.get_application_name(), Some("rollmill:writer:n1DROP"));
     }
 }

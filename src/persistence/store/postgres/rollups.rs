@@ -14,10 +14,10 @@
 
 use super::StoreError;
 use super::codec::{self, get};
-use super::compressed::Compressed;
+use super::compressed_weeks::CompressedWeeks;
 use super::schema::WEEK;
-use super::session::{Param, Session, params};
-use crate::model::rollup::{Figures, Rollup};
+use super::session::{Param, PostgresSession, params};
+use crate::model::rollup::{Rollup, RollupFigures};
 use crate::model::window::Hour;
 
 /// Rows that wait for their sketches at a time, about; a statement of more hours costs nothing, one
@@ -25,76 +25,92 @@ use crate::model::window::Hour;
 const ROWS: u64 = 32_768;
 
 /// What is read of one metric.
-pub(super) struct Reading<'r> {
+pub(super) struct RollupScan<'r> {
     pub(super) metric_no: i32,
     /// First hour, and the one behind the last.
     pub(super) hours: (Hour, Hour),
     /// Series of the metric: more rows an hour cannot have.
     pub(super) series: u64,
     /// Numbers of the series that are wanted, if they are few.
-    pub(super) few: Option<&'r [i64]>,
+    pub(super) series_nos: Option<&'r [i64]>,
     /// Whether the sketch of distinct users is wanted.
     pub(super) distinct: bool,
     /// Whether the sketch of quantiles is wanted.
     pub(super) quantiles: bool,
     /// Whether each part has the time of a transaction anew: of what reads a whole store, as long
     /// as it takes.
-    pub(super) patient: bool,
+    pub(super) renews_time_limit: bool,
 }
 
 /// Where rows go: hour, number of the series, rollup; of one series in ascending hours.
-pub(super) type Visit<'v> = dyn FnMut(Hour, i64, Rollup) -> Result<(), StoreError> + 'v;
+pub(super) type RollupVisitor<'v> = dyn FnMut(Hour, i64, Rollup) -> Result<(), StoreError> + 'v;
 
 /// How a statement finds its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum AccessPath {
     Scan,
     Seek,
-    Sift,
+    Filter,
 }
 
-impl Reading<'_> {
+impl RollupScan<'_> {
     /// Reads it all, in parts that stay small.
     ///
     /// # Errors
     /// See [`StoreError`], and what `visit` says.
     pub(super) fn run(
         &self,
-        session: &mut Session,
-        compressed: &Compressed,
-        visit: &mut Visit<'_>,
+        session: &mut PostgresSession,
+        compressed: &CompressedWeeks,
+        visit: &mut RollupVisitor<'_>,
     ) -> Result<(), StoreError> {
-        match self.few {
-            Some(few) => self.each_piece(session, few, compressed, visit),
+        match self.series_nos {
+            Some(few) => self.read_by_week(session, few, compressed, visit),
             None if self.distinct || self.quantiles => self.scan(session, visit),
             None => {
                 let (from, to) = (self.hours.0.0, self.hours.1.0);
-                self.figures(session, Way::Scan, (from, to), None, &mut |(hour, no), figures| {
-                    visit(Hour(hour), no, Rollup { figures, ..Rollup::default() })
-                })
+                self.figures(
+                    session,
+                    AccessPath::Scan,
+                    (from, to),
+                    None,
+                    &mut |(hour, no), figures| {
+                        visit(Hour(hour), no, Rollup { figures, ..Rollup::default() })
+                    },
+                )
             }
         }
     }
 
     /// Part after part, each as long as the one before leads to expect: how full the hours are is
     /// not known, and may change.
-    fn scan(&self, session: &mut Session, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    fn scan(
+        &self,
+        session: &mut PostgresSession,
+        visit: &mut RollupVisitor<'_>,
+    ) -> Result<(), StoreError> {
         // Lets at least one whole hour through, if the catalogue counts its series right.
         let mut limit = ROWS + self.series;
         let (mut from, to) = (self.hours.0.0, self.hours.1.0);
         let mut hours = (ROWS / self.series.max(1)).max(1);
         while from < to {
-            if self.patient {
-                session.allow_again();
+            if self.renews_time_limit {
+                session.restart_time_limit();
             }
             let mut end = i32::try_from(i64::from(from).saturating_add_unsigned(hours))
                 .unwrap_or(i32::MAX)
                 .min(to);
-            let mut waiting = Waiting::default();
-            self.figures(session, Way::Scan, (from, end), Some(limit), &mut |key, figures| {
-                waiting.add(key, figures);
-                Ok(())
-            })?;
+            let mut waiting = PendingFigures::default();
+            self.figures(
+                session,
+                AccessPath::Scan,
+                (from, end),
+                Some(limit),
+                &mut |key, figures| {
+                    waiting.add(key, figures);
+                    Ok(())
+                },
+            )?;
             let found = waiting.rows.len() as u64;
             if found >= limit {
                 // The last hour may be cut: it is the first of the next part.
@@ -104,7 +120,7 @@ impl Reading<'_> {
                     continue;
                 }
             }
-            self.sketches(session, Way::Scan, (from, end), &mut waiting, visit)?;
+            self.sketches(session, AccessPath::Scan, (from, end), &mut waiting, visit)?;
             let read = i64::from(end).abs_diff(i64::from(from));
             hours = if found >= limit {
                 read.max(1)
@@ -120,19 +136,24 @@ impl Reading<'_> {
 
     /// A part for each week, because every look-up goes through the chunks that its statement
     /// names.
-    fn each_piece(
+    fn read_by_week(
         &self,
-        session: &mut Session,
+        session: &mut PostgresSession,
         few: &[i64],
-        compressed: &Compressed,
-        visit: &mut Visit<'_>,
+        compressed: &CompressedWeeks,
+        visit: &mut RollupVisitor<'_>,
     ) -> Result<(), StoreError> {
         let weeks = compressed.weeks(session)?;
         let most = ROWS / (few.len() as u64).max(1);
-        for piece in pieces((self.hours.0.0, self.hours.1.0), most, session.backend.timescale) {
-            let way = if weeks.contains(&piece.0.div_euclid(WEEK)) { Way::Sift } else { Way::Seek };
+        for piece in split_hours((self.hours.0.0, self.hours.1.0), most, session.backend.timescale)
+        {
+            let way = if weeks.contains(&piece.0.div_euclid(WEEK)) {
+                AccessPath::Filter
+            } else {
+                AccessPath::Seek
+            };
             if self.distinct || self.quantiles {
-                let mut waiting = Waiting::default();
+                let mut waiting = PendingFigures::default();
                 self.figures(session, way, piece, None, &mut |key, figures| {
                     waiting.add(key, figures);
                     Ok(())
@@ -147,10 +168,10 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn params(&self, way: Way, (from, to): (i32, i32), limit: Option<u64>) -> Vec<Param> {
+    fn params(&self, way: AccessPath, (from, to): (i32, i32), limit: Option<u64>) -> Vec<Param> {
         let mut params = params![self.metric_no, from, to];
-        if way != Way::Scan {
-            params.push(Box::new(self.few.unwrap_or_default().to_vec()));
+        if way != AccessPath::Scan {
+            params.push(Box::new(self.series_nos.unwrap_or_default().to_vec()));
         }
         if let Some(limit) = limit {
             params.push(Box::new(i64::try_from(limit).unwrap_or(i64::MAX)));
@@ -160,11 +181,11 @@ impl Reading<'_> {
 
     fn figures(
         &self,
-        session: &mut Session,
-        way: Way,
+        session: &mut PostgresSession,
+        way: AccessPath,
         piece: (i32, i32),
         limit: Option<u64>,
-        take: &mut dyn FnMut((i32, i64), Figures) -> Result<(), StoreError>,
+        take: &mut dyn FnMut((i32, i64), RollupFigures) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let mut sql = statement(
             "rollups",
@@ -174,7 +195,7 @@ impl Reading<'_> {
         if limit.is_some() {
             sql.push_str(" LIMIT $4");
         }
-        session.each(&sql, self.params(way, piece, limit), |row| {
+        session.for_each_row(&sql, self.params(way, piece, limit), |row| {
             take((get(row, 0)?, get(row, 1)?), codec::figures(row, 2)?)
         })
     }
@@ -182,11 +203,11 @@ impl Reading<'_> {
     /// Reads the sketches of a part and hands out its rows.
     fn sketches(
         &self,
-        session: &mut Session,
-        way: Way,
+        session: &mut PostgresSession,
+        way: AccessPath,
         piece: (i32, i32),
-        waiting: &mut Waiting,
-        visit: &mut Visit<'_>,
+        waiting: &mut PendingFigures,
+        visit: &mut RollupVisitor<'_>,
     ) -> Result<(), StoreError> {
         if waiting.rows.is_empty() {
             return Ok(());
@@ -197,13 +218,13 @@ impl Reading<'_> {
             (false, _) => "r.hour, r.series_no, NULL::bytea, r.quantiles",
             (true, true) => "r.hour, r.series_no, r.distinct_users, r.quantiles",
         };
-        session.each(
+        session.for_each_row(
             &statement("sketches", columns, way),
             self.params(way, piece, None),
             |row| {
                 let (users, values) =
                     (get::<Option<&[u8]>>(row, 2)?, get::<Option<&[u8]>>(row, 3)?);
-                waiting.meet(
+                waiting.merge_sketches(
                     (get(row, 0)?, get(row, 1)?),
                     (users.unwrap_or(&[]), values.unwrap_or(&[])),
                     visit,
@@ -216,19 +237,19 @@ impl Reading<'_> {
 
 /// $1 metric, $2 first hour, $3 the one behind the last, $4 series. Naming the range in every scan
 /// spares the plan all other weeks.
-pub(super) fn statement(table: &str, columns: &str, way: Way) -> String {
+pub(super) fn statement(table: &str, columns: &str, way: AccessPath) -> String {
     let range = "r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3";
     match way {
-        Way::Scan => {
+        AccessPath::Scan => {
             format!("SELECT {columns} FROM {table} r WHERE {range} ORDER BY r.hour, r.series_no")
         }
-        Way::Sift => format!(
+        AccessPath::Filter => format!(
             "SELECT {columns} FROM {table} r WHERE {range} AND r.series_no = ANY($4) ORDER BY \
              r.hour"
         ),
         // OFFSET 0 makes it one look-up in the key for every hour and series, in the order of the
         // hours, whatever the planner believes of tables that were never analysed.
-        Way::Seek => format!(
+        AccessPath::Seek => format!(
             "SELECT {columns} FROM generate_series($2::integer, $3::integer - 1) AS h (hour)
              CROSS JOIN LATERAL (SELECT r.* FROM unnest($4::bigint[]) AS w (no)
              CROSS JOIN LATERAL (SELECT * FROM {table} r WHERE {range} AND r.hour = h.hour AND \
@@ -239,7 +260,11 @@ pub(super) fn statement(table: &str, columns: &str, way: Way) -> String {
 }
 
 /// Cuts hours into parts of at most `most`, and at the ends of weeks if wanted.
-fn pieces((from, to): (i32, i32), most: u64, by_week: bool) -> impl Iterator<Item = (i32, i32)> {
+fn split_hours(
+    (from, to): (i32, i32),
+    most: u64,
+    by_week: bool,
+) -> impl Iterator<Item = (i32, i32)> {
     let most = i32::try_from(most).unwrap_or(i32::MAX).max(1);
     let mut next = from;
     std::iter::from_fn(move || {
@@ -258,16 +283,16 @@ fn pieces((from, to): (i32, i32), most: u64, by_week: bool) -> impl Iterator<Ite
 
 /// Figures that wait for their sketches, by hour and number of the series.
 #[derive(Debug, Default)]
-struct Waiting {
-    rows: Vec<((i32, i64), Option<Figures>)>,
+struct PendingFigures {
+    rows: Vec<((i32, i64), Option<RollupFigures>)>,
     /// Rows before this one were handed out.
     done: usize,
     /// Hour of the last sketches.
     last: Option<i32>,
 }
 
-impl Waiting {
-    fn add(&mut self, key: (i32, i64), figures: Figures) {
+impl PendingFigures {
+    fn add(&mut self, key: (i32, i64), figures: RollupFigures) {
         self.rows.push((key, Some(figures)));
     }
 
@@ -279,11 +304,11 @@ impl Waiting {
     }
 
     /// Hands out what these sketches belong to, and before it what has none in earlier hours.
-    fn meet(
+    fn merge_sketches(
         &mut self,
         key: (i32, i64),
         (users, values): (&[u8], &[u8]),
-        visit: &mut Visit<'_>,
+        visit: &mut RollupVisitor<'_>,
     ) -> Result<(), StoreError> {
         if self.last.is_some_and(|last| key.0 < last) {
             return Err(StoreError::Failed(format!(
@@ -292,7 +317,7 @@ impl Waiting {
             )));
         }
         self.last = Some(key.0);
-        self.hand_out(|row| row.0 < key.0, visit)?;
+        self.emit(|row| row.0 < key.0, visit)?;
         // Sketches without figures, or of a series that is not wanted, belong to nobody.
         let Ok(at) = self.rows[self.done..].binary_search_by_key(&key, |(key, _)| *key) else {
             return Ok(());
@@ -306,14 +331,14 @@ impl Waiting {
     }
 
     /// Hands out what is left: it has no sketches.
-    fn finish(&mut self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        self.hand_out(|_| true, visit)
+    fn finish(&mut self, visit: &mut RollupVisitor<'_>) -> Result<(), StoreError> {
+        self.emit(|_| true, visit)
     }
 
-    fn hand_out(
+    fn emit(
         &mut self,
         mut due: impl FnMut((i32, i64)) -> bool,
-        visit: &mut Visit<'_>,
+        visit: &mut RollupVisitor<'_>,
     ) -> Result<(), StoreError> {
         while let Some((key, figures)) = self.rows.get_mut(self.done).filter(|(key, _)| due(*key)) {
             self.done += 1;
@@ -341,7 +366,7 @@ mod tests {
         figures: &[(i32, i64)],
         sketches: &[(i32, i64)],
     ) -> Result<Vec<(i32, i64, bool)>, StoreError> {
-        let mut waiting = Waiting::default();
+        let mut waiting = PendingFigures::default();
         figures.iter().for_each(|key| waiting.add(*key, rollup(i128::from(key.1)).figures));
         waiting.rows.sort_unstable_by_key(|(key, _)| *key);
         let mut out = Vec::new();
@@ -357,7 +382,7 @@ mod tests {
             let (mut users, mut values) = (Vec::new(), Vec::new());
             of.distinct.encode(&mut users);
             of.quantiles.encode(&mut values);
-            waiting.meet(*key, (&users, &values), &mut visit)?;
+            waiting.merge_sketches(*key, (&users, &values), &mut visit)?;
         }
         waiting.finish(&mut visit)?;
         Ok(out)
@@ -386,8 +411,8 @@ mod tests {
 
     #[test]
     fn a_part_that_was_cut_ends_before_its_last_hour() {
-        let mut waiting = Waiting::default();
-        [(5, 1), (6, 1), (6, 2)].iter().for_each(|key| waiting.add(*key, Figures::default()));
+        let mut waiting = PendingFigures::default();
+        [(5, 1), (6, 1), (6, 2)].iter().for_each(|key| waiting.add(*key, RollupFigures::default()));
         assert_eq!(waiting.drop_last_hour(), Some(6));
         assert_eq!(waiting.rows.len(), 1);
     }
@@ -402,16 +427,16 @@ mod tests {
             ((5, 5), 1, true),
         ] {
             let mut next = range.0;
-            for (from, to) in pieces(range, most, by_week) {
+            for (from, to) in split_hours(range, most, by_week) {
                 assert!(from == next && from < to && i64::from(to - from) <= most as i64);
                 assert!(!by_week || from.div_euclid(WEEK) == (to - 1).div_euclid(WEEK));
                 next = to;
             }
             assert_eq!(next, range.1);
         }
-        assert_eq!(pieces((i32::MIN, i32::MAX), u64::MAX, false).count(), 3);
+        assert_eq!(split_hours((i32::MIN, i32::MAX), u64::MAX, false).count(), 3);
         assert_eq!(
-            pieces((i32::MAX - 1, i32::MAX), 5, true).collect::<Vec<_>>(),
+            split_hours((i32::MAX - 1, i32::MAX), 5, true).collect::<Vec<_>>(),
             [(i32::MAX - 1, i32::MAX)]
         );
     }

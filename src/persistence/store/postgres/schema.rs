@@ -5,9 +5,9 @@
 //! and never changed.
 
 use super::StoreError;
-use super::errors::Failure;
-use super::options::Place;
-use super::session::{Session, params};
+use super::errors::SessionError;
+use super::options::StoreAddress;
+use super::session::{PostgresSession, params};
 
 /// Migrations in order; the number of the last is the version of this build. What was released is
 /// never changed.
@@ -32,34 +32,34 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(7094701)";
 pub(super) const WEEK: i32 = 168;
 
 /// The version that this build reads and writes.
-fn newest() -> i32 {
+fn newest_version() -> i32 {
     MIGRATIONS.len() as i32
 }
 
 /// What a database holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holds {
+pub enum DatabaseState {
     /// No tables, or empty ones.
-    Nothing,
+    Empty,
     /// What a rebuild has not finished.
     Rebuilding,
     /// A store.
-    Store,
+    Complete,
 }
 
-fn is_true(session: &mut Session, sql: &str) -> Result<bool, StoreError> {
+fn is_true(session: &mut PostgresSession, sql: &str) -> Result<bool, StoreError> {
     Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
 }
 
 /// Whether there are tables. Asked of the catalogue: to_regclass is an error for a role without
 /// rights on the schema.
-fn are_laid(session: &mut Session) -> Result<bool, StoreError> {
+fn tables_exist(session: &mut PostgresSession) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'rollmill' AND c.relname = 'migrations')";
     is_true(session, sql)
 }
 
-fn is_rebuilding(session: &mut Session) -> Result<bool, StoreError> {
+fn is_rebuilding(session: &mut PostgresSession) -> Result<bool, StoreError> {
     is_true(
         session,
         &format!("SELECT EXISTS (SELECT FROM rollmill.migrations WHERE version = {REBUILDING})"),
@@ -67,40 +67,43 @@ fn is_rebuilding(session: &mut Session) -> Result<bool, StoreError> {
 }
 
 /// What the database holds.
-pub(super) fn holds(session: &mut Session) -> Result<Holds, StoreError> {
-    if !are_laid(session)? {
-        return Ok(Holds::Nothing);
+pub(super) fn database_state(session: &mut PostgresSession) -> Result<DatabaseState, StoreError> {
+    if !tables_exist(session)? {
+        return Ok(DatabaseState::Empty);
     }
     if is_rebuilding(session)? {
-        return Ok(Holds::Rebuilding);
+        return Ok(DatabaseState::Rebuilding);
     }
     let sql = "SELECT EXISTS (SELECT FROM rollmill.shards) OR EXISTS (SELECT FROM rollmill.series)";
-    Ok(if is_true(session, sql)? { Holds::Store } else { Holds::Nothing })
+    Ok(if is_true(session, sql)? { DatabaseState::Complete } else { DatabaseState::Empty })
 }
 
 /// Lays the tables and notes that what is in them is not whole, inside the session's transaction.
 ///
 /// # Errors
 /// [`StoreError::Invalid`] if the database holds a store, or this role may not.
-pub(super) fn begin_rebuild(session: &mut Session, place: &Place) -> Result<(), StoreError> {
-    session.batch(LOCK.to_owned())?;
-    if holds(session)? == Holds::Store {
+pub(super) fn begin_rebuild(
+    session: &mut PostgresSession,
+    place: &StoreAddress,
+) -> Result<(), StoreError> {
+    session.batch_execute(LOCK.to_owned())?;
+    if database_state(session)? == DatabaseState::Complete {
         return Err(StoreError::Invalid(format!("{place} holds a store: name an empty database")));
     }
-    if !are_laid(session)? || !is_newest(session, place)? {
-        lay(session).map_err(|failure| not_laid(place, failure))?;
+    if !tables_exist(session)? || !is_newest(session, place)? {
+        create_tables(session).map_err(|failure| create_error(place, failure))?;
     }
     let by = format!("rollmill {} rebuild", env!("CARGO_PKG_VERSION"));
     let sql = "INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2) ON CONFLICT \
                (version) DO NOTHING";
     match session.execute(sql, params![REBUILDING, by]) {
         Ok(_) => Ok(()),
-        Err(failure) => Err(not_laid(place, failure)),
+        Err(failure) => Err(create_error(place, failure)),
     }
 }
 
 /// What was rebuilt is whole, inside the session's transaction.
-pub(super) fn end_rebuild(session: &mut Session) -> Result<(), StoreError> {
+pub(super) fn end_rebuild(session: &mut PostgresSession) -> Result<(), StoreError> {
     session.execute("DELETE FROM rollmill.migrations WHERE version = $1", params![REBUILDING])?;
     Ok(())
 }
@@ -113,7 +116,10 @@ pub(super) fn end_rebuild(session: &mut Session) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Invalid`] if that is so.
-pub(super) fn refuse_lost_rollups(session: &mut Session, place: &Place) -> Result<(), StoreError> {
+pub(super) fn refuse_lost_rollups(
+    session: &mut PostgresSession,
+    place: &StoreAddress,
+) -> Result<(), StoreError> {
     let bare = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = \
                 c.relnamespace WHERE n.nspname = 'rollmill'
         AND c.relname IN ('rollups', 'sketches') AND c.relkind <> 'p')";
@@ -142,7 +148,7 @@ pub(super) fn refuse_lost_rollups(session: &mut Session, place: &Place) -> Resul
 
 /// Whether the views are missing where this role may lay them: an administrator has made their
 /// schema after the migration.
-fn lacks_views(session: &mut Session) -> Result<bool, StoreError> {
+fn lacks_views(session: &mut PostgresSession) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'rollmill_views'
         AND has_schema_privilege(n.oid, 'CREATE') AND pg_has_role(n.nspowner, 'MEMBER')
         AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = \
@@ -154,8 +160,11 @@ fn lacks_views(session: &mut Session) -> Result<bool, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Invalid`] if the version is newer, or a rebuild has not finished.
-pub(super) fn is_current(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
-    if !are_laid(session)? {
+pub(super) fn is_current(
+    session: &mut PostgresSession,
+    place: &StoreAddress,
+) -> Result<bool, StoreError> {
+    if !tables_exist(session)? {
         return Ok(false);
     }
     if is_rebuilding(session)? {
@@ -167,7 +176,7 @@ pub(super) fn is_current(session: &mut Session, place: &Place) -> Result<bool, S
     Ok(is_newest(session, place)? && !lacks_views(session)?)
 }
 
-fn is_newest(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
+fn is_newest(session: &mut PostgresSession, place: &StoreAddress) -> Result<bool, StoreError> {
     let found: i32 = match session
         .query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?
         .first()
@@ -175,14 +184,14 @@ fn is_newest(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
         Some(row) => row.get(0),
         None => 0,
     };
-    if found > newest() {
+    if found > newest_version() {
         return Err(StoreError::Invalid(format!(
             "{place} has schema version {found}, this build knows up to {}: start the version of \
              Rollmill that migrated it, or name another database",
-            newest()
+            newest_version()
         )));
     }
-    Ok(found == newest())
+    Ok(found == newest_version())
 }
 
 /// Brings the schema to the version of this build, inside the session's transaction; nothing if
@@ -190,16 +199,19 @@ fn is_newest(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Invalid`] if this role may not, or the version is newer.
-pub(super) fn migrate(session: &mut Session, place: &Place) -> Result<(), StoreError> {
-    session.batch(LOCK.to_owned())?;
+pub(super) fn migrate(
+    session: &mut PostgresSession,
+    place: &StoreAddress,
+) -> Result<(), StoreError> {
+    session.batch_execute(LOCK.to_owned())?;
     if is_current(session, place)? {
         return Ok(());
     }
-    lay(session).map_err(|failure| not_laid(place, failure))
+    create_tables(session).map_err(|failure| create_error(place, failure))
 }
 
-fn not_laid(place: &Place, failure: Failure) -> StoreError {
-    match failure.state().map(|state| state.code()) {
+fn create_error(place: &StoreAddress, failure: SessionError) -> StoreError {
+    match failure.sql_state().map(|state| state.code()) {
         Some("42501") => StoreError::Invalid(format!(
             "{place} has not the tables of this version, and this role may not lay them: run \
              `rollmill store migrate --url URL` with the URL of rollmill_owner; a rebuild takes \
@@ -209,8 +221,8 @@ fn not_laid(place: &Place, failure: Failure) -> StoreError {
     }
 }
 
-fn lay(session: &mut Session) -> Result<(), Failure> {
-    let is = |session: &mut Session, sql: &str| -> Result<bool, Failure> {
+fn create_tables(session: &mut PostgresSession) -> Result<(), SessionError> {
+    let is = |session: &mut PostgresSession, sql: &str| -> Result<bool, SessionError> {
         Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
     };
     // Everything belongs to the owner, also if a superuser does the work: the functions run with
@@ -221,7 +233,7 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
     let is_new = !is(session, "SELECT to_regnamespace('rollmill') IS NOT NULL")?;
     let for_owner = !is_new && is(session, owner)?;
     if is_new {
-        session.batch("CREATE SCHEMA rollmill".to_owned())?;
+        session.batch_execute("CREATE SCHEMA rollmill".to_owned())?;
     }
     // Who may not make a schema lays the tables all the same; `store roles` makes this one.
     if is(
@@ -230,12 +242,12 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
          to_regnamespace('rollmill_views') IS NULL",
     )? {
         let of = if for_owner { " AUTHORIZATION rollmill_owner" } else { "" };
-        session.batch(format!("CREATE SCHEMA rollmill_views{of}"))?;
+        session.batch_execute(format!("CREATE SCHEMA rollmill_views{of}"))?;
     }
     if for_owner {
-        session.batch("SET LOCAL ROLE rollmill_owner".to_owned())?;
+        session.batch_execute("SET LOCAL ROLE rollmill_owner".to_owned())?;
     }
-    session.batch(
+    session.batch_execute(
         "CREATE TABLE IF NOT EXISTS rollmill.migrations (version integer PRIMARY KEY, at \
          timestamptz NOT NULL DEFAULT now(),
          by text NOT NULL)"
@@ -246,12 +258,12 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
         session.query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?;
     let done: i32 = done.first().map_or(0, |row| row.get(0));
     for (version, text) in (1..).zip(MIGRATIONS).skip_while(|(version, _)| *version <= done) {
-        session.batch(text.replace(
+        session.batch_execute(text.replace(
             "/*PARTITIONED*/",
             if timescale.is_some() { "" } else { "PARTITION BY RANGE (hour)" },
         ))?;
         if let (1, Some(schema)) = (version, &timescale) {
-            session.batch(hypertables(schema))?;
+            session.batch_execute(hypertables(schema))?;
         }
         let by = format!("rollmill {}", env!("CARGO_PKG_VERSION"));
         session.execute(
@@ -259,24 +271,24 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
             params![version, by],
         )?;
     }
-    session.batch(FUNCTIONS.to_owned())?;
+    session.batch_execute(FUNCTIONS.to_owned())?;
     let views =
         "SELECT coalesce(has_schema_privilege(to_regnamespace('rollmill_views'), 'CREATE'), false)";
     if is(session, views)? {
-        session.batch(VIEWS.to_owned())?;
+        session.batch_execute(VIEWS.to_owned())?;
     } else {
         tracing::warn!(
             "the views for people are not laid, this role may not: run `rollmill store roles | \
              psql` and `store migrate`"
         );
     }
-    session.batch(GRANTS.to_owned())?;
-    session.batch("RESET ROLE".to_owned())?;
+    session.batch_execute(GRANTS.to_owned())?;
+    session.batch_execute("RESET ROLE".to_owned())?;
     Ok(())
 }
 
 /// The schema of the extension, quoted; `None` without it.
-fn timescale(session: &mut Session) -> Result<Option<String>, Failure> {
+fn timescale(session: &mut PostgresSession) -> Result<Option<String>, SessionError> {
     let sql = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = \
                e.extnamespace
         WHERE e.extname = 'timescaledb'";

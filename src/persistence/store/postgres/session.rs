@@ -18,10 +18,10 @@ use tokio_postgres::{Client, Error, NoTls, Row, RowStream, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::StoreError;
-use super::errors::Failure;
-use super::worker::{Hands, Unanswered};
+use super::errors::SessionError;
+use super::runtime::{RuntimeHandle, WaitError};
 use crate::clock::Stopwatch;
-use crate::model::budget::Ending;
+use crate::model::budget::CancelFlag;
 
 /// A parameter that outlives its caller's borrow.
 pub(super) type Param = Box<dyn ToSql + Sync + Send>;
@@ -33,7 +33,7 @@ macro_rules! params {
 pub(super) use params;
 
 /// Rows fetched at once.
-const ROWS: usize = 1024;
+const FETCH_ROWS: usize = 1024;
 /// A rollback that takes longer costs the session.
 const ROLLBACK: Duration = Duration::from_secs(2);
 /// What takes longer to reach the server is left to the server's own limits.
@@ -41,111 +41,112 @@ const CANCEL: Duration = Duration::from_secs(5);
 
 /// The server's side of a session.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Backend {
+pub(super) struct ServerBackend {
     /// Its process.
     pub(super) pid: i32,
     /// When that was started.
     pub(super) started: SystemTime,
     /// When the server was started, in microseconds. What is committed stays true until the server
     /// is started again or another takes its place: then this number differs.
-    pub(super) server: i64,
+    pub(super) server_started: i64,
     /// Whether the database has the extension.
     pub(super) timescale: bool,
 }
 
 /// Ends the connection when dropped, whatever it is waiting for.
 #[derive(Debug)]
-pub(super) struct Connection(pub(super) JoinHandle<()>);
+pub(super) struct ConnectionTask(pub(super) JoinHandle<()>);
 
-impl Drop for Connection {
+impl Drop for ConnectionTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 /// A connection.
-pub(super) struct Session {
+pub(super) struct PostgresSession {
     client: Arc<Client>,
-    _connection: Connection,
-    pub(super) backend: Backend,
-    hands: Hands,
+    _connection: ConnectionTask,
+    pub(super) backend: ServerBackend,
+    runtime: RuntimeHandle,
     statements: HashMap<String, Statement>,
     watch: Stopwatch,
     limit: Duration,
-    open: bool,
-    sound: bool,
+    in_transaction: bool,
+    is_usable: bool,
     /// The query that it works for.
-    query: Option<Ending>,
+    query: Option<CancelFlag>,
     tls: Option<MakeRustlsConnect>,
 }
 
 /// Rows that are still coming.
-pub(super) struct Rows(Option<Pin<Box<RowStream>>>);
+pub(super) struct PendingRows(Option<Pin<Box<RowStream>>>);
 
-impl Session {
+impl PostgresSession {
     pub(super) fn new(
         client: Client,
-        connection: Connection,
-        backend: Backend,
-        hands: Hands,
+        connection: ConnectionTask,
+        backend: ServerBackend,
+        hands: RuntimeHandle,
         tls: Option<MakeRustlsConnect>,
     ) -> Self {
         Self {
             client: Arc::new(client),
             _connection: connection,
             backend,
-            hands,
+            runtime: hands,
             statements: HashMap::new(),
             watch: Stopwatch::start(),
             limit: Duration::ZERO,
-            open: false,
-            sound: true,
+            in_transaction: false,
+            is_usable: true,
             query: None,
             tls,
         }
     }
 
     /// Gives the next statements, together, this much time.
-    pub(super) fn allow(&mut self, limit: Duration) {
+    pub(super) fn set_time_limit(&mut self, limit: Duration) {
         (self.watch, self.limit) = (Stopwatch::start(), limit);
     }
 
     /// What it does from now on ends with this query, until it is rolled back.
-    pub(super) fn work_for(&mut self, query: Option<&Ending>) {
+    pub(super) fn set_query(&mut self, query: Option<&CancelFlag>) {
         self.query = query.cloned();
     }
 
     /// Gives the next statements the same time again: what makes progress may take longer than one
     /// part of it.
-    pub(super) fn allow_again(&mut self) {
+    pub(super) fn restart_time_limit(&mut self) {
         self.watch = Stopwatch::start();
     }
 
     /// Whether the time is over, or so nearly that a statement was not begun or was cut for it.
-    pub(super) fn is_late(&self) -> bool {
+    pub(super) fn is_timed_out(&self) -> bool {
         self.watch.elapsed() >= self.limit
     }
 
     /// Whether the next caller may have it.
     pub(super) fn is_reusable(&self) -> bool {
-        self.sound && !self.open && !self.client.is_closed()
+        self.is_usable && !self.in_transaction && !self.client.is_closed()
     }
 
     /// Begins a transaction with these words, which begin with BEGIN.
-    pub(super) fn begin(&mut self, words: String) -> Result<(), Failure> {
-        self.open = true;
-        self.batch(words)
+    pub(super) fn begin(&mut self, words: String) -> Result<(), SessionError> {
+        self.in_transaction = true;
+        self.batch_execute(words)
     }
 
     /// Commits. What fails here is unknown, unless the server says that it rolled back.
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
         if self.limit <= self.watch.elapsed() {
             self.rollback();
-            return Err(Failure::Late.into());
+            return Err(SessionError::TimedOut.into());
         }
-        let committed = self.batch("COMMIT".to_owned()).map_err(Failure::of_commit);
-        self.open = false;
-        self.sound &= committed.is_ok();
+        let committed =
+            self.batch_execute("COMMIT".to_owned()).map_err(SessionError::into_commit_error);
+        self.in_transaction = false;
+        self.is_usable &= committed.is_ok();
         committed
     }
 
@@ -153,31 +154,31 @@ impl Session {
     /// rolls back.
     pub(super) fn rollback(&mut self) {
         self.query = None;
-        if self.open && self.sound {
-            self.allow(ROLLBACK);
-            self.open = self.batch("ROLLBACK".to_owned()).is_err();
+        if self.in_transaction && self.is_usable {
+            self.set_time_limit(ROLLBACK);
+            self.in_transaction = self.batch_execute("ROLLBACK".to_owned()).is_err();
         }
     }
 
-    fn step<T: Send + 'static>(
+    fn run_step<T: Send + 'static>(
         &mut self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, SessionError> {
         let left = self.limit.saturating_sub(self.watch.elapsed());
-        if left.is_zero() || !self.sound {
-            self.sound = false;
-            return Err(Failure::Late);
+        if left.is_zero() || !self.is_usable {
+            self.is_usable = false;
+            return Err(SessionError::TimedOut);
         }
-        let failure = match self.hands.run(left, self.query.as_ref(), work) {
+        let failure = match self.runtime.run(left, self.query.as_ref(), work) {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => Failure::Said(error),
-            Err(Unanswered::Late) => Failure::Late,
-            Err(Unanswered::Ended) => {
+            Ok(Err(error)) => SessionError::Postgres(error),
+            Err(WaitError::TimedOut) => SessionError::TimedOut,
+            Err(WaitError::QueryEnded) => {
                 self.cancel();
-                Failure::Ended
+                SessionError::QueryEnded
             }
         };
-        self.sound = failure.session_survives();
+        self.is_usable = failure.session_survives();
         Err(failure)
     }
 
@@ -185,7 +186,7 @@ impl Session {
     /// for it.
     fn cancel(&self) {
         let (token, tls) = (self.client.cancel_token(), self.tls.clone());
-        self.hands.spawn(async move {
+        self.runtime.spawn(async move {
             let asked = async {
                 match tls {
                     Some(tls) => token.cancel_query(tls).await,
@@ -199,25 +200,29 @@ impl Session {
     }
 
     /// Statements without parameters.
-    pub(super) fn batch(&mut self, sql: String) -> Result<(), Failure> {
+    pub(super) fn batch_execute(&mut self, sql: String) -> Result<(), SessionError> {
         let client = Arc::clone(&self.client);
-        self.step(async move { client.batch_execute(&sql).await })
+        self.run_step(async move { client.batch_execute(&sql).await })
     }
 
-    fn prepared(&mut self, sql: &str) -> Result<Statement, Failure> {
+    fn prepare(&mut self, sql: &str) -> Result<Statement, SessionError> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
         let (client, text) = (Arc::clone(&self.client), sql.to_owned());
-        let statement = self.step(async move { client.prepare(&text).await })?;
+        let statement = self.run_step(async move { client.prepare(&text).await })?;
         self.statements.insert(sql.to_owned(), statement.clone());
         Ok(statement)
     }
 
     /// The rows of a statement that has few.
-    pub(super) fn query(&mut self, sql: &str, params: Vec<Param>) -> Result<Vec<Row>, Failure> {
-        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
-        self.step(async move {
+    pub(super) fn query(
+        &mut self,
+        sql: &str,
+        params: Vec<Param>,
+    ) -> Result<Vec<Row>, SessionError> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepare(sql)?);
+        self.run_step(async move {
             let mut stream = Box::pin(client.query_raw(&statement, params).await?);
             let mut rows = Vec::new();
             while let Some(row) = stream.next().await {
@@ -228,22 +233,22 @@ impl Session {
     }
 
     /// The number of rows changed.
-    pub(super) fn execute(&mut self, sql: &str, params: Vec<Param>) -> Result<u64, Failure> {
-        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
-        self.step(async move { client.execute_raw(&statement, params).await })
+    pub(super) fn execute(&mut self, sql: &str, params: Vec<Param>) -> Result<u64, SessionError> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepare(sql)?);
+        self.run_step(async move { client.execute_raw(&statement, params).await })
     }
 
     /// Sends all statements at once; they run in this order.
     pub(super) fn execute_all(
         &mut self,
         statements: Vec<(&str, Vec<Param>)>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), SessionError> {
         let mut prepared = Vec::with_capacity(statements.len());
         for (sql, params) in statements {
-            prepared.push((self.prepared(sql)?, params));
+            prepared.push((self.prepare(sql)?, params));
         }
         let client = Arc::clone(&self.client);
-        self.step(async move {
+        self.run_step(async move {
             let sent = prepared
                 .iter_mut()
                 .map(|(statement, params)| client.execute_raw(&*statement, std::mem::take(params)));
@@ -252,9 +257,9 @@ impl Session {
     }
 
     /// Sends the rows of a COPY.
-    pub(super) fn copy_in(&mut self, sql: &str, chunks: Vec<Bytes>) -> Result<u64, Failure> {
-        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
-        self.step(async move {
+    pub(super) fn copy_in(&mut self, sql: &str, chunks: Vec<Bytes>) -> Result<u64, SessionError> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepare(sql)?);
+        self.run_step(async move {
             let mut sink = Box::pin(client.copy_in::<_, Bytes>(&statement).await?);
             for chunk in chunks {
                 sink.feed(chunk).await?;
@@ -265,21 +270,25 @@ impl Session {
 
     /// Begins a statement whose rows are fetched in parts. Until the last was fetched the session
     /// serves nothing else.
-    pub(super) fn stream(&mut self, sql: &str, params: Vec<Param>) -> Result<Rows, Failure> {
-        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
+    pub(super) fn stream(
+        &mut self,
+        sql: &str,
+        params: Vec<Param>,
+    ) -> Result<PendingRows, SessionError> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepare(sql)?);
         let stream =
-            self.step(async move { client.query_raw(&statement, params).await.map(Box::pin) })?;
-        Ok(Rows(Some(stream)))
+            self.run_step(async move { client.query_raw(&statement, params).await.map(Box::pin) })?;
+        Ok(PendingRows(Some(stream)))
     }
 
     /// The next rows; none after the last.
-    pub(super) fn next(&mut self, rows: &mut Rows) -> Result<Vec<Row>, Failure> {
+    pub(super) fn next_rows(&mut self, rows: &mut PendingRows) -> Result<Vec<Row>, SessionError> {
         let Some(mut stream) = rows.0.take() else { return Ok(Vec::new()) };
-        let (fetched, rest) = self.step(async move {
-            let mut fetched = Vec::with_capacity(ROWS);
+        let (fetched, rest) = self.run_step(async move {
+            let mut fetched = Vec::with_capacity(FETCH_ROWS);
             while let Some(row) = stream.next().await {
                 fetched.push(row?);
-                if fetched.len() == ROWS {
+                if fetched.len() == FETCH_ROWS {
                     return Ok((fetched, Some(stream)));
                 }
             }
@@ -290,7 +299,7 @@ impl Session {
     }
 
     /// Visits every row, in parts.
-    pub(super) fn each(
+    pub(super) fn for_each_row(
         &mut self,
         sql: &str,
         params: Vec<Param>,
@@ -298,13 +307,13 @@ impl Session {
     ) -> Result<(), StoreError> {
         let mut rows = self.stream(sql, params)?;
         loop {
-            let part = self.next(&mut rows)?;
+            let part = self.next_rows(&mut rows)?;
             if part.is_empty() {
                 return Ok(());
             }
             for row in &part {
                 // Rows that nobody reads to their end would stand in the way of the next statement.
-                visit(row).inspect_err(|_| self.sound &= rows.0.is_none())?;
+                visit(row).inspect_err(|_| self.is_usable &= rows.0.is_none())?;
             }
         }
     }

@@ -8,12 +8,12 @@ use super::codec::get;
 use super::session::params;
 use super::{PostgresStore, StoreError};
 use crate::clock::Stopwatch;
-use crate::persistence::store::Sizes;
+use crate::persistence::store::StoreSizes;
 
 /// What is older is measured again.
-const FRESH: Duration = Duration::from_secs(60);
+const MAX_AGE: Duration = Duration::from_secs(60);
 /// A measurement that takes longer is left to the next minute.
-const PATIENCE: Duration = Duration::from_secs(5);
+const MEASURE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every table with its indexes and what lies outside of its rows; partitions are tables of the
 /// same schema.
@@ -39,16 +39,16 @@ fn with_chunks(extension: &str) -> String {
 
 /// What was measured last, and when somebody last tried.
 #[derive(Debug, Default)]
-pub(super) struct Measured {
-    last: Mutex<(Option<Stopwatch>, Sizes)>,
+pub(super) struct SizeCache {
+    last: Mutex<(Option<Stopwatch>, StoreSizes)>,
 }
 
 impl PostgresStore {
     /// Sizes of up to a minute ago. What this role may not measure stays as it was, 0 at first.
-    pub(super) fn measured(&self) -> Sizes {
-        let mut last = self.measured.last.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn cached_sizes(&self) -> StoreSizes {
+        let mut last = self.size_cache.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, sizes) = &mut *last;
-        if since.as_ref().is_some_and(|since| since.elapsed() < FRESH) {
+        if since.as_ref().is_some_and(|since| since.elapsed() < MAX_AGE) {
             return *sizes;
         }
         *since = Some(Stopwatch::start());
@@ -69,7 +69,7 @@ impl PostgresStore {
             return Ok(None);
         };
         let session = lease.session()?;
-        session.allow(PATIENCE);
+        session.set_time_limit(MEASURE_TIMEOUT);
         let extension = session
             .query(EXTENSION, params![])?
             .first()
@@ -89,7 +89,7 @@ impl PostgresStore {
             return Ok(None);
         };
         let session = lease.session()?;
-        session.allow(PATIENCE);
+        session.set_time_limit(MEASURE_TIMEOUT);
         let rows = session.query(sql, params![])?;
         rows.first().map(|row| get::<i64>(row, 0).map(i64::unsigned_abs)).transpose()
     }

@@ -11,26 +11,27 @@ use std::sync::Arc;
 
 use tokio_postgres::Row;
 
-use super::codec::{Id, get};
-use super::compressed::Compressed;
-use super::pool::Lease;
-use super::rollups::Reading;
-use super::session::{Param, Session, params};
+use super::codec::{UuidBytes, get};
+use super::compressed_weeks::CompressedWeeks;
+use super::pool::SessionLease;
+use super::rollups::RollupScan;
+use super::session::{Param, PostgresSession, params};
 use super::{StoreError, admin};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
-use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::matched_series::{Collector, MatchCache, Matched};
+use crate::persistence::store::matched_series::{MatchCache, MatchedSeries, SeriesCollector};
 use crate::persistence::store::{
-    Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreSnapshot, blocks, too_many_series,
+    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreSnapshot, blocks,
+    too_many_series,
 };
 
 /// The words that begin a snapshot; its first statement pins the state.
-pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 /// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
 macro_rules! manifest_columns {
@@ -42,49 +43,50 @@ macro_rules! manifest_columns {
 }
 
 /// By start of the server, metric, matchers.
-pub(super) type Matches = MatchCache<(i64, i32, String)>;
+pub(super) type PostgresMatchCache = MatchCache<(i64, i32, String)>;
 
 /// A view, until dropped.
 pub(super) struct PostgresSnapshot<'a> {
-    lease: Lease<'a>,
-    cache: &'a Matches,
-    compressed: &'a Compressed,
+    lease: SessionLease<'a>,
+    cache: &'a PostgresMatchCache,
+    compressed_weeks: &'a CompressedWeeks,
 }
 
-type VisitBytes<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
+type BytesVisitor<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
 
 impl<'a> PostgresSnapshot<'a> {
-    /// `lease` is inside a transaction that began with [`BEGIN`].
+    /// `lease` is inside a transaction that began with [`BEGIN_SNAPSHOT`].
     pub(super) fn new(
-        mut lease: Lease<'a>,
-        cache: &'a Matches,
-        compressed: &'a Compressed,
+        mut lease: SessionLease<'a>,
+        cache: &'a PostgresMatchCache,
+        compressed: &'a CompressedWeeks,
     ) -> Result<Self, StoreError> {
         lease.session()?.query("SELECT FROM shards LIMIT 1", params![])?;
-        Ok(Self { lease, cache, compressed })
+        Ok(Self { lease, cache, compressed_weeks: compressed })
     }
 
-    fn sql(&mut self) -> Result<&mut Session, StoreError> {
+    fn session(&mut self) -> Result<&mut PostgresSession, StoreError> {
         self.lease.session()
     }
 
     fn metric(&mut self, tenant: &str, metric: &str) -> Result<Option<(i32, i64)>, StoreError> {
         let sql = "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = \
                    t.no WHERE t.name = $1 AND m.name = $2";
-        let rows = self.sql()?.query(sql, params![tenant.to_owned(), metric.to_owned()])?;
+        let rows = self.session()?.query(sql, params![tenant.to_owned(), metric.to_owned()])?;
         rows.first().map(|row| Ok((get(row, 0)?, get(row, 1)?))).transpose()
     }
 
-    fn matched(
+    fn matched_series(
         &mut self,
         query: &RollupQuery<'_>,
         metric_no: i32,
         count: i64,
-    ) -> Result<Matched, StoreError> {
+    ) -> Result<MatchedSeries, StoreError> {
         if query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
-        let key = (self.sql()?.backend.server, metric_no, format!("{:?}", query.matchers));
+        let key =
+            (self.session()?.backend.server_started, metric_no, format!("{:?}", query.matchers));
         let cache = self.cache;
         let matched = cache.get(key, count, || self.match_series(query, metric_no))?;
         // It may have been kept when a query was allowed more.
@@ -101,7 +103,7 @@ impl<'a> PostgresSnapshot<'a> {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name.clone(), value.clone())),
             _ => None,
         });
-        let mut collector = Collector::new(query);
+        let mut collector = SeriesCollector::new(query);
         match indexed {
             // Text of PostgreSQL holds no NUL, and so no label does.
             Some((_, value)) if value.contains('\0') => {}
@@ -129,18 +131,18 @@ impl<'a> PostgresSnapshot<'a> {
         mut each: impl FnMut(i64, Arc<SeriesInfo>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let cache = self.cache;
-        self.sql()?.each(sql, params, |row| {
-            let info = cache.series(SeriesId(get::<Id>(row, 1)?.0), get(row, 2)?)?;
+        self.session()?.for_each_row(sql, params, |row| {
+            let info = cache.series(SeriesId(get::<UuidBytes>(row, 1)?.0), get(row, 2)?)?;
             each(get(row, 0)?, info)
         })
     }
 
     /// All rollups of a metric, of one hour after the other, of one series id after the other.
-    fn metric_bytes(
+    fn visit_metric_bytes(
         &mut self,
         metric_no: i32,
         (from, to): (Hour, Hour),
-        visit: &mut VisitBytes<'_>,
+        visit: &mut BytesVisitor<'_>,
     ) -> Result<(), StoreError> {
         let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
         self.each_series(
@@ -153,14 +155,14 @@ impl<'a> PostgresSnapshot<'a> {
         )?;
         let count = series.len() as u64;
         let hours = (from, to);
-        let all = Reading {
+        let all = RollupScan {
             metric_no,
             hours,
             series: count,
-            few: None,
+            series_nos: None,
             distinct: true,
             quantiles: true,
-            patient: true,
+            renews_time_limit: true,
         };
         // Numbers are not in the order of ids: one hour at a time is sorted.
         let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
@@ -173,8 +175,8 @@ impl<'a> PostgresSnapshot<'a> {
                 visit(info, hour.0, rollup, &bytes);
             }
         };
-        let compressed = self.compressed;
-        all.run(self.sql()?, compressed, &mut |next, no, rollup| {
+        let compressed = self.compressed_weeks;
+        all.run(self.session()?, compressed, &mut |next, no, rollup| {
             if next != hour.0 {
                 finish(&mut hour);
                 hour.0 = next;
@@ -221,13 +223,13 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
             "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
         let checkpoint = |row: &Row| {
             let (next, archived) = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
-            let log = LogId(get::<Id>(row, 1)?.0);
+            let log = LogId(get::<UuidBytes>(row, 1)?.0);
             Ok((
                 shard(row, 0)?,
                 Checkpoint { log, next, archived, epoch: epoch(row, 4)?, appended: get(row, 6)? },
             ))
         };
-        self.sql()?.query(sql, params![])?.iter().map(checkpoint).collect()
+        self.session()?.query(sql, params![])?.iter().map(checkpoint).collect()
     }
 
     fn revisions(
@@ -240,7 +242,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
         let sql =
             "SELECT day, revision FROM revisions WHERE metric_no = $1 AND day >= $2 AND day < $3";
-        for row in self.sql()?.query(sql, params![metric_no, days.start, days.end])? {
+        for row in self.session()?.query(sql, params![metric_no, days.start, days.end])? {
             let day: i32 = get(&row, 0)?;
             revisions[(day - days.start) as usize] = get::<i64>(&row, 1)? as u64;
         }
@@ -255,7 +257,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else {
             return Ok(());
         };
-        let matched = self.matched(query, metric_no, count)?;
+        let matched = self.matched_series(query, metric_no, count)?;
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
@@ -265,25 +267,25 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         let few = (matched.len() as i64) < count / 8
             || (matched.len() as i64).saturating_mul(hours) <= 32;
         let nos: Vec<i64> = matched.iter().map(|(no, _)| *no).collect();
-        let reading = Reading {
+        let reading = RollupScan {
             metric_no,
             hours: (query.from, query.to),
             series: count.unsigned_abs(),
-            few: (few && hours <= 24 * 366).then_some(&*nos),
+            series_nos: (few && hours <= 24 * 366).then_some(&*nos),
             distinct: query.distinct,
             quantiles: query.quantiles,
-            patient: false,
+            renews_time_limit: false,
         };
-        let compressed = self.compressed;
-        let session = self.sql()?;
+        let compressed = self.compressed_weeks;
+        let session = self.session()?;
         let read = reading.run(session, compressed, &mut |hour, no, rollup| {
-            query.go_on()?;
+            query.check_budget()?;
             if let Ok(at) = matched.binary_search_by_key(&no, |(no, _)| *no) {
                 visit(&matched[at].1, hour, rollup);
             }
             Ok(())
         });
-        read.map_err(|why| if session.is_late() { too_long(why) } else { why })
+        read.map_err(|why| if session.is_timed_out() { too_long(why) } else { why })
     }
 
     fn rollup_bytes(
@@ -294,44 +296,48 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     ) -> Result<(), StoreError> {
         let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
                    t.name, m.name";
-        for row in self.sql()?.query(sql, params![])? {
-            self.sql()?.allow_again();
-            self.metric_bytes(get(&row, 0)?, (from, to), visit)?;
+        for row in self.session()?.query(sql, params![])? {
+            self.session()?.restart_time_limit();
+            self.visit_metric_bytes(get(&row, 0)?, (from, to), visit)?;
         }
         Ok(())
     }
 
     fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
-        admin::dedup_rules(self.sql()?, shard)
+        admin::dedup_rules(self.session()?, shard)
     }
 
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
         let mut admissions = Vec::new();
         let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1";
-        self.sql()?.each(sql, params![shard.0.cast_signed()], |row| {
-            admissions.push((SeriesId(get::<Id>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
+        self.session()?.for_each_row(sql, params![shard.0.cast_signed()], |row| {
+            admissions.push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
             Ok(())
         })?;
         Ok(admissions)
     }
 
-    fn decisions(&mut self, wanted: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+    fn decisions(
+        &mut self,
+        wanted: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError> {
         let of_range = || params![wanted.0.cast_signed(), range.from as i64, range.to as i64];
-        let mut decisions = Decisions::default();
+        let mut decisions = RangeDecisions::default();
         let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND admitted_offset >= \
                    $2 AND admitted_offset < $3
             ORDER BY admitted_offset, id";
-        self.sql()?.each(sql, of_range(), |row| {
+        self.session()?.for_each_row(sql, of_range(), |row| {
             decisions
                 .admitted
-                .push((SeriesId(get::<Id>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
+                .push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
             Ok(())
         })?;
         let sql = "SELECT \"offset\", idx, discarded FROM quarantine WHERE shard = $1 AND \
                    \"offset\" >= $2 AND \"offset\" < $3
             ORDER BY \"offset\", idx";
-        self.sql()?.each(sql, of_range(), |row| {
-            decisions.set_aside.push((
+        self.session()?.for_each_row(sql, of_range(), |row| {
+            decisions.quarantined.push((
                 get::<i64>(row, 0)? as Offset,
                 get::<i64>(row, 1)? as u32,
                 get(row, 2)?,
@@ -341,7 +347,11 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         Ok(decisions)
     }
 
-    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
+    fn metrics(
+        &mut self,
+        tenant: &str,
+        page: &NameRange<'_>,
+    ) -> Result<Vec<MetricInfo>, StoreError> {
         let sql = "SELECT m.name, m.series_count, m.first_hour, m.last_hour,
             ARRAY(SELECT DISTINCT p.name FROM label_pairs p WHERE p.metric_no = m.no ORDER BY \
                    p.name)
@@ -360,7 +370,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                 last: get::<Option<i32>>(row, 3)?.map(Hour),
             })
         };
-        self.sql()?.query(sql, asked)?.iter().map(metric).collect()
+        self.session()?.query(sql, asked)?.iter().map(metric).collect()
     }
 
     fn label_values(
@@ -368,7 +378,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
-        page: &Page<'_>,
+        page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
         let sql = "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no \
                    JOIN label_pairs p ON p.metric_no = m.no
@@ -385,7 +395,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
             to,
             page.rows()
         ];
-        self.sql()?.query(sql, asked)?.iter().map(|row| get(row, 0)).collect()
+        self.session()?.query(sql, asked)?.iter().map(|row| get(row, 0)).collect()
     }
 
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
@@ -400,7 +410,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                 quarantined: get::<i64>(row, 4)? as u64,
             })
         };
-        self.sql()?.query(sql, params![])?.iter().map(account).collect()
+        self.session()?.query(sql, params![])?.iter().map(account).collect()
     }
 
     fn accounting(
@@ -420,7 +430,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                 quarantined: get::<i64>(row, 3)? as u64,
             })
         };
-        self.sql()?
+        self.session()?
             .query(sql, params![tenant.to_owned(), from.0, to.0])?
             .iter()
             .map(account)
@@ -432,7 +442,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
             manifest_columns!(),
             " WHERE $1::integer IS NULL OR shard = $1 ORDER BY shard, from_offset"
         );
-        manifest_rows(self.sql()?, sql, params![wanted.map(|s| s.0.cast_signed())])
+        manifest_rows(self.session()?, sql, params![wanted.map(|s| s.0.cast_signed())])
     }
 
     fn manifest_first(
@@ -448,7 +458,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
              $3"
         );
         manifest_rows(
-            self.sql()?,
+            self.session()?,
             sql,
             params![shard.0.cast_signed(), tier.map(blocks::tier_number), limit],
         )
@@ -459,7 +469,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                    FROM manifest WHERE shard = $1
             ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM \
                    archive_floors WHERE shard = $1) AS times";
-        let rows = self.sql()?.query(sql, params![shard.0.cast_signed()])?;
+        let rows = self.session()?.query(sql, params![shard.0.cast_signed()])?;
         rows.first().map_or(Ok(None), |row| get(row, 0))
     }
 
@@ -473,13 +483,14 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                    shard = $1 AND from_offset >= $2
             ORDER BY from_offset LIMIT $3";
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = self.sql()?.query(sql, params![shard.0.cast_signed(), from as i64, limit])?;
+        let rows =
+            self.session()?.query(sql, params![shard.0.cast_signed(), from as i64, limit])?;
         rows.iter().map(|row| Ok((get::<i64>(row, 0)? as Offset, get(row, 1)?))).collect()
     }
 
     fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
         let sql = "SELECT count(*), min(from_offset) FROM manifest WHERE shard = $1";
-        let rows = self.sql()?.query(sql, params![shard.0.cast_signed()])?;
+        let rows = self.session()?.query(sql, params![shard.0.cast_signed()])?;
         let extent = |row: &Row| {
             Ok((
                 get::<i64>(row, 0)?.unsigned_abs(),
@@ -489,22 +500,23 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         rows.first().map_or(Ok((0, None)), extent)
     }
 
-    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
         let rows = self
-            .sql()?
-            .query("SELECT note, said FROM expiry WHERE shard = $1", params![of.number()])?;
+            .session()?
+            .query("SELECT note, said FROM expiry WHERE shard = $1", params![of.code()])?;
         rows.first()
-            .map(|row| Ok(ExpiryNote { note: get(row, 0)?, said: get(row, 1)? }))
+            .map(|row| Ok(ExpiryRow { note: get(row, 0)?, approvals: get(row, 1)? }))
             .transpose()
     }
 
-    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
-        let rows =
-            self.sql()?.query("SELECT shard, note, said FROM expiry ORDER BY shard", params![])?;
+    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError> {
+        let rows = self
+            .session()?
+            .query("SELECT shard, note, said FROM expiry ORDER BY shard", params![])?;
         let read = |row: &Row| {
             Ok((
-                Expiring::of_number(get(row, 0)?),
-                ExpiryNote { note: get(row, 1)?, said: get(row, 2)? },
+                ExpiryTarget::from_code(get(row, 0)?),
+                ExpiryRow { note: get(row, 1)?, approvals: get(row, 2)? },
             ))
         };
         rows.iter().map(read).collect()
@@ -512,7 +524,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
 
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
         let sql = "SELECT shard, \"offset\", appended, hour FROM archive_floors ORDER BY shard";
-        let rows = self.sql()?.query(sql, params![])?;
+        let rows = self.session()?.query(sql, params![])?;
         rows.iter().map(|row| Ok((shard(row, 0)?, admin::floor(row, 1)?))).collect()
     }
 
@@ -521,7 +533,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                    FROM quarantine
             ORDER BY shard, \"offset\", idx";
         let mut quarantine = Vec::new();
-        self.sql()?.each(sql, params![], |row| {
+        self.session()?.for_each_row(sql, params![], |row| {
             quarantine.push(QuarantineRow {
                 shard: shard(row, 0)?,
                 offset: get::<i64>(row, 1)? as Offset,
@@ -539,14 +551,14 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
 }
 
 fn manifest_rows(
-    session: &mut Session,
+    session: &mut PostgresSession,
     sql: &'static str,
     params: Vec<Param>,
 ) -> Result<Vec<ManifestRow>, StoreError> {
     let mut manifest = Vec::new();
-    session.each(sql, params, |row| {
+    session.for_each_row(sql, params, |row| {
         manifest.push(ManifestRow {
-            log: LogId(get::<Id>(row, 3)?.0),
+            log: LogId(get::<UuidBytes>(row, 3)?.0),
             shard: shard(row, 0)?,
             range: range(row, 1)?,
             epoch: epoch(row, 4)?,

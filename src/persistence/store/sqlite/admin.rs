@@ -2,9 +2,9 @@
 
 use rusqlite::{Connection, params};
 
-use super::{Expiring, StoreError, codec, one, rows};
-use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, QuarantineRow, Suspect};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
+use super::{ExpiryTarget, StoreError, codec, query_optional, rows};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, QuarantineRow, SuspectEvent};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -15,8 +15,9 @@ pub(super) fn claim(
     log: LogId,
     nonce: u64,
 ) -> Result<Claim, StoreError> {
-    let found =
-        one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| r.get::<_, [u8; 16]>(0))?;
+    let found = query_optional(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| {
+        r.get::<_, [u8; 16]>(0)
+    })?;
     if let Some(found) = found.map(LogId)
         && found != log
     {
@@ -29,13 +30,13 @@ pub(super) fn claim(
         [shard.0],
     )?;
     let suspects = suspects(tx, shard)?;
-    suspects.iter().try_for_each(|suspect| seal_suspect(tx, shard, *suspect))?;
+    suspects.iter().try_for_each(|suspect| update_suspect_checksum(tx, shard, *suspect))?;
     let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES \
                (?1, ?2, 0, 0, 1, ?3, 1)
         ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1, \
                marked_offset = NULL
         RETURNING next, archived, epoch, attempts, appended";
-    let claim = one(tx, sql, params![shard.0, &log.0[..], nonce as i64], |r| {
+    let claim = query_optional(tx, sql, params![shard.0, &log.0[..], nonce as i64], |r| {
         let checkpoint = Checkpoint {
             log,
             next: r.get::<_, i64>(0)? as Offset,
@@ -45,17 +46,21 @@ pub(super) fn claim(
         };
         Ok((checkpoint, r.get(3)?))
     })?;
-    seal(tx, shard)?;
+    update_checksum(tx, shard)?;
     let claim = claim.map(|(checkpoint, attempts)| Claim { checkpoint, attempts, suspects });
     claim.ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))
 }
 
-pub(super) fn suspects(tx: &Connection, shard: ShardId) -> Result<Vec<Suspect>, StoreError> {
+pub(super) fn suspects(tx: &Connection, shard: ShardId) -> Result<Vec<SuspectEvent>, StoreError> {
     let mut statement = tx.prepare_cached(
         "SELECT offset, idx, deaths FROM suspects WHERE shard = ? ORDER BY offset, idx",
     )?;
     let rows = statement.query_map([shard.0], |r| {
-        Ok(Suspect { offset: r.get::<_, i64>(0)? as Offset, index: r.get(1)?, deaths: r.get(2)? })
+        Ok(SuspectEvent {
+            offset: r.get::<_, i64>(0)? as Offset,
+            index: r.get(1)?,
+            deaths: r.get(2)?,
+        })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -84,7 +89,7 @@ pub(super) fn recent_ids(
     Ok(blocks)
 }
 
-pub(super) fn note_dedup_rule(
+pub(super) fn set_dedup_rule(
     tx: &Connection,
     shard: ShardId,
     epoch: Epoch,
@@ -95,7 +100,7 @@ pub(super) fn note_dedup_rule(
                shards
         WHERE shard = ?1 AND epoch = ?2 AND nonce = ?3";
     let place = params![shard.0, epoch.counter as i64, epoch.nonce as i64, from as i64];
-    if one(tx, sql, place, |r| r.get::<_, bool>(0))? != Some(true) {
+    if query_optional(tx, sql, place, |r| r.get::<_, bool>(0))? != Some(true) {
         return Err(StoreError::Refused { shard });
     }
     tx.execute(
@@ -107,7 +112,7 @@ pub(super) fn note_dedup_rule(
         from as i64,
         rule.horizon_ms,
         rule.max_ids as i64,
-        rule_sum(shard, from, rule)
+        rule_checksum(shard, from, rule)
     ];
     tx.execute("INSERT INTO dedup_rules VALUES (?, ?, ?, ?, ?)", row)?;
     Ok(())
@@ -127,7 +132,11 @@ pub(super) fn dedup_rules(
     Ok(DedupRules(rows.collect::<Result<_, _>>()?))
 }
 
-pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+pub(super) fn insert_manifest_row(
+    tx: &Connection,
+    owner: Epoch,
+    row: &ManifestRow,
+) -> Result<(), StoreError> {
     let moved = tx
         .prepare_cached(
             "UPDATE shards SET archived = ? WHERE shard = ? AND log = ? AND archived = ? AND \
@@ -144,15 +153,15 @@ pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Resu
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });
     }
-    seal(tx, row.shard)?;
-    note(tx, row)
+    update_checksum(tx, row.shard)?;
+    write_manifest_row(tx, row)
 }
 
 /// The checksum of the row of a shard as it stands.
-pub(super) fn shard_sum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
+pub(super) fn shard_checksum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
     let columns = "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, \
                    marked_index, appended FROM shards WHERE shard = ?";
-    let sum = one(sql, columns, [shard.0], |r| {
+    let sum = query_optional(sql, columns, [shard.0], |r| {
         let mut bytes: Vec<u8> = r.get(0)?;
         for column in 1..9 {
             // One that is absent is told from every number.
@@ -160,23 +169,27 @@ pub(super) fn shard_sum(sql: &Connection, shard: ShardId) -> Result<i64, StoreEr
             bytes.push(u8::from(number.is_some()));
             bytes.extend(number.unwrap_or(0).to_be_bytes());
         }
-        Ok(codec::sum(&[&shard.0.to_be_bytes(), &bytes]))
+        Ok(codec::row_checksum(&[&shard.0.to_be_bytes(), &bytes]))
     })?;
     Ok(sum.unwrap_or(0))
 }
 
 /// Writes the checksum of a shard's row: whoever has changed the row does.
-pub(super) fn seal(tx: &Connection, shard: ShardId) -> Result<(), StoreError> {
-    let sum = shard_sum(tx, shard)?;
+pub(super) fn update_checksum(tx: &Connection, shard: ShardId) -> Result<(), StoreError> {
+    let sum = shard_checksum(tx, shard)?;
     tx.prepare_cached("UPDATE shards SET sum = ? WHERE shard = ?")?
         .execute(params![sum, shard.0])?;
     Ok(())
 }
 
 /// The checksum of where a block of ids stands; the block has its own.
-pub(super) fn block_sum(shard: ShardId, range: OffsetRange, appended: (Millis, Millis)) -> i64 {
+pub(super) fn block_checksum(
+    shard: ShardId,
+    range: OffsetRange,
+    appended: (Millis, Millis),
+) -> i64 {
     let numbers = [range.from, range.to].map(u64::to_be_bytes).concat();
-    codec::sum(&[
+    codec::row_checksum(&[
         &shard.0.to_be_bytes(),
         &numbers,
         &appended.0.to_be_bytes(),
@@ -186,7 +199,7 @@ pub(super) fn block_sum(shard: ShardId, range: OffsetRange, appended: (Millis, M
 
 /// The checksum of an event that was set aside; whether it is given up is not in it, because that
 /// changes.
-pub(super) fn quarantine_sum(row: &QuarantineRow) -> i64 {
+pub(super) fn quarantine_checksum(row: &QuarantineRow) -> i64 {
     let of = [
         &row.shard.0.to_be_bytes()[..],
         &row.offset.to_be_bytes(),
@@ -194,11 +207,11 @@ pub(super) fn quarantine_sum(row: &QuarantineRow) -> i64 {
         &row.received.to_be_bytes(),
     ]
     .concat();
-    codec::sum(&[&of, row.tenant.as_bytes(), row.reason.as_bytes(), &row.record])
+    codec::row_checksum(&[&of, row.tenant.as_bytes(), row.reason.as_bytes(), &row.record])
 }
 
 /// The checksum of a row of the manifest.
-pub(super) fn manifest_sum(row: &ManifestRow) -> i64 {
+pub(super) fn manifest_checksum(row: &ManifestRow) -> i64 {
     let numbers = [
         row.range.from,
         row.range.to,
@@ -214,7 +227,7 @@ pub(super) fn manifest_sum(row: &ManifestRow) -> i64 {
         .map(i64::to_be_bytes)
         .concat();
     let windows = codec::encode_windows(&row.windows);
-    codec::sum(&[
+    codec::row_checksum(&[
         &row.shard.0.to_be_bytes(),
         &row.log.0,
         &numbers,
@@ -227,9 +240,9 @@ pub(super) fn manifest_sum(row: &ManifestRow) -> i64 {
 }
 
 /// The checksum of an archive floor.
-pub(super) fn floor_sum(shard: ShardId, floor: ArchiveFloor) -> i64 {
+pub(super) fn floor_checksum(shard: ShardId, floor: ArchiveFloor) -> i64 {
     let ArchiveFloor { offset, appended, hour } = floor;
-    codec::sum(&[
+    codec::row_checksum(&[
         &shard.0.to_be_bytes(),
         &offset.to_be_bytes(),
         &appended.to_be_bytes(),
@@ -238,15 +251,15 @@ pub(super) fn floor_sum(shard: ShardId, floor: ArchiveFloor) -> i64 {
 }
 
 /// The checksum of a rule of de-duplication.
-pub(super) fn rule_sum(shard: ShardId, from: Offset, rule: DedupRule) -> i64 {
+pub(super) fn rule_checksum(shard: ShardId, from: Offset, rule: DedupRule) -> i64 {
     let numbers =
         [from, rule.horizon_ms as u64, rule.max_ids as u64].map(u64::to_be_bytes).concat();
-    codec::sum(&[&shard.0.to_be_bytes(), &numbers])
+    codec::row_checksum(&[&shard.0.to_be_bytes(), &numbers])
 }
 
 /// Every rule, with the checksum of its row.
 #[allow(clippy::type_complexity)] // a row
-pub(super) fn rules(
+pub(super) fn all_dedup_rules(
     sql: &Connection,
 ) -> Result<Vec<(ShardId, Offset, DedupRule, Option<i64>)>, StoreError> {
     let mut statement =
@@ -259,9 +272,9 @@ pub(super) fn rules(
 }
 
 /// The checksum of a suspect.
-pub(super) fn suspect_sum(shard: ShardId, suspect: Suspect) -> i64 {
-    let Suspect { offset, index, deaths } = suspect;
-    codec::sum(&[
+pub(super) fn suspect_checksum(shard: ShardId, suspect: SuspectEvent) -> i64 {
+    let SuspectEvent { offset, index, deaths } = suspect;
+    codec::row_checksum(&[
         &shard.0.to_be_bytes(),
         &offset.to_be_bytes(),
         &index.to_be_bytes(),
@@ -269,8 +282,13 @@ pub(super) fn suspect_sum(shard: ShardId, suspect: Suspect) -> i64 {
     ])
 }
 
-fn seal_suspect(tx: &Connection, shard: ShardId, suspect: Suspect) -> Result<(), StoreError> {
-    let key = params![suspect_sum(shard, suspect), shard.0, suspect.offset as i64, suspect.index];
+fn update_suspect_checksum(
+    tx: &Connection,
+    shard: ShardId,
+    suspect: SuspectEvent,
+) -> Result<(), StoreError> {
+    let key =
+        params![suspect_checksum(shard, suspect), shard.0, suspect.offset as i64, suspect.index];
     tx.prepare_cached("UPDATE suspects SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?
         .execute(key)?;
     Ok(())
@@ -279,35 +297,38 @@ fn seal_suspect(tx: &Connection, shard: ShardId, suspect: Suspect) -> Result<(),
 /// Every suspect, with the checksum of its row.
 pub(super) fn all_suspects(
     sql: &Connection,
-) -> Result<Vec<(ShardId, Suspect, Option<i64>)>, StoreError> {
+) -> Result<Vec<(ShardId, SuspectEvent, Option<i64>)>, StoreError> {
     let mut statement = sql.prepare("SELECT shard, offset, idx, deaths, sum FROM suspects")?;
     let rows = statement.query_map([], |r| {
-        let suspect =
-            Suspect { offset: r.get::<_, i64>(1)? as Offset, index: r.get(2)?, deaths: r.get(3)? };
+        let suspect = SuspectEvent {
+            offset: r.get::<_, i64>(1)? as Offset,
+            index: r.get(2)?,
+            deaths: r.get(3)?,
+        };
         Ok((ShardId(r.get(0)?), suspect, r.get(4)?))
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// The checksum of what is noted of expiry.
-pub(super) fn expiry_sum(of: i32, note: &str, said: i64) -> i64 {
-    codec::sum(&[&of.to_be_bytes(), note.as_bytes(), &said.to_be_bytes()])
+pub(super) fn expiry_checksum(of: i32, note: &str, said: i64) -> i64 {
+    codec::row_checksum(&[&of.to_be_bytes(), note.as_bytes(), &said.to_be_bytes()])
 }
 
 /// Writes the checksum of a note: whoever has changed the note does.
-fn seal_expiry(tx: &Connection, of: i32) -> Result<(), StoreError> {
-    let sum = one(tx, "SELECT note, said FROM expiry WHERE shard = ?", [of], |r| {
-        Ok(expiry_sum(of, &r.get::<_, String>(0)?, r.get(1)?))
+fn update_expiry_checksum(tx: &Connection, of: i32) -> Result<(), StoreError> {
+    let sum = query_optional(tx, "SELECT note, said FROM expiry WHERE shard = ?", [of], |r| {
+        Ok(expiry_checksum(of, &r.get::<_, String>(0)?, r.get(1)?))
     })?;
     tx.prepare_cached("UPDATE expiry SET sum = ? WHERE shard = ?")?.execute(params![sum, of])?;
     Ok(())
 }
 
 /// Where a block of ids stands, with its checksum.
-type BlockAt = (ShardId, OffsetRange, (Millis, Millis), Option<i64>);
+type BlockLocation = (ShardId, OffsetRange, (Millis, Millis), Option<i64>);
 
 /// Where every block of ids stands.
-pub(super) fn blocks(sql: &Connection) -> Result<Vec<BlockAt>, StoreError> {
+pub(super) fn block_locations(sql: &Connection) -> Result<Vec<BlockLocation>, StoreError> {
     let mut statement = sql.prepare(
         "SELECT shard, from_offset, to_offset, first_appended, last_appended, sum FROM dedup",
     )?;
@@ -320,13 +341,13 @@ pub(super) fn blocks(sql: &Connection) -> Result<Vec<BlockAt>, StoreError> {
 }
 
 /// Gives every row a checksum that an older version left without.
-pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
+pub(super) fn update_all_checksums(tx: &Connection) -> Result<(), StoreError> {
     let revisions: Vec<(i64, i32, i64)> = tx
         .prepare("SELECT metric_no, day, revision FROM revisions")?
         .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
         .collect::<Result<_, _>>()?;
     for (metric, day, revision) in revisions {
-        let sum = rows::revision_sum(metric, day, revision);
+        let sum = rows::revision_checksum(metric, day, revision);
         tx.prepare_cached("UPDATE revisions SET sum = ? WHERE metric_no = ? AND day = ?")?
             .execute(params![sum, metric, day])?;
     }
@@ -334,7 +355,7 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
         .prepare("SELECT shard FROM shards")?
         .query_map([], |r| r.get(0))?
         .collect::<Result<_, _>>()?;
-    shards.into_iter().try_for_each(|shard| seal(tx, ShardId(shard)))?;
+    shards.into_iter().try_for_each(|shard| update_checksum(tx, ShardId(shard)))?;
     let floors: Vec<(u32, ArchiveFloor)> = tx
         .prepare("SELECT shard, offset, appended, hour FROM archive_floors")?
         .query_map([], |r| Ok((r.get(0)?, floor(r, 1)?)))?
@@ -345,44 +366,44 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
         .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?
         .collect::<Result<_, _>>()?;
     for (no, id, shard, at) in series {
-        let sum = super::catalogue::admission_sum(SeriesId(id), ShardId(shard), at as Offset);
+        let sum = super::catalogue::admission_checksum(SeriesId(id), ShardId(shard), at as Offset);
         tx.prepare_cached("UPDATE series SET sum = ? WHERE no = ?")?.execute([sum, no])?;
     }
-    for (block, range, appended, _) in blocks(tx)? {
-        let key = params![block_sum(block, range, appended), block.0, range.from as i64];
+    for (block, range, appended, _) in block_locations(tx)? {
+        let key = params![block_checksum(block, range, appended), block.0, range.from as i64];
         tx.prepare_cached("UPDATE dedup SET sum = ? WHERE shard = ? AND from_offset = ?")?
             .execute(key)?;
     }
     for (row, _) in rows::quarantine_rows(tx)? {
-        let key = params![quarantine_sum(&row), row.shard.0, row.offset as i64, row.index];
+        let key = params![quarantine_checksum(&row), row.shard.0, row.offset as i64, row.index];
         tx.prepare_cached(
             "UPDATE quarantine SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?",
         )?
         .execute(key)?;
     }
-    for (shard, from, rule, _) in rules(tx)? {
-        let key = params![rule_sum(shard, from, rule), shard.0, from as i64];
+    for (shard, from, rule, _) in all_dedup_rules(tx)? {
+        let key = params![rule_checksum(shard, from, rule), shard.0, from as i64];
         tx.prepare_cached("UPDATE dedup_rules SET sum = ? WHERE shard = ? AND from_offset = ?")?
             .execute(key)?;
     }
     all_suspects(tx)?
         .into_iter()
-        .try_for_each(|(shard, suspect, _)| seal_suspect(tx, shard, suspect))?;
+        .try_for_each(|(shard, suspect, _)| update_suspect_checksum(tx, shard, suspect))?;
     let notes: Vec<i32> = tx
         .prepare("SELECT shard FROM expiry")?
         .query_map([], |r| r.get(0))?
         .collect::<Result<_, _>>()?;
-    notes.into_iter().try_for_each(|of| seal_expiry(tx, of))?;
-    for (row, _) in rows::manifest_sums(tx)? {
+    notes.into_iter().try_for_each(|of| update_expiry_checksum(tx, of))?;
+    for (row, _) in rows::manifest_checksums(tx)? {
         let row = row?;
-        let key = params![manifest_sum(&row), row.shard.0, row.range.from as i64];
+        let key = params![manifest_checksum(&row), row.shard.0, row.range.from as i64];
         tx.prepare_cached("UPDATE manifest SET sum = ? WHERE shard = ? AND from_offset = ?")?
             .execute(key)?;
     }
     Ok(())
 }
 
-fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
+fn write_manifest_row(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
     let sql = "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     tx.prepare_cached(sql)?.execute(params![
         row.shard.0,
@@ -400,7 +421,7 @@ fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
         row.bytes as i64,
         row.crc32c,
         codec::tier_number(row.tier),
-        manifest_sum(row),
+        manifest_checksum(row),
         row.received.0,
         row.received.1
     ])?;
@@ -409,16 +430,17 @@ fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
 
 /// Bytes of all objects that the manifest lists.
 pub(super) fn archived_bytes(connection: &Connection) -> Result<u64, StoreError> {
-    let sum = one(connection, "SELECT coalesce(sum(bytes), 0) FROM manifest", [], |r| {
-        r.get::<_, i64>(0)
-    })?;
+    let sum =
+        query_optional(connection, "SELECT coalesce(sum(bytes), 0) FROM manifest", [], |r| {
+            r.get::<_, i64>(0)
+        })?;
     Ok(sum.unwrap_or(0).unsigned_abs())
 }
 
-pub(super) fn moved(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+pub(super) fn set_tier(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
     let sql =
         "UPDATE manifest SET tier = ?, sum = ? WHERE shard = ? AND from_offset = ? AND path = ?";
-    let sum = manifest_sum(&ManifestRow { tier, ..row.clone() });
+    let sum = manifest_checksum(&ManifestRow { tier, ..row.clone() });
     let place =
         params![codec::tier_number(tier), sum, row.shard.0, row.range.from as i64, row.path];
     Ok(tx.prepare_cached(sql)?.execute(place)? == 1)
@@ -426,7 +448,7 @@ pub(super) fn moved(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bo
 
 pub(super) fn swap_expiry(
     tx: &Connection,
-    of: Expiring,
+    of: ExpiryTarget,
     before: Option<&str>,
     after: &str,
 ) -> Result<bool, StoreError> {
@@ -435,26 +457,26 @@ pub(super) fn swap_expiry(
             .prepare_cached(
                 "INSERT INTO expiry (shard, note) VALUES (?, ?) ON CONFLICT DO NOTHING",
             )?
-            .execute(params![of.number(), after])?,
+            .execute(params![of.code(), after])?,
         Some(before) => tx
             .prepare_cached("UPDATE expiry SET note = ? WHERE shard = ? AND note = ?")?
-            .execute(params![after, of.number(), before])?,
+            .execute(params![after, of.code(), before])?,
     };
-    seal_expiry(tx, of.number())?;
+    update_expiry_checksum(tx, of.code())?;
     Ok(changed == 1)
 }
 
-pub(super) fn say_yes(tx: &Connection, of: &[Expiring]) -> Result<u64, StoreError> {
+pub(super) fn approve_expiry(tx: &Connection, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
     let mut statement = tx.prepare_cached("UPDATE expiry SET said = said + 1 WHERE shard = ?")?;
     let mut said = 0;
     for one in of {
-        said += statement.execute([one.number()])? as u64;
-        seal_expiry(tx, one.number())?;
+        said += statement.execute([one.code()])? as u64;
+        update_expiry_checksum(tx, one.code())?;
     }
     Ok(said)
 }
 
-pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreError> {
+pub(super) fn expire_object(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreError> {
     let sql = "DELETE FROM manifest WHERE shard = ?1 AND from_offset = ?2 AND path = ?3
         AND from_offset = (SELECT min(from_offset) FROM manifest WHERE shard = ?1)";
     if tx.prepare_cached(sql)?.execute(params![row.shard.0, row.range.from as i64, row.path])? != 1
@@ -462,8 +484,8 @@ pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreE
         return Ok(false);
     }
     let sql = "SELECT offset, appended, hour FROM archive_floors WHERE shard = ?";
-    let before = one(tx, sql, [row.shard.0], |r| floor(r, 0))?;
-    set_floor(tx, row.shard, ArchiveFloor::raised(before, row))?;
+    let before = query_optional(tx, sql, [row.shard.0], |r| floor(r, 0))?;
+    set_floor(tx, row.shard, ArchiveFloor::after_expiry(before, row))?;
     Ok(true)
 }
 
@@ -474,13 +496,13 @@ fn set_floor(tx: &Connection, shard: ShardId, floor: ArchiveFloor) -> Result<(),
             floor.offset as i64,
             floor.appended,
             floor.hour.0,
-            floor_sum(shard, floor)
+            floor_checksum(shard, floor)
         ],
     )?;
     Ok(())
 }
 
-pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> {
+pub(super) fn restore(tx: &Connection, of: &ShardRestore) -> Result<(), StoreError> {
     let Checkpoint { log, next, archived, epoch, .. } = of.checkpoint;
     tx.prepare_cached(
         "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?, ?, ?, \
@@ -496,7 +518,7 @@ pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> 
         epoch.counter as i64,
         epoch.nonce as i64
     ])?;
-    seal(tx, of.shard)?;
+    update_checksum(tx, of.shard)?;
     if let Some(floor) = of.floor {
         set_floor(tx, of.shard, floor)?;
     }
@@ -504,11 +526,11 @@ pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> 
         let place = params![of.shard.0, row.range.from as i64];
         tx.prepare_cached("DELETE FROM manifest WHERE shard = ? AND from_offset >= ?")?
             .execute(place)?;
-        note(tx, row)?;
+        write_manifest_row(tx, row)?;
     }
     for (id, offset) in &of.admitted {
         let sql = "UPDATE series SET shard = ?, admitted_offset = ?, sum = ? WHERE id = ?";
-        let sum = super::catalogue::admission_sum(*id, of.shard, *offset);
+        let sum = super::catalogue::admission_checksum(*id, of.shard, *offset);
         tx.prepare_cached(sql)?.execute(params![of.shard.0, *offset as i64, sum, &id.0[..]])?;
     }
     Ok(())

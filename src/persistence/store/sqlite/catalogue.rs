@@ -12,53 +12,53 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 use rusqlite::{Connection, params};
 
-use super::{StoreError, codec, one};
+use super::{StoreError, codec, query_optional};
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 
 /// Numbers of a series.
 #[derive(Debug, Clone, Copy)]
-struct Numbered {
+struct CachedSeries {
     metric_no: i64,
     series_no: i64,
     /// Of its tenant, metric and labels, in this process: another hash than the id, so that one
     /// collision is not also one of this.
-    print: u64,
+    fingerprint: u64,
 }
 
-type Numbers = HashMap<SeriesId, Numbered, RandomState>;
+type CachedNumbers = HashMap<SeriesId, CachedSeries, RandomState>;
 
 /// What is committed, as far as it was asked for.
 #[derive(Debug, Default)]
-pub(super) struct Known(Numbers);
+pub(super) struct SqliteSeriesCache(CachedNumbers);
 
 /// What a transaction looked up or admitted.
 #[derive(Debug, Default)]
-pub(super) struct Fresh(Numbers);
+pub(super) struct UncommittedSeries(CachedNumbers);
 
 /// Beyond this many the memory is emptied and filled anew by what is in use.
-const KNOWN_MAX: usize = 2_000_000;
+const CACHE_MAX_SERIES: usize = 2_000_000;
 
-impl Known {
-    pub(super) fn add(&mut self, fresh: Fresh) {
-        if self.0.len() + fresh.0.len() > KNOWN_MAX {
+impl SqliteSeriesCache {
+    pub(super) fn remember(&mut self, fresh: UncommittedSeries) {
+        if self.0.len() + fresh.0.len() > CACHE_MAX_SERIES {
             self.0.clear();
         }
         self.0.extend(fresh.0);
     }
 
-    /// See [`Numbered::print`].
-    fn print(&self, info: &SeriesInfo) -> u64 {
+    /// See [`CachedSeries::fingerprint`].
+    fn fingerprint(&self, info: &SeriesInfo) -> u64 {
         self.0.hasher().hash_one(&info.series)
     }
 }
 
 /// The catalogue inside one transaction.
-pub(super) struct Catalogue<'a> {
+pub(super) struct SeriesCatalogue<'a> {
     tx: &'a Connection,
-    known: &'a Known,
-    fresh: Fresh,
+    known: &'a SqliteSeriesCache,
+    uncommitted: UncommittedSeries,
     /// Numbers of metrics and label pairs that this transaction looked up: a flush that admits
     /// many series meets few of them.
     metrics: HashMap<(String, String), i64>,
@@ -68,16 +68,16 @@ pub(super) struct Catalogue<'a> {
 }
 
 /// The checksum of an admission: the rest of the row follows from the series' key.
-pub(super) fn admission_sum(id: SeriesId, shard: ShardId, at: Offset) -> i64 {
-    codec::sum(&[&id.0, &shard.0.to_be_bytes(), &at.to_be_bytes()])
+pub(super) fn admission_checksum(id: SeriesId, shard: ShardId, at: Offset) -> i64 {
+    codec::row_checksum(&[&id.0, &shard.0.to_be_bytes(), &at.to_be_bytes()])
 }
 
-impl<'a> Catalogue<'a> {
-    pub(super) fn new(tx: &'a Connection, known: &'a Known) -> Self {
+impl<'a> SeriesCatalogue<'a> {
+    pub(super) fn new(tx: &'a Connection, known: &'a SqliteSeriesCache) -> Self {
         Self {
             tx,
             known,
-            fresh: Fresh::default(),
+            uncommitted: UncommittedSeries::default(),
             metrics: HashMap::new(),
             pairs: HashMap::new(),
             growth: BTreeMap::new(),
@@ -86,29 +86,29 @@ impl<'a> Catalogue<'a> {
 
     /// Writes what is written once a transaction. What was looked up or admitted is to be
     /// remembered after the commit.
-    pub(super) fn finish(self) -> Result<Fresh, StoreError> {
+    pub(super) fn finish(self) -> Result<UncommittedSeries, StoreError> {
         for (metric_no, admitted) in self.growth {
             self.tx
                 .prepare_cached("UPDATE metrics SET series_count = series_count + ? WHERE no = ?")?
                 .execute([admitted, metric_no])?;
         }
-        Ok(self.fresh)
+        Ok(self.uncommitted)
     }
 
     /// The numbers of a series; a new one is admitted.
-    pub(super) fn number(
+    pub(super) fn number_series(
         &mut self,
         info: &Arc<SeriesInfo>,
         shard: ShardId,
         at: Offset,
     ) -> Result<(i64, i64), StoreError> {
-        let print = self.known.print(info);
-        let known = self.known.0.get(&info.id).or_else(|| self.fresh.0.get(&info.id));
-        if let Some(known) = known.filter(|known| known.print == print) {
+        let print = self.known.fingerprint(info);
+        let known = self.known.0.get(&info.id).or_else(|| self.uncommitted.0.get(&info.id));
+        if let Some(known) = known.filter(|known| known.fingerprint == print) {
             return Ok((known.metric_no, known.series_no));
         }
         let sql = "SELECT no, metric_no, key FROM series WHERE id = ?";
-        let stored = one(self.tx, sql, [&info.id.0[..]], |r| {
+        let stored = query_optional(self.tx, sql, [&info.id.0[..]], |r| {
             Ok((r.get(0)?, r.get(1)?, r.get::<_, Vec<u8>>(2)?))
         })?;
         let (series_no, metric_no) = match stored {
@@ -121,7 +121,9 @@ impl<'a> Catalogue<'a> {
             }
             None => self.admit(info, shard, at)?,
         };
-        self.fresh.0.insert(info.id, Numbered { metric_no, series_no, print });
+        self.uncommitted
+            .0
+            .insert(info.id, CachedSeries { metric_no, series_no, fingerprint: print });
         Ok((metric_no, series_no))
     }
 
@@ -144,7 +146,7 @@ impl<'a> Catalogue<'a> {
                 series.key(),
                 shard.0,
                 at as i64,
-                admission_sum(info.id, shard, at)
+                admission_checksum(info.id, shard, at)
             ])?;
         let series_no = self.tx.last_insert_rowid();
         *self.growth.entry(metric_no).or_default() += 1;
@@ -196,7 +198,7 @@ impl<'a> Catalogue<'a> {
         insert: &str,
         params: &[&dyn rusqlite::ToSql],
     ) -> Result<i64, StoreError> {
-        if let Some(no) = one(self.tx, select, params, |r| r.get(0))? {
+        if let Some(no) = query_optional(self.tx, select, params, |r| r.get(0))? {
             return Ok(no);
         }
         self.tx.prepare_cached(insert)?.execute(params)?;

@@ -4,16 +4,16 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
-use super::catalogue::admission_sum;
-use super::{Damage, StoreError, admin, rows};
+use super::catalogue::admission_checksum;
+use super::{StoreDamage, StoreError, admin, rows};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::SeriesId;
-use crate::persistence::store::check::{self, Columns, Found, Tables, VisitRow};
+use crate::persistence::store::check::{self, DamageCollector, RowVisitor, TableReader, TableRow};
 
-type Look = fn(&Connection, &mut Found<'_>) -> Result<(), StoreError>;
+type ChecksumCheck = fn(&Connection, &mut DamageCollector<'_>) -> Result<(), StoreError>;
 
 /// Rows that have a checksum, with the table that is named if they cannot be read.
-const LOOKS: [(&str, Look); 11] = [
+const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 11] = [
     ("the file", structure),
     ("series", series),
     ("revisions", revisions),
@@ -33,25 +33,25 @@ const LOOKS: [(&str, Look); 11] = [
 /// If no transaction can be begun.
 pub(super) fn check(
     connection: &Connection,
-    tell: &mut dyn FnMut(Damage),
+    tell: &mut dyn FnMut(StoreDamage),
 ) -> Result<(), StoreError> {
     // Read only: it ends by being rolled back.
     let tx = connection.unchecked_transaction()?;
-    let mut found = Found::new(tell);
-    for (table, look) in LOOKS {
+    let mut found = DamageCollector::new(tell);
+    for (table, look) in CHECKSUM_CHECKS {
         if let Err(why) = look(&tx, &mut found) {
-            found.damage(table, format!("it cannot be read: {why}"));
+            found.add(table, format!("it cannot be read: {why}"));
         }
     }
-    check::contradictions(&mut View(&tx), &mut found)?;
-    found.end();
+    check::find_contradictions(&mut ConnectionTables(&tx), &mut found)?;
+    found.finish();
     Ok(())
 }
 
-struct View<'a>(&'a Connection);
+struct ConnectionTables<'a>(&'a Connection);
 
-impl Tables for View<'_> {
-    fn each(&mut self, sql: &str, visit: &mut VisitRow<'_>) -> Result<(), StoreError> {
+impl TableReader for ConnectionTables<'_> {
+    fn for_each_row(&mut self, sql: &str, visit: &mut RowVisitor<'_>) -> Result<(), StoreError> {
         let mut statement = self.0.prepare(sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -60,7 +60,7 @@ impl Tables for View<'_> {
         Ok(())
     }
 
-    fn pieces(&mut self) -> Result<Vec<(i64, i64)>, StoreError> {
+    fn hour_ranges(&mut self) -> Result<Vec<(i64, i64)>, StoreError> {
         Ok(vec![(i64::from(i32::MIN), i64::from(i32::MAX) + 1)])
     }
 
@@ -69,7 +69,7 @@ impl Tables for View<'_> {
     }
 }
 
-impl Columns for Row<'_> {
+impl TableRow for Row<'_> {
     fn int(&self, at: usize) -> Result<Option<i64>, StoreError> {
         Ok(self.get(at)?)
     }
@@ -90,75 +90,75 @@ impl Columns for Row<'_> {
 }
 
 /// Trees, and whether every index has the rows of its table.
-fn structure(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn structure(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     let mut statement = sql.prepare("PRAGMA integrity_check(100)")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let line: String = row.get(0)?;
         if line != "ok" {
-            found.damage("the file", line);
+            found.add("the file", line);
         }
     }
     Ok(())
 }
 
-fn series(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn series(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     let mut statement = sql.prepare("SELECT no, id, shard, admitted_offset, sum FROM series")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let no: i64 = row.get(0)?;
         let admitted = <[u8; 16]>::try_from(&row.get::<_, Vec<u8>>(1)?[..]).map(|id| {
             let (shard, at) = (row.get(2)?, row.get::<_, i64>(3)? as Offset);
-            Ok::<_, StoreError>(admission_sum(SeriesId(id), ShardId(shard), at))
+            Ok::<_, StoreError>(admission_checksum(SeriesId(id), ShardId(shard), at))
         });
         if row.get::<_, Option<i64>>(4)? != admitted.ok().transpose()? {
-            found.damage("series", format!("series {no}: damaged (checksum)"));
+            found.add("series", format!("series {no}: damaged (checksum)"));
         }
     }
     Ok(())
 }
 
-fn revisions(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn revisions(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     let mut statement = sql.prepare("SELECT metric_no, day, revision, sum FROM revisions")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (metric, day, revision): (i64, i32, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if row.get::<_, Option<i64>>(3)? != Some(rows::revision_sum(metric, day, revision)) {
-            found.damage("revisions", format!("metric {metric}, day {day}: damaged (checksum)"));
+        if row.get::<_, Option<i64>>(3)? != Some(rows::revision_checksum(metric, day, revision)) {
+            found.add("revisions", format!("metric {metric}, day {day}: damaged (checksum)"));
         }
     }
     Ok(())
 }
 
-fn shards(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn shards(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     let mut statement = sql.prepare("SELECT shard, sum FROM shards")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (shard, sum): (u32, Option<i64>) = (row.get(0)?, row.get(1)?);
-        if sum != Some(admin::shard_sum(sql, ShardId(shard))?) {
-            found.damage("shards", format!("shard {shard}: damaged (checksum)"));
+        if sum != Some(admin::shard_checksum(sql, ShardId(shard))?) {
+            found.add("shards", format!("shard {shard}: damaged (checksum)"));
         }
     }
     Ok(())
 }
 
-fn floors(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn floors(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     let mut statement =
         sql.prepare("SELECT shard, offset, appended, hour, sum FROM archive_floors")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (shard, sum): (u32, Option<i64>) = (row.get(0)?, row.get(4)?);
-        if sum != Some(admin::floor_sum(ShardId(shard), admin::floor(row, 1)?)) {
-            found.damage("archive_floors", format!("shard {shard}: damaged (checksum)"));
+        if sum != Some(admin::floor_checksum(ShardId(shard), admin::floor(row, 1)?)) {
+            found.add("archive_floors", format!("shard {shard}: damaged (checksum)"));
         }
     }
     Ok(())
 }
 
-fn quarantine(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn quarantine(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     for (row, sum) in rows::quarantine_rows(sql)? {
-        if sum != Some(admin::quarantine_sum(&row)) {
-            found.damage(
+        if sum != Some(admin::quarantine_checksum(&row)) {
+            found.add(
                 "quarantine",
                 format!(
                     "shard {}, offset {}, event {}: damaged (checksum)",
@@ -170,10 +170,10 @@ fn quarantine(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError>
     Ok(())
 }
 
-fn dedup(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
-    for (shard, range, appended, sum) in admin::blocks(sql)? {
-        if sum != Some(admin::block_sum(shard, range, appended)) {
-            found.damage(
+fn dedup(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    for (shard, range, appended, sum) in admin::block_locations(sql)? {
+        if sum != Some(admin::block_checksum(shard, range, appended)) {
+            found.add(
                 "dedup",
                 format!(
                     "shard {shard}, offsets [{}, {}): damaged (checksum)",
@@ -185,21 +185,20 @@ fn dedup(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn dedup_rules(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
-    for (shard, from, rule, sum) in admin::rules(sql)? {
-        if sum != Some(admin::rule_sum(shard, from, rule)) {
-            found
-                .damage("dedup_rules", format!("shard {shard}, offset {from}: damaged (checksum)"));
+fn dedup_rules(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    for (shard, from, rule, sum) in admin::all_dedup_rules(sql)? {
+        if sum != Some(admin::rule_checksum(shard, from, rule)) {
+            found.add("dedup_rules", format!("shard {shard}, offset {from}: damaged (checksum)"));
         }
     }
     Ok(())
 }
 
-fn suspects(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn suspects(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     for (shard, suspect, sum) in admin::all_suspects(sql)? {
-        if sum != Some(admin::suspect_sum(shard, suspect)) {
+        if sum != Some(admin::suspect_checksum(shard, suspect)) {
             let (offset, index) = (suspect.offset, suspect.index);
-            found.damage(
+            found.add(
                 "suspects",
                 format!("shard {shard}, offset {offset}, event {index}: damaged (checksum)"),
             );
@@ -208,23 +207,23 @@ fn suspects(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn expiry(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn expiry(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     let mut statement = sql.prepare("SELECT shard, note, said, sum FROM expiry")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (of, note, said): (i32, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if row.get::<_, Option<i64>>(3)? != Some(admin::expiry_sum(of, &note, said)) {
-            found.damage("expiry", format!("the note of {of}: damaged (checksum)"));
+        if row.get::<_, Option<i64>>(3)? != Some(admin::expiry_checksum(of, &note, said)) {
+            found.add("expiry", format!("the note of {of}: damaged (checksum)"));
         }
     }
     Ok(())
 }
 
-fn manifest(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
-    for (row, sum) in rows::manifest_sums(sql)? {
+fn manifest(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    for (row, sum) in rows::manifest_checksums(sql)? {
         match row {
-            Ok(row) if sum != Some(admin::manifest_sum(&row)) => {
-                found.damage(
+            Ok(row) if sum != Some(admin::manifest_checksum(&row)) => {
+                found.add(
                     "manifest",
                     format!("shard {}, {}: damaged (checksum)", row.shard, row.path),
                 );

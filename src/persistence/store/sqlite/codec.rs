@@ -8,19 +8,19 @@ pub(super) use super::super::blocks::{
     decode_runs, decode_windows, encode_runs, encode_windows, tier, tier_number,
 };
 use crate::model::decimal::Decimal;
-use crate::model::rollup::Figures;
+use crate::model::rollup::RollupFigures;
 
 /// The checksum of a row, over its columns in order.
-pub(super) fn sum(columns: &[&[u8]]) -> i64 {
+pub(super) fn row_checksum(columns: &[&[u8]]) -> i64 {
     i64::from(columns.iter().fold(0, |crc, column| {
         crc32c::crc32c_append(crc32c::crc32c_append(crc, &[column.len() as u8]), column)
     }))
 }
 
 /// Units of 10^-9: an integer when they fit 64 bits, 16 big-endian bytes otherwise.
-pub(super) struct Units(pub(super) i128);
+pub(super) struct SqliteUnits(pub(super) i128);
 
-impl ToSql for Units {
+impl ToSql for SqliteUnits {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Owned(match i64::try_from(self.0) {
             Ok(small) => Value::Integer(small),
@@ -44,8 +44,8 @@ fn units(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<i128>> {
 }
 
 /// Count, value count, sum, min, max from five columns.
-pub(super) fn figures(row: &Row<'_>, first: usize) -> rusqlite::Result<Figures> {
-    Ok(Figures {
+pub(super) fn figures(row: &Row<'_>, first: usize) -> rusqlite::Result<RollupFigures> {
+    Ok(RollupFigures {
         count: row.get::<_, i64>(first)? as u64,
         value_count: row.get::<_, i64>(first + 1)? as u64,
         sum: units(row, first + 2)?.unwrap_or(0),

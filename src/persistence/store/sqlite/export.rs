@@ -5,13 +5,14 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row};
 
 use super::{SqliteStore, StoreError, admin, codec, rows, snapshot};
-use crate::model::flush::{DedupBlock, SeriesInfo, Suspect};
+use crate::model::flush::{DedupBlock, SeriesInfo, SuspectEvent};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
 use crate::persistence::store::StoreSnapshot;
 use crate::persistence::store::transfer::{
-    Extent, FiguresRow, PIECE_ROWS, Piece, RevisionRow, ShardRow, SketchesRow, Take,
+    BATCH_ROWS, FiguresRow, RevisionRow, ShardRow, SketchesRow, StoreCounts, TransferBatch,
+    TransferSink,
 };
 
 /// Tables whose rows are pieces.
@@ -35,14 +36,14 @@ impl SqliteStore {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn extent(&self) -> Result<Extent, StoreError> {
+    pub fn counts(&self) -> Result<StoreCounts, StoreError> {
         let reader = self.readers.take()?;
         let count = |table: &str| -> Result<u64, StoreError> {
             let sql = format!("SELECT count(*) FROM {table}");
             Ok(reader.connection()?.query_row(&sql, [], |r| r.get::<_, i64>(0))?.unsigned_abs())
         };
         let rows = TABLES.iter().try_fold(0, |sum, table| count(table).map(|n| sum + n))?;
-        Ok(Extent { series: count("series")?, rollups: count("rollups")?, rows })
+        Ok(StoreCounts { series: count("series")?, rollups: count("rollups")?, rows })
     }
 
     /// The UTC days in which there are rollups: every flush moves the revisions of the days that it
@@ -50,7 +51,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn days(&self) -> Result<Vec<i32>, StoreError> {
+    pub fn rollup_days(&self) -> Result<Vec<i32>, StoreError> {
         let reader = self.readers.take()?;
         let mut statement =
             reader.connection()?.prepare("SELECT DISTINCT day FROM revisions ORDER BY day")?;
@@ -62,38 +63,45 @@ impl SqliteStore {
     ///
     /// # Errors
     /// See [`StoreError`], and what `take` says.
-    pub fn export(&self, take: Take<'_>) -> Result<(), StoreError> {
-        let mut snapshot = snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.matched)?;
-        let shards = shards(snapshot.sql()?)?;
+    pub fn export(&self, take: TransferSink<'_>) -> Result<(), StoreError> {
+        let mut snapshot =
+            snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?;
+        let shards = shards(snapshot.connection()?)?;
         for row in &shards {
-            series(snapshot.sql()?, row.shard, take)?;
+            series(snapshot.connection()?, row.shard, take)?;
         }
-        figures(snapshot.sql()?, take)?;
-        sketches(snapshot.sql()?, take)?;
-        revisions(snapshot.sql()?, take)?;
+        figures(snapshot.connection()?, take)?;
+        sketches(snapshot.connection()?, take)?;
+        revisions(snapshot.connection()?, take)?;
         for row in &shards {
-            let blocks = admin::recent_ids(snapshot.sql()?, row.shard, i64::MIN)?;
-            in_pieces(blocks, &mut |part: Vec<DedupBlock>| take(Piece::Dedup(row.shard, part)))?;
-            let rules = admin::dedup_rules(snapshot.sql()?, row.shard)?;
-            in_pieces(rules.0, &mut |part| take(Piece::DedupRules(row.shard, part)))?;
-            let suspects: Vec<Suspect> = admin::suspects(snapshot.sql()?, row.shard)?;
-            in_pieces(suspects, &mut |part| take(Piece::Suspects(row.shard, part)))?;
+            let blocks = admin::recent_ids(snapshot.connection()?, row.shard, i64::MIN)?;
+            in_batches(blocks, &mut |part: Vec<DedupBlock>| {
+                take(TransferBatch::DedupBlocks(row.shard, part))
+            })?;
+            let rules = admin::dedup_rules(snapshot.connection()?, row.shard)?;
+            in_batches(rules.0, &mut |part| take(TransferBatch::DedupRules(row.shard, part)))?;
+            let suspects: Vec<SuspectEvent> = admin::suspects(snapshot.connection()?, row.shard)?;
+            in_batches(suspects, &mut |part| take(TransferBatch::Suspects(row.shard, part)))?;
         }
-        in_pieces(rows::accounting(snapshot.sql()?)?, &mut |part| take(Piece::Accounting(part)))?;
-        in_pieces(snapshot.quarantine()?, &mut |part| take(Piece::Quarantine(part)))?;
-        in_pieces(snapshot.manifest(None)?, &mut |part| take(Piece::Manifest(part)))?;
-        in_pieces(snapshot.archive_floors()?, &mut |part| take(Piece::Floors(part)))?;
-        in_pieces(shards, &mut |part| take(Piece::Shards(part)))
+        in_batches(rows::accounting(snapshot.connection()?)?, &mut |part| {
+            take(TransferBatch::Accounting(part))
+        })?;
+        in_batches(snapshot.quarantine()?, &mut |part| take(TransferBatch::Quarantine(part)))?;
+        in_batches(snapshot.manifest(None)?, &mut |part| take(TransferBatch::Manifest(part)))?;
+        in_batches(snapshot.archive_floors()?, &mut |part| {
+            take(TransferBatch::ArchiveFloors(part))
+        })?;
+        in_batches(shards, &mut |part| take(TransferBatch::Shards(part)))
     }
 }
 
-fn in_pieces<T>(
+fn in_batches<T>(
     rows: Vec<T>,
     take: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut rows = rows.into_iter();
     loop {
-        let part: Vec<T> = rows.by_ref().take(PIECE_ROWS).collect();
+        let part: Vec<T> = rows.by_ref().take(BATCH_ROWS).collect();
         if part.is_empty() {
             return Ok(());
         }
@@ -102,7 +110,7 @@ fn in_pieces<T>(
 }
 
 /// Reads rows one by one and hands them over in parts.
-fn streamed<T>(
+fn stream_rows<T>(
     connection: &Connection,
     sql: &str,
     params: impl rusqlite::Params,
@@ -114,7 +122,7 @@ fn streamed<T>(
     let mut part = Vec::new();
     while let Some(row) = rows.next()? {
         part.push(read(row)?);
-        if part.len() == PIECE_ROWS {
+        if part.len() == BATCH_ROWS {
             take(std::mem::take(&mut part))?;
         }
     }
@@ -139,7 +147,11 @@ fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-fn series(connection: &Connection, shard: ShardId, take: Take<'_>) -> Result<(), StoreError> {
+fn series(
+    connection: &Connection,
+    shard: ShardId,
+    take: TransferSink<'_>,
+) -> Result<(), StoreError> {
     let sql = "SELECT id, key, admitted_offset FROM series WHERE shard = ? ORDER BY no";
     let read = |row: &Row<'_>| {
         let info = SeriesInfo {
@@ -148,12 +160,14 @@ fn series(connection: &Connection, shard: ShardId, take: Take<'_>) -> Result<(),
         };
         Ok((Arc::new(info), row.get::<_, i64>(2)? as Offset))
     };
-    streamed(connection, sql, [shard.0], read, &mut |part| take(Piece::Series(shard, part)))
+    stream_rows(connection, sql, [shard.0], read, &mut |part| {
+        take(TransferBatch::Series(shard, part))
+    })
 }
 
 // CROSS JOIN keeps the order of the tables: the rollups as they lie, each with its series by
 // number.
-fn figures(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
+fn figures(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreError> {
     let sql = "SELECT s.id, r.hour, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r \
                CROSS JOIN series s ON s.no = r.series_no";
     let read = |row: &Row<'_>| {
@@ -163,20 +177,20 @@ fn figures(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
             figures: codec::figures(row, 2)?,
         })
     };
-    streamed(connection, sql, [], read, &mut |part| take(Piece::Figures(part)))
+    stream_rows(connection, sql, [], read, &mut |part| take(TransferBatch::Figures(part)))
 }
 
-fn sketches(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
+fn sketches(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreError> {
     let sql = "SELECT s.id, k.hour, k.distinct_users, k.quantiles FROM sketches k CROSS JOIN \
                series s ON s.no = k.series_no";
     let read = |row: &Row<'_>| {
         let (series, hour) = (SeriesId(row.get(0)?), Hour(row.get(1)?));
         Ok(SketchesRow { series, hour, distinct_users: row.get(2)?, quantiles: row.get(3)? })
     };
-    streamed(connection, sql, [], read, &mut |part| take(Piece::Sketches(part)))
+    stream_rows(connection, sql, [], read, &mut |part| take(TransferBatch::Sketches(part)))
 }
 
-fn revisions(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
+fn revisions(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreError> {
     let sql = "SELECT t.name, m.name, r.day, r.revision FROM revisions r JOIN metrics m ON m.no = \
                r.metric_no
         JOIN tenants t ON t.no = m.tenant_no";
@@ -184,5 +198,5 @@ fn revisions(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> 
         let revision = row.get::<_, i64>(3)? as u64;
         Ok(RevisionRow { tenant: row.get(0)?, metric: row.get(1)?, day: row.get(2)?, revision })
     };
-    streamed(connection, sql, [], read, &mut |part| take(Piece::Revisions(part)))
+    stream_rows(connection, sql, [], read, &mut |part| take(TransferBatch::Revisions(part)))
 }

@@ -6,20 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
-use super::catalogue::Catalogue;
-use super::codec::{self, Units};
-use super::{StoreError, admin, one, rows};
+use super::catalogue::SeriesCatalogue;
+use super::codec::{self, SqliteUnits};
+use super::{StoreError, admin, query_optional, rows};
 use crate::model::decimal::Decimal;
-use crate::model::distinct::Distinct;
-use crate::model::flush::{Delta, FlushBatch, FlushGuard, settled_revision};
+use crate::model::distinct::DistinctSketch;
+use crate::model::flush::{Delta, FlushBatch, FlushGuard, revision_after_release};
 use crate::model::offset::{LogId, Offset, ShardId};
-use crate::model::quantiles::Quantiles;
-use crate::model::rollup::Figures;
+use crate::model::quantiles::QuantileSketch;
+use crate::model::rollup::RollupFigures;
 use crate::model::window::{Hour, Millis};
 
 pub(super) fn flush(
     tx: &Connection,
-    catalogue: &mut Catalogue<'_>,
+    catalogue: &mut SeriesCatalogue<'_>,
     guard: FlushGuard,
     batch: &FlushBatch,
     forget_ids_before: Millis,
@@ -43,10 +43,10 @@ pub(super) fn flush(
     if moved != 1 {
         return Err(StoreError::Refused { shard });
     }
-    admin::seal(tx, shard)?;
+    admin::update_checksum(tx, shard)?;
     tx.prepare_cached("DELETE FROM suspects WHERE shard = ?")?.execute([shard.0])?;
     for (info, offset) in &batch.admitted {
-        catalogue.number(info, shard, *offset)?;
+        catalogue.number_series(info, shard, *offset)?;
     }
     merge(tx, catalogue, &batch.deltas, (shard, guard.range.from), &|_| guard.revision())?;
     if let Some(block) = &batch.dedup {
@@ -57,7 +57,7 @@ pub(super) fn flush(
             block.appended.0,
             block.appended.1,
             codec::encode_runs(&block.runs),
-            admin::block_sum(shard, block.range, block.appended)
+            admin::block_checksum(shard, block.range, block.appended)
         ])?;
     }
     tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?
@@ -81,7 +81,7 @@ pub(super) fn flush(
                 row.reason,
                 row.discarded,
                 row.record,
-                admin::quarantine_sum(row)
+                admin::quarantine_checksum(row)
             ])?;
     }
     Ok(())
@@ -91,7 +91,7 @@ pub(super) fn flush(
 /// the batch's is not used.
 pub(super) fn settle(
     tx: &Connection,
-    catalogue: &mut Catalogue<'_>,
+    catalogue: &mut SeriesCatalogue<'_>,
     (shard, offset, index): (ShardId, Offset, u32),
     delta: Option<&FlushBatch>,
 ) -> Result<bool, StoreError> {
@@ -104,16 +104,16 @@ pub(super) fn settle(
          discarded RETURNING tenant, appended"
     };
     let Some((tenant, received)) =
-        one(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))?
+        query_optional(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))?
     else {
         return Ok(false);
     };
     if let Some(batch) = delta {
-        let log = one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| {
+        let log = query_optional(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| {
             r.get::<_, [u8; 16]>(0)
         })?;
         let log = LogId(log.unwrap_or_default());
-        let revise = |before| settled_revision(before, log, shard, offset, index);
+        let revise = |before| revision_after_release(before, log, shard, offset, index);
         merge(tx, catalogue, &batch.deltas, (shard, offset), &revise)?;
         account(tx, &tenant, Hour::of(received), [1, 0, -1])?;
     }
@@ -134,14 +134,14 @@ fn account(tx: &Connection, tenant: &str, hour: Hour, growth: [i64; 3]) -> Resul
 /// Merges growth into rows, in the order in which the rows lie.
 fn merge(
     tx: &Connection,
-    catalogue: &mut Catalogue<'_>,
+    catalogue: &mut SeriesCatalogue<'_>,
     deltas: &[Delta],
     (shard, at): (ShardId, Offset),
     revise: &dyn Fn(u64) -> u64,
 ) -> Result<(), StoreError> {
     let mut rows = Vec::with_capacity(deltas.len());
     for delta in deltas {
-        let (metric_no, series_no) = catalogue.number(&delta.series, shard, at)?;
+        let (metric_no, series_no) = catalogue.number_series(&delta.series, shard, at)?;
         rows.push(((metric_no, delta.hour.0, series_no), delta));
     }
     rows.sort_by_key(|(key, _)| *key);
@@ -159,10 +159,11 @@ fn merge(
     }
     for (metric_no, day) in days {
         let sql = "SELECT revision FROM revisions WHERE metric_no = ? AND day = ?";
-        let before = one(tx, sql, params![metric_no, day], |r| r.get::<_, i64>(0))?.unwrap_or(0);
+        let before =
+            query_optional(tx, sql, params![metric_no, day], |r| r.get::<_, i64>(0))?.unwrap_or(0);
         let revision = revise(before as u64) as i64;
         tx.prepare_cached("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?)")?.execute(
-            params![metric_no, day, revision, rows::revision_sum(metric_no, day, revision)],
+            params![metric_no, day, revision, rows::revision_checksum(metric_no, day, revision)],
         )?;
     }
     for (metric_no, (first, last)) in hours {
@@ -207,7 +208,7 @@ impl<'a> Statements<'a> {
         })
     }
 
-    fn merge_figures(&mut self, key: RowKey, growth: &Figures) -> Result<(), StoreError> {
+    fn merge_figures(&mut self, key: RowKey, growth: &RollupFigures) -> Result<(), StoreError> {
         let mut figures =
             self.figures.query_row(key, |r| codec::figures(r, 0)).optional()?.unwrap_or_default();
         figures.merge(growth);
@@ -217,9 +218,9 @@ impl<'a> Statements<'a> {
             key.2,
             figures.count as i64,
             figures.value_count as i64,
-            Units(figures.sum),
-            figures.min.map(Decimal::units).map(Units),
-            figures.max.map(Decimal::units).map(Units)
+            SqliteUnits(figures.sum),
+            figures.min.map(Decimal::units).map(SqliteUnits),
+            figures.max.map(Decimal::units).map(SqliteUnits)
         ])?;
         Ok(())
     }
@@ -227,7 +228,7 @@ impl<'a> Statements<'a> {
     fn merge_sketches(&mut self, key: RowKey, delta: &Delta) -> Result<(), StoreError> {
         let stored = |r: &Row<'_>| {
             let (users, values) = (r.get_ref(1)?.as_blob()?, r.get_ref(2)?.as_blob()?);
-            Ok((r.get::<_, i64>(0)?, Distinct::decode(users), Quantiles::decode(values)))
+            Ok((r.get::<_, i64>(0)?, DistinctSketch::decode(users), QuantileSketch::decode(values)))
         };
         match self.sketches.query_row(key, stored).optional()? {
             Some((rowid, distinct, quantiles)) => {

@@ -26,20 +26,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use self::catalogue::Known;
-use self::pool::Pool;
-use super::{DEFAULT_MATCH_CACHE, Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
+use self::catalogue::SqliteSeriesCache;
+use self::pool::ReaderPool;
+use super::{
+    DEFAULT_MATCH_CACHE, ExpiryTarget, RollupStore, StoreDamage, StoreError, StoreSizes,
+    StoreSnapshot,
+};
 use crate::model::CodecError;
-use crate::model::budget::Budget;
+use crate::model::budget::QueryBudget;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
-use crate::model::manifest::{ManifestRow, Restored, Tier};
+use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 
 /// Twice as many connections for reading as the machine has cores, at least these: a query may read
 /// with two, and starts of shards and looks at the store must not wait until queries end.
-const READERS: usize = 8;
+const MIN_READERS: usize = 8;
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
@@ -61,24 +64,24 @@ pub struct SqliteStore {
     path: PathBuf,
     /// `None` if opened to be read only; nothing inside while the disk takes no writes.
     writer: Option<Mutex<Option<Writer>>>,
-    readers: Pool,
-    matched: snapshot::Matches,
+    readers: ReaderPool,
+    match_cache: snapshot::SqliteMatchCache,
     rebuilding: bool,
 }
 
 #[derive(Debug)]
 struct Writer {
     connection: Connection,
-    known: Known,
+    series_cache: SqliteSeriesCache,
     /// Bytes of the archive's objects, once somebody has asked.
-    archived: Option<u64>,
+    archived_bytes: Option<u64>,
 }
 
 /// The writer, until dropped.
-struct Writing<'a>(MutexGuard<'a, Option<Writer>>);
+struct WriterGuard<'a>(MutexGuard<'a, Option<Writer>>);
 
 impl Writer {
-    fn open(path: &Path, state: schema::State) -> Result<Self, StoreError> {
+    fn open(path: &Path, state: schema::StoreState) -> Result<Self, StoreError> {
         let mut connection = Connection::open(path).map_err(|e| {
             StoreError::Failed(format!(
                 "cannot open {}: {e}: check the path and its rights",
@@ -91,7 +94,7 @@ impl Writer {
             return Err(StoreError::Failed(format!("{} cannot be written", path.display())));
         }
         schema::prepare(&mut connection, path, state)?;
-        Ok(Self { connection, known: Known::default(), archived: None })
+        Ok(Self { connection, series_cache: SqliteSeriesCache::default(), archived_bytes: None })
     }
 }
 
@@ -103,15 +106,18 @@ impl SqliteStore {
     /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if
     /// it cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
-        Self::open_caching(path, DEFAULT_MATCH_CACHE)
+        Self::open_with_cache(path, DEFAULT_MATCH_CACHE)
     }
 
     /// As [`SqliteStore::open`], with so many bytes for the series that queries match.
     ///
     /// # Errors
     /// As [`SqliteStore::open`].
-    pub fn open_caching(path: impl AsRef<Path>, match_cache: u64) -> Result<Arc<Self>, StoreError> {
-        Self::open_as(path.as_ref(), schema::State::Complete, match_cache)
+    pub fn open_with_cache(
+        path: impl AsRef<Path>,
+        match_cache: u64,
+    ) -> Result<Arc<Self>, StoreError> {
+        Self::open_as(path.as_ref(), schema::StoreState::Complete, match_cache)
     }
 
     /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`]
@@ -120,32 +126,37 @@ impl SqliteStore {
     /// # Errors
     /// As [`SqliteStore::open`], and if a rebuild of an older release has begun it.
     pub fn open_rebuilding(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
-        Self::open_as(path.as_ref(), schema::State::Rebuilding, DEFAULT_MATCH_CACHE)
+        Self::open_as(path.as_ref(), schema::StoreState::Rebuilding, DEFAULT_MATCH_CACHE)
     }
 
     fn open_as(
         path: &Path,
-        state: schema::State,
+        state: schema::StoreState,
         match_cache: u64,
     ) -> Result<Arc<Self>, StoreError> {
-        let readers = Pool::new(path, readers());
+        let readers = ReaderPool::new(path, reader_count());
         let writer = match readers.exclusively(|| Writer::open(path, state)) {
             Ok(writer) => Some(writer),
-            Err(StoreError::Failed(why)) if state == schema::State::Complete && path.is_file() => {
+            Err(StoreError::Failed(why))
+                if state == schema::StoreState::Complete && path.is_file() =>
+            {
                 schema::check_version(readers.take()?.connection()?, path)?;
                 tracing::warn!(%why, "the store can be read and not written: writing is tried again by itself");
                 None
             }
             Err(error) => return Err(error),
         };
-        let (path, writer, matched) =
-            (path.to_owned(), Some(Mutex::new(writer)), snapshot::Matches::new(match_cache));
+        let (path, writer, matched) = (
+            path.to_owned(),
+            Some(Mutex::new(writer)),
+            snapshot::SqliteMatchCache::new(match_cache),
+        );
         Ok(Arc::new(Self {
             path,
             writer,
             readers,
-            matched,
-            rebuilding: state == schema::State::Rebuilding,
+            match_cache: matched,
+            rebuilding: state == schema::StoreState::Rebuilding,
         }))
     }
 
@@ -198,21 +209,23 @@ impl SqliteStore {
     /// As [`SqliteStore::open`], and if there is no store.
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         let path = path.as_ref();
-        let (readers, matched) =
-            (Pool::new(path, readers()), snapshot::Matches::new(DEFAULT_MATCH_CACHE));
+        let (readers, matched) = (
+            ReaderPool::new(path, reader_count()),
+            snapshot::SqliteMatchCache::new(DEFAULT_MATCH_CACHE),
+        );
         schema::check_version(readers.take()?.connection()?, path)?;
         Ok(Arc::new(Self {
             path: path.to_owned(),
             writer: None,
             readers,
-            matched,
+            match_cache: matched,
             rebuilding: false,
         }))
     }
 
     // A panic inside a transaction rolls it back as the transaction is dropped, so the poison says
     // nothing.
-    fn writer(&self) -> Result<Writing<'_>, StoreError> {
+    fn writer(&self) -> Result<WriterGuard<'_>, StoreError> {
         let writer = self.writer.as_ref().ok_or_else(|| {
             StoreError::Failed(
                 "the store was opened to be read only: open it with SqliteStore::open".to_owned(),
@@ -220,16 +233,19 @@ impl SqliteStore {
         })?;
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.is_none() {
-            let state =
-                if self.rebuilding { schema::State::Rebuilding } else { schema::State::Complete };
+            let state = if self.rebuilding {
+                schema::StoreState::Rebuilding
+            } else {
+                schema::StoreState::Complete
+            };
             *writer = Some(self.readers.exclusively(|| Writer::open(&self.path, state))?);
             tracing::warn!("the store can be written again");
         }
-        Ok(Writing(writer))
+        Ok(WriterGuard(writer))
     }
 }
 
-impl Writing<'_> {
+impl WriterGuard<'_> {
     fn get(&mut self) -> Result<&mut Writer, StoreError> {
         self.0
             .as_mut()
@@ -239,11 +255,11 @@ impl Writing<'_> {
     /// Runs `body` in one transaction. What it returns is trusted only after the commit.
     fn transaction<T>(
         &mut self,
-        body: impl FnOnce(&Connection, &mut catalogue::Catalogue<'_>) -> Result<T, StoreError>,
+        body: impl FnOnce(&Connection, &mut catalogue::SeriesCatalogue<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let Writer { connection, known, .. } = self.get()?;
+        let Writer { connection, series_cache: known, .. } = self.get()?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut catalogue = catalogue::Catalogue::new(&tx, known);
+        let mut catalogue = catalogue::SeriesCatalogue::new(&tx, known);
         let answer = body(&tx, &mut catalogue)?;
         let fresh = catalogue.finish()?;
         tx.commit().map_err(|e| match e.sqlite_error_code() {
@@ -252,7 +268,7 @@ impl Writing<'_> {
             Some(rusqlite::ErrorCode::DiskFull) => e.into(),
             _ => StoreError::Unknown(format!("sqlite: COMMIT: {e}")),
         })?;
-        known.add(fresh);
+        known.remember(fresh);
         Ok(answer)
     }
 }
@@ -274,7 +290,7 @@ impl RollupStore for SqliteStore {
         from: Offset,
         rule: DedupRule,
     ) -> Result<(), StoreError> {
-        self.writer()?.transaction(|tx, _| admin::note_dedup_rule(tx, shard, epoch, from, rule))
+        self.writer()?.transaction(|tx, _| admin::set_dedup_rule(tx, shard, epoch, from, rule))
     }
 
     fn flush(
@@ -308,27 +324,31 @@ impl RollupStore for SqliteStore {
                     epoch.counter as i64,
                     epoch.nonce as i64
                 ])?;
-            if moved == 1 { admin::seal(tx, shard) } else { Err(StoreError::Refused { shard }) }
+            if moved == 1 {
+                admin::update_checksum(tx, shard)
+            } else {
+                Err(StoreError::Refused { shard })
+            }
         })
     }
 
     fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
         let mut writer = self.writer()?;
-        writer.transaction(|tx, _| admin::archived(tx, owner, row))?;
-        writer.get()?.archived.iter_mut().for_each(|bytes| *bytes += row.bytes);
+        writer.transaction(|tx, _| admin::insert_manifest_row(tx, owner, row))?;
+        writer.get()?.archived_bytes.iter_mut().for_each(|bytes| *bytes += row.bytes);
         Ok(())
     }
 
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-        self.writer()?.transaction(|tx, _| admin::moved(tx, row, tier))
+        self.writer()?.transaction(|tx, _| admin::set_tier(tx, row, tier))
     }
 
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         let mut writer = self.writer()?;
-        let gone = writer.transaction(|tx, _| admin::expired(tx, row))?;
+        let gone = writer.transaction(|tx, _| admin::expire_object(tx, row))?;
         writer
             .get()?
-            .archived
+            .archived_bytes
             .iter_mut()
             .filter(|_| gone)
             .for_each(|bytes| *bytes = bytes.saturating_sub(row.bytes));
@@ -337,15 +357,15 @@ impl RollupStore for SqliteStore {
 
     fn swap_expiry(
         &self,
-        of: Expiring,
+        of: ExpiryTarget,
         before: Option<&str>,
         after: &str,
     ) -> Result<bool, StoreError> {
         self.writer()?.transaction(|tx, _| admin::swap_expiry(tx, of, before, after))
     }
 
-    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
-        self.writer()?.transaction(|tx, _| admin::say_yes(tx, of))
+    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+        self.writer()?.transaction(|tx, _| admin::approve_expiry(tx, of))
     }
 
     fn settle_quarantine(
@@ -360,7 +380,7 @@ impl RollupStore for SqliteStore {
         })
     }
 
-    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
+    fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
         }
@@ -368,27 +388,27 @@ impl RollupStore for SqliteStore {
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.matched)?))
+        Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?))
     }
 
     /// The file waits for nobody: reading looks at the budget row by row.
-    fn snapshot_for(&self, _: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         self.snapshot()
     }
 
     fn snapshot_at_once(
         &self,
-        _: &Budget,
+        _: &QueryBudget,
     ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
-        Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.matched)?)))
+        Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.match_cache)?)))
     }
 
-    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+    fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         check::check(self.readers.take()?.connection()?, found)
     }
 
-    fn sizes(&self) -> Result<Sizes, StoreError> {
+    fn sizes(&self) -> Result<StoreSizes, StoreError> {
         // With its journal: what the disk holds.
         let file = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
         let mut journal = self.path.clone().into_os_string();
@@ -396,11 +416,11 @@ impl RollupStore for SqliteStore {
         let store = file(&self.path) + file(Path::new(&journal));
         let mut writer = self.writer()?;
         let writer = writer.get()?;
-        let archive = match writer.archived {
+        let archive = match writer.archived_bytes {
             Some(bytes) => bytes,
-            None => *writer.archived.insert(admin::archived_bytes(&writer.connection)?),
+            None => *writer.archived_bytes.insert(admin::archived_bytes(&writer.connection)?),
         };
-        Ok(Sizes { store, archive })
+        Ok(StoreSizes { store, archive })
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
@@ -414,12 +434,13 @@ impl RollupStore for SqliteStore {
     }
 }
 
-fn readers() -> usize {
-    std::thread::available_parallelism().map_or(READERS, |cores| (2 * cores.get()).max(READERS))
+fn reader_count() -> usize {
+    std::thread::available_parallelism()
+        .map_or(MIN_READERS, |cores| (2 * cores.get()).max(MIN_READERS))
 }
 
 /// One row, or none.
-fn one<T>(
+fn query_optional<T>(
     connection: &Connection,
     sql: &str,
     params: impl rusqlite::Params,

@@ -7,7 +7,7 @@
 //! needs. While this process does not write either, the file is then read as it stands (frozen).
 //! And what SQLite shares between the connections of a process cannot be written for as long as one
 //! of them is open that was opened there. So the writer is opened while no reader is
-//! ([`Pool::exclusively`]).
+//! ([`ReaderPool::exclusively`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,50 +18,50 @@ use rusqlite::Connection;
 use super::{StoreError, schema};
 
 /// How long readers may take to end before the writer is opened.
-const PATIENCE: Duration = Duration::from_secs(1);
+const WRITER_WAIT: Duration = Duration::from_secs(1);
 
 /// The connections that are free; `None` is one not opened yet.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct ReaderPool {
     path: PathBuf,
-    free: Mutex<Free>,
+    free: Mutex<ReaderSlots>,
     returned: Condvar,
 }
 
 #[derive(Debug)]
-struct Free {
+struct ReaderSlots {
     slots: Vec<Option<Connection>>,
     /// Connections in use.
-    out: usize,
+    in_use: usize,
     /// Nobody gets one now.
-    held: bool,
+    blocked: bool,
     /// Whether this process may be writing.
-    written: bool,
+    has_writer: bool,
 }
 
 /// A connection, until dropped.
-pub(super) struct Reader<'a> {
-    pool: &'a Pool,
+pub(super) struct ReadConnection<'a> {
+    pool: &'a ReaderPool,
     connection: Option<Connection>,
-    frozen: bool,
+    immutable: bool,
 }
 
-impl Pool {
+impl ReaderPool {
     pub(super) fn new(path: &Path, size: usize) -> Self {
-        let free = Mutex::new(Free {
+        let free = Mutex::new(ReaderSlots {
             slots: (0..size).map(|_| None).collect(),
-            out: 0,
-            held: false,
-            written: false,
+            in_use: 0,
+            blocked: false,
+            has_writer: false,
         });
         Self { path: path.to_owned(), free, returned: Condvar::new() }
     }
 
     /// A free connection; blocks while there is none.
-    pub(super) fn take(&self) -> Result<Reader<'_>, StoreError> {
+    pub(super) fn take(&self) -> Result<ReadConnection<'_>, StoreError> {
         let mut free = self.lock();
         let slot = loop {
-            match free.give() {
+            match free.take_slot() {
                 Some(slot) => break slot,
                 None => free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner),
             }
@@ -71,22 +71,22 @@ impl Pool {
     }
 
     /// A connection that is free now.
-    pub(super) fn take_at_once(&self) -> Result<Option<Reader<'_>>, StoreError> {
-        let slot = self.lock().give();
+    pub(super) fn take_at_once(&self) -> Result<Option<ReadConnection<'_>>, StoreError> {
+        let slot = self.lock().take_slot();
         slot.map(|slot| self.open(slot)).transpose()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Free> {
+    fn lock(&self) -> MutexGuard<'_, ReaderSlots> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, slot: Option<Connection>) -> Result<Reader<'_>, StoreError> {
+    fn open(&self, slot: Option<Connection>) -> Result<ReadConnection<'_>, StoreError> {
         // From here on dropping `reader` returns the slot, also if opening fails.
-        let mut reader = Reader { pool: self, connection: slot, frozen: false };
+        let mut reader = ReadConnection { pool: self, connection: slot, immutable: false };
         if reader.connection.is_none() {
             match schema::open_reader(&self.path) {
                 Ok(connection) => reader.connection = Some(connection),
-                Err(why) => reader.freeze(why)?,
+                Err(why) => reader.open_immutable(why)?,
             }
         }
         Ok(reader)
@@ -102,10 +102,10 @@ impl Pool {
         open: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut free = self.lock();
-        free.held = true;
+        free.blocked = true;
         let (waited, timeout) = self
             .returned
-            .wait_timeout_while(free, PATIENCE, |free| free.out > 0)
+            .wait_timeout_while(free, WRITER_WAIT, |free| free.in_use > 0)
             .unwrap_or_else(PoisonError::into_inner);
         free = waited;
         let opened = if timeout.timed_out() {
@@ -118,34 +118,34 @@ impl Pool {
             drop(free);
             let opened = open();
             free = self.lock();
-            free.written = opened.is_ok();
+            free.has_writer = opened.is_ok();
             opened
         };
-        free.held = false;
+        free.blocked = false;
         drop(free);
         self.returned.notify_all();
         opened
     }
 }
 
-impl Free {
-    fn give(&mut self) -> Option<Option<Connection>> {
-        let slot = if self.held { None } else { self.slots.pop() };
-        self.out += usize::from(slot.is_some());
+impl ReaderSlots {
+    fn take_slot(&mut self) -> Option<Option<Connection>> {
+        let slot = if self.blocked { None } else { self.slots.pop() };
+        self.in_use += usize::from(slot.is_some());
         slot
     }
 }
 
-impl Reader<'_> {
+impl ReadConnection<'_> {
     /// Reads the file as it stands, if nobody in this process may be writing; what was the matter
     /// otherwise.
-    fn freeze(&mut self, why: StoreError) -> Result<(), StoreError> {
-        if self.pool.lock().written {
+    fn open_immutable(&mut self, why: StoreError) -> Result<(), StoreError> {
+        if self.pool.lock().has_writer {
             return Err(why);
         }
         // While it is in use, nobody begins to write.
-        self.connection = Some(schema::open_frozen(&self.pool.path).map_err(|_| why)?);
-        self.frozen = true;
+        self.connection = Some(schema::open_immutable(&self.pool.path).map_err(|_| why)?);
+        self.immutable = true;
         Ok(())
     }
 
@@ -156,13 +156,13 @@ impl Reader<'_> {
     }
 }
 
-impl Drop for Reader<'_> {
+impl Drop for ReadConnection<'_> {
     fn drop(&mut self) {
         // A frozen one is opened anew each time, so that there is none between two queries.
         let ended = |c: &Connection| c.is_autocommit() || c.execute_batch("ROLLBACK").is_ok();
-        let connection = self.connection.take().filter(|c| !self.frozen && ended(c));
+        let connection = self.connection.take().filter(|c| !self.immutable && ended(c));
         let mut free = self.pool.lock();
-        free.out -= 1;
+        free.in_use -= 1;
         free.slots.push(connection);
         drop(free);
         // All: one may wait for a connection, another one for all to be back.
@@ -182,7 +182,7 @@ mod tests {
             .expect("opens")
             .execute_batch("CREATE TABLE t (x)")
             .expect("a table");
-        let pool = Pool::new(&path, 2);
+        let pool = ReaderPool::new(&path, 2);
         let reader = pool.take().expect("a reader");
         assert!(pool.exclusively(|| Ok(())).is_err(), "somebody reads");
         drop(reader);

@@ -44,7 +44,7 @@ pub(super) fn quarantine_rows(
 
 /// Every row of the manifest, or why it does not decode, with its checksum.
 #[allow(clippy::type_complexity)] // a pair
-pub(super) fn manifest_sums(
+pub(super) fn manifest_checksums(
     connection: &Connection,
 ) -> Result<Vec<(Result<ManifestRow, StoreError>, Option<i64>)>, StoreError> {
     let mut statement =
@@ -107,6 +107,6 @@ pub(super) fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>
 }
 
 /// The checksum of a revision: nothing else gives its number again.
-pub(super) fn revision_sum(metric_no: i64, day: i32, revision: i64) -> i64 {
-    codec::sum(&[&metric_no.to_be_bytes(), &day.to_be_bytes(), &revision.to_be_bytes()])
+pub(super) fn revision_checksum(metric_no: i64, day: i32, revision: i64) -> i64 {
+    codec::row_checksum(&[&metric_no.to_be_bytes(), &day.to_be_bytes(), &revision.to_be_bytes()])
 }

@@ -132,18 +132,18 @@ const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_
 /// What a file is opened as. One that is being rebuilt has the negative version: no build takes it
 /// for a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum StoreState {
     /// A store.
     Complete,
     /// What a rebuild has not finished.
     Rebuilding,
 }
 
-impl State {
+impl StoreState {
     fn version(self) -> i64 {
         match self {
-            State::Complete => VERSION,
-            State::Rebuilding => -VERSION,
+            StoreState::Complete => VERSION,
+            StoreState::Rebuilding => -VERSION,
         }
     }
 }
@@ -152,7 +152,7 @@ impl State {
 pub(super) fn prepare(
     connection: &mut Connection,
     path: &Path,
-    state: State,
+    state: StoreState,
 ) -> Result<(), StoreError> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
@@ -165,16 +165,16 @@ pub(super) fn prepare(
     if tables == 0 {
         tx.execute_batch(TABLES)?;
         tx.pragma_update(None, "user_version", state.version())?;
-    } else if state == State::Complete
+    } else if state == StoreState::Complete
         && STEPS.iter().any(|(known, _)| version(&tx).is_ok_and(|found| found == *known))
     {
         let found = version(&tx)?;
         for (_, step) in STEPS.iter().filter(|(from, _)| *from >= found) {
             tx.execute_batch(step)?;
         }
-        super::admin::seal_all(&tx)?;
+        super::admin::update_all_checksums(&tx)?;
         tx.pragma_update(None, "user_version", VERSION)?;
-    } else if state == State::Rebuilding && version(&tx)? == VERSION {
+    } else if state == StoreState::Rebuilding && version(&tx)? == VERSION {
         // The rebuild ended, and was ended before its file was moved into place: it goes on, and
         // finds nothing left to do.
         tx.pragma_update(None, "user_version", state.version())?;
@@ -199,7 +199,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 /// Opens a connection that reads the file as it stands, without the journal beside it, which a full
 /// disk may not take. Right only while nobody writes to the file, and if there is nothing in a
 /// journal.
-pub(super) fn open_frozen(path: &Path) -> Result<Connection, StoreError> {
+pub(super) fn open_immutable(path: &Path) -> Result<Connection, StoreError> {
     let mut journal = path.as_os_str().to_owned();
     journal.push("-wal");
     if std::fs::metadata(&journal).is_ok_and(|journal| journal.len() > 0) {
@@ -243,22 +243,22 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
 
 /// Refuses what this build does not read.
 pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    check_state(connection, path, State::Complete)
+    check_state(connection, path, StoreState::Complete)
 }
 
-fn check_state(connection: &Connection, path: &Path, state: State) -> Result<(), StoreError> {
+fn check_state(connection: &Connection, path: &Path, state: StoreState) -> Result<(), StoreError> {
     let (found, path) = (version(connection)?, path.display());
     if found == state.version() {
         return Ok(());
     }
     let why = match (found, state) {
-        (..0, State::Complete) => {
+        (..0, StoreState::Complete) => {
             format!(
                 "{path} is what a rebuild has not finished: run `rollmill rebuild` again, or \
                  delete it"
             )
         }
-        (_, State::Rebuilding) => format!(
+        (_, StoreState::Rebuilding) => format!(
             "{path} is not what this version has begun to rebuild: delete it, and start again"
         ),
         _ if STEPS.iter().any(|(known, _)| *known == found) => format!(

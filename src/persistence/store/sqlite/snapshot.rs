@@ -10,27 +10,27 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row, params};
 
-use super::pool::Reader;
+use super::pool::ReadConnection;
 use super::rows::{self, manifest_columns, manifest_rows};
-use super::{StoreError, admin, codec, one};
+use super::{StoreError, admin, codec, query_optional};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
-use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::matched_series::{Collector, MatchCache, Matched};
+use crate::persistence::store::matched_series::{MatchCache, MatchedSeries, SeriesCollector};
 use crate::persistence::store::{
-    Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreSnapshot, too_many_series,
+    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreSnapshot, too_many_series,
 };
 
 /// By metric and matchers.
-pub(super) type Matches = MatchCache<(i64, String)>;
+pub(super) type SqliteMatchCache = MatchCache<(i64, String)>;
 
 pub(super) struct SqliteSnapshot<'a> {
-    reader: Reader<'a>,
-    cache: &'a Matches,
+    reader: ReadConnection<'a>,
+    cache: &'a SqliteMatchCache,
 }
 
 /// Takes the number, the id and the key of a series.
@@ -38,27 +38,30 @@ type EachSeries<'a> = dyn FnMut(i64, SeriesId, &[u8]) -> Result<(), StoreError> 
 
 impl<'a> SqliteSnapshot<'a> {
     /// Begins the read transaction; the first read pins the state it sees.
-    pub(super) fn begin(reader: Reader<'a>, cache: &'a Matches) -> Result<Self, StoreError> {
+    pub(super) fn begin(
+        reader: ReadConnection<'a>,
+        cache: &'a SqliteMatchCache,
+    ) -> Result<Self, StoreError> {
         reader.connection()?.execute_batch("BEGIN; SELECT count(*) FROM shards;")?;
         Ok(Self { reader, cache })
     }
 
-    pub(super) fn sql(&self) -> Result<&Connection, StoreError> {
+    pub(super) fn connection(&self) -> Result<&Connection, StoreError> {
         self.reader.connection()
     }
 
     fn metric(&self, tenant: &str, metric: &str) -> Result<Option<(i64, i64)>, StoreError> {
         let sql = "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = \
                    t.no WHERE t.name = ? AND m.name = ?";
-        one(self.sql()?, sql, [tenant, metric], |r| Ok((r.get(0)?, r.get(1)?)))
+        query_optional(self.connection()?, sql, [tenant, metric], |r| Ok((r.get(0)?, r.get(1)?)))
     }
 
-    fn matched(
+    fn matched_series(
         &self,
         query: &RollupQuery<'_>,
         metric_no: i64,
         count: i64,
-    ) -> Result<Matched, StoreError> {
+    ) -> Result<MatchedSeries, StoreError> {
         if query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
@@ -78,7 +81,7 @@ impl<'a> SqliteSnapshot<'a> {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name, value)),
             _ => None,
         });
-        let mut collector = Collector::new(query);
+        let mut collector = SeriesCollector::new(query);
         let mut offer =
             |no: i64, id: SeriesId, key: &[u8]| collector.offer(no, self.cache.series(id, key)?);
         match indexed {
@@ -104,7 +107,7 @@ impl<'a> SqliteSnapshot<'a> {
         params: impl rusqlite::Params,
         each: &mut EachSeries<'_>,
     ) -> Result<(), StoreError> {
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
         while let Some(row) = rows.next()? {
             let key = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
@@ -125,10 +128,10 @@ impl<'a> SqliteSnapshot<'a> {
             "{} WHERE r.metric_no = ? AND r.hour = ? AND r.series_no = ?",
             select(sketches)
         );
-        let mut statement = self.sql()?.prepare_cached(&sql)?;
+        let mut statement = self.connection()?.prepare_cached(&sql)?;
         for hour in query.from.0..query.to.0 {
             for (no, info) in series {
-                query.go_on()?;
+                query.check_budget()?;
                 let mut rows = statement.query(params![metric_no, hour, no])?;
                 if let Some(row) = rows.next()? {
                     visit(info, Hour(hour), rollup(row, query.distinct, query.quantiles)?);
@@ -151,12 +154,12 @@ impl<'a> SqliteSnapshot<'a> {
              r.hour, r.series_no",
             select(sketches)
         );
-        let mut statement = self.sql()?.prepare_cached(&sql)?;
+        let mut statement = self.connection()?.prepare_cached(&sql)?;
         let mut rows = statement.query(params![metric_no, query.from.0, query.to.0])?;
         // Rows of an hour come by ascending number, as the series do: one walk along both.
         let (mut at, mut current) = (0, None);
         while let Some(row) = rows.next()? {
-            query.go_on()?;
+            query.check_budget()?;
             let hour = Hour(row.get(0)?);
             let no: i64 = row.get(1)?;
             if current != Some(hour) {
@@ -203,7 +206,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         let sql =
             "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let rows = statement.query_map([], |r| {
             let checkpoint = Checkpoint {
                 log: LogId(r.get(1)?),
@@ -230,7 +233,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
         let sql =
             "SELECT day, revision FROM revisions WHERE metric_no = ? AND day >= ? AND day < ?";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let mut rows = statement.query(params![metric_no, days.start, days.end])?;
         while let Some(row) = rows.next()? {
             let day: i32 = row.get(0)?;
@@ -247,7 +250,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else {
             return Ok(());
         };
-        let matched = self.matched(query, metric_no, count)?;
+        let matched = self.matched_series(query, metric_no, count)?;
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
@@ -272,7 +275,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
                    t.name, m.name";
         let metrics: Vec<i64> = self
-            .sql()?
+            .connection()?
             .prepare_cached(sql)?
             .query_map([], |r| r.get(0))?
             .collect::<Result<_, _>>()?;
@@ -292,7 +295,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
                  r.hour, r.series_no",
                 select(true)
             );
-            let mut statement = self.sql()?.prepare_cached(&sql)?;
+            let mut statement = self.connection()?.prepare_cached(&sql)?;
             let mut rows = statement.query(params![metric_no, from.0, to.0])?;
             // Numbers are not in the order of ids: one hour at a time is sorted.
             let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
@@ -322,47 +325,56 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
-        admin::dedup_rules(self.sql()?, shard)
+        admin::dedup_rules(self.connection()?, shard)
     }
 
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
-        let mut statement =
-            self.sql()?.prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
         let rows = statement
             .query_map([shard.0], |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+    fn decisions(
+        &mut self,
+        shard: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError> {
         let of_range = params![shard.0, range.from as i64, range.to as i64];
         let sql = "SELECT id, admitted_offset FROM series WHERE shard = ? AND admitted_offset >= \
                    ? AND admitted_offset < ?
             ORDER BY admitted_offset, id";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let series = statement
             .query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         let admitted = series.collect::<Result<_, _>>()?;
         let sql = "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? \
                    AND offset < ? ORDER BY offset, idx";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let events = statement
             .query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
-        Ok(Decisions { admitted, set_aside: events.collect::<Result<_, _>>()? })
+        Ok(RangeDecisions { admitted, quarantined: events.collect::<Result<_, _>>()? })
     }
 
-    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
+    fn metrics(
+        &mut self,
+        tenant: &str,
+        page: &NameRange<'_>,
+    ) -> Result<Vec<MetricInfo>, StoreError> {
         let sql = "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t \
                    JOIN metrics m ON m.tenant_no = t.no
             WHERE t.name = ? AND m.name > ? AND m.name >= ? AND m.name < ? ORDER BY m.name LIMIT ?";
         let (from, to) = page.bounds();
-        let mut statement = self.sql()?.prepare_cached(sql)?;
-        let mut names = self.sql()?.prepare_cached(
+        let mut statement = self.connection()?.prepare_cached(sql)?;
+        let mut names = self.connection()?.prepare_cached(
             "SELECT DISTINCT name FROM label_pairs WHERE metric_no = ? ORDER BY name",
         )?;
         let mut rows = statement.query(params![tenant, page.after, from, to, page.rows()])?;
         let mut metrics = Vec::new();
         while let Some(row) = rows.next()? {
-            page.go_on()?;
+            page.check_budget()?;
             let labels = names
                 .query_map([row.get::<_, i64>(0)?], |r| r.get(0))?
                 .collect::<Result<_, _>>()?;
@@ -382,26 +394,26 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
-        page: &Page<'_>,
+        page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
         // One metric after the other, each in the order of its index, so that nothing is sorted
         // that is not on the page.
         let sql = "SELECT m.no FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = \
                    ?1 AND (?2 IS NULL OR m.name = ?2)";
-        let mut metrics = self.sql()?.prepare_cached(sql)?;
+        let mut metrics = self.connection()?.prepare_cached(sql)?;
         let metrics: Vec<i64> =
             metrics.query_map(params![tenant, metric], |r| r.get(0))?.collect::<Result<_, _>>()?;
         let sql = "SELECT value FROM label_pairs WHERE metric_no = ? AND name = ? AND value > ? \
                    AND value >= ? AND value < ?
             ORDER BY value LIMIT ?";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let (from, to) = page.bounds();
         let mut values: BTreeSet<String> = BTreeSet::new();
         for metric_no in metrics {
             let mut rows =
                 statement.query(params![metric_no, name, page.after, from, to, page.rows()])?;
             while let Some(row) = rows.next()? {
-                page.go_on()?;
+                page.check_budget()?;
                 let value = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
                 if values.len() >= page.limit
                     && values.last().is_some_and(|last| last.as_str() <= value)
@@ -425,7 +437,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     ) -> Result<Vec<AccountingDelta>, StoreError> {
         let sql = "SELECT hour, aggregated, deduplicated, quarantined FROM accounting
             WHERE tenant = ? AND hour >= ? AND hour < ? ORDER BY hour";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let rows = statement.query_map(params![tenant, from.0, to.0], |r| {
             Ok(AccountingDelta {
                 tenant: tenant.to_owned(),
@@ -439,7 +451,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
-        rows::accounting(self.sql()?)
+        rows::accounting(self.connection()?)
     }
 
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
@@ -447,7 +459,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
             manifest_columns!(),
             " WHERE ?1 IS NULL OR shard = ?1 ORDER BY shard, from_offset"
         );
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         manifest_rows(statement.query([shard.map(|s| s.0)])?)
     }
 
@@ -464,7 +476,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
             manifest_columns!(),
             " WHERE shard = ? AND tier = ? ORDER BY from_offset LIMIT ?"
         );
-        let connection = self.sql()?;
+        let connection = self.connection()?;
         match tier {
             None => {
                 manifest_rows(connection.prepare_cached(of_shard)?.query(params![shard.0, limit])?)
@@ -482,7 +494,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
                    FROM manifest WHERE shard = ?1
             ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM \
                    archive_floors WHERE shard = ?1) AS times";
-        Ok(self.sql()?.prepare_cached(sql)?.query_row([shard.0], |r| r.get(0))?)
+        Ok(self.connection()?.prepare_cached(sql)?.query_row([shard.0], |r| r.get(0))?)
     }
 
     fn receipts(
@@ -493,7 +505,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     ) -> Result<Vec<(Offset, Millis)>, StoreError> {
         let sql = "SELECT to_offset, last_received FROM manifest WHERE shard = ? AND from_offset \
                    >= ? ORDER BY from_offset LIMIT ?";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = statement.query_map(params![shard.0, from as i64, limit], |r| {
             Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?))
@@ -509,33 +521,37 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
                 r.get::<_, Option<i64>>(1)?.map(|at| at as Offset),
             ))
         };
-        Ok(self.sql()?.prepare_cached(sql)?.query_row([shard.0], read)?)
+        Ok(self.connection()?.prepare_cached(sql)?.query_row([shard.0], read)?)
     }
 
-    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
         let sql = "SELECT note, said FROM expiry WHERE shard = ?";
-        super::one(self.sql()?, sql, [of.number()], |r| {
-            Ok(ExpiryNote { note: r.get(0)?, said: r.get(1)? })
+        super::query_optional(self.connection()?, sql, [of.code()], |r| {
+            Ok(ExpiryRow { note: r.get(0)?, approvals: r.get(1)? })
         })
     }
 
-    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
-        let mut statement =
-            self.sql()?.prepare_cached("SELECT shard, note, said FROM expiry ORDER BY shard")?;
+    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError> {
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT shard, note, said FROM expiry ORDER BY shard")?;
         let rows = statement.query_map([], |r| {
-            Ok((Expiring::of_number(r.get(0)?), ExpiryNote { note: r.get(1)?, said: r.get(2)? }))
+            Ok((
+                ExpiryTarget::from_code(r.get(0)?),
+                ExpiryRow { note: r.get(1)?, approvals: r.get(2)? },
+            ))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
         let sql = "SELECT shard, offset, appended, hour FROM archive_floors ORDER BY shard";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut statement = self.connection()?.prepare_cached(sql)?;
         let rows = statement.query_map([], |r| Ok((ShardId(r.get(0)?), admin::floor(r, 1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
-        Ok(rows::quarantine_rows(self.sql()?)?.into_iter().map(|(row, _)| row).collect())
+        Ok(rows::quarantine_rows(self.connection()?)?.into_iter().map(|(row, _)| row).collect())
     }
 }

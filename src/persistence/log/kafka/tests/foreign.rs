@@ -9,21 +9,24 @@ use crate::config::Config;
 use crate::model::flush::LogRecord;
 
 fn add_partitions(options: &KafkaOptions, partitions: usize) {
-    let raw: AdminClient<settings::Quiet> =
-        options.connection.client().create_with_context(settings::Quiet).expect("a client");
+    let raw: AdminClient<settings::QuietContext> = options
+        .connection
+        .client_config()
+        .create_with_context(settings::QuietContext)
+        .expect("a client");
     let wait = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
     let more = NewPartitions::new(&options.connection.topic, partitions);
     futures::executor::block_on(raw.create_partitions([&more], &wait)).expect("answered")[0]
         .as_ref()
         .expect("added");
-    let admin = Admin::new(&options.connection).expect("settings");
+    let admin = TopicAdmin::new(&options.connection).expect("settings");
     soon("they are known", 20, || {
         admin.describe(&wish(options)).is_ok_and(|found| found.partitions == partitions as u32)
     });
 }
 
 fn producer(options: &KafkaOptions, transactional: bool) -> BaseProducer {
-    let mut config = options.connection.client();
+    let mut config = options.connection.client_config();
     if transactional {
         config.set("transactional.id", format!("{}.foreign", options.connection.topic));
     }
@@ -61,16 +64,16 @@ fn partitions_that_somebody_has_added_are_nobodys_and_nodes_serve_and_start() {
             vec!["before".to_owned(), "after".to_owned()]
         )
     );
-    let admin = Admin::new(&options.connection).expect("settings");
+    let admin = TopicAdmin::new(&options.connection).expect("settings");
     let described = admin.describe(&wish(&options)).expect("described");
     assert_eq!(
         (described.refusal("k"), described.surplus),
         (None, vec![(ShardId(SHARDS), 0), (ShardId(SHARDS + 1), 0)])
     );
     assert!(
-        described.differences.iter().any(|d| d.what == "partitions" && d.is_harmless),
+        described.drift.iter().any(|d| d.setting == "partitions" && d.is_harmless),
         "{:?}",
-        described.differences
+        described.drift
     );
     // Records in them are somebody's, and whose has to be found out before a node starts.
     send(&producer(&options, false), &options.connection.topic, SHARDS as i32);
@@ -78,7 +81,7 @@ fn partitions_that_somebody_has_added_are_nobodys_and_nodes_serve_and_start() {
         admin.describe(&wish(&options)).is_ok_and(|found| found.surplus[0].1 == 1)
     });
     assert!(refusal(options.clone()).contains("1 records in 4"));
-    admin.delete_below(&[(ShardId(SHARDS), 1)]).expect("deleted");
+    admin.delete_records_below(&[(ShardId(SHARDS), 1)]).expect("deleted");
     soon("it opens again", 20, || KafkaLog::open(options.clone()).is_ok());
 }
 
@@ -122,7 +125,7 @@ fn the_end_of_a_foreign_transaction_is_gone_over_and_nothing_else() {
     let records = everything(&log, 0);
     let said: Vec<(Offset, Vec<u8>)> =
         records.iter().map(|record| (record.offset, record.payload.to_vec())).collect();
-    let nothing = gaps::stand_in();
+    let nothing = gaps::placeholder_record();
     let wanted = [b"a".as_slice(), b"foreign", &nothing, b"b", b"foreign", &nothing, b"c"];
     assert_eq!(
         said,
@@ -150,8 +153,11 @@ fn the_end_of_a_foreign_transaction_is_gone_over_and_nothing_else() {
 
 /// Changes one setting of the topic and leaves the others.
 fn set(options: &KafkaOptions, name: &str, value: &str) {
-    let raw: AdminClient<settings::Quiet> =
-        options.connection.client().create_with_context(settings::Quiet).expect("a client");
+    let raw: AdminClient<settings::QuietContext> = options
+        .connection
+        .client_config()
+        .create_with_context(settings::QuietContext)
+        .expect("a client");
     let (wait, topic) = (AdminOptions::new(), ResourceSpecifier::Topic(&options.connection.topic));
     let described =
         futures::executor::block_on(raw.describe_configs([&topic], &wait)).expect("answered");
@@ -221,7 +227,7 @@ fn a_gap_that_nothing_proves_is_passed_when_a_person_vouches_for_it_and_for_no_o
             read.len()
         );
     }
-    let nothing = gaps::stand_in();
+    let nothing = gaps::placeholder_record();
     let wanted = [b"a".as_slice(), b"foreign", &nothing, b"b"].map(<[u8]>::to_vec);
     for vouched in ["0:2-3", "3:1-9,0:1-7"] {
         assert_eq!(read_on(vouched), (wanted.to_vec(), None), "{vouched}");

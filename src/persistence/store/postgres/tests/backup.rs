@@ -1,10 +1,10 @@
 //! A backup holds the rollups, and a store without them is not started.
 
-use super::timescale::{Own, run};
+use super::timescale::{TestDatabase, run};
 use super::*;
 use crate::persistence::store::StoreError;
 
-fn filled(own: &Own) {
+fn filled(own: &TestDatabase) {
     let store = PostgresStore::open(&options(&own.url)).expect("a store");
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let deltas = (0..500).map(|hour| delta("a", hour, 1)).collect();
@@ -15,7 +15,7 @@ fn filled(own: &Own) {
 fn a_dump_of_the_whole_database_holds_the_rollups() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("rollmill.dump").display().to_string();
-    for (from, to) in Own::on_each().into_iter().zip(Own::on_each()) {
+    for (from, to) in TestDatabase::on_each().into_iter().zip(TestDatabase::on_each()) {
         filled(&from);
         server::dump(&from.url, &file);
         server::restore(&to.url, &file);
@@ -32,7 +32,7 @@ fn a_dump_of_the_whole_database_holds_the_rollups() {
 /// What a dump of the schema alone leaves behind on TimescaleDB.
 #[test]
 fn a_store_that_lost_its_rollups_is_refused() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         filled(&own);
         drop(PostgresStore::open(&options(&own.url)).expect("a store"));
         run(&own.url, "TRUNCATE rollmill.rollups");
@@ -41,7 +41,7 @@ fn a_store_that_lost_its_rollups_is_refused() {
             matches!(&refused, StoreError::Invalid(why) if why.contains("whole database") && why.contains("rollmill rebuild"))
         );
         let found =
-            PostgresStore::open_existing(&options(&own.url)).expect("verify may look at it");
+            PostgresStore::open_read_only(&options(&own.url)).expect("verify may look at it");
         assert_eq!(state(&*found, 0), (1, 0));
     }
 }
@@ -49,7 +49,7 @@ fn a_store_that_lost_its_rollups_is_refused() {
 /// What a dump of the schemas leaves behind that hold the rows, without the extension's catalogue.
 #[test]
 fn a_store_whose_tables_are_no_hypertables_any_more_is_refused() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         filled(&own);
         run(&own.url, "ALTER TABLE rollmill.rollups RENAME TO before");
         run(
@@ -67,7 +67,7 @@ fn a_store_whose_tables_are_no_hypertables_any_more_is_refused() {
 
 #[test]
 fn a_store_whose_weeks_were_all_dropped_is_no_lost_one() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         filled(&own);
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         store.drop_before(Hour(10_000)).expect("dropped");

@@ -3,28 +3,29 @@
 
 use std::collections::BTreeMap;
 
-use super::timescale::{Own, run};
+use super::timescale::{TestDatabase, run};
 use super::*;
 use crate::clock::{Clock, SystemClock};
-use crate::model::clock::Reading;
-use crate::model::expiry::Rules;
-use crate::persistence::store::postgres::weeks::Weeks;
-use crate::persistence::store::{Damage, Expiring, Page};
+use crate::model::clock::ClockReading;
+use crate::model::expiry::ExpiryRules;
+use crate::persistence::store::postgres::week_expiry::WeekExpiry;
+use crate::persistence::store::{ExpiryTarget, NameRange, StoreDamage};
 
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
 const KEEP: Duration = Duration::from_secs(60 * 86_400);
-const RULES: Rules = Rules { gather_ms: Rules::GATHER_MS, max_at_once: 100 };
+const RULES: ExpiryRules =
+    ExpiryRules { grace_ms: ExpiryRules::DEFAULT_GRACE_MS, max_at_once: 100 };
 
 /// One node that looks once an hour.
 struct Node {
-    weeks: Weeks,
-    now: Reading,
+    weeks: WeekExpiry,
+    now: ClockReading,
 }
 
 impl Node {
-    fn new(run: u64, now: Reading) -> Self {
-        Self { weeks: Weeks::new(run, RULES), now }
+    fn new(run: u64, now: ClockReading) -> Self {
+        Self { weeks: WeekExpiry::new(run, RULES), now }
     }
 
     /// As a round of the maintenance does; how many partitions or chunks were dropped.
@@ -37,7 +38,7 @@ impl Node {
     fn pass(&mut self, store: &PostgresStore, hours: i64) -> u32 {
         let mut dropped = 0;
         for _ in 0..hours {
-            self.now = Reading {
+            self.now = ClockReading {
                 wall: self.now.wall + HOUR_MS,
                 uptime: self.now.uptime + HOUR_MS,
                 ..self.now
@@ -60,7 +61,7 @@ fn rows(store: &PostgresStore) -> BTreeMap<(i32, String), Vec<u8>> {
 
 /// Two weeks that are due, one that is not for some days yet, and this one; where the third begins,
 /// and the time.
-fn filled(own: &Own) -> (Arc<PostgresStore>, i32, Reading) {
+fn filled(own: &TestDatabase) -> (Arc<PostgresStore>, i32, ClockReading) {
     let store = PostgresStore::open(&options(&own.url)).expect("a store");
     let wall = SystemClock.now();
     let this_week = Hour::of(wall).0.div_euclid(168) * 168;
@@ -70,12 +71,12 @@ fn filled(own: &Own) -> (Arc<PostgresStore>, i32, Reading) {
         hours.iter().flat_map(|hour| ["a", "b"].map(|page| delta(page, *hour, 7))).collect();
     store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
     assert_eq!(rows(&store).len(), 8);
-    (store, hours[2], Reading { wall, uptime: DAY_MS, boot: 7 })
+    (store, hours[2], ClockReading { wall, uptime: DAY_MS, boot: 7 })
 }
 
 /// Rows of the first two weeks are gone with their sketches, and of the others not a bit.
 fn only_the_due_are_gone(
-    own: &Own,
+    own: &TestDatabase,
     store: &PostgresStore,
     before: &BTreeMap<(i32, String), Vec<u8>>,
     third: i32,
@@ -88,23 +89,23 @@ fn only_the_due_are_gone(
     assert_eq!(rows(store), expected);
     assert_eq!(run(&own.url, "SELECT count(*) FROM rollmill.sketches"), ["4"]);
     let metrics =
-        store.snapshot().expect("a snapshot").metrics("acme", &Page::ALL).expect("metrics");
+        store.snapshot().expect("a snapshot").metrics("acme", &NameRange::ALL).expect("metrics");
     assert_eq!((metrics[0].first, metrics[0].series), (Some(Hour(third)), 2));
-    let mut damages: Vec<Damage> = Vec::new();
+    let mut damages: Vec<StoreDamage> = Vec::new();
     store.check(&mut |damage| damages.push(damage)).expect("looks");
     assert_eq!(damages, []);
 }
 
 #[test]
 fn weeks_go_a_day_of_gathered_time_after_they_are_due_and_nothing_else_goes() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         let (store, third, now) = filled(&own);
         let before = rows(&store);
         let mut node = Node::new(1, now);
         assert_eq!((node.look(&store), node.pass(&store, 20)), (0, 0));
         // Nobody counts what passes while no node looks, and another one goes on from what has
         // gathered.
-        let away = Reading {
+        let away = ClockReading {
             wall: node.now.wall + 9 * HOUR_MS,
             uptime: node.now.uptime + 9 * HOUR_MS,
             ..node.now
@@ -125,7 +126,7 @@ fn weeks_go_a_day_of_gathered_time_after_they_are_due_and_nothing_else_goes() {
 
 #[test]
 fn a_clock_that_leaps_drops_no_week_until_a_person_says_yes() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         let (store, third, now) = filled(&own);
         let before = rows(&store);
         let mut node = Node::new(1, now);
@@ -139,7 +140,7 @@ fn a_clock_that_leaps_drops_no_week_until_a_person_says_yes() {
         // until here have passed in this test alone.
         leap(&mut node, 30 * DAY_MS - 100 * HOUR_MS);
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "and back");
-        assert_eq!(store.say_yes(&[Expiring::Weeks]), Ok(1));
+        assert_eq!(store.say_yes(&[ExpiryTarget::Weeks]), Ok(1));
         let dropped = node.pass(&store, 26);
         assert_eq!(dropped, 4, "two weeks of two tables");
         only_the_due_are_gone(&own, &store, &before, third);

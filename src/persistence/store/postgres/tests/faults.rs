@@ -3,11 +3,11 @@
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use super::proxy::{Plan, Proxy};
+use super::proxy::{Proxy, ProxyPlan};
 use super::timescale::run;
 use super::*;
-use crate::model::budget::{Budget, Ended};
-use crate::persistence::store::{Page, StoreError};
+use crate::model::budget::{AbortReason, QueryBudget};
+use crate::persistence::store::{NameRange, StoreError};
 
 fn through(proxy: &Proxy, url: &str) -> PostgresOptions {
     options(&format!(
@@ -24,7 +24,7 @@ fn a_commit_whose_answer_is_lost_is_unknown() {
     let store = PostgresStore::open(&through(&proxy, &url)).expect("a store");
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("a flush");
-    proxy.set(Plan { cut_after: Some(b"COMMIT"), ..Plan::default() });
+    proxy.set(ProxyPlan { cut_after: Some(b"COMMIT"), ..ProxyPlan::default() });
     let lost = store
         .flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0)
         .expect_err("the answer is lost");
@@ -44,7 +44,7 @@ fn what_fails_before_the_commit_has_failed() {
     let proxy = Proxy::start(server::shared().port, 2);
     let store = PostgresStore::open(&through(&proxy, &url)).expect("a store");
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
-    proxy.set(Plan { cut_after: Some(b"PGCOPY"), ..Plan::default() });
+    proxy.set(ProxyPlan { cut_after: Some(b"PGCOPY"), ..ProxyPlan::default() });
     let failed = store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0);
     assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
     assert_eq!(state(&*direct, 0), (0, 0));
@@ -61,7 +61,7 @@ fn random_cuts_count_nothing_twice_and_lose_nothing() {
     let proxy = Proxy::start(server::shared().port, 42);
     let store = PostgresStore::open(&through(&proxy, &url)).expect("a store");
     let (mut unknown, mut next, mut nonce) = (0, 0, 0);
-    proxy.set(Plan { cut_request: 2, cut_reply: 3, ..Plan::default() });
+    proxy.set(ProxyPlan { cut_request: 2, cut_reply: 3, ..ProxyPlan::default() });
     let deadline = Instant::now() + Duration::from_secs(180);
     // How the bytes are cut into chunks, and so what the seed hits, is the machine's affair: it
     // goes on until a commit was hit.
@@ -194,7 +194,8 @@ fn shards_in_opposite_order_do_not_wait_for_each_other() {
         .collect();
     owners.into_iter().for_each(|owner| owner.join().expect("no deadlock"));
     assert_eq!(state(&*store, 0), (20, 2 * 20 * 20));
-    let metrics = store.snapshot().expect("a snapshot").metrics("t0", &Page::ALL).expect("metrics");
+    let metrics =
+        store.snapshot().expect("a snapshot").metrics("t0", &NameRange::ALL).expect("metrics");
     assert_eq!(metrics.iter().map(|m| m.series).sum::<u64>(), 2 * 20 * 4);
 }
 
@@ -207,12 +208,12 @@ fn a_busy_pool_says_which_key_to_raise() {
     drop(PostgresStore::open(&options(&url)).expect("the tables"));
     let store = PostgresStore::open(&few).expect("a store");
     let held = store.snapshot().expect("the only one");
-    assert!(store.snapshot_at_once(&Budget::default()).expect("no failure").is_none());
+    assert!(store.snapshot_at_once(&QueryBudget::default()).expect("no failure").is_none());
     let busy = store.snapshot().map(|_| ()).expect_err("busy").to_string();
     assert!(busy.contains("store.read_connections"), "{busy}");
     drop(held);
     store
-        .snapshot_at_once(&Budget::default())
+        .snapshot_at_once(&QueryBudget::default())
         .expect("no failure")
         .expect("free again")
         .checkpoints()
@@ -233,7 +234,7 @@ fn a_locked_row_fails_in_time_and_a_dead_host_is_passed_over() {
     stranger
         .session()
         .expect("it")
-        .batch("SELECT FROM shards FOR UPDATE".to_owned())
+        .batch_execute("SELECT FROM shards FOR UPDATE".to_owned())
         .expect("locked");
     let late =
         store.flush(guard(0, 0, epoch), &FlushBatch::default(), 0).expect_err("locked").to_string();
@@ -283,7 +284,7 @@ fn works_inside_another_runtime() {
 /// What the server says to a statement, as this store understands it.
 fn said(store: &PostgresStore, sql: &str) -> StoreError {
     let mut lease = store.writers.begin("BEGIN").expect("a transaction");
-    lease.session().expect("a session").batch(sql.to_owned()).expect_err("it fails").into()
+    lease.session().expect("a session").batch_execute(sql.to_owned()).expect_err("it fails").into()
 }
 
 #[test]
@@ -316,7 +317,7 @@ fn a_question_that_takes_long_is_not_a_store_that_is_away() {
     lease
         .session()
         .expect("a session")
-        .batch("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE".to_owned())
+        .batch_execute("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE".to_owned())
         .expect("a lock");
     let query = crate::persistence::store::RollupQuery {
         tenant: "acme",
@@ -337,11 +338,11 @@ fn a_question_that_takes_long_is_not_a_store_that_is_away() {
 fn a_round_of_maintenance_is_one_nodes() {
     let (first, url) = store();
     let second = PostgresStore::open(&options(&url)).expect("a store");
-    let turn = first.turn().expect("asked").expect("it is free");
-    assert!(second.turn().expect("asked").is_none());
+    let turn = first.try_lock_round().expect("asked").expect("it is free");
+    assert!(second.try_lock_round().expect("asked").is_none());
     drop(turn);
     let deadline = Instant::now() + Duration::from_secs(60);
-    while second.turn().expect("asked").is_none() {
+    while second.try_lock_round().expect("asked").is_none() {
         assert!(Instant::now() < deadline, "the session has ended, and its lock has not");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -374,15 +375,15 @@ fn a_large_flush_has_the_time_that_it_needs() {
 }
 
 /// Runs `read` for a query that ends after 300 ms, and sees that it ends with it.
-fn ends_with_its_query(read: impl Fn(&Budget) -> Result<(), StoreError>) {
-    let budget = Budget::default();
+fn ends_with_its_query(read: impl Fn(&QueryBudget) -> Result<(), StoreError>) {
+    let budget = QueryBudget::default();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(300));
-            budget.end(Ended::Late);
+            budget.abort(AbortReason::TimedOut);
         });
         let started = Instant::now();
-        assert_eq!(read(&budget), Err(StoreError::Ended));
+        assert_eq!(read(&budget), Err(StoreError::QueryEnded));
         assert!(
             started.elapsed() < Duration::from_secs(10),
             "{:?}, a third of store.timeout",
@@ -400,10 +401,11 @@ fn a_query_that_has_ended_waits_neither_for_a_lock_nor_for_a_connection() {
     stranger
         .session()
         .expect("it")
-        .batch("LOCK TABLE metrics IN ACCESS EXCLUSIVE MODE".to_owned())
+        .batch_execute("LOCK TABLE metrics IN ACCESS EXCLUSIVE MODE".to_owned())
         .expect("locked");
-    let names =
-        |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
+    let names = |budget: &QueryBudget| {
+        store.snapshot_for(budget)?.metrics("acme", &NameRange::ALL).map(|_| ())
+    };
     // Three times as many as there are connections: some wait for the lock, others for those.
     std::thread::scope(|scope| {
         (0..12).for_each(|_| _ = scope.spawn(|| ends_with_its_query(names)))
@@ -416,19 +418,20 @@ fn a_query_that_has_ended_waits_neither_for_a_lock_nor_for_a_connection() {
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(stranger);
-    assert_eq!(names(&Budget::default()), Ok(()));
+    assert_eq!(names(&QueryBudget::default()), Ok(()));
 }
 
 #[test]
 fn a_query_that_has_ended_waits_for_no_server_that_is_frozen() {
     let server = server::Postgres::start("frozen");
     let store = PostgresStore::open(&options(&server.url(&server.database()))).expect("a store");
-    let names =
-        |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
-    assert_eq!(names(&Budget::default()), Ok(()), "a connection is idle");
+    let names = |budget: &QueryBudget| {
+        store.snapshot_for(budget)?.metrics("acme", &NameRange::ALL).map(|_| ())
+    };
+    assert_eq!(names(&QueryBudget::default()), Ok(()), "a connection is idle");
     server.freeze();
     // The first finds the idle connection, the others connect.
     (0..3).for_each(|_| ends_with_its_query(names));
     server.thaw();
-    assert_eq!(names(&Budget::default()), Ok(()));
+    assert_eq!(names(&QueryBudget::default()), Ok(()));
 }

@@ -1,7 +1,7 @@
 //! A store of four years costs no more than one of a week, counted in what the server touches, on
 //! each kind of server.
 
-use super::timescale::Own;
+use super::timescale::TestDatabase;
 use super::*;
 use crate::model::matcher::Matcher;
 use crate::persistence::store::RollupQuery;
@@ -31,7 +31,7 @@ fn flush_again(store: &PostgresStore, deltas: Vec<Delta>) {
 }
 
 /// A store of so many weeks.
-fn store_of(own: &Own, weeks: i32) {
+fn store_of(own: &TestDatabase, weeks: i32) {
     let store = PostgresStore::open(&options(&own.url)).expect("a store");
     for part in (NOW - weeks + 1..=NOW).collect::<Vec<_>>().chunks(52) {
         flush_again(&store, part.iter().flat_map(|no| week(*no)).collect());
@@ -71,7 +71,7 @@ fn verify(store: &PostgresStore) -> usize {
 }
 
 /// Blocks that one more `work` touches, without those of the beginning.
-fn cost(own: &Own, work: &dyn Fn(&PostgresStore)) -> i64 {
+fn cost(own: &TestDatabase, work: &dyn Fn(&PostgresStore)) -> i64 {
     let times = |n: u32| {
         let before = own.blocks();
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
@@ -87,12 +87,12 @@ fn cost(own: &Own, work: &dyn Fn(&PostgresStore)) -> i64 {
 
 #[test]
 fn four_years_cost_no_more_than_a_week() {
-    let (short, long) = (Own::on_each(), Own::on_each());
+    let (short, long) = (TestDatabase::on_each(), TestDatabase::on_each());
     let mut figures = Vec::new();
     for (short, long) in short.iter().zip(&long) {
         store_of(short, 1);
         store_of(long, WEEKS);
-        let per_row = |own: &Own, work: &dyn Fn(&PostgresStore) -> usize| {
+        let per_row = |own: &TestDatabase, work: &dyn Fn(&PostgresStore) -> usize| {
             let store = PostgresStore::open(&options(&own.url)).expect("a store");
             let rows = work(&store) as i64;
             drop(store);
@@ -107,7 +107,8 @@ fn four_years_cost_no_more_than_a_week() {
         assert_eq!(year(&PostgresStore::open(&options(&long.url)).expect("a store"), &few), 53 * 6);
         let seeks = cost(long, &|store| _ = year(store, &few));
         // Last, because what it writes again leaves dead rows behind.
-        let flush = |own: &Own| cost(own, &|store| flush_again(store, week(NOW).collect()));
+        let flush =
+            |own: &TestDatabase| cost(own, &|store| flush_again(store, week(NOW).collect()));
         let flushes = (flush(short), flush(long));
         println!(
             "blocks of a flush {flushes:?}, of 1,000 rows of a year {queries:?}, of verify \
@@ -149,7 +150,7 @@ fn looked_at(store: &PostgresStore, sql: &str, params: Vec<Param>) -> usize {
 
 #[test]
 fn statements_look_at_the_weeks_that_they_name() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         store_of(&own, 60);
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         let hour = NOW * 168;
@@ -158,10 +159,13 @@ fn statements_look_at_the_weeks_that_they_name() {
         for table in ["rollups", "sketches"] {
             let of =
                 |way, params| looked_at(&store, &rollups::statement(table, "r.hour", way), params);
-            assert_eq!(of(rollups::Way::Scan, params![1, hour, hour + 168]), 1);
-            assert_eq!(of(rollups::Way::Scan, params![1, hour - 52 * 168, hour + 168]), 53);
-            assert_eq!(of(rollups::Way::Seek, params![1, hour, hour + 168, vec![7_i64]]), 1);
-            assert_eq!(of(rollups::Way::Sift, params![1, hour, hour + 168, vec![7_i64]]), 1);
+            assert_eq!(of(rollups::AccessPath::Scan, params![1, hour, hour + 168]), 1);
+            assert_eq!(of(rollups::AccessPath::Scan, params![1, hour - 52 * 168, hour + 168]), 53);
+            assert_eq!(of(rollups::AccessPath::Seek, params![1, hour, hour + 168, vec![7_i64]]), 1);
+            assert_eq!(
+                of(rollups::AccessPath::Filter, params![1, hour, hour + 168, vec![7_i64]]),
+                1
+            );
         }
     }
 }

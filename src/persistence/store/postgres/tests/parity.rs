@@ -1,16 +1,16 @@
 //! SQLite and PostgreSQL hold the same bytes after the same flushes.
 
-use super::super::Contents;
+use super::super::StoreContents;
 use super::rng::Rng;
-use super::timescale::Own;
+use super::timescale::TestDatabase;
 use super::*;
 use crate::model::flush::{DedupBlock, QuarantineRow};
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::matcher::Matcher;
 use crate::persistence::store::RollupQuery;
 use crate::persistence::store::sqlite::SqliteStore;
-use crate::persistence::store::transfer::Piece;
-use crate::persistence::store::{Page, StoreError};
+use crate::persistence::store::transfer::TransferBatch;
+use crate::persistence::store::{NameRange, StoreError};
 
 fn random_batch(rng: &mut Rng) -> FlushBatch {
     let mut deltas = Vec::new();
@@ -53,14 +53,14 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
         .expect("bytes");
     all.push(format!("{:?}", snapshot.checkpoints().expect("checkpoints")));
     for tenant in ["t0", "t1"] {
-        all.push(format!("{:?}", snapshot.metrics(tenant, &Page::ALL).expect("metrics")));
+        all.push(format!("{:?}", snapshot.metrics(tenant, &NameRange::ALL).expect("metrics")));
         all.push(format!(
             "{:?}",
-            snapshot.label_values(tenant, "l0", None, &Page::ALL).expect("values")
+            snapshot.label_values(tenant, "l0", None, &NameRange::ALL).expect("values")
         ));
         all.push(format!(
             "{:?}",
-            snapshot.label_values(tenant, "l1", Some("m1"), &Page::ALL).expect("values")
+            snapshot.label_values(tenant, "l1", Some("m1"), &NameRange::ALL).expect("values")
         ));
         all.push(format!(
             "{:?}",
@@ -222,18 +222,18 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
         let from = SqliteStore::open(dir.path().join("store.sqlite")).expect("a store");
         fill(&from, &mut Rng(seed));
         let (to, url) = store();
-        assert_eq!(to.contents(), Ok(Contents::Nothing));
-        let days = from.days().expect("days");
+        assert_eq!(to.contents(), Ok(StoreContents::Empty));
+        let days = from.rollup_days().expect("days");
         // One that fails in the middle leaves nothing.
         let failed = to.import(LOG, &days, |take| {
             from.export(&mut |piece| match piece {
-                Piece::Shards(_) => Err(StoreError::Failed("cut".to_owned())),
+                TransferBatch::Shards(_) => Err(StoreError::Failed("cut".to_owned())),
                 piece => take(piece),
             })
         });
         assert_eq!(
             (failed, to.contents()),
-            (Err(StoreError::Failed("cut".to_owned())), Ok(Contents::Nothing))
+            (Err(StoreError::Failed("cut".to_owned())), Ok(StoreContents::Empty))
         );
         let mut rows = 0;
         to.import(LOG, &days, |take| {
@@ -244,8 +244,8 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
         })
         .expect("taken over");
         assert_eq!(
-            (from.extent().expect("extent").rows, to.contents()),
-            (rows, Ok(Contents::Log(LOG)))
+            (from.counts().expect("extent").rows, to.contents()),
+            (rows, Ok(StoreContents::Log(LOG)))
         );
         let again = to.import(LOG, &days, |take| from.export(take)).expect_err("it is full");
         assert!(again.to_string().contains("is not empty"), "{again}");
@@ -268,9 +268,9 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
 #[ignore = "prints figures"]
 fn flush_rate() {
     for weeks in [1, 208] {
-        for own in Own::on_each() {
+        for own in TestDatabase::on_each() {
             let store = PostgresStore::open(&options(&own.url)).expect("a store");
-            println!("{weeks} weeks: {}", store.place());
+            println!("{weeks} weeks: {}", store.address());
             flush_rate_of(&store, weeks);
         }
     }

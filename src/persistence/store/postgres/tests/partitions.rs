@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::clock::{Clock, SystemClock};
-use crate::persistence::store::Page;
-use crate::persistence::store::postgres::Keep;
+use crate::persistence::store::NameRange;
+use crate::persistence::store::postgres::RetentionPolicy;
 
 fn relations(database: &str) -> String {
     let sql = "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('rollmill.rollups'::regclass, \
@@ -54,7 +54,10 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
     };
 
     let before = revisions(hours[2]);
-    let keep = Keep { rollups: Some(std::time::Duration::from_secs(60 * 86_400)), compress: None };
+    let keep = RetentionPolicy {
+        rollups: Some(std::time::Duration::from_secs(60 * 86_400)),
+        compress: None,
+    };
     assert_eq!(store.maintain(now, keep), Ok((4, 0)), "two weeks of two tables");
     assert_eq!(store.maintain(now, keep), Ok((0, 0)));
     assert_eq!(state(&*store, 0), (1, 2));
@@ -64,7 +67,7 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
     );
     assert_eq!(revisions(hours[2]), before);
     let metrics =
-        store.snapshot().expect("a snapshot").metrics("acme", &Page::ALL).expect("metrics");
+        store.snapshot().expect("a snapshot").metrics("acme", &NameRange::ALL).expect("metrics");
     assert_eq!((metrics[0].first, metrics[0].last), (Some(Hour(hours[2])), Some(Hour(hours[3]))));
 
     store

@@ -1,13 +1,13 @@
 //! How large a store is said to be: partitions and chunks are in it, and a role without rights
 //! fails nothing.
 
-use super::timescale::{Own, run};
+use super::timescale::{TestDatabase, run};
 use super::*;
-use crate::persistence::store::Sizes;
+use crate::persistence::store::StoreSizes;
 
 #[test]
 fn sizes_count_partitions_chunks_and_what_is_compressed() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         let fresh = || {
             PostgresStore::open(&options(&own.url)).expect("a store").sizes().expect("sizes").store
@@ -61,7 +61,7 @@ fn sizes_wait_for_nobody_and_stay_as_they_were() {
     let few = PostgresOptions { read_connections: 1, ..options(&url) };
     let store = PostgresStore::open(&few).expect("a store");
     let snapshot = store.snapshot().expect("all connections are in use");
-    assert_eq!(store.sizes(), Ok(Sizes::default()));
+    assert_eq!(store.sizes(), Ok(StoreSizes::default()));
     drop(snapshot);
-    assert_eq!(store.sizes(), Ok(Sizes::default()), "the next minute asks again");
+    assert_eq!(store.sizes(), Ok(StoreSizes::default()), "the next minute asks again");
 }

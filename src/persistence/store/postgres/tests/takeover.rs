@@ -42,7 +42,7 @@ fn silent_owner() -> Duration {
         old.transaction(ShardId(0), |session| {
             super::super::flush::flush(
                 session,
-                (&old.known, &old.compressed),
+                (&old.series_cache, &old.compressed_weeks),
                 guard(0, 0, epoch),
                 &FlushBatch::default(),
                 0,
@@ -76,7 +76,7 @@ fn frozen_owner() {
     let outcome = store.transaction(ShardId(0), |session| {
         super::super::flush::flush(
             session,
-            (&store.known, &store.compressed),
+            (&store.series_cache, &store.compressed_weeks),
             guard(0, 0, epoch),
             &FlushBatch::default(),
             0,
@@ -142,13 +142,13 @@ fn a_flush_that_is_only_slow_is_waited_for() {
         old.transaction(ShardId(0), |session| {
             super::super::flush::flush(
                 session,
-                (&old.known, &old.compressed),
+                (&old.series_cache, &old.compressed_weeks),
                 guard(0, 0, epoch),
                 &FlushBatch::default(),
                 0,
             )?;
             locked.send(()).expect("the test waits");
-            session.batch("SELECT pg_sleep(0.05)".to_owned())?;
+            session.batch_execute("SELECT pg_sleep(0.05)".to_owned())?;
             Ok(())
         })
     });

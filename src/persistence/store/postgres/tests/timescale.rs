@@ -10,7 +10,7 @@ use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::model::matcher::Matcher;
 use crate::persistence::store::RollupQuery;
-use crate::persistence::store::postgres::Keep;
+use crate::persistence::store::postgres::RetentionPolicy;
 
 /// Runs statements; the first column of the last rows.
 pub(in crate::persistence::store) fn run(url: &str, sql: &str) -> Vec<String> {
@@ -32,13 +32,13 @@ pub(in crate::persistence::store) fn run(url: &str, sql: &str) -> Vec<String> {
 }
 
 /// A database of its own on a server, dropped when the test ends.
-pub(in crate::persistence::store) struct Own {
+pub(in crate::persistence::store) struct TestDatabase {
     admin: String,
     name: String,
     pub(in crate::persistence::store) url: String,
 }
 
-impl Own {
+impl TestDatabase {
     /// On the server of `admin`, which may create databases; with the extension if wanted.
     pub(super) fn new(admin: &str, extension: bool) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -84,20 +84,20 @@ impl Own {
     }
 }
 
-impl Drop for Own {
+impl Drop for TestDatabase {
     fn drop(&mut self) {
         run(&self.admin, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
     }
 }
 
 /// A store on a hypertable.
-pub(in crate::persistence::store) fn store(admin: &str) -> (Arc<PostgresStore>, Own) {
-    let own = Own::new(admin, true);
+pub(in crate::persistence::store) fn store(admin: &str) -> (Arc<PostgresStore>, TestDatabase) {
+    let own = TestDatabase::new(admin, true);
     (PostgresStore::open(&options(&own.url)).expect("a store"), own)
 }
 
 /// A store on a server whose licence has compression, if there is one.
-fn compressing() -> Option<(Arc<PostgresStore>, Own)> {
+fn compressing() -> Option<(Arc<PostgresStore>, TestDatabase)> {
     let (store, own) = store(&std::env::var("ROLLMILL_TEST_TIMESCALE_URL").ok()?);
     (run(&own.url, "SHOW timescaledb.license") == ["timescale"]).then_some((store, own))
 }
@@ -116,7 +116,7 @@ fn chunks_are_made_compressed_and_dropped() {
     let deltas = || hours.iter().map(|hour| delta("a", *hour, 1)).collect();
     store.flush(guard(0, 0, epoch), &batch(deltas()), 0).expect("a flush");
     let day = std::time::Duration::from_secs(86_400);
-    let keep = Keep { rollups: Some(100 * day), compress: Some(30 * day) };
+    let keep = RetentionPolicy { rollups: Some(100 * day), compress: Some(30 * day) };
     let (dropped, compressed) = store.maintain(now, keep).expect("a round");
     assert_eq!(dropped, 2, "a week of two tables");
     let licensed = run(url, "SHOW timescaledb.license") == ["timescale"];
@@ -127,7 +127,8 @@ fn chunks_are_made_compressed_and_dropped() {
         .flush(guard(0, 1, epoch), &batch(deltas()), 0)
         .expect("late events reach compressed and dropped weeks");
     assert_eq!(state(&*store, 0), (2, 7));
-    let (_, again) = store.maintain(now, Keep { rollups: None, ..keep }).expect("a round");
+    let (_, again) =
+        store.maintain(now, RetentionPolicy { rollups: None, ..keep }).expect("a round");
     assert_eq!(
         again,
         if licensed { 4 } else { 0 },

@@ -1,6 +1,6 @@
 //! What people read with SQL.
 
-use super::timescale::{Own, run};
+use super::timescale::{TestDatabase, run};
 use super::*;
 use crate::persistence::store::postgres;
 
@@ -12,7 +12,7 @@ fn sold(page: &str, hour: i32, values: &[Option<i128>]) -> Delta {
 
 #[test]
 fn views_show_names_times_labels_and_exact_figures() {
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
         let long = "ä".repeat(100);
@@ -78,7 +78,7 @@ fn the_statement_of_the_docs_runs() {
         .replace("'default'", "'acme'")
         .replace("'page_view'", "'views'")
         .replace("'country'", "'page'");
-    for own in Own::on_each() {
+    for own in TestDatabase::on_each() {
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
         let one =

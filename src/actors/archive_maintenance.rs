@@ -1,0 +1,404 @@
+//! Upkeep of the archive: old objects move to the cold store, older ones expire, orphans are
+//! removed.
+//!
+//! An actor of its own with a timer of its own, so that it never delays archiving; a turn handles a
+//! bounded number of objects. Each node keeps the shards that it owns; two that do so at once,
+//! around a takeover, do no harm. What always holds: an object that the manifest names is in one of
+//! the two stores, whole, also if this dies between any two steps:
+//! - moving: copy, verify, note the tier in the manifest, then remove the hot one. What is left of
+//!   a death is a copy in the wrong place, which the next attempt or the search for orphans
+//!   removes;
+//! - expiry: the manifest row goes first, in one transaction with the archive floor, then the
+//!   object. What is left is an orphan.
+//!
+//! Nothing is deleted because a clock says so: what is due is noted, and goes when a day has passed
+//! since, as the boot clock of whoever owns the shard measures it ([`expiry_state`]). Orphans go
+//! likewise.
+
+mod expiry_state;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+pub use self::expiry_state::ExpiryChecks;
+use super::shard_table::ShardTable;
+use crate::clock::Clock;
+use crate::model::expiry::{DueRows, ExpiryRules};
+use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::offset::{LogId, ShardId};
+use crate::model::window::Millis;
+use crate::persistence::archive::{Archive, ArchiveError, ObjectInfo};
+use crate::persistence::store::RollupStore;
+use crate::telemetry;
+
+/// Between two turns, at the most.
+const TURN_EVERY_MS: i64 = 60_000;
+/// Between two turns when the last one did not come to its end.
+const BUSY_EVERY: Duration = Duration::from_secs(1);
+/// Objects moved or expired in one turn.
+const TURN_OBJECTS: usize = 64;
+/// A turn ends after so many failures: the storage or the store is down.
+const TURN_FAILURES: usize = 3;
+/// Damaged objects passed over until the next search for orphans; more of them hold up what is
+/// behind them.
+const MAX_DAMAGED: usize = 4_096;
+/// Between two searches for orphans.
+const SWEEP_EVERY_MS: i64 = 3_600_000;
+
+/// When objects move and expire, by when their newest record was received.
+#[derive(Debug, Clone, Copy)]
+pub struct MaintenanceLimits {
+    /// `archive.cold_after` in milliseconds.
+    pub cold_after_ms: i64,
+    /// `archive.keep` in milliseconds; 0 keeps everything.
+    pub keep_ms: i64,
+    /// When what is due may go.
+    pub expiry: ExpiryRules,
+}
+
+impl MaintenanceLimits {
+    fn turn_interval(&self) -> Duration {
+        Duration::from_millis((self.cold_after_ms / 4).clamp(20, TURN_EVERY_MS).unsigned_abs())
+    }
+}
+
+/// What the upkeep needs.
+#[derive(Clone)]
+pub struct ArchiveMaintenance {
+    /// Whose objects.
+    pub log: LogId,
+    /// Where the manifest is kept.
+    pub store: Arc<dyn RollupStore>,
+    /// Where the objects are.
+    pub archive: Arc<dyn Archive>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// When objects move and expire.
+    pub limits: MaintenanceLimits,
+    /// Which shards are owned here.
+    pub table: Arc<ShardTable>,
+    /// What cannot be moved, whatever state the storage is in.
+    pub damaged: DamagedObjects,
+    /// Random: tells the time that passes in this life from that of every other.
+    pub run_id: u64,
+    /// When it was looked last at what is due, and what came of it.
+    pub expiry_checks: ExpiryChecks,
+}
+
+/// Paths of objects that are missing or not what the manifest says. They are passed over, so that
+/// those behind them move, and tried again after each search for orphans: somebody may have put
+/// them back.
+#[derive(Debug, Clone, Default)]
+pub struct DamagedObjects(Arc<Mutex<HashSet<String>>>);
+
+impl DamagedObjects {
+    fn with<T>(&self, act: impl FnOnce(&mut HashSet<String>) -> T) -> T {
+        // A set of paths is whole after every change.
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whether it is the object's fault: another one may well work.
+fn is_damage(why: &ActorProcessingErr) -> bool {
+    matches!(
+        why.downcast_ref::<ArchiveError>(),
+        Some(ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))
+    )
+}
+
+/// Messages of the upkeep.
+#[derive(Debug)]
+pub enum MaintenanceMessage {
+    /// Take a turn.
+    Turn,
+}
+
+impl ractor::Message for MaintenanceMessage {}
+
+/// What the upkeep remembers between turns.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct MaintenanceState {
+    /// When to search for orphans next, on the boot clock.
+    sweep_at: Millis,
+    /// Turns so far: each begins with another shard.
+    turns: usize,
+}
+
+impl Actor for ArchiveMaintenance {
+    type Msg = MaintenanceMessage;
+    type State = MaintenanceState;
+    type Arguments = ();
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<MaintenanceMessage>,
+        (): (),
+    ) -> Result<MaintenanceState, ActorProcessingErr> {
+        myself.send_after(self.limits.turn_interval(), || MaintenanceMessage::Turn);
+        Ok(MaintenanceState::default())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<MaintenanceMessage>,
+        _: MaintenanceMessage,
+        state: &mut MaintenanceState,
+    ) -> Result<(), ActorProcessingErr> {
+        let (upkeep, now) = (self.clone(), self.clock.uptime());
+        let mut owned: Vec<ShardId> = self
+            .table
+            .iter()
+            .filter(|(_, slot)| slot.epoch().is_some())
+            .map(|(id, _)| id)
+            .collect();
+        let sweep = now >= state.sweep_at && !owned.is_empty();
+        if sweep {
+            state.sweep_at = now + SWEEP_EVERY_MS;
+        }
+        state.turns = state.turns.wrapping_add(1);
+        let first = state.turns % owned.len().max(1);
+        owned.rotate_left(first);
+        let finished = tokio::task::spawn_blocking(move || {
+            if sweep {
+                upkeep.sweep(&owned);
+            }
+            upkeep.turn(&owned)
+        });
+        let next = if finished.await? {
+            self.limits.turn_interval()
+        } else {
+            BUSY_EVERY.min(self.limits.turn_interval())
+        };
+        myself.send_after(next, || MaintenanceMessage::Turn);
+        Ok(())
+    }
+}
+
+/// What is left of a turn.
+struct TurnBudget {
+    objects: usize,
+    failures: usize,
+}
+
+impl TurnBudget {
+    fn is_spent(&self) -> bool {
+        self.objects == 0 || self.failures == 0
+    }
+}
+
+impl ArchiveMaintenance {
+    /// Moves and expires what is due in these shards, up to the limits of a turn; whether nothing
+    /// due is left. Blocks.
+    fn turn(&self, shards: &[ShardId]) -> bool {
+        let mut budget = TurnBudget { objects: TURN_OBJECTS, failures: TURN_FAILURES };
+        for shard in shards {
+            self.process_rows(
+                *shard,
+                "expire",
+                &mut budget,
+                &|| self.expirable_rows(*shard),
+                &|row| self.expire(row),
+            );
+            self.process_rows(*shard, "move", &mut budget, &|| self.rows_to_cool(*shard), &|row| {
+                self.move_to_cold(row)
+            });
+            if budget.is_spent() {
+                return budget.objects > 0;
+            }
+        }
+        true
+    }
+
+    /// Handles the rows one by one, the oldest first; one that fails is logged and does not stop
+    /// the others.
+    fn process_rows(
+        &self,
+        shard: ShardId,
+        step: &'static str,
+        budget: &mut TurnBudget,
+        due: &dyn Fn() -> Result<Vec<ManifestRow>, ActorProcessingErr>,
+        handle: &dyn Fn(&ManifestRow) -> Result<(), ActorProcessingErr>,
+    ) {
+        let failed = |budget: &mut TurnBudget, why: &ActorProcessingErr| {
+            if !is_damage(why) {
+                budget.failures = budget.failures.saturating_sub(1);
+            }
+            metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => step).increment(1);
+            tracing::warn!(shard = shard.0, step, %why, "upkeep of the archive failed, it is tried again");
+        };
+        if budget.is_spent() {
+            return;
+        }
+        let rows = match due() {
+            Ok(rows) => rows,
+            Err(why) => return failed(budget, &why),
+        };
+        for row in &rows {
+            if budget.is_spent() {
+                return;
+            }
+            budget.objects -= 1;
+            match handle(row) {
+                Ok(()) => metrics::counter!(telemetry::ARCHIVE_UPKEEP, "step" => step).increment(1),
+                Err(why) => {
+                    if is_damage(&why) {
+                        self.damaged.with(|damaged| {
+                            damaged.len() < MAX_DAMAGED && damaged.insert(row.path.clone())
+                        });
+                    }
+                    failed(budget, &why);
+                }
+            }
+        }
+    }
+
+    /// The first hot rows of a shard that were received longer than `archive.cold_after` ago.
+    fn old_hot_rows(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
+        let now = self.clock.now();
+        let skipped = self.damaged.with(|damaged| damaged.len());
+        let mut rows = self.store.snapshot()?.manifest_first(
+            shard,
+            Some(Tier::Hot),
+            TURN_OBJECTS + skipped,
+        )?;
+        let received: Vec<(i64, Millis)> = rows.iter().map(|row| (0, row.received.1)).collect();
+        let mut due = DueRows::default();
+        due.add(&received, now.saturating_sub(self.limits.cold_after_ms), now);
+        rows.truncate(due.rows as usize);
+        Ok(rows)
+    }
+
+    /// Those of the hot ones that can be moved, as far as is known.
+    fn without_damaged(&self, mut rows: Vec<ManifestRow>) -> Vec<ManifestRow> {
+        self.damaged.with(|damaged| rows.retain(|row| !damaged.contains(&row.path)));
+        rows.truncate(TURN_OBJECTS);
+        rows
+    }
+
+    fn expirable_rows(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
+        let Some(below) = self.deletable_below(shard)? else { return Ok(Vec::new()) };
+        let mut rows = self.store.snapshot()?.manifest_first(shard, None, TURN_OBJECTS)?;
+        rows.retain(|row| row.range.to <= below);
+        Ok(rows)
+    }
+
+    fn rows_to_cool(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
+        if !self.archive.has_cold() {
+            return Ok(Vec::new());
+        }
+        Ok(self.without_damaged(self.old_hot_rows(shard)?))
+    }
+
+    fn move_to_cold(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
+        self.archive.copy_to_cold(row)?;
+        // If the outcome is unknown, the hot one stays: with the row as it was it is needed,
+        // otherwise it is found as a leftover.
+        if self.store.moved(row, Tier::Cold)? {
+            self.archive.remove(&row.path, Tier::Hot)?;
+        }
+        Ok(())
+    }
+
+    fn expire(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
+        if self.store.expired(row)? {
+            tracing::info!(
+                path = row.path,
+                "removing an archive object that is older than archive.keep"
+            );
+            self.archive.remove(&row.path, Tier::Hot)?;
+            if self.archive.has_cold() {
+                self.archive.remove(&row.path, Tier::Cold)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what no manifest row needs in these shards. Blocks. An object that ends above the
+    /// archived offset stays: in a store that was restored from a backup the manifest is older
+    /// than the archive, and the log may not have its records any more.
+    fn sweep(&self, shards: &[ShardId]) {
+        self.damaged.with(HashSet::clear);
+        for shard in shards {
+            if let Err(why) = self.remove_orphans(*shard) {
+                metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "sweep").increment(1);
+                tracing::warn!(%why, "the search for orphaned archive objects failed, it is tried again in an hour");
+                return;
+            }
+        }
+    }
+
+    fn remove_orphans(&self, shard: ShardId) -> Result<(), ActorProcessingErr> {
+        // What was migrated has the names of the log that it came from, until it expires.
+        let oldest = self.store.snapshot()?.manifest_first(shard, None, 1)?;
+        let logs: BTreeSet<LogId> = oldest.iter().map(|row| row.log).chain([self.log]).collect();
+        // The listing comes first: what it shows and the manifest does not name later will never be
+        // named.
+        let mut listed = Vec::new();
+        for log in logs {
+            listed.append(&mut self.archive.list(log, shard)?);
+        }
+        let mut snapshot = self.store.snapshot()?;
+        let manifest = snapshot.manifest(Some(shard))?;
+        let checkpoint = snapshot
+            .checkpoints()?
+            .into_iter()
+            .find(|(id, _)| *id == shard)
+            .map(|(_, checkpoint)| checkpoint);
+        drop(snapshot);
+        let Some(archived) = checkpoint.map(|at| at.archived) else { return Ok(()) };
+        let settled = |object: &&ObjectInfo| {
+            ManifestRow::parse_name(self.log, shard, &object.path)
+                .is_none_or(|name| name.range.to <= archived)
+        };
+        let (mut orphans, mut leftovers) = unneeded_objects(&listed, &manifest);
+        orphans.retain(settled);
+        leftovers.retain(settled);
+        let paths: BTreeSet<&str> = orphans.iter().map(|object| object.path.as_str()).collect();
+        let ripe = self.removable_orphans(shard, &paths.into_iter().collect::<Vec<_>>())?;
+        orphans.retain(|object| ripe.contains(&object.path));
+        for object in orphans.into_iter().chain(leftovers) {
+            tracing::info!(
+                path = object.path,
+                tier = object.tier.name(),
+                "removing an archive object that no manifest row needs"
+            );
+            self.archive.remove(&object.path, object.tier)?;
+        }
+        Ok(())
+    }
+}
+
+/// The objects that no manifest row names, and the hot ones of which the cold store has the object
+/// that the manifest says is there. Of the former a row may still be on the way.
+fn unneeded_objects<'a>(
+    listed: &'a [ObjectInfo],
+    manifest: &[ManifestRow],
+) -> (Vec<&'a ObjectInfo>, Vec<&'a ObjectInfo>) {
+    let named: HashMap<&str, &ManifestRow> =
+        manifest.iter().map(|row| (row.path.as_str(), row)).collect();
+    let cold: HashMap<&str, u64> = listed
+        .iter()
+        .filter(|object| object.tier == Tier::Cold)
+        .map(|object| (object.path.as_str(), object.bytes))
+        .collect();
+    let moved = |object: &ObjectInfo, row: &ManifestRow| {
+        object.tier == Tier::Hot
+            && row.tier == Tier::Cold
+            && cold.get(row.path.as_str()) == Some(&row.bytes)
+    };
+    let (mut orphans, mut leftovers) = (Vec::new(), Vec::new());
+    for object in listed {
+        match named.get(object.path.as_str()) {
+            None => orphans.push(object),
+            Some(row) if moved(object, row) => leftovers.push(object),
+            Some(_) => {}
+        }
+    }
+    (orphans, leftovers)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,346 @@
+//! Healing: what a log lost above the checkpoint of a shard is read from the archive, if that has
+//! all of it.
+//!
+//! Whether it has is decided before the first record is applied, by a listing of the shard's
+//! objects: in a store that was put back from a backup, the manifest is as old as the checkpoint.
+//! What always holds: records come in the order of the log, each once, and pass through
+//! the same state machine, which decides about them as their objects say it did; a record that is
+//! nowhere stops the shard and is named.
+
+use std::collections::VecDeque;
+
+use crate::model::flush::LogRecord;
+use crate::model::offset::{Checkpoint, LogDivergence, LogId, Offset, OffsetRange, ShardId};
+use crate::persistence::archive::chain::{ArchiveObject, ObjectChains};
+use crate::persistence::archive::{Archive, ArchiveError};
+use crate::shards::driver::{ArchivedRecords, GapRecovery, lost_range};
+
+/// Why a shard cannot go on from its checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GapError {
+    /// Neither the log nor the archive has what comes next.
+    #[error(transparent)]
+    Diverged(#[from] LogDivergence),
+    /// The archive cannot be listed.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+}
+
+/// Whether a shard can go on from its checkpoint in a log that holds `[start, end)`: from the log
+/// alone, or with what the archive has. Blocking.
+///
+/// # Errors
+/// [`GapError::Diverged`] if records are missing everywhere, or the log ends below the checkpoint
+/// or below what it gave to the archive.
+pub fn plan_resume(
+    archive: &dyn Archive,
+    shard: ShardId,
+    at: &Checkpoint,
+    (start, end): (Offset, Offset),
+) -> Result<Option<GapReader>, GapError> {
+    let Some(lost) = lost_range(at, (start, end))? else { return Ok(None) };
+    let healing = GapReader::plan(archive, at.log, shard, at.archived, lost)?;
+    let healing = healing.map_err(|missing| LogDivergence::LostRecords { lost, missing })?;
+    GapRecovery::new(lost, healing.end(), end)?;
+    Ok(Some(healing))
+}
+
+/// What the log lost, on its way from the archive.
+#[derive(Debug)]
+pub struct GapReader {
+    lost: OffsetRange,
+    /// Where the last object ends: the log may have its records, but only the object has what was
+    /// decided about them.
+    end: Offset,
+    /// The archived offset: the archiver notes the objects of the chain from there.
+    anchor: Offset,
+    chains: ObjectChains,
+    links: VecDeque<ArchiveObject>,
+    /// Of the object in hand; one at a time, at most `archive.max_bytes` raw.
+    records: VecDeque<LogRecord>,
+    /// Its path.
+    object: String,
+}
+
+impl GapReader {
+    /// Finds the objects that hold what the log lost; the first part that is in none, if that is
+    /// not all. Blocking.
+    ///
+    /// # Errors
+    /// If the archive cannot be listed.
+    pub fn plan(
+        archive: &dyn Archive,
+        log: LogId,
+        shard: ShardId,
+        anchor: Offset,
+        lost: OffsetRange,
+    ) -> Result<Result<Self, OffsetRange>, ArchiveError> {
+        let chains = ObjectChains::of(&[log], shard, archive.list(log, shard)?);
+        Ok(Self::new(chains, anchor, lost))
+    }
+
+    fn new(chains: ObjectChains, anchor: Offset, lost: OffsetRange) -> Result<Self, OffsetRange> {
+        let links: VecDeque<ArchiveObject> = chains.covering(anchor, lost)?.into();
+        let to = links.back().map_or(lost.to, |link| link.name.range.to);
+        Ok(Self {
+            lost,
+            end: to,
+            anchor,
+            chains,
+            links,
+            records: VecDeque::new(),
+            object: String::new(),
+        })
+    }
+
+    /// Where the last object ends.
+    pub fn end(&self) -> Offset {
+        self.end
+    }
+
+    /// Records from `next` on, in order, at least one, about `max_bytes` of payload at most.
+    /// Blocking. `next` never goes back.
+    ///
+    /// # Errors
+    /// If the archive fails, or an object is damaged and no other one has its records.
+    pub fn read(
+        &mut self,
+        archive: &dyn Archive,
+        next: Offset,
+        max_bytes: usize,
+    ) -> Result<ArchivedRecords, ArchiveError> {
+        while self.records.front().is_some_and(|record| record.offset < next) {
+            self.records.pop_front();
+        }
+        let mut decided = None;
+        while self.records.is_empty()
+            && let Some(link) = self.links.front()
+        {
+            match archive.examine(&link.object) {
+                Ok(found) => {
+                    decided = found.decisions.map(|decisions| (decisions, found.row.range.to));
+                    self.records
+                        .extend(found.records.into_iter().filter(|record| record.offset >= next));
+                    self.object = found.row.path;
+                    self.links.pop_front();
+                }
+                Err(damage @ (ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))) => {
+                    self.bypass_damaged(next, damage)?
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(ArchivedRecords {
+            records: self.buffered_records(next, max_bytes)?,
+            decisions: decided,
+            to: self.end,
+        })
+    }
+
+    fn buffered_records(
+        &self,
+        next: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<LogRecord>, ArchiveError> {
+        let mut left = max_bytes.max(1);
+        let wanted = self.records.iter().take_while(|record| {
+            let more = left > 0;
+            left = left.saturating_sub(record.payload.len().max(1));
+            more
+        });
+        let read: Vec<LogRecord> = wanted.cloned().collect();
+        match read.first() {
+            Some(first) if first.offset == next => Ok(read),
+            found => {
+                let found = found.map_or("nothing".to_owned(), |record| record.offset.to_string());
+                Err(ArchiveError::Corrupt {
+                    path: self.object.clone(),
+                    why: format!("record {next} was expected, found: {found}"),
+                })
+            }
+        }
+    }
+
+    /// Goes on with other objects than the damaged one that is due.
+    fn bypass_damaged(&mut self, next: Offset, damage: ArchiveError) -> Result<(), ArchiveError> {
+        let Some(link) = self.links.front() else { return Err(damage) };
+        let rest = OffsetRange { from: next, to: self.lost.to.max(next + 1) };
+        let Some((chains, links)) = self.chains.bypass(&link.object.path, self.anchor, rest) else {
+            return Err(damage);
+        };
+        tracing::warn!(path = link.object.path, %damage, "an archive object is damaged; others have its records");
+        self.end = links.last().map_or(self.end, |link| link.name.range.to);
+        (self.chains, self.links) = (chains, links.into());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
+    use crate::model::offset::Epoch;
+    use crate::model::series::SeriesId;
+    use crate::persistence::archive::memory::MemoryArchive;
+
+    const LOG: LogId = LogId([3; 16]);
+    const SHARD: ShardId = ShardId(0);
+    const OWNER: Epoch = Epoch { counter: 4, nonce: 7 };
+
+    fn record(offset: Offset) -> LogRecord {
+        LogRecord {
+            offset,
+            appended: 1_000 + offset as i64,
+            received: 900 - offset as i64,
+            payload: bytes::Bytes::from(format!("record {offset}")),
+        }
+    }
+
+    fn write(archive: &MemoryArchive, epoch: Epoch, from: Offset, to: Offset) -> String {
+        let records: Vec<LogRecord> = (from..to).map(record).collect();
+        let decisions = RangeDecisions {
+            admitted: vec![(SeriesId([from as u8; 16]), from)],
+            quarantined: vec![],
+        };
+        archive.write(LOG, SHARD, epoch, &records, &decisions).expect("written").path
+    }
+
+    /// Objects of four records, twelve in all.
+    fn world() -> MemoryArchive {
+        let archive = MemoryArchive::new();
+        for from in [0, 4, 8] {
+            write(&archive, OWNER, from, from + 4);
+        }
+        archive
+    }
+
+    fn at(archived: Offset, next: Offset) -> Checkpoint {
+        Checkpoint {
+            log: LOG,
+            next,
+            archived,
+            epoch: Epoch { counter: 2, nonce: 1 },
+            appended: None,
+        }
+    }
+
+    fn heal(
+        archive: &MemoryArchive,
+        next: Offset,
+        bounds: (Offset, Offset),
+    ) -> Result<Option<GapReader>, GapError> {
+        plan_resume(archive, SHARD, &at(0, next), bounds)
+    }
+
+    #[test]
+    fn what_the_archive_has_is_read_in_order_with_what_was_decided() {
+        let archive = world();
+        assert!(heal(&archive, 5, (5, 20)).expect("the log has it").is_none());
+        for (next, start, end) in [(0, 12, 12), (2, 11, 12), (3, 4, 4), (6, 7, 8)] {
+            for max_bytes in [1, 20, 1 << 20] {
+                let mut healing =
+                    heal(&archive, next, (start, 20)).expect("covered").expect("lost");
+                assert_eq!(healing.lost, OffsetRange { from: next, to: start });
+                let (mut at, mut found, mut decided) = (next, Vec::new(), Vec::new());
+                while at < healing.end() {
+                    let read = healing.read(&archive, at, max_bytes).expect("readable");
+                    decided.extend(
+                        read.decisions.map(|(decisions, to)| (decisions.admitted[0].1, to)),
+                    );
+                    // The shard takes a part of what it gets.
+                    let taken = read.records.len().div_ceil(2);
+                    found.extend(read.records.into_iter().take(taken));
+                    at = found.last().map_or(at, |record: &LogRecord| record.offset + 1);
+                }
+                assert_eq!(
+                    found,
+                    (next..end).map(record).collect::<Vec<_>>(),
+                    "[{next}, {start}) by {max_bytes}"
+                );
+                let objects = [(0, 4), (4, 8), (8, 12)].into_iter();
+                let of_objects =
+                    objects.filter(|(from, to)| *to > next && *from < end).collect::<Vec<_>>();
+                assert_eq!(decided, of_objects, "[{next}, {start}) by {max_bytes}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_nowhere_is_named() {
+        let archive = world();
+        let lost = |from, to, missing: (Offset, Offset)| {
+            let range = |from, to| OffsetRange { from, to };
+            GapError::Diverged(LogDivergence::LostRecords {
+                lost: range(from, to),
+                missing: range(missing.0, missing.1),
+            })
+        };
+        assert_eq!(
+            heal(&archive, 3, (15, 20)).expect_err("three are nowhere"),
+            lost(3, 15, (12, 15))
+        );
+        assert_eq!(
+            heal(&archive, 14, (15, 20)).expect_err("nothing archived"),
+            lost(14, 15, (14, 15))
+        );
+        let said = heal(&archive, 3, (15, 20)).expect_err("as before").to_string();
+        assert!(
+            said.contains("[3, 15)") && said.contains("[12, 15)") && said.contains("put back"),
+            "{said}"
+        );
+        let short = heal(&archive, 14, (0, 13)).expect_err("the tail is gone");
+        assert_eq!(short, GapError::Diverged(LogDivergence::ShortLog { end: 13, checkpoint: 14 }));
+        let grown_over =
+            heal(&archive, 3, (5, 6)).expect_err("the archive has more than the log ever will");
+        assert_eq!(
+            grown_over,
+            GapError::Diverged(LogDivergence::ShortLog { end: 6, checkpoint: 8 })
+        );
+        let other = Checkpoint { log: LogId([4; 16]), ..at(0, 3) };
+        let other =
+            plan_resume(&archive, SHARD, &other, (5, 20)).expect_err("objects of another log");
+        assert!(matches!(other, GapError::Diverged(LogDivergence::LostRecords { .. })), "{other}");
+        archive.set_down(true);
+        assert!(matches!(
+            heal(&archive, 3, (15, 20)),
+            Err(GapError::Archive(ArchiveError::Unavailable(_)))
+        ));
+    }
+
+    #[test]
+    fn an_object_that_is_gone_is_gone_around_or_named() {
+        let archive = world();
+        let mut healing = heal(&archive, 5, (10, 20)).expect("covered").expect("lost");
+        archive.set_down(true);
+        assert!(matches!(healing.read(&archive, 5, 1), Err(ArchiveError::Unavailable(_))));
+        archive.set_down(false);
+        assert_eq!(healing.read(&archive, 5, 1).expect("it is back").records, [record(5)]);
+        let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from: 8, to: 12 }, OWNER);
+        archive.remove(&path, Tier::Hot).expect("removed");
+        assert_eq!(
+            healing.read(&archive, 7, 1).expect("of the object in hand").records,
+            [record(7)]
+        );
+        assert_eq!(healing.read(&archive, 8, 1), Err(ArchiveError::Missing(path)));
+
+        write(&archive, Epoch { counter: 3, nonce: 3 }, 8, 11);
+        let mut healing = heal(&archive, 8, (10, 20)).expect("covered").expect("lost");
+        assert_eq!(
+            healing.read(&archive, 8, 1 << 20).expect("an older owner's").records,
+            [8, 9, 10].map(record)
+        );
+        assert_eq!(healing.end(), 11);
+    }
+
+    #[test]
+    fn a_damaged_object_makes_way_for_another_owners() {
+        let archive = world();
+        let path = write(&archive, Epoch { counter: 9, nonce: 9 }, 4, 8);
+        let bytes = archive.bytes(&path, Tier::Hot).expect("there");
+        archive.put(&path, Tier::Hot, bytes.slice(..bytes.len() / 2));
+        let mut healing = heal(&archive, 2, (8, 20)).expect("covered").expect("lost");
+        let read =
+            [2, 4].map(|next| healing.read(&archive, next, 1 << 20).expect("readable").records);
+        assert_eq!(read.concat(), (2..8).map(record).collect::<Vec<_>>());
+    }
+}

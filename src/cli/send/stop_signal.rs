@@ -1,0 +1,47 @@
+//! SIGTERM, SIGINT and SIGHUP: the first one asks for an end, the second one is it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Whether an end was asked for.
+#[derive(Debug, Clone, Default)]
+pub(super) struct StopSignal(Arc<AtomicBool>);
+
+impl StopSignal {
+    /// Listens from now on.
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let stop = Self::default();
+        let asked = stop.0.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot listen for signals")?;
+        let listen = move || {
+            runtime.block_on(async {
+                let [term, int, hup] = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+                // Without handlers a signal ends the process at once, as it does every other.
+                let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (term, int, hup) else { return };
+                loop {
+                    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {}, _ = hup.recv() => {} }
+                    if asked.swap(true, Ordering::SeqCst) {
+                        // Whoever asks twice does not want to wait for an answer of the server.
+                        #[allow(clippy::disallowed_methods)]
+                        std::process::exit(130);
+                    }
+                }
+            });
+        };
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(listen)
+            .context("cannot start a thread")?;
+        Ok(stop)
+    }
+
+    pub(super) fn is_requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}

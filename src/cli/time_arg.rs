@@ -1,0 +1,91 @@
+//! Times as people write them on a command line.
+
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use crate::clock::Millis;
+use crate::model::event::parse_rfc3339;
+
+/// Milliseconds since 1970 of a time: RFC 3339, milliseconds, a date or a time of the zone, `now`,
+/// or so long ago: `-7d`.
+///
+/// # Errors
+/// What it takes.
+pub(super) fn parse(text: &str, now: Millis, tz: &TimeZone) -> Result<Millis, String> {
+    if text == "now" {
+        return Ok(now);
+    }
+    if let Some(ago) = text.strip_prefix('-').and_then(span) {
+        return Ok(now.saturating_sub(ago));
+    }
+    if let Ok(millis) = text.parse() {
+        return Ok(millis);
+    }
+    if let Ok(millis) = parse_rfc3339(text) {
+        return Ok(millis);
+    }
+    let civil =
+        text.parse::<DateTime>().ok().and_then(|civil| civil.to_zoned_datetime(tz.clone()).ok());
+    civil.map(|zoned| zoned.timestamp().as_millisecond()).ok_or_else(|| {
+        format!(
+            "{text:?} is no time: write 2026-01-01, 2026-01-01T10:00:00Z, milliseconds since \
+             1970, now, or -7d for seven days ago"
+        )
+    })
+}
+
+/// `7d` in milliseconds.
+fn span(text: &str) -> Option<Millis> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let factor = match unit {
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        "w" => 7 * 86_400_000,
+        _ => return None,
+    };
+    number.parse::<Millis>().ok()?.checked_mul(factor)
+}
+
+/// A time of an answer in a zone; UTC as it came.
+pub(super) fn format_time(text: &str, tz: Option<&TimeZone>) -> String {
+    let zoned =
+        tz.and_then(|tz| Some(text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(tz.clone())));
+    zoned
+        .map_or_else(|| text.to_owned(), |zoned| zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_taken_as_people_write_them() {
+        let now = 1_767_225_600_000;
+        let berlin = TimeZone::get("Europe/Berlin").expect("a zone");
+        for (text, millis) in [
+            ("now", now),
+            ("-7d", now - 7 * 86_400_000),
+            ("-90m", now - 5_400_000),
+            ("-2w", now - 14 * 86_400_000),
+            ("1767225600123", now + 123),
+            ("2026-01-01T00:00:00Z", now),
+            ("2026-01-01T00:00:00.0001234567891Z", now),
+            ("2026-01-01", now - 3_600_000),
+            ("2026-01-01 01:00", now),
+        ] {
+            assert_eq!(parse(text, now, &berlin), Ok(millis), "{text}");
+        }
+        assert_eq!(parse("2026-01-01", now, &TimeZone::UTC), Ok(now));
+        for text in ["yesterday", "-7x", "7d", "", "-d", "2026-13-01"] {
+            assert!(parse(text, now, &TimeZone::UTC).expect_err(text).contains("-7d"), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_shown_in_the_zone_asked_for() {
+        let berlin = TimeZone::get("Europe/Berlin").expect("a zone");
+        assert_eq!(format_time("2026-11-27T23:00:00Z", Some(&berlin)), "2026-11-28T00:00:00+01:00");
+        assert_eq!(format_time("2026-11-27T23:00:00Z", None), "2026-11-27T23:00:00Z");
+    }
+}

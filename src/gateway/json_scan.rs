@@ -1,0 +1,355 @@
+//! Where the parts of a JSON text begin and end, found without asking whether they are valid: what
+//! stands between two commas is one event, however broken, so that it is refused alone. Only
+//! strings and brackets have to end. Works on bytes, so that bytes which are no UTF-8 are the
+//! matter of the event that holds them.
+
+use std::ops::Range;
+
+/// Nesting up to which the kinds of brackets are compared; what is deeper is refused by whoever
+/// reads it.
+const COMPARED_DEPTH: usize = 128;
+/// Bytes of a string that are looked at together.
+const CHUNK_BYTES: usize = 16;
+
+/// A text whose parts cannot be told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ScanError {
+    /// Where.
+    pub at: usize,
+    /// Where the part begins that was being read.
+    pub part_start: usize,
+    /// What is wrong there.
+    pub why: &'static str,
+}
+
+impl ScanError {
+    /// What is wrong, with line and column.
+    pub(super) fn describe(&self, text: &[u8]) -> String {
+        let (line, column) = position(text, self.at);
+        if self.part_start == self.at {
+            return format!("{} at line {line} column {column}", self.why);
+        }
+        let (from_line, from_column) = position(text, self.part_start);
+        format!(
+            "{} at line {line} column {column}, in what begins at line {from_line} column \
+             {from_column}",
+            self.why
+        )
+    }
+}
+
+/// Line and column of a byte, from 1; a column is a character.
+fn position(text: &[u8], at: usize) -> (usize, usize) {
+    let before = &text[..at.min(text.len())];
+    let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let is_first_byte = |b: &&u8| **b & 0xc0 != 0x80;
+    (
+        1 + before.iter().filter(|b| **b == b'\n').count(),
+        1 + before[line_start..].iter().filter(is_first_byte).count(),
+    )
+}
+
+/// Open brackets.
+#[derive(Default)]
+struct Nesting {
+    depth: usize,
+    braces: u128,
+}
+
+impl Nesting {
+    fn open(&mut self, bracket: u8) {
+        if self.depth < COMPARED_DEPTH {
+            let bit = 1 << self.depth;
+            self.braces = if bracket == b'{' { self.braces | bit } else { self.braces & !bit };
+        }
+        self.depth += 1;
+    }
+
+    /// Whether there was one to close, of the same kind.
+    fn close(&mut self, bracket: u8) -> bool {
+        let Some(depth) = self.depth.checked_sub(1) else { return false };
+        self.depth = depth;
+        depth >= COMPARED_DEPTH || (self.braces >> depth & 1 == 1) == (bracket == b'}')
+    }
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
+/// The first byte at or behind `at` that is no space.
+pub(super) fn skip_space(text: &[u8], mut at: usize) -> usize {
+    while text.get(at).is_some_and(|b| is_space(*b)) {
+        at += 1;
+    }
+    at
+}
+
+fn trimmed(text: &[u8], from: usize, mut to: usize) -> Range<usize> {
+    while to > from && is_space(text[to - 1]) {
+        to -= 1;
+    }
+    from..to
+}
+
+/// The closing quote of the string whose opening quote stands at `from`.
+fn string_end(text: &[u8], from: usize) -> Option<usize> {
+    let mut at = from + 1;
+    loop {
+        while let Some(lane) = text.get(at..at + CHUNK_BYTES)
+            && !lane.iter().fold(false, |found, b| found | (*b == b'"') | (*b == b'\\'))
+        {
+            at += CHUNK_BYTES;
+        }
+        at += text.get(at..)?.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+        if text[at] == b'"' {
+            return Some(at);
+        }
+        at += 2;
+    }
+}
+
+/// Where the value ends that begins at `from`: at the comma or bracket behind it, or, with `alone`,
+/// behind its last bracket.
+fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, ScanError> {
+    let endless = ScanError { at: text.len(), part_start: from, why: "the text ends" };
+    let (mut nesting, mut at) = (Nesting::default(), from);
+    loop {
+        match *text.get(at).ok_or(endless)? {
+            b'"' => {
+                at = string_end(text, at).ok_or(ScanError {
+                    at,
+                    part_start: from,
+                    why: "a string does not end",
+                })?
+            }
+            bracket @ (b'{' | b'[') => nesting.open(bracket),
+            b',' | b'}' | b']' if nesting.depth == 0 => return Ok(at),
+            bracket @ (b'}' | b']') => {
+                if !nesting.close(bracket) {
+                    return Err(ScanError {
+                        at,
+                        part_start: from,
+                        why: "a bracket of another kind is open",
+                    });
+                }
+                if alone && nesting.depth == 0 {
+                    return Ok(at + 1);
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+}
+
+/// The object or array that begins at `from` and behind which nothing stands.
+///
+/// # Errors
+/// If it does not end, or something stands behind it.
+pub(super) fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, ScanError> {
+    let end = value_end(text, from, true)?;
+    match skip_space(text, end) {
+        at if at < text.len() => {
+            Err(ScanError { at, part_start: at, why: "something stands behind the end" })
+        }
+        _ => Ok(from..end),
+    }
+}
+
+/// The elements of the array that begins at `from`, at most `max` and one more, and where it ends.
+/// Nothing between two commas is an element, too: an empty one.
+///
+/// # Errors
+/// If elements cannot be told apart.
+pub(super) fn elements(
+    text: &[u8],
+    from: usize,
+    max: usize,
+) -> Result<(Vec<Range<usize>>, usize), ScanError> {
+    let mut found = Vec::new();
+    let mut at = skip_space(text, from + 1);
+    if text.get(at) == Some(&b']') {
+        return Ok((found, at + 1));
+    }
+    loop {
+        let end = value_end(text, at, false)?;
+        found.push(trimmed(text, at, end));
+        match text[end] {
+            b',' if found.len() > max => return Ok((found, end)),
+            b',' => at = skip_space(text, end + 1),
+            b']' => return Ok((found, end + 1)),
+            _ => return Err(ScanError { at: end, part_start: at, why: "a brace closes none" }),
+        }
+    }
+}
+
+/// A member of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct JsonMember {
+    /// Its name, with the quotes.
+    pub name: Range<usize>,
+    /// Its value.
+    pub value: Range<usize>,
+}
+
+/// The members of an object, one after the other, up to its end or to where it is broken.
+pub(super) struct JsonMembers<'a> {
+    text: &'a [u8],
+    at: usize,
+    ended: bool,
+}
+
+impl<'a> JsonMembers<'a> {
+    /// Those of the object that begins at `from`.
+    pub(super) fn of(text: &'a [u8], from: usize) -> Self {
+        let at = skip_space(text, from + 1);
+        Self { text, at, ended: text.get(from) != Some(&b'{') || text.get(at) == Some(&b'}') }
+    }
+
+    fn member(&mut self) -> Result<JsonMember, ScanError> {
+        let (text, begun) = (self.text, self.at);
+        let broken = |at, why| ScanError { at, part_start: begun, why };
+        if text.get(begun) != Some(&b'"') {
+            return Err(broken(begun, "a name in quotes is expected"));
+        }
+        let name_end = string_end(text, begun).ok_or(broken(begun, "a string does not end"))? + 1;
+        let colon = skip_space(text, name_end);
+        if text.get(colon) != Some(&b':') {
+            return Err(broken(colon, "a colon is expected"));
+        }
+        let start = skip_space(text, colon + 1);
+        let end = value_end(text, start, false)?;
+        match text[end] {
+            b',' => self.at = skip_space(text, end + 1),
+            b'}' => self.ended = true,
+            _ => return Err(broken(end, "a bracket closes none")),
+        }
+        Ok(JsonMember { name: begun..name_end, value: trimmed(text, start, end) })
+    }
+}
+
+impl Iterator for JsonMembers<'_> {
+    type Item = Result<JsonMember, ScanError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let member = self.member();
+        self.ended |= member.is_err();
+        Some(member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn split(text: &str) -> Result<Vec<&str>, ScanError> {
+        elements(text.as_bytes(), 0, 100)
+            .map(|(found, _)| found.into_iter().map(|range| &text[range]).collect())
+    }
+
+    #[test]
+    fn what_stands_between_commas_is_one_element_however_broken() {
+        for (text, expected) in [
+            ("[]", vec![]),
+            ("[ ]", vec![]),
+            ("[1]", vec!["1"]),
+            ("[ 1 ,\n 2 ]", vec!["1", "2"]),
+            (r#"[{"a":NaN},{"b":1}]"#, vec![r#"{"a":NaN}"#, r#"{"b":1}"#]),
+            (r#"[{"a":1,},{'b':1}]"#, vec![r#"{"a":1,}"#, "{'b':1}"]),
+            (r#"["],[","\"]","\\",1]"#, vec![r#""],[""#, r#""\"]""#, r#""\\""#, "1"]),
+            ("[1,,2,]", vec!["1", "", "2", ""]),
+            ("[\"\u{0}\",\"\\ud800\"]", vec!["\"\u{0}\"", "\"\\ud800\""]),
+        ] {
+            assert_eq!(split(text), Ok(expected), "{text}");
+        }
+        let deep = format!("[1,{}{},2]", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(split(&deep).map(|found| found.len()), Ok(3));
+    }
+
+    #[test]
+    fn brackets_and_strings_have_to_end() {
+        for (text, at, why) in [
+            ("[", 1, "ends"),
+            ("[1,", 3, "ends"),
+            (r#"[{"a":1]"#, 7, "another kind"),
+            (r#"[{"a":1}}]"#, 8, "closes none"),
+            (r#"[{"a":[}]"#, 7, "another kind"),
+            ("[\"a]", 1, "does not end"),
+            ("[\"a\\\"", 1, "does not end"),
+            ("[\"a\\", 1, "does not end"),
+        ] {
+            let broken = split(text).unwrap_err();
+            assert_eq!((broken.at, broken.why.contains(why)), (at, true), "{text}: {broken:?}");
+        }
+        assert_eq!(whole_value(b"{\"a\":1} ", 0), Ok(0..7));
+        assert_eq!(whole_value(b"{} x", 0).map_err(|broken| broken.at), Err(3));
+        assert_eq!(whole_value(b"{}}", 0).map_err(|broken| broken.at), Err(2));
+    }
+
+    #[test]
+    fn members_are_told_up_to_where_an_object_is_broken() {
+        let of = |text: &'static str| {
+            let shown = |member: JsonMember| (&text[member.name], &text[member.value]);
+            JsonMembers::of(text.as_bytes(), 0).map(|member| member.map(shown)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("{}"), []);
+        assert_eq!(of("7"), []);
+        assert_eq!(
+            of(r#"{ "a" : [1, 2] , "b":NaN}"#),
+            [Ok((r#""a""#, "[1, 2]")), Ok((r#""b""#, "NaN"))]
+        );
+        let broken = of(r#"{"id":"x",metric:1}"#);
+        assert!(
+            broken.len() == 2 && broken[0] == Ok((r#""id""#, r#""x""#)) && broken[1].is_err(),
+            "{broken:?}"
+        );
+        for text in [r#"{"a" 1}"#, r#"{"a":1]"#, r#"{"a":"#, "{", r#"{"a"#, r#"{"a":1,}"#] {
+            assert!(of(text).last().is_some_and(Result::is_err), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_a_line_and_a_column_of_characters() {
+        let text = "[\n{\"ä\": 1}\n]]".as_bytes();
+        assert_eq!(
+            whole_value(text, 0).unwrap_err().describe(text),
+            "something stands behind the end at line 3 column 2"
+        );
+        let text = "[\n {\"ä\":1]".as_bytes();
+        assert!(
+            whole_value(text, 0)
+                .unwrap_err()
+                .describe(text)
+                .contains("line 2 column 8, in what begins at line 1 column 1")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn elements_are_those_of_the_json_parser(values in proptest::collection::vec(".{0,40}", 0..8), spaces in "[ \n\t]{0,3}") {
+            let array: Vec<_> = values.iter().map(|text| serde_json::json!({"k": text, text: [text]}).to_string()).collect();
+            let text = format!("[{spaces}{}{spaces}]", array.join(&format!("{spaces},{spaces}")));
+            let found = split(&text).unwrap();
+            prop_assert_eq!(found, array.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn no_bytes_are_out_of_its_bounds(noise in proptest::collection::vec(prop_oneof![Just(b'"'), Just(b'\\'), Just(b'['), Just(b']'),
+            Just(b'{'), Just(b'}'), Just(b','), Just(b':'), any::<u8>()], 0..60)) {
+            let text = [b"[".as_slice(), &noise].concat();
+            if let Ok((found, end)) = elements(&text, 0, 3) {
+                prop_assert!(end <= text.len() && found.len() <= 4 && found.iter().all(|range| range.end <= end));
+            }
+            let text = [b"{".as_slice(), &noise].concat();
+            for member in JsonMembers::of(&text, 0).flatten() {
+                prop_assert!(member.name.end <= member.value.start && member.value.end <= text.len());
+            }
+            let _ = whole_value(&text, 0).map_err(|broken| broken.describe(&text));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Which requests are answered at all, whatever they ask: heads that say one thing in one way, and,
+//! from a browser, pages that may.
+//!
+//! Without keys the loopback address is all that protects a node, and every page that a browser on
+//! this machine shows can send there. So the name in `Host` has to be the node's own, or else a
+//! page whose name was pointed at 127.0.0.1 would pass for the node's, and `Origin` has to be the
+//! node itself or one of `server.cors_origins`. With keys there is nothing to do: a browser sends
+//! no bearer by itself.
+
+use std::net::IpAddr;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use super::{Gateway, rest_proxy};
+
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
+const REQUEST_PRIVATE_NETWORK: &str = "access-control-request-private-network";
+const ALLOW_PRIVATE_NETWORK: &str = "access-control-allow-private-network";
+/// How long a browser may remember that it may ask, in seconds.
+const MAX_AGE: &str = "600";
+
+/// Under which names a node answers, and which pages may use it.
+#[derive(Debug, Clone)]
+pub struct OriginPolicy {
+    host: String,
+    origins: Vec<String>,
+}
+
+impl OriginPolicy {
+    /// Of a node that listens on `listen`, a host and a port, and is used by pages of these
+    /// origins, in the form in which browsers name them.
+    pub fn new(listen: &str, origins: Vec<String>) -> Self {
+        Self { host: name_of(listen).unwrap_or_default().to_owned(), origins }
+    }
+
+    /// The origin of the page that sends this, if it is one of those that may.
+    pub(super) fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let origin = headers.get(header::ORIGIN)?;
+        self.origins
+            .iter()
+            .any(|listed| listed.as_bytes() == origin.as_bytes())
+            .then(|| origin.clone())
+    }
+
+    /// Whether a page sends this that is none of those that may.
+    pub(super) fn is_foreign_page(&self, headers: &HeaderMap) -> bool {
+        let by_script = headers.contains_key(header::ORIGIN);
+        let by_page = headers.get(SEC_FETCH_SITE).is_some_and(|site| site.as_bytes() != b"none");
+        (by_script || by_page) && self.allowed_origin(headers).is_none()
+    }
+
+    /// Whether this is the name of this machine's loopback address, or the one that the node was
+    /// told to listen on.
+    fn is_own(&self, host: &str) -> bool {
+        name_of(host).is_some_and(|name| {
+            let address =
+                name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+            address.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+                || name.eq_ignore_ascii_case("localhost")
+                || (!self.host.is_empty() && name.eq_ignore_ascii_case(&self.host))
+        })
+    }
+
+    /// Checks whom a node without keys answers.
+    ///
+    /// # Errors
+    /// 421 for another name, 403 for a page of another site.
+    fn check_keyless(&self, request: &Request) -> Result<(), ApiError> {
+        let path = request.uri().path();
+        // Balancers ask for these, under whatever name.
+        if matches!(path, "/healthz" | "/readyz") {
+            return Ok(());
+        }
+        let headers = request.headers();
+        let named = headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+        let target = request.uri().authority().map(|authority| authority.as_str());
+        if let Some(host) = named.into_iter().chain(target).find(|host| !self.is_own(host)) {
+            let host: String = host.escape_debug().take(100).collect();
+            let message = format!(
+                "a node without keys answers under the name that it listens on, localhost or a \
+                 loopback address, not as {host}: let a proxy pass the header Host on, or give \
+                 the node a key, see `rollmill keys`"
+            );
+            return Err(ApiError::new(StatusCode::MISDIRECTED_REQUEST, "host_unknown", message));
+        }
+        // The same for everybody.
+        if matches!(path, "/" | "/openapi.json")
+            || path.starts_with("/docs/")
+            || self.allowed_origin(headers).is_some()
+        {
+            return Ok(());
+        }
+        let is_own_page = headers.get(header::ORIGIN).is_none_or(|origin| {
+            let site = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
+            site.zip(named).is_some_and(|(site, host)| {
+                site.eq_ignore_ascii_case(host.strip_suffix(":80").unwrap_or(host))
+            })
+        });
+        let is_own_fetch = headers
+            .get(SEC_FETCH_SITE)
+            .is_none_or(|site| matches!(site.as_bytes(), b"same-origin" | b"none"));
+        if is_own_page && is_own_fetch {
+            return Ok(());
+        }
+        let message = "a page of another site may not use a node without keys: give it a key, see \
+                       `rollmill keys`, or list the page's origin in server.cors_origins";
+        Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
+    }
+
+    /// What the answer to a page says about who may read it.
+    pub(super) fn add_cors_headers(&self, listed: Option<HeaderValue>, headers: &mut HeaderMap) {
+        if !self.origins.is_empty() {
+            headers.append(header::VARY, HeaderValue::from_static("origin"));
+        }
+        if let Some(origin) = listed {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(
+                header::ACCESS_CONTROL_EXPOSE_HEADERS,
+                HeaderValue::from_static("retry-after, rollmill-completeness"),
+            );
+        }
+    }
+}
+
+/// The host of `host` or `host:port`, an address of IPv6 with its brackets.
+fn name_of(host: &str) -> Option<&str> {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => {
+            if port.bytes().any(|b| !b.is_ascii_digit()) {
+                return None;
+            }
+            name
+        }
+        _ => host,
+    };
+    Some(name).filter(|name| !name.is_empty())
+}
+
+/// Checks that a head can be read in one way only.
+///
+/// # Errors
+/// 400, 501.
+fn check_head(request: &Request) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let bad = |code, message: String| Err(ApiError::new(StatusCode::BAD_REQUEST, code, message));
+    // Each says one thing: else somebody in front of this server may have read another one of them.
+    let once =
+        ["host", "authorization", "content-type", "origin", SEC_FETCH_SITE, "idempotency-key"];
+    if let Some(name) = once.iter().find(|name| headers.get_all(**name).iter().nth(1).is_some()) {
+        return bad("header_repeated", format!("the header {name} is there more than once"));
+    }
+    if request.version() == Version::HTTP_11 && !headers.contains_key(header::HOST) {
+        return bad("host_missing", "a request of HTTP/1.1 has a header Host".to_owned());
+    }
+    let mut codings = headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let is_chunked = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_some_and(|first| !is_chunked(first)) || codings.next().is_some() {
+        let message =
+            "Transfer-Encoding is chunked and nothing else: pack a body by Content-Encoding";
+        return Err(ApiError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "transfer_encoding_unsupported",
+            message,
+        ));
+    }
+    Ok(())
+}
+
+/// The answer to a request that no route is to see: one that may not be answered, or the preflight
+/// of a browser's page that is `listed`.
+pub(super) fn early_answer(gateway: &Gateway, request: &Request, listed: bool) -> Option<Response> {
+    let is_open = gateway.deps.keys.load().is_open();
+    let checked = check_head(request).and_then(|()| {
+        if is_open { gateway.deps.origin_policy.check_keyless(request) } else { Ok(()) }
+    });
+    match checked {
+        // Errors of an interface that is another's have its shape.
+        Err(error) if request.uri().path().starts_with("/topics/") => {
+            Some(rest_proxy::refuse(error, request.headers()))
+        }
+        Err(error) => Some(error.into_response()),
+        Ok(()) => (listed && is_preflight(request)).then(|| preflight(request.headers())),
+    }
+}
+
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// What a page may ask; whether there is such a route is said when it does.
+fn preflight(asked: &HeaderMap) -> Response {
+    let mut response = (StatusCode::NO_CONTENT, Body::empty()).into_response();
+    let headers = response.headers_mut();
+    let mut set = |name: HeaderName, value: &'static str| {
+        headers.insert(name, HeaderValue::from_static(value))
+    };
+    set(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST");
+    set(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        "authorization, content-type, content-encoding, idempotency-key",
+    );
+    set(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+    if asked.contains_key(REQUEST_PRIVATE_NETWORK) {
+        set(HeaderName::from_static(ALLOW_PRIVATE_NETWORK), "true");
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_names_are_loopback_and_what_is_listened_on() {
+        let sites = OriginPolicy::new("mill.internal:8080", vec![]);
+        for own in [
+            "localhost",
+            "LOCALHOST:9",
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "127.9.9.9:1",
+            "[::1]",
+            "[::1]:8080",
+            "[::ffff:127.0.0.1]:1",
+            "mill.internal:80",
+            "Mill.Internal",
+        ] {
+            assert!(sites.is_own(own), "{own}");
+        }
+        for other in [
+            "",
+            ":8080",
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil.example",
+            "localhost:8080:9",
+            "localhost:x",
+            "10.0.0.1",
+            "0.0.0.0:8080",
+            "[::]:8080",
+            "[2001:db8::1]",
+            "localhost\u{0}",
+        ] {
+            assert!(!sites.is_own(other), "{other}");
+        }
+        let nowhere = OriginPolicy::new("", vec![]);
+        assert!(!nowhere.is_own("") && nowhere.is_own("[::1]:80"));
+    }
+}

@@ -1,0 +1,38 @@
+//! The name that somebody may have meant.
+
+/// How much of a name has to be the same, in edits per character: with less, a hint misleads.
+const NEAR: f64 = 0.6;
+
+/// The known name that is nearest to `name`, if it is near at all.
+pub fn nearest_name(name: &str, known: impl IntoIterator<Item = String>) -> Option<String> {
+    let likeness = |known: String| (strsim::normalized_damerau_levenshtein(name, &known), known);
+    let best = known.into_iter().map(likeness).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(likeness, _)| *likeness >= NEAR).map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_near_name_is_a_hint() {
+        let known = || ["from", "to", "step", "group", "format_of"].map(str::to_owned);
+        for (name, hint) in [
+            ("form", Some("from")),
+            ("grop", Some("group")),
+            ("steps", Some("step")),
+            ("where", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest_name(name, known()).as_deref(), hint, "{name}");
+        }
+        for name in ["grop", "format"] {
+            assert_eq!(
+                nearest_name(name, ["from", "to", "step"].map(str::to_owned)),
+                None,
+                "{name}"
+            );
+        }
+        assert_eq!(nearest_name("a", []), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! Which weeks of rollups may be dropped: those that were due a day ago already, as the boot clocks
+//! of the nodes measure it.
+//!
+//! Every node looks, but one at a time gathers: who finds that another has looked since its own
+//! last look leaves it to that one.
+
+use std::time::Duration;
+
+use super::schema::WEEK;
+use super::session::params;
+use super::{PostgresStore, StoreError};
+use crate::model::CodecError;
+use crate::model::clock::ClockReading;
+use crate::model::expiry::{ExpiryRules, ExpirySample, ExpiryState};
+use crate::model::window::Hour;
+use crate::persistence::store::{ExpiryTarget, RollupStore};
+use crate::telemetry;
+
+/// What one node knows of it.
+#[derive(Debug, Clone)]
+pub struct WeekExpiry {
+    /// Random: tells this node from every other.
+    pub run: u64,
+    /// When what is due may go.
+    pub rules: ExpiryRules,
+    /// The note as this node saw it last.
+    pub last_seen: Option<String>,
+}
+
+impl WeekExpiry {
+    /// Nothing was seen yet.
+    pub fn new(run: u64, rules: ExpiryRules) -> Self {
+        Self { run, rules, last_seen: None }
+    }
+}
+
+impl PostgresStore {
+    /// The weeks before this hour may be dropped now, if rollups older than `age` are not kept.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn droppable(
+        &self,
+        weeks: &mut WeekExpiry,
+        now: ClockReading,
+        age: Duration,
+    ) -> Result<Option<Hour>, StoreError> {
+        let Some((first, behind)) = self.week_range()? else { return Ok(None) };
+        let found = self.snapshot()?.expiry(ExpiryTarget::Weeks)?;
+        let text = found.as_ref().map(|found| found.note.clone());
+        let mut note = match &text {
+            None => ExpiryState::default(),
+            Some(text) => serde_json::from_str(text)
+                .map_err(|e| CodecError::new("note of what expires", e.to_string()))?,
+        };
+        if text != weeks.last_seen && note.run_id().is_some_and(|run| run != weeks.run) {
+            weeks.last_seen = text;
+            return Ok(None);
+        }
+        let before =
+            Hour::of(now.wall.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
+        let due_to = i64::from(before.0.div_euclid(WEEK)).min(behind);
+        let noted_to = note.recorded_to().unwrap_or(first).max(first);
+        let look = ExpirySample {
+            run_id: weeks.run,
+            now,
+            floor: first,
+            due_to: Some(due_to).filter(|to| *to > first),
+            newly_due: (due_to - noted_to).max(0).unsigned_abs(),
+            total: (behind - first).unsigned_abs(),
+            approvals: found.map_or(0, |found| found.approvals),
+        };
+        let verdict = note.update(&weeks.rules, &look);
+        let written =
+            serde_json::to_string(&note).map_err(|e| StoreError::Failed(e.to_string()))?;
+        if !self.swap_expiry(ExpiryTarget::Weeks, text.as_deref(), &written)? {
+            return Ok(None);
+        }
+        weeks.last_seen = Some(written);
+        if let Some(stop) = verdict.new_stop {
+            metrics::counter!(telemetry::EXPIRY_STOPS).increment(1);
+            tracing::warn!(
+                "no weeks of rollups are dropped: {stop}. If the clock is right, `rollmill \
+                 archive expire --yes` lets it go on"
+            );
+        }
+        metrics::gauge!(telemetry::EXPIRY_STOPPED, "shard" => "weeks")
+            .set(f64::from(u8::from(note.stop().is_some())));
+        let hour = |week: i64| {
+            Hour(i32::try_from(week.saturating_mul(i64::from(WEEK))).unwrap_or(i32::MIN))
+        };
+        Ok(verdict.delete_below.map(hour))
+    }
+
+    /// The first week with rollups, and the one behind the last.
+    fn week_range(&self) -> Result<Option<(i64, i64)>, StoreError> {
+        let mut lease = self.readers.take()?;
+        let rows = lease
+            .session()?
+            .query("SELECT min(first_hour), max(last_hour) FROM metrics", params![])?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let week = |at: usize| {
+            super::codec::get::<Option<i32>>(row, at)
+                .map(|hour| hour.map(|hour| i64::from(hour.div_euclid(WEEK))))
+        };
+        Ok(week(0)?.zip(week(1)?).map(|(first, last)| (first, last + 1)))
+    }
+}
