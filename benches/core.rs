@@ -19,7 +19,7 @@ use rollmill::model::series::{Series, SeriesId};
 use rollmill::model::window::Hour;
 use rollmill::persistence::archive::parquet;
 use rollmill::persistence::log::embedded::{EmbeddedLog, EmbeddedLogOptions};
-use rollmill::persistence::log::{AppendRequest, EventLog};
+use rollmill::persistence::log::{AppendRequest, LogAppender, LogReader, LogRetention};
 use rollmill::persistence::store::sqlite::SqliteStore;
 use rollmill::persistence::store::{RollupQuery, RollupStore};
 use rollmill::shards::immutable_queue::ImmutableQueue;

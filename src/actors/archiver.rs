@@ -23,7 +23,7 @@ use crate::model::offset::{Epoch, Offset, OffsetRange, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::chain::ObjectChains;
 use crate::persistence::archive::{Archive, ArchiveError};
-use crate::persistence::log::{EventLog, LogError};
+use crate::persistence::log::{LogError, LogReader, LogRetention};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::telemetry::{self, RepeatedLog};
 
@@ -60,7 +60,9 @@ impl ArchiveLimits {
 #[derive(Clone)]
 pub struct Archiver {
     /// Where the raw events are read from.
-    pub log: Arc<dyn EventLog>,
+    pub log: Arc<dyn LogReader>,
+    /// Releases what store and archive hold.
+    pub retention: Arc<dyn LogRetention>,
     /// Where the manifest is kept.
     pub store: Arc<dyn RollupStore>,
     /// Where the objects go.
@@ -379,7 +381,7 @@ impl Archiver {
     /// Releases the log below min(rolled up, archived) of every shard.
     fn release(&self) {
         let floors: Vec<Offset> = self.table.iter().map(|(_, slot)| slot.release_floor()).collect();
-        match self.log.release(&floors) {
+        match self.retention.release(&floors) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "released log segments"),
             Err(why) => tracing::warn!(%why, "releasing log segments failed, it is tried again"),

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::model::batch::ValidBatch;
 use crate::model::clock::AppendClock;
 use crate::model::window::Millis;
-use crate::persistence::log::{AppendError, AppendTicket, EventLog};
+use crate::persistence::log::{AppendError, AppendTicket, LogAppender};
 
 /// A log that failed is taken for one that takes appends again after this time: without requests
 /// nobody would find out.
@@ -61,7 +61,7 @@ impl GatewayClock {
 #[derive(Clone)]
 pub struct GatewayActor {
     /// The log it appends to.
-    pub log: Arc<dyn EventLog>,
+    pub log: Arc<dyn LogAppender>,
     /// Identity of this gateway in its records.
     pub gateway: u32,
     /// What became of the appends.

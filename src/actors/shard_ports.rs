@@ -12,7 +12,7 @@ use crate::model::flush::{FlushBatch, FlushGuard};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
-use crate::persistence::log::{EventLog, LogError};
+use crate::persistence::log::{LogError, LogReader};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::driver::startup::{LoadedShard, StartupCommand, StartupEvent};
 use crate::shards::driver::{CallError, FailureKind, ShardEvent};
@@ -57,7 +57,7 @@ pub struct ShardPorts {
     /// The shard.
     pub shard: ShardId,
     /// The log it reads.
-    pub log: Arc<dyn EventLog>,
+    pub log: Arc<dyn LogReader>,
     /// The store it commits to.
     pub store: Arc<dyn RollupStore>,
     /// Where records are read that the log lost.

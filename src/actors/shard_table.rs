@@ -10,7 +10,7 @@ mod reads;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,12 +19,14 @@ use clocks::WallClockWatch;
 pub use entry::{ArchiverEntry, ShardEntry, SupervisorEntry};
 pub use reads::{DedupStatus, ShardWatermark};
 
+use tokio::sync::watch;
+
 use crate::clock::Clock;
 use crate::model::clock::ClockReading;
 use crate::model::flush::Claim;
 use crate::model::offset::{Epoch, Offset, ShardId};
 use crate::model::window::Millis;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::LogReader;
 use crate::shards::driver::{AppliedRecords, ShardCommand, ShardDriver, ShardEvent, StepContext};
 
 /// So many failures in a row are no passing hitch.
@@ -46,7 +48,8 @@ struct Observation {
 /// All slots of a node.
 pub struct ShardTable {
     entries: Vec<Arc<ShardEntry>>,
-    log: Arc<dyn EventLog>,
+    log: Arc<dyn LogReader>,
+    assignment: watch::Receiver<Arc<BTreeSet<ShardId>>>,
     clock: Arc<dyn Clock>,
     wall_clock: Mutex<WallClockWatch>,
     was_fresh: AtomicBool,
@@ -54,11 +57,16 @@ pub struct ShardTable {
 
 impl ShardTable {
     /// Empty slots for every shard of the log.
-    pub fn new(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub fn new(
+        log: Arc<dyn LogReader>,
+        assignment: watch::Receiver<Arc<BTreeSet<ShardId>>>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         let slots = (0..log.shard_count()).map(|_| Arc::new(ShardEntry::default())).collect();
         Arc::new(Self {
             entries: slots,
             log,
+            assignment,
             clock,
             wall_clock: Mutex::default(),
             was_fresh: AtomicBool::new(false),
@@ -150,7 +158,7 @@ impl ShardTable {
     /// the other way round. What was applied is read after all three.
     fn observe(&self, shard: ShardId) -> Observation {
         let now = self.clock.reading();
-        let known = self.log.known_at(shard, now.uptime);
+        let known = self.log.end_as_of(shard, now.uptime);
         Observation { now, end_as_of: known, end: self.log.end(shard) }
     }
 
@@ -161,7 +169,7 @@ impl ShardTable {
     /// not take the others' node away.
     pub fn all_fresh(&self, stale_after_ms: i64) -> bool {
         let now = self.clock.uptime();
-        let assigned = self.log.assignment().borrow().clone();
+        let assigned = self.assignment.borrow().clone();
         let all = || assigned.iter().filter_map(|shard| self.entries.get(shard.0 as usize));
         let slots = || all().filter(|slot| slot.stop_reason().is_none());
         if slots().next().is_none() && all().next().is_some() {

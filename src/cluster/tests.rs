@@ -27,8 +27,8 @@ use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
 use crate::model::window::{HOUR_MS, Hour};
-use crate::persistence::log::EventLog;
 use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::log::{LogAppender, LogIdentity, LogReader, ShardAssignment};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
 use crate::shards::series::SeriesAdmission;
@@ -76,7 +76,7 @@ fn slots(owned: &[u32]) -> (Arc<ShardTable>, Vec<ShardRead>) {
         drop(log.append(records_of(&batch, 1, 1)).expect("appended"));
     }
     let store = MemoryStore::new();
-    let slots = ShardTable::new(log.clone(), clock);
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock);
     let mut asked = Vec::new();
     for shard in (0..SHARDS).map(ShardId) {
         let claim = store.claim(shard, log.id(), 40 + u64::from(shard.0)).expect("claimed");

@@ -16,7 +16,7 @@ use crate::model::manifest::{self, ManifestRow};
 use crate::model::offset::{Checkpoint, LogId, Offset, ShardId};
 use crate::node::continuity::check_log;
 use crate::node::{DataDir, NodePorts, TestFaults, backends, limits, offline, shards, tree};
-use crate::persistence::log::EventLog;
+use crate::persistence::log::{LogReader, ShardAssignment};
 
 /// Without any progress for this long something is wrong: an event that kills its shard again and
 /// again is set aside in less.
@@ -130,7 +130,7 @@ async fn drain(
         clock: clock.clone(),
         render_metrics,
     };
-    let slots = ShardTable::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
     let census = limits::census(config);
     let shard_limits = limits::shard(config, log.shard_count(), TestFaults::default());
     let shards::ShardsRole { handle, children } =
@@ -156,7 +156,7 @@ async fn drain(
 
 async fn await_quiesced(
     slots: &ShardTable,
-    log: &dyn EventLog,
+    log: &(impl LogReader + ShardAssignment + ?Sized),
     tell: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<()> {
     let mut progress = (0, Stopwatch::start());

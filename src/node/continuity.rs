@@ -7,7 +7,7 @@ use crate::actors::gap_reader::GapError;
 use crate::config::Config;
 use crate::model::offset::LogDivergence;
 use crate::persistence::archive::Archive;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::LogReader;
 use crate::persistence::store::RollupStore;
 use crate::recompute::continuity::continues_from;
 
@@ -19,7 +19,7 @@ use crate::recompute::continuity::continues_from;
 pub(crate) fn check_log(
     config: &Config,
     data: &DataDir,
-    log: &dyn EventLog,
+    log: &dyn LogReader,
     store: &dyn RollupStore,
     archive: Option<&dyn Archive>,
 ) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::DataDir;
 use crate::config::Config;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::LogRetention;
 use crate::persistence::store::RollupStore;
 use crate::telemetry;
 
@@ -16,7 +16,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 /// What is looked at.
 pub(super) struct DiskWatch {
     places: Vec<PathBuf>,
-    log: Arc<dyn EventLog>,
+    log: Arc<dyn LogRetention>,
     store: Option<Arc<dyn RollupStore>>,
 }
 
@@ -24,7 +24,7 @@ impl DiskWatch {
     /// Of a node that keeps what is local below `data`.
     pub(super) fn new(
         config: &Config,
-        log: Arc<dyn EventLog>,
+        log: Arc<dyn LogRetention>,
         store: Option<Arc<dyn RollupStore>>,
     ) -> Self {
         let data = DataDir::new(&config.data.dir);

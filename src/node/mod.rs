@@ -197,7 +197,7 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let (log, clock) = (ports.log.clone(), ports.clock.clone());
         let (roles, limits) = (config.node.roles, limits::shard(config, log.shard_count(), faults));
-        let slots = ShardTable::new(log.clone(), clock.clone());
+        let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
         let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
         let census = limits::census(config);
         let shards = if roles.shards {

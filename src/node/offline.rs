@@ -10,7 +10,7 @@ use super::{DataDir, backends};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::persistence::archive::Archive;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::LogReader;
 use crate::persistence::log::embedded::EmbeddedLog;
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::PostgresStore;
@@ -88,11 +88,12 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
 ///
 /// # Errors
 /// If it is damaged, or cannot be reached.
-pub fn log(config: &Config, data: &DataDir) -> Result<Arc<dyn EventLog>, String> {
+pub fn log(config: &Config, data: &DataDir) -> Result<Arc<dyn LogReader>, String> {
     if config.kafka.brokers.is_some() {
         let clock: Arc<dyn crate::clock::Clock> = Arc::new(SystemClock);
-        return backends::kafka_log(config, &clock, false).map_err(|why| format!("{why:#}"));
+        let log = backends::kafka_log(config, &clock, false).map_err(|why| format!("{why:#}"))?;
+        return Ok(log);
     }
-    let log: Arc<dyn EventLog> = EmbeddedLog::open_read_only(&data.log(), Arc::new(SystemClock))?;
+    let log: Arc<dyn LogReader> = EmbeddedLog::open_read_only(&data.log(), Arc::new(SystemClock))?;
     Ok(log)
 }

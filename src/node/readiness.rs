@@ -8,7 +8,7 @@ use crate::actors::gateway_pool::AppendHealth;
 use crate::actors::shard_table::ShardTable;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::Roles;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::LogAppender;
 
 /// A node whose shards are not all known by then answers without the others: some may have no owner
 /// at all.
@@ -50,7 +50,7 @@ pub(super) struct Readiness {
     /// The node's roles.
     pub roles: Roles,
     /// The log, which may know that it takes no writes.
-    pub log: Arc<dyn EventLog>,
+    pub log: Arc<dyn LogAppender>,
     /// What became of appends; none without the gateway role.
     pub appends: Option<Arc<AppendHealth>>,
     /// Where the shards stand.

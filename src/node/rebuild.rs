@@ -14,7 +14,7 @@ use super::{DataDir, TestFaults, backends, limits, offline};
 use crate::config::{Config, millis};
 use crate::model::offset::LogId;
 use crate::persistence::archive::Archive;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::LogReader;
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{DatabaseState, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
@@ -29,7 +29,7 @@ const SHARE_OF_DELTAS: u64 = 16;
 pub struct RebuildJob {
     target: RebuildTarget,
     archive: Arc<dyn Archive>,
-    log: Arc<dyn EventLog>,
+    log: Arc<dyn LogReader>,
     /// The history of every shard.
     pub plans: Vec<ShardPlan>,
     /// Whether an earlier attempt was ended, and is gone on with.

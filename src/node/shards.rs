@@ -71,7 +71,7 @@ pub(crate) fn role(
     let spec = ShardsSpec {
         assignment: log.assignment(),
         child: Arc::new(move |shard| tree::shard(actor.for_shard(shard), &places)),
-        relinquish: Arc::new(move |shards| leaving.let_go(shards)),
+        relinquish: Arc::new(move |shards| leaving.relinquish(shards)),
         table: slots.clone(),
         refs: refs.clone(),
         policy: RestartPolicy { escalates: false, ..limits::restarts(config) },
@@ -91,6 +91,7 @@ pub(crate) fn role(
         expiry_checks: ExpiryChecks::default(),
     };
     let archiver = Archiver {
+        retention: log.clone(),
         log,
         store,
         archive,

@@ -21,7 +21,7 @@ use crate::model::series::{Series, SeriesId};
 use crate::model::window::Millis;
 use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::log::memory::MemoryLog;
-use crate::persistence::log::{AppendRequest, EventLog};
+use crate::persistence::log::{AppendRequest, EventLog, LogAppender, LogReader, ShardAssignment};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
 
@@ -39,7 +39,7 @@ impl Cluster {
     fn new() -> Self {
         let log = MemoryLog::new(LOG, SHARDS, Arc::new(SystemClock));
         log.assign(BTreeSet::new());
-        log.let_go(&all());
+        log.relinquish(&all());
         Self { log, store: MemoryStore::new(), archive: Arc::new(MemoryArchive::new()) }
     }
 

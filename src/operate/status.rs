@@ -19,7 +19,7 @@ use crate::api::timestamp;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::ShardAssignment;
 use crate::persistence::store::{RollupStore, StoreError};
 
 /// A shard as its owner sees it.
@@ -110,7 +110,7 @@ pub struct StatusReporter {
     /// Where its shards stand.
     pub table: Arc<ShardTable>,
     /// The log.
-    pub log: Arc<dyn EventLog>,
+    pub log: Arc<dyn ShardAssignment>,
     /// The store; a node that only takes writes has none.
     pub store: Option<Arc<dyn RollupStore>>,
     /// The other nodes.

@@ -22,7 +22,7 @@ use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardI
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::chain::ArchiveObject;
 use crate::persistence::archive::{Archive, ArchiveError};
-use crate::persistence::log::{EventLog, LogError};
+use crate::persistence::log::{LogError, LogReader};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::driver::ShardDriver;
 use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
@@ -111,7 +111,7 @@ pub struct StoreRebuild<'a> {
     /// The records that are archived.
     pub archive: &'a dyn Archive,
     /// The others.
-    pub log: &'a dyn EventLog,
+    pub log: &'a dyn LogReader,
     /// The rules of folding.
     pub rules: FoldRules,
     /// Series of one tenant that a shard admits, where nothing says what it admitted.
@@ -155,7 +155,7 @@ pub struct RebuildReport {
 /// If records are missing, or, unless that is allowed, the first ones are.
 pub fn plan(
     archive: &dyn Archive,
-    log: &dyn EventLog,
+    log: &dyn LogReader,
     former: &[LogId],
     allow_expired: bool,
 ) -> Result<Vec<ShardPlan>, RebuildError> {

@@ -31,7 +31,7 @@ use crate::model::rollup::{Rollup, RollupFigures};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::{Archive, ArchiveError};
-use crate::persistence::log::{EventLog, LogError};
+use crate::persistence::log::{LogError, LogReader};
 use crate::persistence::store::{MetricInfo, NameRange, RollupStore, StoreDamage, StoreError};
 use crate::shards::driver::ShardDriver;
 use crate::shards::series::SeriesAdmission;
@@ -87,7 +87,7 @@ pub struct VerifySources<'a> {
     pub archive: &'a dyn Archive,
     /// Opens the log as it is now: called after the snapshot was taken, so that everything below
     /// its checkpoints is in it.
-    pub open_log: &'a dyn Fn() -> Result<Arc<dyn EventLog>, String>,
+    pub open_log: &'a dyn Fn() -> Result<Arc<dyn LogReader>, String>,
     /// `dedup.horizon` in milliseconds, as the server has it: for shards whose store has noted no
     /// rule yet.
     pub dedup_horizon_ms: i64,
@@ -346,7 +346,7 @@ impl StoreView {
     fn above_floors(
         &mut self,
         hours: Range<Hour>,
-        log: &dyn EventLog,
+        log: &dyn LogReader,
         horizon_ms: i64,
     ) -> Result<(Range<Hour>, Option<UnverifiableWindows>), VerifyError> {
         let mut before = hours.start;
@@ -529,7 +529,7 @@ impl ShardFold {
     fn run(
         &mut self,
         sources: &VerifySources<'_>,
-        log: &dyn EventLog,
+        log: &dyn LogReader,
         floor: Option<&ArchiveFloor>,
         manifest: &[&ManifestRow],
     ) -> Result<(), VerifyError> {

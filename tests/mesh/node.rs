@@ -29,8 +29,8 @@ use rollmill::model::budget::QueryBudget;
 use rollmill::model::decimal::Decimal;
 use rollmill::model::offset::{LogId, ShardId};
 use rollmill::model::series::Series;
-use rollmill::persistence::log::EventLog;
 use rollmill::persistence::log::memory::MemoryLog;
+use rollmill::persistence::log::{LogAppender, LogIdentity, LogReader, ShardAssignment};
 use rollmill::persistence::store::RollupStore;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::query::engine::{QueryEngine, QueryLimits};
@@ -320,7 +320,7 @@ async fn build(spec: &Spec) -> Parts {
     let prometheus =
         metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().expect("metrics");
     let (log, store, clock) = (log(), MemoryStore::new(), Arc::new(SystemClock));
-    let slots = ShardTable::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
     (0..SHARDS).for_each(|shard| own(spec, ShardId(shard), &log, &store, &slots));
     let tls = spec.tls.as_ref().map(|dir| {
         MeshTls::load(&dir.join("cert.pem"), &dir.join("key.pem"), &dir.join("ca.pem"))

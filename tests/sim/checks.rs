@@ -14,7 +14,7 @@ use rollmill::operate::quarantine::StoreQuarantine;
 use rollmill::operate::service::{QuarantineScope, QuarantineService};
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::chain::ObjectChains;
-use rollmill::persistence::log::EventLog;
+use rollmill::persistence::log::LogReader;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::persistence::store::{NameRange, RollupQuery, RollupStore, StoreSnapshot};
 use rollmill::recompute::fold::FoldRules;

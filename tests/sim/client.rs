@@ -9,7 +9,7 @@ use rollmill::invariants::Invariant;
 use rollmill::model::batch::{ValidBatch, ValidEvent};
 use rollmill::model::decimal::Decimal;
 use rollmill::model::offset::ShardId;
-use rollmill::persistence::log::{AppendRequest, EventLog};
+use rollmill::persistence::log::{AppendRequest, LogAppender, LogReader};
 
 use crate::fold::{LoggedRecord, POISON, SimEvent, TENANTS, series, tenant_of, users};
 use crate::plants::Plant;

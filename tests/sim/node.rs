@@ -13,7 +13,7 @@ use rollmill::actors::shard_table::ShardTable;
 use rollmill::model::flush::{FlushBatch, FlushGuard};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::window::Millis;
-use rollmill::persistence::log::EventLog;
+use rollmill::persistence::log::{LogIdentity, LogReader, LogRetention};
 use rollmill::persistence::store::{RollupStore, StoreError};
 use rollmill::shards::driver::startup::{
     RunningShard, ShardConfig, ShardStartup, StartupCommand, StartupProgress,

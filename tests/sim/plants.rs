@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rollmill::model::flush::{Claim, FlushBatch, FlushGuard};
 use rollmill::model::offset::{OffsetRange, ShardId};
 use rollmill::model::window::Hour;
-use rollmill::persistence::log::EventLog;
+use rollmill::persistence::log::LogReader;
 use rollmill::shards::driver::startup::{LoadedShard, StartupEvent};
 use rollmill::shards::driver::{ShardCommand, ShardEvent};
 

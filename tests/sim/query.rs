@@ -8,7 +8,7 @@ use rollmill::invariants::Invariant;
 use rollmill::model::offset::{Checkpoint, ShardId};
 use rollmill::model::series::metric_hash;
 use rollmill::model::window::Hour;
-use rollmill::persistence::log::EventLog;
+use rollmill::persistence::log::LogReader;
 use rollmill::persistence::store::{RollupQuery, RollupStore};
 use rollmill::shards::state::{LiveQuery, ShardState};
 

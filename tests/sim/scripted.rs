@@ -1,7 +1,7 @@
 //! Schedules written down: what chance finds too rarely.
 
 use rollmill::model::offset::{LogId, ShardId};
-use rollmill::persistence::log::EventLog;
+use rollmill::persistence::log::{LogReader, LogRetention};
 use rollmill::persistence::store::{RollupStore, StoreError};
 
 use crate::doubles::checkpoint;

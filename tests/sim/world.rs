@@ -11,8 +11,8 @@ use rollmill::invariants::Invariant;
 use rollmill::model::offset::{Epoch, LogId, ShardId};
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::memory::MemoryArchive;
-use rollmill::persistence::log::EventLog;
 use rollmill::persistence::log::memory::{self, MemoryLog};
+use rollmill::persistence::log::{LogReader, ShardAssignment};
 use rollmill::persistence::store::memory::StoreBackup;
 
 use crate::client::SimRequest;
@@ -141,9 +141,10 @@ impl SimWorld {
         let limits =
             ArchiveLimits { max_bytes: setup.object_bytes, max_delay_ms: setup.object_delay_ms };
         let node = |_| {
-            let slots = ShardTable::new(log.clone(), clock.clone());
+            let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
             let archiver = Archiver {
                 log: log.clone(),
+                retention: log.clone(),
                 store: store.clone(),
                 archive: archive.clone(),
                 clock: clock.clone(),

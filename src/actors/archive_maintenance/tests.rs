@@ -10,7 +10,7 @@ use crate::model::offset::{Epoch, Offset};
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::archive::memory::{ArchiveFault, MemoryArchive};
 use crate::persistence::archive::{ArchiveError, RecoveredObject};
-use crate::persistence::log::EventLog;
+use crate::persistence::log::ShardAssignment;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::store::memory::{MemoryStore, StoreFault, StoreWrite};
 use crate::persistence::store::{ExpiryTarget, StoreError};
@@ -142,9 +142,9 @@ impl World {
     }
 
     fn upkeep(&self, death: &Arc<Death>) -> ArchiveMaintenance {
-        let log: Arc<dyn EventLog> = MemoryLog::new(LOG, 2, self.clock.clone());
+        let log = MemoryLog::new(LOG, 2, self.clock.clone());
         let archive = Arc::new(Mortal { inner: self.archive.clone(), death: death.clone() });
-        let slots = ShardTable::new(log, self.clock.clone());
+        let slots = ShardTable::new(log.clone(), log.assignment(), self.clock.clone());
         ArchiveMaintenance {
             log: LOG,
             store: self.store.clone(),

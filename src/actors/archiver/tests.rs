@@ -10,8 +10,8 @@ use crate::model::manifest::Tier;
 use crate::model::offset::LogId;
 use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::archive::{ObjectInfo, RecoveredObject};
-use crate::persistence::log::AppendRequest;
 use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::log::{AppendRequest, LogAppender, ShardAssignment};
 use crate::persistence::store::memory::MemoryStore;
 use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{ShardLimits, ShardState};
@@ -63,7 +63,7 @@ impl Archive for Leaving {
 fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
     let clock = ManualClock::at(1_000_000);
     let (log, store) = (MemoryLog::new(LOG, 1, clock.clone()), MemoryStore::new());
-    let slots = ShardTable::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
     let append = |n: u8| {
         drop(
             log.append(AppendRequest { records: vec![(SHARD, Bytes::from(vec![n]))] })
@@ -94,6 +94,7 @@ fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
     let (waiting, slots) = (ArchiveDelays::default(), slots.clone());
     let archiver = Archiver {
         log: log.clone(),
+        retention: log.clone(),
         store: store.clone(),
         archive,
         clock,

@@ -1,11 +1,9 @@
 //! What a slot says of its shard must be true, however old the log's news are and whoever owned the
 //! shard before.
 
-use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::*;
 use crate::actors::live::{LiveError, LiveReader, ShardFreshness};
@@ -15,7 +13,7 @@ use crate::model::offset::{Checkpoint, LogId};
 use crate::model::record::{self, Record};
 use crate::model::window::Hour;
 use crate::persistence::log::memory::MemoryLog;
-use crate::persistence::log::{AppendError, AppendRequest, AppendTicket, LogError};
+use crate::persistence::log::{AppendRequest, LogAppender, LogError, LogIdentity, ShardAssignment};
 use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{LiveQuery, ShardLimits, ShardState};
 
@@ -41,19 +39,16 @@ impl Lagging {
     }
 }
 
-impl EventLog for Lagging {
+impl LogIdentity for Lagging {
     fn id(&self) -> LogId {
         LOG
     }
     fn shard_count(&self) -> u32 {
         self.log.shard_count()
     }
-    fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
-        self.log.append(request)
-    }
-    fn append_now(&self) -> Millis {
-        self.log.append_now()
-    }
+}
+
+impl LogReader for Lagging {
     fn start(&self, shard: ShardId) -> Offset {
         self.log.start(shard)
     }
@@ -61,11 +56,8 @@ impl EventLog for Lagging {
         assert_eq!(shard, SHARD, "the log is asked about a shard that is not owned here");
         self.seen.lock().unwrap().1
     }
-    fn known_at(&self, _: ShardId, now: Millis) -> Millis {
+    fn end_as_of(&self, _: ShardId, now: Millis) -> Millis {
         self.seen.lock().unwrap().0.min(now)
-    }
-    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
-        self.log.assignment()
     }
     fn read(
         &self,
@@ -75,17 +67,8 @@ impl EventLog for Lagging {
     ) -> Result<Vec<LogRecord>, LogError> {
         self.log.read(shard, from, max_bytes)
     }
-    fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
-        self.log.release(floors)
-    }
-    fn appended(&self) -> watch::Receiver<u64> {
-        self.log.appended()
-    }
-    fn bytes_on_disk(&self) -> u64 {
-        self.log.bytes_on_disk()
-    }
-    fn close(&self) {
-        self.log.close();
+    fn append_now(&self) -> Millis {
+        self.log.append_now()
     }
 }
 
@@ -173,7 +156,7 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
         let mut now = T0;
         let clock = ManualClock::at(now);
         let log = Lagging::new(&clock);
-        let slots = ShardTable::new(log.clone(), clock.clone());
+        let slots = ShardTable::new(log.clone(), log.log.assignment(), clock.clone());
         let (slot, mut claim, mut acked) = (slots.entry(SHARD).clone(), claim(0, 1), Vec::new());
         begin(&slot, &claim);
         for _ in 0..300 {
@@ -181,7 +164,7 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
                 0 => now += below(50) as i64,
                 1 | 2 => {
                     let request = AppendRequest { records: vec![(SHARD, empty_record())] };
-                    acked.push(log.append(request).unwrap().blocking_recv().unwrap().unwrap());
+                    acked.push(log.log.append(request).unwrap().blocking_recv().unwrap().unwrap());
                 }
                 3 => log.refresh(clock.uptime()),
                 4 => {
@@ -208,7 +191,7 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
             assert!(report.as_of <= now, "seed {seed}");
             // A record acknowledged by a clock that is ahead of what the end proves is not vouched
             // for either.
-            let known = log.known_at(SHARD, clock.uptime());
+            let known = log.end_as_of(SHARD, clock.uptime());
             assert!(report.as_of < known + T0, "seed {seed}");
             assert!(report.age_ms >= clock.uptime() - known, "seed {seed}");
         }
@@ -219,7 +202,7 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
 fn what_nobody_owns_here_is_not_asked_about_and_answers_nothing() {
     let clock = ManualClock::at(T0);
     let log = Lagging::new(&clock);
-    let slots = ShardTable::new(log, clock);
+    let slots = ShardTable::new(log.clone(), log.log.assignment(), clock);
     let question = claim(0, 1).checkpoint;
     assert_eq!(read(&slots, ShardId(1), &question), Err(LiveError::Unavailable));
     assert_eq!(read(&slots, ShardId(9), &question), Err(LiveError::Unavailable));
@@ -228,7 +211,8 @@ fn what_nobody_owns_here_is_not_asked_about_and_answers_nothing() {
 #[test]
 fn a_vacated_slot_says_nothing_of_its_former_owner() {
     let clock = ManualClock::at(T0);
-    let slots = ShardTable::new(MemoryLog::new(LOG, 1, clock.clone()), clock);
+    let log = MemoryLog::new(LOG, 1, clock.clone());
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock);
     let (slot, first, second) = (slots.entry(SHARD), claim(8, 1), claim(20, 2));
     begin(slot, &first);
     assert_eq!(slot.attempts(), 3);
@@ -253,7 +237,7 @@ fn a_vacated_slot_says_nothing_of_its_former_owner() {
 fn a_node_that_takes_over_stays_ready_for_a_while() {
     let clock = ManualClock::at(T0);
     let log = MemoryLog::new(LOG, 2, clock.clone());
-    let slots = ShardTable::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
     log.assign([SHARD].into());
     slots.entry(SHARD).for_supervisor().set_assigned(clock.uptime());
     assert!(!slots.all_fresh(10), "at its start a node is not ready before it has caught up");
@@ -283,7 +267,7 @@ fn a_node_that_takes_over_stays_ready_for_a_while() {
 fn a_shard_that_cannot_be_served_does_not_make_its_node_unready() {
     let clock = ManualClock::at(T0);
     let log = MemoryLog::new(LOG, 2, clock.clone());
-    let slots = ShardTable::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
     let (slot, other) = (slots.entry(SHARD), ShardId(1));
     begin(slot, &claim(0, 1));
     slots.update_progress(SHARD, slot);
@@ -311,7 +295,7 @@ fn a_shard_that_cannot_be_served_does_not_make_its_node_unready() {
 fn leapt(leap: i64, applied: usize) -> (ShardFreshness, Millis) {
     let clock = ManualClock::at(T0);
     let log = MemoryLog::new(LOG, 1, clock.clone());
-    let slots = ShardTable::new(log.clone(), clock.clone());
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock.clone());
     let (slot, claim) = (slots.entry(SHARD), claim(0, 1));
     begin(slot, &claim);
     slots.update_progress(SHARD, slot);
@@ -356,7 +340,7 @@ fn a_leap_of_the_wall_clock_makes_no_shard_stale_and_no_claim_false() {
 fn an_owner_is_recovering_until_it_has_reached_what_the_log_held_at_its_claim() {
     let clock = ManualClock::at(T0);
     let log = MemoryLog::new(LOG, 1, clock.clone());
-    let slots = ShardTable::new(log.clone(), clock);
+    let slots = ShardTable::new(log.clone(), log.assignment(), clock);
     let append = || {
         log.append(AppendRequest { records: vec![(SHARD, empty_record())] })
             .unwrap()

@@ -12,7 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
+use super::{
+    AppendError, AppendRequest, AppendTicket, LogAppender, LogError, LogIdentity, LogReader,
+    LogRetention, ShardAssignment,
+};
 use crate::clock::Clock;
 use crate::model::clock::AppendClock;
 use crate::model::flush::LogRecord;
@@ -59,7 +62,6 @@ pub struct MemoryLog {
     clock: Arc<dyn Clock>,
     state: Arc<Mutex<State>>,
     faults: Mutex<Option<FaultHook>>,
-    commits: watch::Sender<u64>,
     closed: AtomicBool,
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
     held: watch::Sender<Arc<BTreeSet<ShardId>>>,
@@ -77,32 +79,25 @@ impl MemoryLog {
         let shards = (0..shard_count).map(|_| ShardRecords::default()).collect();
         let state =
             Arc::new(Mutex::new(State { shards, damaged: BTreeMap::new(), append_clock: None }));
-        Self::over(id, clock, state, watch::Sender::new(0), (0..shard_count).map(ShardId).collect())
+        Self::over(id, clock, state, (0..shard_count).map(ShardId).collect())
     }
 
     /// The same log as another node sees it, which owns nothing yet and is closed apart.
     pub fn join(&self) -> Arc<Self> {
-        Self::over(
-            self.id,
-            self.clock.clone(),
-            self.state.clone(),
-            self.commits.clone(),
-            BTreeSet::new(),
-        )
+        Self::over(self.id, self.clock.clone(), self.state.clone(), BTreeSet::new())
     }
 
     fn over(
         id: LogId,
         clock: Arc<dyn Clock>,
         state: Arc<Mutex<State>>,
-        commits: watch::Sender<u64>,
         shards: BTreeSet<ShardId>,
     ) -> Arc<Self> {
         let shard_count = state.lock().unwrap_or_else(PoisonError::into_inner).shards.len() as u32;
         let shards = Arc::new(shards);
         let (assigned, held) = (watch::Sender::new(shards.clone()), watch::Sender::new(shards));
         let (faults, closed) = (Mutex::new(None), AtomicBool::new(false));
-        Arc::new(Self { id, shard_count, clock, state, faults, commits, closed, assigned, held })
+        Arc::new(Self { id, shard_count, clock, state, faults, closed, assigned, held })
     }
 
     /// Assigns these shards to this node, and no others.
@@ -158,8 +153,6 @@ impl MemoryLog {
             let offset = kept.end();
             kept.records.push_back(LogRecord { offset, appended, received: now.wall, payload });
         }
-        drop(state);
-        self.commits.send_modify(|commits| *commits += 1);
         appended
     }
 
@@ -168,7 +161,7 @@ impl MemoryLog {
     }
 }
 
-impl EventLog for MemoryLog {
+impl LogIdentity for MemoryLog {
     fn id(&self) -> LogId {
         self.id
     }
@@ -176,7 +169,9 @@ impl EventLog for MemoryLog {
     fn shard_count(&self) -> u32 {
         self.shard_count
     }
+}
 
+impl LogAppender for MemoryLog {
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
         if let Some((shard, _)) =
             request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count)
@@ -210,28 +205,20 @@ impl EventLog for MemoryLog {
         Ok(ticket)
     }
 
-    fn append_now(&self) -> Millis {
-        let now = self.clock.reading();
-        self.lock().append_clock.get_or_insert_with(|| AppendClock::start(None, now)).read(now)
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        // Who leaves holds nothing.
+        self.held.send_replace(Arc::default());
     }
+}
 
+impl LogReader for MemoryLog {
     fn start(&self, shard: ShardId) -> Offset {
         self.of_shard(shard, |kept| kept.start).unwrap_or(0)
     }
 
     fn end(&self, shard: ShardId) -> Offset {
         self.of_shard(shard, ShardRecords::end).unwrap_or(0)
-    }
-
-    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
-        self.assigned.subscribe()
-    }
-
-    fn let_go(&self, shards: &BTreeSet<ShardId>) {
-        let assigned = self.assigned.borrow().clone();
-        self.held.send_modify(|held| {
-            Arc::make_mut(held).retain(|shard| !shards.contains(shard) || assigned.contains(shard))
-        });
     }
 
     fn read(
@@ -265,6 +252,13 @@ impl EventLog for MemoryLog {
         Ok(wanted.cloned().collect())
     }
 
+    fn append_now(&self) -> Millis {
+        let now = self.clock.reading();
+        self.lock().append_clock.get_or_insert_with(|| AppendClock::start(None, now)).read(now)
+    }
+}
+
+impl LogRetention for MemoryLog {
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
         if floors.len() != self.shard_count as usize {
             return Ok(0);
@@ -281,10 +275,6 @@ impl EventLog for MemoryLog {
         Ok(freed)
     }
 
-    fn appended(&self) -> watch::Receiver<u64> {
-        self.commits.subscribe()
-    }
-
     fn bytes_on_disk(&self) -> u64 {
         self.lock()
             .shards
@@ -293,10 +283,17 @@ impl EventLog for MemoryLog {
             .map(|record| record.payload.len() as u64)
             .sum()
     }
+}
 
-    fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        // Who leaves holds nothing.
-        self.held.send_replace(Arc::default());
+impl ShardAssignment for MemoryLog {
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.assigned.subscribe()
+    }
+
+    fn relinquish(&self, shards: &BTreeSet<ShardId>) {
+        let assigned = self.assigned.borrow().clone();
+        self.held.send_modify(|held| {
+            Arc::make_mut(held).retain(|shard| !shards.contains(shard) || assigned.contains(shard))
+        });
     }
 }

@@ -1,4 +1,7 @@
-//! The port `EventLog`: the durable, ordered input of each shard.
+//! The port `EventLog`: the durable, ordered input of each shard, split by capability.
+//!
+//! [`LogAppender`] is the gateway's, [`LogReader`] the shards' and recompute's, [`LogRetention`] the
+//! archiver's and [`ShardAssignment`] supervision's. [`EventLog`] is their sum.
 //!
 //! Implementations: [`embedded`] (segments on local disk), [`kafka`] (a topic, shard n being
 //! partition n), [`memory`] (the double).
@@ -144,83 +147,103 @@ pub enum LogError {
 /// Resolves when the request is durable, with the append time.
 pub type AppendTicket = oneshot::Receiver<Result<i64, AppendError>>;
 
-/// The durable, ordered input of each shard.
-pub trait EventLog: Send + Sync + 'static {
-    /// The log's random identity.
+/// Which log this is: fixed when the log is created or opened.
+pub trait LogIdentity: Send + Sync + 'static {
+    /// Random, minted when the log was created: a checkpoint of another log must not be used here.
     fn id(&self) -> LogId;
     /// Number of shards, fixed when the log was created.
     fn shard_count(&self) -> u32;
-    /// Enqueues one request without blocking. A dropped ticket means [`AppendError::Unknown`].
-    ///
-    /// # Errors
-    /// If nothing of the request was or will be written.
-    fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError>;
-    /// Whether this process alone has the log, so that no other can own one of its shards.
+    /// Whether only this process can use the log, so that no other process can own one of its
+    /// shards.
     fn is_exclusive(&self) -> bool {
         false
     }
-    /// Why the log takes no writes now, if it knows without being asked to append: it looks again
-    /// by itself.
+}
+
+/// Writes to the log: the gateway's half.
+pub trait LogAppender: LogIdentity {
+    /// Enqueues one request without blocking. A dropped ticket means [`AppendError::Unknown`].
+    ///
+    /// # Errors
+    /// If nothing of the request was written or will be.
+    fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError>;
+    /// Why the log takes no writes now, if it knows that without an attempt. It retries on its own
+    /// and answers `None` once writes work again.
     fn refuses(&self) -> Option<AppendError> {
         None
     }
-    /// First offset kept.
+    /// Makes durable what is enqueued and refuses everything later. May be called more than once.
+    fn close(&self);
+}
+
+/// Reads the log: what shards, the archiver, `verify` and `rebuild` need.
+pub trait LogReader: LogIdentity {
+    /// The oldest offset still kept.
     fn start(&self, shard: ShardId) -> Offset;
-    /// First offset behind the last durable record.
+    /// Exclusive end of the durable records.
     fn end(&self, shard: ShardId) -> Offset;
-    /// What the append clock of this node shows: the append time of a record that were appended
-    /// here now.
-    fn append_now(&self) -> Millis;
-    /// A time on the boot clock, not after `now`, such that every record that was durable then lies
-    /// below `end(shard)` as read afterwards: a log whose ends are a little old says here how
-    /// old.
-    fn known_at(&self, _shard: ShardId, now: Millis) -> Millis {
+    /// A lower bound on how fresh a later `end(shard)` is: everything durable at the returned time
+    /// is below it. On the boot clock, never after `now`. A log that caches its ends returns when
+    /// the cached end was fetched.
+    fn end_as_of(&self, _shard: ShardId, now: Millis) -> Millis {
         now
     }
-    /// Start and end as they are now, whatever was known before. Blocking: may ask a server.
+    /// Current start and end, past any cache. Blocking: may ask a server.
     ///
     /// # Errors
-    /// If they cannot be learned.
+    /// If the server does not tell.
     fn bounds(&self, shard: ShardId) -> Result<(Offset, Offset), LogError> {
         Ok((self.start(shard), self.end(shard)))
     }
-    /// The shards that this node is to own now. A shard is in it only while its start and end are
-    /// known.
-    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>>;
-    /// Nothing of these shards, which are not in the assignment, runs here any more: another node
-    /// may have them. Repeats itself, also for shards that were never here. Does not block.
-    fn let_go(&self, _shards: &BTreeSet<ShardId>) {}
-    /// Durable records from `from` on, in order, at least one if there is one and its server
-    /// answers in time (a server that does not gives none: the outage waits, no actor dies of
-    /// it), about `max_bytes` of payload at most. Blocking: may read the disk.
+    /// Durable records from `from` on, in order, about `max_bytes` of payload at most. At least one
+    /// record if one exists and its server answers in time; no records if the server does not, so
+    /// that an outage delays an actor instead of killing it. Blocking: may read the disk.
     ///
     /// # Errors
-    /// See [`LogError`].
+    /// If `from` is not within start and end, or if the records are damaged, lost or unreadable.
     fn read(
         &self,
         shard: ShardId,
         from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<LogRecord>, LogError>;
-    /// The greatest append time of a record below `from`, where the log alone can tell and records
-    /// do not say it: only for a store whose checkpoint lacks it, because an older release
-    /// wrote it. Blocking: may ask a server.
+    /// The greatest append time of the records below `from`, if only the log can tell because the
+    /// records do not carry it. For checkpoints written by older releases, which lack that time.
+    /// Blocking: may ask a server.
     ///
     /// # Errors
-    /// If it cannot be learned.
+    /// If the server does not tell.
     fn appended_below(&self, _shard: ShardId, _from: Offset) -> Result<Option<Millis>, LogError> {
         Ok(None)
     }
-    /// Releases everything below `floors[shard]`, 0 being nothing of that shard; how much is really
-    /// freed is the log's affair. Returns the bytes freed.
+    /// The append clock of this node: the append time that a record appended here now would get.
+    fn append_now(&self) -> Millis;
+}
+
+/// Frees the space of records that store and archive hold.
+pub trait LogRetention: LogIdentity {
+    /// Releases the records below `floors[shard]` (0 keeps all of that shard) and returns the bytes
+    /// freed. The log may free less, never more.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk or the server refuses.
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError>;
-    /// Changes whenever records become durable.
-    fn appended(&self) -> watch::Receiver<u64>;
-    /// Bytes on disk now.
+    /// Bytes on this node's disk now; 0 if the log is elsewhere.
     fn bytes_on_disk(&self) -> u64;
-    /// Makes durable what is enqueued and refuses everything later.
-    fn close(&self);
 }
+
+/// Which shards this node owns.
+pub trait ShardAssignment: LogIdentity {
+    /// The shards that this node should own now. A shard is included only while its start and end
+    /// are known.
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>>;
+    /// Declares that these shards, which are not in the assignment, no longer run here, so that
+    /// another node may take them. Idempotent, also for shards that never ran here. Does not block.
+    fn relinquish(&self, _shards: &BTreeSet<ShardId>) {}
+}
+
+/// The whole port: for the composition root and the conformance suite. Everything else takes the
+/// part that it uses.
+pub trait EventLog: LogAppender + LogReader + LogRetention + ShardAssignment {}
+
+impl<T: LogAppender + LogReader + LogRetention + ShardAssignment> EventLog for T {}

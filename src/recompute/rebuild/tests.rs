@@ -11,8 +11,8 @@ use crate::model::series::{Series, SeriesId};
 use crate::persistence::archive::ObjectInfo;
 use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::archive::parquet;
-use crate::persistence::log::AppendRequest;
 use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::log::{AppendRequest, LogAppender, LogRetention};
 use crate::persistence::store::NameRange;
 use crate::persistence::store::memory::{MemoryStore, StoreFault, StoreWrite};
 

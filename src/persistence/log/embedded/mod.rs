@@ -34,7 +34,10 @@ use self::recovery::RecoveryMode;
 use self::segment::{RunReadError, Segment, SegmentHeader};
 use self::tail::{LogDir, LogTail, TailError};
 use self::writer::{AppendQueue, LogPosition, SegmentWriter};
-use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
+use super::{
+    AppendError, AppendRequest, AppendTicket, LogAppender, LogError, LogIdentity, LogReader,
+    LogRetention, ShardAssignment,
+};
 use crate::clock::Clock;
 use crate::model::clock::{AppendClock, AppendStamp};
 use crate::model::flush::LogRecord;
@@ -76,7 +79,6 @@ struct Shared {
     dir: Option<Arc<LogDir>>,
     /// Makes the times of frames.
     append_clock: Mutex<AppendClock>,
-    appended: watch::Sender<u64>,
     /// One process has the directory, so it owns every shard, for ever.
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
 }
@@ -203,7 +205,6 @@ impl EmbeddedLog {
             refusal: Mutex::default(),
             dir,
             append_clock: append,
-            appended: watch::Sender::new(0),
             assigned: watch::Sender::new(Arc::new((0..shards).map(ShardId).collect())),
         })
     }
@@ -265,7 +266,7 @@ impl Shared {
     }
 }
 
-impl EventLog for EmbeddedLog {
+impl LogIdentity for EmbeddedLog {
     fn id(&self) -> LogId {
         self.shared.id
     }
@@ -274,6 +275,12 @@ impl EventLog for EmbeddedLog {
         self.shared.options.shard_count
     }
 
+    fn is_exclusive(&self) -> bool {
+        self.shared.dir.is_some()
+    }
+}
+
+impl LogAppender for EmbeddedLog {
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
         let (reply, ticket) = oneshot::channel();
         if let Some((shard, _)) =
@@ -285,10 +292,6 @@ impl EventLog for EmbeddedLog {
         Ok(ticket)
     }
 
-    fn is_exclusive(&self) -> bool {
-        self.shared.dir.is_some()
-    }
-
     fn refuses(&self) -> Option<AppendError> {
         self.shared
             .queue
@@ -297,10 +300,18 @@ impl EventLog for EmbeddedLog {
             .or_else(|| self.shared.current_refusal())
     }
 
-    fn append_now(&self) -> Millis {
-        self.shared.stamp().appended
+    fn close(&self) {
+        self.shared.queue.close("the log is closing");
+        let thread = self.writer.lock().ok().and_then(|mut writer| writer.take());
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(
+                "the log's writer died; what was not acknowledged may or may not be durable"
+            );
+        }
     }
+}
 
+impl LogReader for EmbeddedLog {
     fn start(&self, shard: ShardId) -> Offset {
         // A damaged store may name a shard that does not exist.
         self.shared
@@ -312,10 +323,6 @@ impl EventLog for EmbeddedLog {
 
     fn end(&self, shard: ShardId) -> Offset {
         self.shared.end(shard)
-    }
-
-    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
-        self.shared.assigned.subscribe()
     }
 
     fn read(
@@ -357,6 +364,12 @@ impl EventLog for EmbeddedLog {
         Ok(records)
     }
 
+    fn append_now(&self) -> Millis {
+        self.shared.stamp().appended
+    }
+}
+
+impl LogRetention for EmbeddedLog {
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
         let failed = |e: std::io::Error| LogError::Io(e.to_string());
         let Some(dir) = &self.shared.dir else { return Ok(0) };
@@ -385,22 +398,14 @@ impl EventLog for EmbeddedLog {
         Ok(freed)
     }
 
-    fn appended(&self) -> watch::Receiver<u64> {
-        self.shared.appended.subscribe()
-    }
-
     fn bytes_on_disk(&self) -> u64 {
         self.shared.segments().iter().filter_map(|s| s.size().ok()).sum()
     }
+}
 
-    fn close(&self) {
-        self.shared.queue.close("the log is closing");
-        let thread = self.writer.lock().ok().and_then(|mut writer| writer.take());
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!(
-                "the log's writer died; what was not acknowledged may or may not be durable"
-            );
-        }
+impl ShardAssignment for EmbeddedLog {
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.shared.assigned.subscribe()
     }
 }
 

@@ -47,7 +47,10 @@ pub use self::settings::{
 use self::throttle::KeyedThrottle;
 use self::topic::{TopicAdmin, TopicSpec};
 use self::watermarks::{OffsetClient, OffsetSpec, TopicWatermarks};
-use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError, LogOpenError};
+use super::{
+    AppendError, AppendRequest, AppendTicket, LogAppender, LogError, LogIdentity, LogOpenError,
+    LogReader, LogRetention, ShardAssignment,
+};
 use crate::clock::Stopwatch;
 use crate::model::clock::AppendClock;
 use crate::model::flush::LogRecord;
@@ -484,7 +487,7 @@ fn block_in_place<T>(wait: impl FnOnce() -> T) -> T {
     }
 }
 
-impl EventLog for KafkaLog {
+impl LogIdentity for KafkaLog {
     fn id(&self) -> LogId {
         self.shared.id
     }
@@ -492,7 +495,9 @@ impl EventLog for KafkaLog {
     fn shard_count(&self) -> u32 {
         self.shared.options.shard_count
     }
+}
 
+impl LogAppender for KafkaLog {
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
         if let Some((shard, _)) =
             request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count())
@@ -502,12 +507,14 @@ impl EventLog for KafkaLog {
         self.shared.producer.append(&request)
     }
 
-    fn append_now(&self) -> Millis {
-        let now = self.shared.options.clock.reading();
-        // A reading is whole before it is kept: the poison says nothing.
-        self.shared.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(now)
+    fn close(&self) {
+        self.shared.producer.close();
+        self.shared.membership.close();
+        join(&self.member);
     }
+}
 
+impl LogReader for KafkaLog {
     fn start(&self, shard: ShardId) -> Offset {
         self.shared.watermarks.start(shard)
     }
@@ -516,7 +523,7 @@ impl EventLog for KafkaLog {
         self.shared.watermarks.end(shard)
     }
 
-    fn known_at(&self, shard: ShardId, now: Millis) -> Millis {
+    fn end_as_of(&self, shard: ShardId, now: Millis) -> Millis {
         self.shared.watermarks.end_as_of(shard).min(now)
     }
 
@@ -533,14 +540,6 @@ impl EventLog for KafkaLog {
         self.shared.watermarks.set_start(shard, start);
         self.shared.watermarks.observe_end(shard, end, now);
         Ok((start, end))
-    }
-
-    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
-        self.shared.membership.assigned()
-    }
-
-    fn let_go(&self, shards: &BTreeSet<ShardId>) {
-        self.shared.membership.relinquish(shards);
     }
 
     fn read(
@@ -584,6 +583,14 @@ impl EventLog for KafkaLog {
         append_times::max_time_below(from, 0, since).map(Some).map_err(failed)
     }
 
+    fn append_now(&self) -> Millis {
+        let now = self.shared.options.clock.reading();
+        // A reading is whole before it is kept: the poison says nothing.
+        self.shared.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(now)
+    }
+}
+
+impl LogRetention for KafkaLog {
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
         let failed =
             |e: rdkafka::error::KafkaError| LogError::Io(format!("releasing records: {e}"));
@@ -614,19 +621,19 @@ impl EventLog for KafkaLog {
         Ok(0)
     }
 
-    fn appended(&self) -> watch::Receiver<u64> {
-        self.shared.watermarks.appended()
-    }
-
     fn bytes_on_disk(&self) -> u64 {
         // The brokers' disks are theirs.
         0
     }
+}
 
-    fn close(&self) {
-        self.shared.producer.close();
-        self.shared.membership.close();
-        join(&self.member);
+impl ShardAssignment for KafkaLog {
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.shared.membership.assigned()
+    }
+
+    fn relinquish(&self, shards: &BTreeSet<ShardId>) {
+        self.shared.membership.relinquish(shards);
     }
 }
 

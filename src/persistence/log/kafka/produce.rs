@@ -176,7 +176,7 @@ impl KafkaProducer {
         })
     }
 
-    /// See [`super::super::EventLog::append`].
+    /// See [`super::super::LogAppender::append`].
     pub(super) fn append(&self, request: &AppendRequest) -> Result<AppendTicket, AppendError> {
         if let Some(why) = self.deliveries.halted.get() {
             return Err(AppendError::Closed(why.clone()));

@@ -166,7 +166,7 @@ impl KafkaReader {
         }
     }
 
-    /// See [`super::super::EventLog::read`]. The caller has compared `from` with start and end.
+    /// See [`super::super::LogReader::read`]. The caller has compared `from` with start and end.
     pub(super) fn read(
         &self,
         shard: ShardId,

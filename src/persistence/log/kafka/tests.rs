@@ -158,7 +158,7 @@ fn graceful_stop() -> Duration {
     soon("something is revoked", 30, || owned(&first).len() < 4);
     let revoked: BTreeSet<ShardId> = all().difference(&owned(&first)).copied().collect();
     assert!(owned(&second).is_empty(), "nobody has let go yet");
-    first.let_go(&revoked);
+    first.relinquish(&revoked);
     let handed = soon("the second owns what was let go", 20, || owned(&second) == revoked);
     assert_eq!(owned(&first).len(), 2);
     for shard in &revoked {
@@ -229,11 +229,11 @@ fn a_broker_that_is_killed_and_comes_back_loses_nothing() {
         });
         soon("some are durable", 20, || log.end(ShardId(0)) > 20);
         kafka.kill(1);
-        let known = log.known_at(ShardId(0), i64::MAX);
+        let known = log.end_as_of(ShardId(0), i64::MAX);
         kafka.restart(1);
         let end = log.end(ShardId(0));
         soon("acknowledgements go on", 40, || log.end(ShardId(0)) > end + 20);
-        soon("what is known is fresh again", 20, || log.known_at(ShardId(0), i64::MAX) > known);
+        soon("what is known is fresh again", 20, || log.end_as_of(ShardId(0), i64::MAX) > known);
         stop.store(true, Ordering::Release);
         (acked, unknown) = writer.join().expect("writes");
     });

@@ -7,7 +7,6 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
-use tokio::sync::watch;
 
 use super::settings::{KafkaConnection, QuietContext};
 use crate::clock::Stopwatch;
@@ -41,16 +40,12 @@ struct PartitionWatermarks {
 #[derive(Debug)]
 pub(super) struct TopicWatermarks {
     partitions: Vec<PartitionWatermarks>,
-    appended: watch::Sender<u64>,
 }
 
 impl TopicWatermarks {
     /// Nothing is known yet.
     pub(super) fn new(shards: u32) -> Self {
-        Self {
-            partitions: (0..shards).map(|_| PartitionWatermarks::default()).collect(),
-            appended: watch::Sender::new(0),
-        }
+        Self { partitions: (0..shards).map(|_| PartitionWatermarks::default()).collect() }
     }
 
     fn get(&self, shard: ShardId) -> Option<&PartitionWatermarks> {
@@ -72,17 +67,10 @@ impl TopicWatermarks {
         self.get(shard).map_or(0, |mark| mark.end_as_of.load(Ordering::Acquire))
     }
 
-    /// Changes whenever records are seen to be durable.
-    pub(super) fn appended(&self) -> watch::Receiver<u64> {
-        self.appended.subscribe()
-    }
-
     /// A durable record below `end` was seen: acknowledged, or read.
     pub(super) fn raise_end(&self, shard: ShardId, end: Offset) {
-        let raised =
-            self.get(shard).is_some_and(|mark| mark.end.fetch_max(end, Ordering::AcqRel) < end);
-        if raised {
-            self.appended.send_modify(|count| *count = count.wrapping_add(1));
+        if let Some(mark) = self.get(shard) {
+            mark.end.fetch_max(end, Ordering::AcqRel);
         }
     }
 
@@ -247,11 +235,9 @@ mod tests {
     #[test]
     fn what_is_acknowledged_or_read_raises_the_end_but_says_nothing_of_the_time() {
         let marks = TopicWatermarks::new(1);
-        let appended = marks.appended();
         marks.raise_end(ShardId(0), 4);
         marks.raise_end(ShardId(0), 2);
         assert_eq!((marks.end(ShardId(0)), marks.end_as_of(ShardId(0))), (4, 0));
-        assert!(appended.has_changed().expect("the marks live"));
         marks.raise_end(ShardId(9), 4);
         assert_eq!(
             (marks.end(ShardId(9)), marks.start(ShardId(9))),

@@ -51,7 +51,7 @@ fn partitions_that_somebody_has_added_are_nobodys_and_nodes_serve_and_start() {
     let second = open(&options);
     soon("the group has met", 60, || {
         let gone: BTreeSet<ShardId> = all().difference(&owned(&first)).copied().collect();
-        first.let_go(&gone);
+        first.relinquish(&gone);
         let both: BTreeSet<ShardId> = owned(&first).union(&owned(&second)).copied().collect();
         assert!(both.is_subset(&all()), "{both:?}");
         both == all() && !owned(&second).is_empty()
