@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::invariants::{Invariant, check};
+
 /// One tenant's part is the whole divided by this.
 const PARTS: u64 = 4;
 
@@ -122,6 +124,11 @@ impl SharePool {
     }
 }
 
+/// I9: whoever decides what is admitted, no more is ever held than there is.
+fn check_bound(name: &str, held: u64, total: u64) {
+    check(Invariant::Bounded, held <= total, || format!("{held} of {total} {name} are held"));
+}
+
 /// What a tenant holds, until dropped.
 #[derive(Debug)]
 pub struct ShareLease {
@@ -151,6 +158,7 @@ impl ShareLease {
         let own = books.tenants.get(&self.tenant).copied().unwrap_or(0);
         share.admits(books.held, own, more)?;
         books.held += more;
+        check_bound(self.pool.name, books.held, share.total);
         books.tenants.insert(self.tenant.clone(), own + more);
         self.amount += more;
         Ok(())
@@ -185,6 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::invariants::tests::violations;
 
     fn shares(total: u64, one_tenant: bool) -> Arc<SharePool> {
         SharePool::new("things", total, Arc::new(AtomicBool::new(one_tenant)))
@@ -208,6 +217,12 @@ mod tests {
         drop((held, other));
         assert_eq!(several.usage("a").held, 0);
         assert!(shares(64, true).take(&a, 64).is_ok());
+    }
+
+    #[test]
+    fn more_that_is_held_than_there_is_is_a_violation() {
+        let found = |held| violations(Invariant::Bounded, || check_bound("things", held, 8));
+        assert_eq!([7, 8, 9].map(found), [0, 0, 1]);
     }
 
     #[test]

@@ -33,38 +33,10 @@ fn every_invariant_names_tests_that_exist() {
 
 /// What a running server cannot know, or not where it changes, and who finds out.
 const FOUND_ELSEWHERE: &[(Invariant, &str)] = &[
-    (
-        Invariant::AckedIsDurable,
-        "a log that loses what it has acknowledged shows after a restart: chaos keeps a ledger of \
-         its own",
-    ),
-    (
-        Invariant::ExactEffect,
-        "a node does not fold twice: `rollmill verify` recomputes the rollups and compares bytes",
-    ),
-    (
-        Invariant::PrefixAtomicity,
-        "it is about the store's transaction: simulation and `rollmill verify` read what is inside",
-    ),
-    (
-        Invariant::Isolation,
-        "rows do not say whose they are, the tenant is a condition of every read: tests ask with \
-         foreign keys",
-    ),
     (Invariant::Liveness, "no moment breaks it: alerts watch lag and age"),
     (
         Invariant::Rebuildable,
         "`rollmill verify` and `rollmill rebuild` recompute, each in a process of its own",
-    ),
-    (
-        Invariant::Bounded,
-        "a limit is a refusal: `Share::admits`, bounded channels, credit; tests push each to its \
-         limit",
-    ),
-    (
-        Invariant::FailLoud,
-        "stopping the shard is the check: the status and the log name what was found; that a \
-         position never goes back no test can break",
     ),
 ];
 

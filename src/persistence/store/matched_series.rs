@@ -13,6 +13,7 @@ use dashmap::DashMap;
 use foldhash::fast::RandomState;
 
 use super::{RollupQuery, StoreError, too_many_series};
+use crate::invariants::{Invariant, check};
 use crate::model::flush::SeriesInfo;
 use crate::model::series::{Series, SeriesId};
 
@@ -142,6 +143,10 @@ impl<'q> SeriesCollector<'q> {
     /// [`StoreError::TooManySeries`] with the first one too many; [`StoreError::QueryEnded`].
     pub(super) fn offer(&mut self, no: i64, info: Arc<SeriesInfo>) -> Result<(), StoreError> {
         self.query.check_budget()?;
+        let tenant = &info.series.tenant;
+        check(Invariant::Isolation, tenant == self.query.tenant, || {
+            format!("a series of tenant {tenant} was read for tenant {}", self.query.tenant)
+        });
         if !self.query.matchers.iter().all(|matcher| matcher.matches(&info.series)) {
             return Ok(());
         }
@@ -163,6 +168,7 @@ impl<'q> SeriesCollector<'q> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::invariants::tests::violations;
     use crate::model::budget::{AbortReason, QueryBudget};
     use crate::model::matcher::Matcher;
 
@@ -189,6 +195,19 @@ mod tests {
     fn list(cache: &MatchCache<u32>, key: u32, numbers: std::ops::Range<i64>) -> MatchedSeries {
         let series = |n: i64| (n, cache.series(info(n).id, &info(n).series.key()).expect("a key"));
         cache.get(key, 1, || Ok(numbers.rev().map(series).collect())).expect("a list")
+    }
+
+    #[test]
+    fn a_series_of_another_tenant_is_a_violation() {
+        let query = asked(&[], 9);
+        let series = Series::new("other", "m", []);
+        let other = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+        let found = |info: &Arc<SeriesInfo>| {
+            violations(Invariant::Isolation, || {
+                _ = SeriesCollector::new(&query).offer(1, info.clone());
+            })
+        };
+        assert_eq!((found(&info(1)), found(&other)), (0, 1));
     }
 
     #[test]

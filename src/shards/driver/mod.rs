@@ -27,7 +27,7 @@ use super::state::{ShardEffect, ShardInput, ShardState};
 use crate::invariants::{Invariant, check};
 use crate::model::flush::LogRecord;
 use crate::model::manifest::RangeDecisions;
-use crate::model::offset::{Checkpoint, LogDivergence, Offset, OffsetRange};
+use crate::model::offset::{Checkpoint, LogDivergence, Offset, OffsetRange, ShardId};
 use crate::model::window::Millis;
 
 /// A log that is damaged where the shard stands is read again after this time: somebody may have
@@ -144,9 +144,7 @@ impl ShardDriver {
                 self.on_confirmed(next, archived, stored, out)
             }
         }
-        check(Invariant::FailLoud, self.state.next() >= before, || {
-            format!("shard {} went back from {before} to {}", self.state.shard(), self.state.next())
-        });
+        check_progress(self.state.shard(), before, self.state.next());
     }
 
     /// Asks for records; what is due follows when they are applied, or at once if none are asked
@@ -405,4 +403,12 @@ impl ShardDriver {
             }
         }
     }
+}
+
+/// I12, after every step: the position never goes back. A log that lost or reordered data stops the
+/// shard.
+fn check_progress(shard: ShardId, before: Offset, after: Offset) {
+    check(Invariant::FailLoud, after >= before, || {
+        format!("shard {shard} went back from {before} to {after}")
+    });
 }

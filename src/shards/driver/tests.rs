@@ -471,3 +471,11 @@ fn a_flush_that_does_not_follow_the_one_before_is_a_violation() {
         1
     );
 }
+
+#[test]
+fn a_position_that_goes_back_is_a_violation() {
+    let found = |before, after| {
+        violations(Invariant::FailLoud, || check_progress(ShardId(0), before, after))
+    };
+    assert_eq!((found(4, 4), found(4, 9), found(4, 3)), (0, 0, 1));
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::ShardState;
+use super::checks::check_prefix;
 use super::frozen::{FrozenBatch, FrozenBatches};
 use super::query::{AccountingQuery, LiveQuery};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
@@ -161,7 +162,10 @@ impl ShardState {
         if !(held && mine && whole) {
             return Err(StaleCheckpoint);
         }
-        Ok(LiveBatches { from: checkpoint.next, frozen: self.frozen.clone() })
+        let batches = LiveBatches { from: checkpoint.next, frozen: self.frozen.clone() };
+        let ranges = batches.batches().map(|frozen| frozen.range);
+        check_prefix(self.shard, checkpoint.next, ranges, self.open.from());
+        Ok(batches)
     }
 
     /// How far a live answer reaches.

@@ -1,6 +1,7 @@
 //! The shard state machine: inputs in, effects out.
 
 mod apply;
+mod checks;
 mod effects;
 mod frozen;
 mod live;
@@ -15,12 +16,12 @@ pub use effects::{ShardEffect, ShardInput};
 pub use live::{CatalogueEntry, LiveBatches, LiveProgress, StaleCheckpoint};
 pub use query::{AccountingQuery, LiveQuery};
 
+use self::checks::check_counts;
 use self::frozen::{FrozenBatch, FrozenBatches};
 use super::batch::OpenBatch;
 use super::dedup::{DedupIndex, MAX_IDS};
 use super::poison::{ApplyMode, mode_for};
 use super::series::SeriesAdmission;
-use crate::invariants::{Invariant, check};
 use crate::model::flush::{Claim, DedupRule, FlushGuard, LogRecord, RecentIds, SuspectEvent};
 use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
@@ -329,17 +330,7 @@ impl ShardState {
             self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.dedup.rule().horizon_ms));
         let (batch, behind) = open.freeze(range, self.appended);
         let applied = std::mem::take(&mut self.events);
-        let counted = batch
-            .accounting
-            .iter()
-            .map(|row| row.aggregated + row.deduplicated + row.quarantined)
-            .sum::<u64>();
-        check(Invariant::Accounting, counted == applied, || {
-            format!(
-                "shard {} counts {counted} of the {applied} events in [{}, {})",
-                self.shard, range.from, range.to
-            )
-        });
+        check_counts(self.shard, range, &batch, applied);
         self.open = behind;
         let batch = Arc::new(batch);
         self.frozen.freeze(Arc::new(FrozenBatch { range, batch, windows, forget_ids_before }));

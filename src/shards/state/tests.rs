@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::invariants::Invariant;
 use crate::invariants::tests::violations;
 use crate::model::flush::{LogRecord, QuarantineRow};
 use crate::model::offset::{Checkpoint, LogDivergence};

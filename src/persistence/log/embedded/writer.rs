@@ -15,6 +15,7 @@ use super::frame;
 use super::segment::{self, Segment, SegmentHeader};
 use super::tail::{LogTail, TailError};
 use crate::clock::Stopwatch;
+use crate::invariants::{Invariant, check};
 use crate::model::offset::{Offset, ShardId};
 use crate::persistence::log::{AppendError, AppendRequest};
 use crate::telemetry;
@@ -277,11 +278,13 @@ impl SegmentWriter {
                 cache.push(segment.header.number, at + run.at as u64, records.slice(plain));
             }
         }
+        let before: Offset = self.position.ends.iter().sum();
         for run in &frame.runs {
             let shard = run.shard.0 as usize;
             self.position.ends[shard] = run.first + u64::from(run.records);
             self.shared.ends[shard].store(self.position.ends[shard], Ordering::Release);
         }
+        check_offsets(records.len(), before, self.position.ends.iter().sum());
         metrics::counter!(telemetry::LOG_COMMITS).increment(1);
         metrics::counter!(telemetry::LOG_BYTES).increment(self.encoder.bytes.len() as u64);
         self.position.sequence += 1;
@@ -312,5 +315,29 @@ fn header(shared: &Shared, position: &LogPosition, number: u64) -> SegmentHeader
         first_sequence,
         appended,
         first_offsets: position.ends.clone(),
+    }
+}
+
+/// I1, before anybody hears of the commit: every record of it has an offset, so that a reader finds
+/// it below the end. `before` and `after` are the ends of all shards together.
+fn check_offsets(records: usize, before: Offset, after: Offset) {
+    let given = after.saturating_sub(before);
+    check(Invariant::AckedIsDurable, given == records as u64, || {
+        format!("a commit of {records} records moved the ends of the log by {given}")
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invariants::tests::violations;
+
+    #[test]
+    fn a_commit_that_gives_a_record_no_offset_is_a_violation() {
+        let found = |records, before, after| {
+            violations(Invariant::AckedIsDurable, || check_offsets(records, before, after))
+        };
+        assert_eq!((found(3, 10, 13), found(0, 10, 10)), (0, 0));
+        assert_eq!((found(3, 10, 12), found(3, 10, 14), found(1, 10, 9)), (1, 1, 1));
     }
 }
