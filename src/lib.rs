@@ -1,11 +1,11 @@
 //! Rollmill: events in over HTTP or WebSocket, exact hourly rollups out, nothing lost and nothing
 //! counted twice.
 //!
-//! The rooms stand in levels; an import always points to a lower one (`tests/tidy/` holds the
-//! matrix). `ARCHITECTURE.md` is the map.
+//! Modules form layers: an import always points to a lower one (`tests/tidy/` holds the matrix).
+//! `ARCHITECTURE.md` is the map.
 
-// Unit tests share helpers with the test binaries, and tidy up without asking. The product is
-// checked by the build without them.
+// Unit tests share helpers with the test binaries and ignore errors while cleaning up. The build
+// without tests applies both lints to the product.
 #![cfg_attr(test, allow(unreachable_pub, clippy::let_underscore_must_use))]
 
 pub mod clock;

@@ -4,34 +4,34 @@ use serde::{Deserialize, Serialize};
 
 use super::completeness::Completeness;
 
-/// What became of a tenant's events.
+/// How many of a tenant's events ended in which outcome, per hour of receipt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AccountingAnswer {
-    /// By hour of receipt, ascending.
+    /// Ascending by hour of receipt.
     pub hours: Vec<AccountingHour>,
-    /// Whole records that were set aside: whose they are, nobody can tell.
+    /// Whole records that were quarantined because they cannot be read, so their tenant is unknown.
     #[serde(default)]
     pub nobodys_records_set_aside: u64,
-    /// How much of the truth it is.
+    /// Which shards the counts cover, and how fresh they are.
     pub completeness: Completeness,
 }
 
-/// One hour: accepted = aggregated + deduplicated + quarantined + pending.
+/// The counts of one hour: accepted = aggregated + deduplicated + quarantined + pending.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AccountingHour {
-    /// Its beginning.
+    /// Start of the hour in which the events were received, UTC.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub hour: Option<jiff::Timestamp>,
-    /// All events.
+    /// All events that were acknowledged in this hour.
     pub accepted: u64,
-    /// Events in the rollups.
+    /// Events that the rollups count.
     pub aggregated: u64,
-    /// Events that were there before.
+    /// Events that were dropped because their id had been counted before.
     pub deduplicated: u64,
-    /// Events that were set aside.
+    /// Events in the quarantine, or discarded from it.
     pub quarantined: u64,
-    /// Events that are applied and not in the store yet.
+    /// Events that are applied in memory but not committed to the store yet.
     pub pending: u64,
 }

@@ -2,74 +2,74 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What was asked of the archive.
+/// What an archive flush will write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ArchiveFlushAnswer {
-    /// The shards that have something to archive.
+    /// Shards with applied records that are not archived yet.
     pub shards: Vec<ArchiveFlush>,
 }
 
-/// What was asked of one shard.
+/// The archive flush of one shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ArchiveFlush {
-    /// The shard.
+    /// Number of the shard.
     pub shard: u32,
-    /// Everything below this offset is to be archived.
+    /// Records below this offset will be archived.
     pub below: u64,
 }
 
-/// What is due to be removed.
+/// Archives and rollups that are due to expire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpiryAnswer {
-    /// How many wait for a person.
+    /// How many of them were stopped and wait for an operator's approval.
     pub stopped: u64,
-    /// What is due.
+    /// Everything that is due, stopped or not.
     pub due: Vec<DueExpiry>,
 }
 
-/// What expires: the archive of a shard, or weeks of rollups.
+/// What expires: the archive of one shard, or weeks of rollups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Expiring {
     /// `archive` or `weeks`.
     pub of: String,
-    /// The shard, of an archive.
+    /// The shard whose archive expires; null for `weeks`.
     pub shard: Option<u32>,
 }
 
-/// One thing that is due.
+/// One archive or range of weeks that is due to expire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DueExpiry {
-    /// What it is.
+    /// What expires.
     #[serde(flatten)]
     pub expiring: Expiring,
     /// Everything below this goes.
     pub below: Option<i64>,
-    /// How long it still waits.
+    /// Milliseconds until it is removed.
     pub left_ms: Option<i64>,
-    /// Why it waits for a person, if it does.
+    /// Why it waits for an operator's approval; null if it does not.
     pub stopped: Option<String>,
 }
 
-/// What a person has said.
+/// An operator's approval of expiries that were stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExpiryRequest {
-    /// `true`: what has stopped goes on.
+    /// Must be `true`: approves every expiry that was stopped.
     pub yes: bool,
 }
 
-/// What goes on.
+/// The expiries that were approved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExpiryGoesOnAnswer {
-    /// How many.
+    /// How many expiries were approved.
     pub going_on: u64,
-    /// Which.
+    /// The archives and weeks that will now expire.
     pub of: Vec<Expiring>,
 }

@@ -4,48 +4,48 @@ use serde::{Deserialize, Serialize};
 
 use super::completeness::Completeness;
 
-/// A page of the metrics.
+/// One page of a tenant's metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MetricsAnswer {
-    /// The metrics, ascending by name.
+    /// Ascending by name.
     pub metrics: Vec<Metric>,
-    /// If there are more: what `after` takes to go on.
+    /// The value of `after` for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
-    /// How much of the truth it is.
+    /// Which shards the page covers, and how fresh they are.
     pub completeness: Completeness,
 }
 
-/// One metric.
+/// One metric and the range of hours in which it has events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Metric {
-    /// Its name.
+    /// Name of the metric.
     pub metric: String,
-    /// Names of its labels, ascending.
+    /// Label names, ascending.
     pub labels: Vec<String>,
-    /// Series.
+    /// Number of distinct series.
     pub series: u64,
-    /// Its first hour with events.
+    /// Start of the first hour with events.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub first: Option<jiff::Timestamp>,
-    /// Its last hour with events.
+    /// Start of the last hour with events.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub last: Option<jiff::Timestamp>,
 }
 
-/// A page of the values of a label.
+/// One page of the values of a label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LabelValuesAnswer {
-    /// The label.
+    /// Name of the label.
     pub label: String,
-    /// Its values, ascending.
+    /// Distinct values, ascending.
     pub values: Vec<String>,
-    /// If there are more: what `after` takes to go on.
+    /// The value of `after` for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
-    /// How much of the truth it is.
+    /// Which shards the page covers, and how fresh they are.
     pub completeness: Completeness,
 }

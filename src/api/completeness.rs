@@ -1,41 +1,42 @@
-//! How much of the truth an answer is.
+//! Which shards an answer covers, and how fresh it is.
 
 use serde::{Deserialize, Serialize};
 
-/// How much of the truth an answer is.
+/// Which shards an answer covers, and how fresh it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Completeness {
-    /// Whether a shard is missing or behind.
+    /// Whether any shard is missing or behind.
     pub partial: bool,
-    /// Shards that were asked.
+    /// Number of shards that were queried.
     pub shards: u32,
-    /// Those that are missing or behind.
+    /// The shards that are missing or behind.
     pub missing: Vec<MissingShard>,
-    /// How many more of them there are; beside a table only, whose header has no room for all.
+    /// How many shards `missing` leaves out. Set in the CSV header only, which has no room for all.
     #[serde(default, skip_serializing_if = "is_none")]
     pub more: u64,
-    /// Events of the metric whose labels were given up (`tenants.max_series`); there if the
-    /// question tells labels apart.
+    /// Events of the metric that lost their labels to `tenants.max_series`. Present only if the
+    /// query filters or groups by labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overflow: Option<u64>,
-    /// Everything that was received before this is in the answer, but for what is missing.
+    /// Every event received before this time is counted, except those of `missing` shards.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub as_of: Option<jiff::Timestamp>,
 }
 
-/// A shard that the answer lacks, or that is behind.
+/// A shard that the answer does not cover, or covers only in part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MissingShard {
-    /// Which one.
+    /// Number of the shard.
     pub shard: u32,
-    /// Why, in a word.
+    /// The cause, as one fixed word.
     #[cfg_attr(test, schemars(extend("enum" = [
-        "behind", "stopped", "recovering", "moved", "unavailable", "unreachable", "overloaded", "too_large"
+            "behind", "stopped", "recovering", "moved",
+            "unavailable", "unreachable", "overloaded", "too_large"
     ])))]
     pub reason: String,
-    /// How far behind it is, if it answered.
+    /// How far the shard is behind, in milliseconds; absent if it did not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind_ms: Option<i64>,
 }

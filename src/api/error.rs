@@ -1,4 +1,4 @@
-//! The one shape of errors.
+//! The JSON shape that all errors share.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ErrorAnswer {
-    /// What is wrong.
+    /// The error itself.
     pub error: ErrorDetail,
 }
 
-/// What is wrong, and the way out.
+/// What went wrong, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ErrorDetail {
-    /// For programs: one word that stays.
+    /// One stable word, for programs.
     pub code: String,
-    /// For people.
+    /// A sentence for people.
     pub message: String,
-    /// Nothing today.
+    /// Always empty today.
     #[serde(default)]
     pub details: serde_json::Map<String, serde_json::Value>,
 }
 
 impl ErrorAnswer {
-    /// An error without details.
+    /// Builds an error without details.
     pub fn new(code: &str, message: &str) -> Self {
         Self {
             error: ErrorDetail {

@@ -4,28 +4,28 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// The answer to a request that was read.
+/// The answer to a request whose body could be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct IngestAnswer {
-    /// Events that are durable.
+    /// Events that are durable in the log.
     pub accepted: usize,
     /// Events that were refused.
     pub rejected: usize,
-    /// Why.
+    /// One entry per refused event, with the reason.
     pub errors: Vec<RefusedEvent>,
 }
 
-/// One refused event.
+/// One refused event, and why it was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RefusedEvent {
-    /// Its place in the request.
+    /// Zero-based position in the request.
     pub index: usize,
-    /// Its id, if it has a valid one.
+    /// Id of the event; null if it has no valid one.
     pub id: Option<String>,
-    /// The code.
+    /// One stable word, for programs.
     pub code: Cow<'static, str>,
-    /// What is wrong.
+    /// What is wrong, for people.
     pub message: String,
 }

@@ -1,8 +1,8 @@
-//! The wire, once: the JSON of requests, answers and errors, as the gateway writes it and the
-//! commands read it. Pure.
+//! The JSON of requests, answers and errors, defined once: the gateway writes it and the command
+//! line reads it. Pure.
 //!
-//! `openapi.json` is held against these types by a test. What a newer server adds is ignored, what
-//! an older one leaves out is empty.
+//! A test compares `openapi.json` with these types. Readers ignore fields of a newer server and
+//! take fields that an older one leaves out as empty.
 
 pub mod accounting;
 pub mod archive;
@@ -16,7 +16,7 @@ pub mod status;
 
 use crate::model::window::Millis;
 
-/// A time on the wire; none outside of the calendar.
+/// A time as the wire writes it; `None` if it lies outside of the calendar's range.
 pub fn timestamp(millis: Millis) -> Option<jiff::Timestamp> {
     jiff::Timestamp::from_millisecond(millis).ok()
 }

@@ -5,16 +5,16 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where an event lies: the record's shard and offset, and the event's index in it.
+/// Identifies an event: the shard and offset of its record, and the event's index in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EventPlace {
-    /// Its shard.
+    /// Number of the shard.
     pub shard: u32,
-    /// Offset of its record.
+    /// Offset of the record in the shard's log.
     pub offset: u64,
-    /// Index in its record.
+    /// Zero-based index of the event in the record.
     pub index: u32,
 }
 
@@ -44,94 +44,94 @@ impl std::fmt::Display for EventPlace {
     }
 }
 
-/// What is set aside.
+/// The quarantined events that a key may see.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct QuarantineAnswer {
-    /// The events.
+    /// Discarded events are listed only on request.
     pub events: Vec<QuarantinedEvent>,
-    /// How many more there are.
+    /// How many further events the answer leaves out.
     #[serde(default)]
     pub more: u64,
 }
 
-/// An event that is set aside.
+/// One quarantined event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct QuarantinedEvent {
-    /// Its shard.
+    /// Number of the shard.
     pub shard: u32,
-    /// Offset of its record.
+    /// Offset of the record in the shard's log.
     pub offset: u64,
-    /// Index in its record.
+    /// Zero-based index of the event in the record.
     pub index: u32,
-    /// Whose it is; empty if nobody can tell.
+    /// Tenant of the event; empty if its record cannot be read.
     pub tenant: String,
-    /// When it was received.
+    /// When the gateway received it.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub received: Option<jiff::Timestamp>,
-    /// Why it was set aside.
+    /// Why it was quarantined.
     pub reason: String,
-    /// Whether it was given up.
+    /// Whether it has been discarded.
     pub discarded: bool,
-    /// The event as it was understood; null if its record cannot be read, or is nobody's.
+    /// The parsed event; null if its record cannot be read or has no known tenant.
     pub event: Option<UnderstoodEvent>,
-    /// Bytes of a record that is nobody's.
+    /// Size of a record that has no known tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
 }
 
 impl QuarantinedEvent {
-    /// Where it lies.
+    /// The triple that identifies it in a release or a discard.
     pub fn place(&self) -> EventPlace {
         EventPlace { shard: self.shard, offset: self.offset, index: self.index }
     }
 }
 
-/// An event as it was understood.
+/// A quarantined event as the server parsed it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct UnderstoodEvent {
-    /// Its series; null if the key cannot be read.
+    /// Series of the event; null if its key cannot be read.
     pub series: Option<SeriesName>,
-    /// Its time.
+    /// Event time.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub timestamp: Option<jiff::Timestamp>,
-    /// Its value, a decimal.
+    /// Value of the event, as decimal text.
     pub value: Option<String>,
-    /// Its user.
+    /// User to count as distinct.
     pub user: Option<String>,
-    /// Its id.
+    /// Id for de-duplication.
     pub id: Option<String>,
-    /// As the client sent it, if that is UTF-8.
+    /// The event's bytes as the client sent them; null if they are not UTF-8.
     pub raw: Option<String>,
 }
 
-/// A series by its metric and labels.
+/// Metric and labels of a series.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SeriesName {
-    /// The metric.
+    /// Name of the metric.
     pub metric: String,
-    /// The labels.
+    /// Label values by name.
     pub labels: BTreeMap<String, String>,
 }
 
-/// The answer to a release.
+/// The answer to the release of a quarantined event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReleaseAnswer {
-    /// The event.
+    /// The event that was released.
     pub released: EventPlace,
-    /// The series that counts it now.
+    /// The series that counts the event now.
     pub counted_in: Option<SeriesName>,
 }
 
-/// The answer to a discard.
+/// The answer to the discard of a quarantined event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DiscardAnswer {
-    /// The event.
+    /// The event that was discarded.
     pub discarded: EventPlace,
 }
 

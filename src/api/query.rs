@@ -7,48 +7,48 @@ use serde_json::value::RawValue;
 
 use super::completeness::Completeness;
 
-/// Figures of one metric.
+/// Aggregates of one metric over time.
 #[derive(Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct QueryAnswer {
-    /// The metric.
+    /// Name of the metric.
     #[serde(default)]
     pub metric: String,
-    /// The step.
+    /// Length of a bucket, such as `1h`.
     pub step: String,
-    /// First time, snapped to the step.
+    /// Start of the range, inclusive, snapped to the step.
     pub from: String,
-    /// Exclusive end, snapped to the step.
+    /// End of the range, exclusive, snapped to the step.
     pub to: String,
-    /// The series, in the order asked for.
+    /// In the requested order.
     pub series: Vec<SeriesPoints>,
-    /// How much of the truth it is.
+    /// Which shards the answer covers, and how fresh it is.
     pub completeness: Completeness,
 }
 
-/// One series.
+/// One series, grouped by the requested labels.
 #[derive(Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SeriesPoints {
-    /// Its labels, those asked for with `by`; empty ones are left out.
+    /// Values of the labels in `by`; empty ones are left out.
     pub labels: BTreeMap<String, String>,
-    /// Its points, ascending. Buckets without events are left out.
+    /// Ascending by time. Buckets without events are left out.
     pub points: Vec<Point>,
 }
 
-/// One point: its time `t`, and a figure for each aggregate. Figures stay text, so that sums keep
-/// all their digits.
+/// One bucket: its start `t`, and a value for each aggregate. Values stay JSON text, so that sums
+/// keep all their digits.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Point(pub BTreeMap<String, Box<RawValue>>);
 
 impl Point {
-    /// A value as it came, without the quotes of a string; empty if it is not there.
+    /// A member as JSON text, without the quotes of a string; empty if it is missing.
     pub fn text(&self, key: &str) -> &str {
         self.0.get(key).map_or("", |value| value.get().trim_matches('"'))
     }
 
-    /// A figure; none if no event has a value.
+    /// The value of an aggregate; `None` if no event of the bucket has a value.
     pub fn figure(&self, aggregate: &str) -> Option<&str> {
         Some(self.text(aggregate)).filter(|text| !text.is_empty() && *text != "null")
     }
@@ -63,7 +63,8 @@ impl schemars::JsonSchema for Point {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let figure = serde_json::json!({"type": ["number", "string", "null"]});
         schemars::json_schema!({
-            "description": "Its time `t`, and a figure for each aggregate; null if no event has a value.",
+                "description": "One bucket: its start `t`, and a value for each aggregate; null if no \
+                                event of the bucket has a value.",
             "type": "object",
             "required": ["t"],
             "properties": {"t": {"type": "string", "format": "date-time"}},

@@ -2,84 +2,84 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Nodes and shards.
+/// The nodes that are known, and the state of every shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StatusAnswer {
-    /// When.
+    /// When the status was taken.
     #[serde(default)]
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub at: Option<jiff::Timestamp>,
     /// Whether every shard has an owner that keeps up.
     pub healthy: bool,
-    /// `reachable`, or why not; null on a node without one.
+    /// `reachable`, or why it is not; null on a node that uses no store.
     pub store: Option<String>,
-    /// The nodes that are known, the one that answers first.
+    /// The answering node comes first.
     pub nodes: Vec<NodeSummary>,
-    /// The shards, ascending.
+    /// Ascending by shard number.
     pub shards: Vec<ShardStatus>,
 }
 
-/// A node.
+/// One node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NodeSummary {
-    /// `node.name`, or the machine's.
+    /// `node.name`, or the host name.
     pub name: String,
-    /// Its roles.
+    /// Roles that the node runs.
     pub roles: Vec<String>,
-    /// Its version.
+    /// Version of its binary.
     pub version: String,
-    /// Since its start.
+    /// Milliseconds since it started.
     pub uptime_ms: u64,
-    /// Whether `/readyz` says so.
+    /// What `/readyz` answers.
     #[serde(default)]
     pub ready: bool,
-    /// Why not.
+    /// Why it is not ready; null if it is.
     pub not_ready: Option<String>,
-    /// Shards that it owns.
+    /// Number of shards that it owns.
     pub shards: u64,
 }
 
-/// A shard. What nobody can tell is null.
+/// State of one shard. A value that no reachable node knows is null.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct ShardStatus {
-    /// The shard.
+    /// Number of the shard.
     pub shard: u32,
-    /// `here`, `elsewhere` or `none`.
+    /// `here`, `elsewhere` or `none`, seen from the answering node.
     pub owner: String,
-    /// The node that owns it.
+    /// Name of the owning node.
     pub node: Option<String>,
-    /// Counter of the owner's epoch.
+    /// Fencing epoch of the owner, as its counter.
     pub epoch: Option<u64>,
     /// Next offset to apply.
     pub next: Option<u64>,
-    /// The log's end.
+    /// End of the shard's log, exclusive.
     pub end: Option<u64>,
     /// Records that are not applied yet.
     pub lag: Option<u64>,
-    /// Everything that was appended before this is applied.
+    /// Everything appended before this time is applied.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub as_of: Option<jiff::Timestamp>,
-    /// How long ago everything that was appended then was applied.
+    /// Milliseconds since `as_of`.
     pub age_ms: Option<i64>,
-    /// Next offset to commit.
+    /// Next offset to commit: the checkpoint in the store.
     pub committed: Option<u64>,
-    /// Everything below is archived.
+    /// Everything below this offset is archived.
     pub archived: Option<u64>,
-    /// Records that are applied and not archived yet.
+    /// Records that are applied but not archived yet.
     pub archive_lag: Option<u64>,
-    /// Starts without progress.
+    /// Starts of the shard without progress since.
     pub attempts: Option<u32>,
-    /// Flushes that failed since the last that did not.
+    /// Consecutive failed flushes.
     pub flush_failures: Option<u32>,
-    /// Why the newest failed.
+    /// Error of the last failed flush.
     pub flush_failure: Option<String>,
     /// `no_owner`, `stale`, `flush_failing` or `stopped`; null if all is well.
     pub problem: Option<String>,
-    /// Why it is stopped.
+    /// Why the shard is stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

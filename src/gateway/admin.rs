@@ -1,6 +1,6 @@
-//! The status, for keys with the scope `operator`, and the quarantine: of the tenant's own events
-//! with the scope `admin`, of records that are nobody's with the scope `operator`. What expires is
-//! for operators, too.
+//! Handlers for operators and administrators. Status and expiry need the scope `operator`. The
+//! quarantine needs `admin` for the tenant's own events, and `operator` for records without a known
+//! tenant.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::operate::service::{OperateError, QuarantineScope, QuarantineService};
 
 type GatewayState = State<Arc<Gateway>>;
 
-/// `GET /v1/status`
+/// Answers `GET /v1/status`: nodes and shards.
 pub(super) async fn status(
     State(gateway): GatewayState,
     headers: HeaderMap,
@@ -28,6 +28,7 @@ pub(super) async fn status(
 ) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
     checked_params(q, &[])?;
+    // One at a time: each call asks every other node, and they must not pile up.
     let _turn = gateway.status.lock().await;
     let status = gateway.deps.status.clone();
     let answer = tokio::task::spawn_blocking(move || status.status()).await.map_err(|error| {
@@ -41,7 +42,7 @@ pub(super) async fn status(
     Ok(json(read_routes::json(&answer)?))
 }
 
-/// `POST /v1/archive/flush`
+/// Answers `POST /v1/archive/flush`: archives what this node's shards have applied.
 pub(super) async fn archive_flush(
     State(gateway): GatewayState,
     headers: HeaderMap,
@@ -52,7 +53,7 @@ pub(super) async fn archive_flush(
     Ok(json(read_routes::json(&gateway.deps.status.archive_now())?))
 }
 
-/// `GET /v1/quarantine`
+/// Answers `GET /v1/quarantine`: the events that the key may see.
 pub(super) async fn quarantine(
     State(gateway): GatewayState,
     headers: HeaderMap,
@@ -75,7 +76,7 @@ pub(super) async fn quarantine(
         .await
 }
 
-/// `POST /v1/quarantine/release`
+/// Answers `POST /v1/quarantine/release`: counts an event after all.
 pub(super) async fn release(
     State(gateway): GatewayState,
     headers: HeaderMap,
@@ -100,7 +101,7 @@ pub(super) async fn release(
     answer
 }
 
-/// `POST /v1/quarantine/discard`
+/// Answers `POST /v1/quarantine/discard`: gives an event up.
 pub(super) async fn discard(
     State(gateway): GatewayState,
     headers: HeaderMap,
@@ -125,20 +126,20 @@ pub(super) async fn discard(
     answer
 }
 
-/// Which events a key reaches: those of its tenant with the scope `admin`, and with `operator`
-/// those that are nobody's.
+/// The part of the quarantine that a key may see: its tenant's events with the scope `admin`, and
+/// records without a known tenant with the scope `operator`.
 fn quarantine_access(gateway: &Gateway, headers: &HeaderMap) -> Result<QuarantineScope, ApiError> {
     let operator = gateway.tenant(headers, Scope::Operator);
     let unowned = operator.is_ok();
     match gateway.tenant(headers, Scope::Admin) {
         Ok(tenant) => Ok(QuarantineScope { tenant, unowned }),
-        // No tenant has the empty name, so nothing but what is nobody's is reached.
+        // No tenant has an empty name, so this matches only records without a known tenant.
         Err(_) if unowned => Ok(QuarantineScope { tenant: Arc::from(""), unowned }),
         Err(refused) => Err(refused),
     }
 }
 
-/// `GET /v1/archive/expiry`
+/// Answers `GET /v1/archive/expiry`: what is due to expire.
 pub(super) async fn expiry(
     State(gateway): GatewayState,
     headers: HeaderMap,
@@ -151,7 +152,7 @@ pub(super) async fn expiry(
     Ok(json(read_routes::json(&answer)?))
 }
 
-/// `POST /v1/archive/expiry`
+/// Answers `POST /v1/archive/expiry`: approves every expiry that was stopped.
 pub(super) async fn expire(
     State(gateway): GatewayState,
     headers: HeaderMap,
@@ -175,8 +176,8 @@ pub(super) async fn expire(
     Ok(json(read_routes::json(&answer)?))
 }
 
-/// JSON said to be JSON: a page of another site cannot send that to a server on loopback without
-/// being asked first.
+/// Reads a JSON body. It insists on the content type, because a page of another site cannot send
+/// that one to a server on loopback without a preflight.
 async fn json_body<T: serde::de::DeserializeOwned>(
     gateway: &Arc<Gateway>,
     tenant: &Arc<str>,

@@ -1,7 +1,7 @@
-//! Admission: a token bucket of events per tenant.
+//! Admission control: a token bucket of events per tenant.
 //!
-//! A bucket may go into debt by one request, so that a large batch is never refused for ever; the
-//! debt is paid before the next one.
+//! One request may overdraw a full bucket, or a batch larger than the burst would be refused for
+//! ever. The debt must be repaid before the next request.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ struct TokenBucket {
     at: f64,
 }
 
-/// Who may send how much.
+/// Enforces the event rate of each tenant.
 pub struct AdmissionControl {
     buckets: DashMap<Arc<str>, TokenBucket>,
     started: Stopwatch,
@@ -25,7 +25,7 @@ pub struct AdmissionControl {
 }
 
 impl AdmissionControl {
-    /// With the budget of each tenant.
+    /// Gives every tenant the configured rate and burst.
     pub fn new(config: &TenantsConfig) -> Self {
         Self {
             buckets: DashMap::new(),
@@ -35,10 +35,10 @@ impl AdmissionControl {
         }
     }
 
-    /// Takes the tokens of a request's events.
+    /// Takes one token per event of a request.
     ///
     /// # Errors
-    /// 429 with `Retry-After`.
+    /// 429 with `Retry-After` if the tenant exceeds its rate.
     pub fn take(&self, tenant: &Arc<str>, events: usize) -> Result<(), ApiError> {
         self.take_at(tenant, events, self.started.elapsed().as_secs_f64())
     }
@@ -47,7 +47,7 @@ impl AdmissionControl {
         if self.rate == 0.0 {
             return Ok(());
         }
-        // Tenants come from the keys file, so the map is as bounded as that file.
+        // Tenants come from the keys file, which bounds the map.
         let mut bucket = self
             .buckets
             .entry(tenant.clone())
@@ -68,8 +68,8 @@ impl AdmissionControl {
         Ok(())
     }
 
-    /// Returns the tokens of events that were not kept, so that the retry they ask for is not
-    /// refused on their account.
+    /// Refunds events that were not stored, so that they do not cause the refusal of their own
+    /// retry.
     pub fn refund(&self, tenant: &Arc<str>, events: usize) {
         if let Some(mut bucket) = self.buckets.get_mut(tenant) {
             bucket.tokens = (bucket.tokens + events as f64).min(self.burst);

@@ -1,9 +1,9 @@
-//! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer KEY`; where
-//! an interface is another's whose clients know nothing else, also as the password of
+//! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer KEY`.
+//! Interfaces whose existing clients support nothing else also take a key as the password of
 //! `Authorization: Basic`.
 //!
-//! A key alone names the tenant. Without a keys file everything is tenant `default` with all
-//! scopes, and the node binds to loopback only.
+//! The tenant follows from the key alone. Without a keys file every request is tenant `default`
+//! with all scopes, and the node listens on loopback only.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,18 +18,19 @@ use super::error::ApiError;
 use super::keys_file;
 pub use super::keys_file::{KeysError, KeysFile, Scope, StoredKey};
 
-/// The tenant when there are no keys.
+/// The tenant of every request to a node without keys.
 pub const DEFAULT_TENANT: &str = "default";
 const PREFIX_BYTES: usize = 11;
 
-/// The keys in force.
+/// The API keys in force.
 #[derive(Debug, Clone)]
 pub struct KeyTable {
     keys: Option<Vec<(StoredKey, Arc<str>)>>,
     tenants: usize,
 }
 
-/// Makes a key from randomness: the plain key, shown once, and its prefix and hash.
+/// Builds a key from random bytes. Returns the plain key, which is shown once, its prefix, and its
+/// hash.
 pub fn new_key(random: [u8; 24]) -> (String, String, String) {
     let plain = format!("rm_{}", hex(&random));
     let prefix = plain[..PREFIX_BYTES].to_owned();
@@ -37,7 +38,7 @@ pub fn new_key(random: [u8; 24]) -> (String, String, String) {
     (plain, prefix, hash)
 }
 
-/// The hash that is stored.
+/// The SHA-256 hash that the keys file stores, as hexadecimal.
 pub fn hash_key(plain: &str) -> String {
     hex(&Sha256::digest(plain.as_bytes()))
 }
@@ -47,12 +48,12 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl KeyTable {
-    /// No keys: everything is tenant `default`.
+    /// A table without keys: every request is tenant `default`.
     pub fn open() -> Self {
         Self { keys: None, tenants: 1 }
     }
 
-    /// These keys and no others.
+    /// A table of exactly these keys.
     pub fn of(file: KeysFile) -> Self {
         let tenants = file
             .keys
@@ -66,28 +67,28 @@ impl KeyTable {
         }
     }
 
-    /// How many tenants there are.
+    /// Number of distinct tenants that the keys name.
     pub fn tenants(&self) -> usize {
         self.tenants
     }
 
-    /// Whether keys are configured.
+    /// Whether the node runs without keys.
     pub fn is_open(&self) -> bool {
         self.keys.is_none()
     }
 
-    /// Reads a keys file.
+    /// Reads the table from a keys file.
     ///
     /// # Errors
-    /// If it cannot be read or holds mistakes; the caller keeps the table it has.
+    /// If the file cannot be read or is invalid; the caller keeps the table it has.
     pub fn load(path: &Path) -> Result<Self, KeysError> {
         Ok(Self::of(keys_file::read(path)?))
     }
 
-    /// The tenant that sends these headers.
+    /// The tenant whose key these headers carry.
     ///
     /// # Errors
-    /// 401 for a missing, unknown or expired key; 403 if it lacks the scope.
+    /// 401 for a missing, unknown or expired key; 403 if the key lacks the scope.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -95,14 +96,14 @@ impl KeyTable {
         now: i64,
     ) -> Result<Arc<str>, ApiError> {
         if self.is_open() {
-            // Who may ask a node without keys, `sites` has decided.
+            // `origin_policy` has already checked who may reach a node without keys.
             return Ok(DEFAULT_TENANT.into());
         }
         self.tenant_of(authorization(headers, "bearer"), scope, now)
     }
 
-    /// The same, the key being sent as a bearer or as the password of Basic, whose user may be
-    /// anything.
+    /// Like [`Self::authenticate`], but also accepts the key as the password of `Basic`, with any
+    /// user name.
     ///
     /// # Errors
     /// As [`Self::authenticate`].
@@ -124,7 +125,7 @@ impl KeyTable {
         )
     }
 
-    /// The tenant of a valid key, whatever it may do.
+    /// The tenant of a valid key, whatever its scopes. Takes a bearer token or a `Basic` password.
     pub fn owner(&self, authorization: Option<&HeaderValue>, now: i64) -> Option<Arc<str>> {
         let Some(keys) = self.keys.as_deref() else { return Some(DEFAULT_TENANT.into()) };
         let (scheme, credentials) = authorization?.to_str().ok()?.split_once(' ')?;
@@ -153,7 +154,7 @@ impl KeyTable {
         };
         let (keys, plain) = (self.keys.as_deref().unwrap_or_default(), plain.ok_or_else(refuse)?);
         let hash = hash_key(plain.trim());
-        // Every key is compared, each in constant time.
+        // Compares every key, each in constant time, so that the response time reveals nothing.
         let found = keys.iter().fold(None, |found, entry| {
             if bool::from(entry.0.sha256.as_bytes().ct_eq(hash.as_bytes())) {
                 Some(entry)
@@ -166,11 +167,20 @@ impl KeyTable {
             return Err(refuse());
         };
         if key.expires_ms.is_some_and(|at| at <= now) {
-            tracing::debug!(key = %key.prefix, %tenant, "a request was refused: its key has expired");
+            tracing::debug!(
+                key = %key.prefix,
+                %tenant,
+                "a request was refused: its key has expired"
+            );
             return Err(refuse());
         }
         if !key.scopes.contains(&scope) {
-            tracing::debug!(key = %key.prefix, %tenant, ?scope, "a request was refused: its key lacks the scope");
+            tracing::debug!(
+                key = %key.prefix,
+                %tenant,
+                ?scope,
+                "a request was refused: its key lacks the scope"
+            );
             return Err(ApiError::new(
                 StatusCode::FORBIDDEN,
                 "forbidden",
@@ -181,14 +191,14 @@ impl KeyTable {
     }
 }
 
-/// The credentials of `Authorization`, if it has this scheme.
+/// The credentials of the header `Authorization`, if it uses this scheme.
 fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
     let (named, credentials) =
         headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if named.eq_ignore_ascii_case(scheme) { Some(credentials.trim()) } else { None }
 }
 
-/// Whether a key is sent as a password.
+/// Whether the key is sent as the password of `Basic`.
 pub fn is_basic(headers: &HeaderMap) -> bool {
     authorization(headers, "basic").is_some()
 }

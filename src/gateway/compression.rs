@@ -1,7 +1,6 @@
-//! Answers packed for clients that take them so. JSON of series packs to a tenth.
+//! Compression of answers for clients that accept it. JSON of series shrinks to a tenth.
 //!
-//! What is small is sent as it is, and so is everything while a node has as much to pack as it
-//! spends processors on.
+//! Small answers are sent as they are. So are all others while half of the processors compress.
 
 use std::io::Write;
 
@@ -13,9 +12,9 @@ use http_body_util::BodyExt;
 use super::Gateway;
 use super::error::ApiError;
 
-/// Answers below this are not worth it.
+/// Smaller answers are not worth the work.
 const MIN_BYTES: u64 = 4 * 1024;
-/// The fastest that zstd has at a ratio near that of gzip.
+/// The fastest level of zstd with a ratio near that of gzip.
 const ZSTD_LEVEL: i32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +44,13 @@ impl ContentCoding {
     }
 }
 
-/// How many answers are packed at once: half of the processors, so that the others are left for
-/// what cannot wait.
+/// How many answers are compressed at once: half of the processors, so that the others stay free
+/// for work that cannot wait.
 pub(super) fn max_concurrent() -> usize {
     (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1)
 }
 
-/// The coding that a client likes best, of those that we have.
+/// Picks the client's preferred coding among those supported; zstd wins a tie.
 pub(super) fn negotiate(headers: &HeaderMap) -> Option<ContentCoding> {
     let asked =
         headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
@@ -86,7 +85,7 @@ fn is_compressible(response: &Response) -> bool {
         && response.body().size_hint().exact().is_some_and(|bytes| bytes >= MIN_BYTES)
 }
 
-/// Packs an answer, if it is worth it and the client takes it so.
+/// Compresses an answer if it is large enough and the client accepts it.
 pub(super) async fn compress_response(
     gateway: &Gateway,
     wanted: Option<ContentCoding>,
@@ -95,8 +94,10 @@ pub(super) async fn compress_response(
     if !is_compressible(&response) {
         return response;
     }
+    // Also on answers that stay plain: a cache must not serve a compressed one to another client.
     response.headers_mut().append(header::VARY, HeaderValue::from_static("accept-encoding"));
     let Some(coding) = wanted else { return response };
+    // Compression is optional, so it never queues: without a permit the answer goes out plain.
     let Ok(place) = gateway.compression_permits.clone().try_acquire_owned() else {
         return response;
     };

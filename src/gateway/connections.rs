@@ -1,10 +1,10 @@
-//! Open connections: whose they are, what waits in them, and which gives way to a new one.
+//! Open connections: their owners, their unfinished messages, and which one to evict for a new one.
 //!
-//! What always holds: connections of nobody (no request on them has carried a valid key) have three
-//! quarters of all places; a further one takes the place of the oldest of them, so that whoever has
-//! a key comes in, and so does a look at `/healthz`. Of several tenants each has a quarter of the
-//! places. An answer is taken, a little of it at least in every `server.write_timeout`, or it is
-//! dropped; so is one whose key is not valid any more.
+//! Invariants: anonymous connections (no request on them has carried a valid key) use at most three
+//! quarters of the slots. A further one evicts the oldest of them, so that clients with a key and
+//! probes of `/healthz` always get in. With several tenants, each has a quarter of the slots. A
+//! client that does not take some of its answer within every `server.write_timeout` is
+//! disconnected, and so is one that stalls after its key was revoked.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -22,19 +22,19 @@ use crate::clock::Stopwatch;
 use crate::model::share::{ShareLease, SharePool};
 use crate::telemetry;
 
-/// Bytes of an unfinished message that are not worth counting.
+/// Unfinished messages up to this size are not counted.
 const SMALL_MESSAGE: u64 = 16 * 1024;
-/// Memory of a message is reserved in steps of this.
+/// Granularity of memory reservations for messages, in bytes.
 const STEP: u64 = 64 * 1024;
 
-/// Why a connection is cut.
+/// Why the server cut a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DisconnectReason {
-    /// A newer one needed its place.
+    /// A newer connection needed its slot.
     Evicted,
-    /// Its answer was not taken in time.
+    /// The client did not take its answer in time.
     SlowReader,
-    /// The key of its answer is not valid any more.
+    /// The key that the answer was made for is no longer valid.
     KeyRevoked,
 }
 
@@ -48,12 +48,12 @@ impl DisconnectReason {
     }
 }
 
-/// Counts a connection that is cut.
+/// Counts a connection that the server cut.
 pub(super) fn count_disconnect(why: DisconnectReason) {
     metrics::counter!(telemetry::CONNECTIONS_CUT, "reason" => why.name()).increment(1);
 }
 
-/// All connections of a server.
+/// The open connections of a server, with their limits.
 pub(super) struct ConnectionTable {
     max_anonymous: usize,
     max_per_address: usize,
@@ -63,35 +63,35 @@ pub(super) struct ConnectionTable {
 
 #[derive(Default)]
 struct OpenConnections {
-    /// Oldest first; those that ended or became a tenant's are passed over.
+    /// Oldest first. Skips entries that have closed or got an owner since.
     anonymous: VecDeque<Weak<ClientConnection>>,
     anonymous_count: usize,
     addresses: HashMap<IpAddr, usize>,
 }
 
-/// One connection.
+/// State of one connection, shared by its socket and its requests.
 pub struct ClientConnection {
     all: Arc<ConnectionTable>,
     address: IpAddr,
-    /// Told once, if the connection has to give way.
+    /// Notified once, when the connection is evicted.
     pub evict_notify: Notify,
     evicted: AtomicBool,
-    /// Something waits to be written, and was not taken when it was tried last.
+    /// Set while output is pending that the last write could not deliver.
     pub stalled: AtomicBool,
-    /// There was no memory for what came in.
+    /// Set once a message could not be received for lack of memory.
     pub overloaded: AtomicBool,
     owner: Mutex<Option<ConnectionOwner>>,
     socket: Mutex<Option<IncomingMessage>>,
 }
 
-/// Whose it is.
+/// The tenant whose key the last authenticated request carried.
 struct ConnectionOwner {
     tenant: Arc<str>,
     authorization: Option<HeaderValue>,
-    _place: ShareLease,
+    _slot: ShareLease,
 }
 
-/// Of a WebSocket, what comes in.
+/// The message that a WebSocket is receiving.
 struct IncomingMessage {
     frames: FrameTracker,
     began: Option<Stopwatch>,
@@ -99,12 +99,12 @@ struct IncomingMessage {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Counters and places: nothing is half done when a holder panics.
+    // The data is counters and slots: a panicking holder leaves nothing half done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ConnectionTable {
-    /// At most so many connections, and from one address; 0 is no limit of its own for addresses.
+    /// Limits the connections in total and per address; `max_per_address` 0 means no limit.
     pub(super) fn new(max: usize, max_per_address: usize, shares: Arc<SharePool>) -> Arc<Self> {
         Arc::new(Self {
             max_anonymous: (max - max / 4).max(1),
@@ -114,11 +114,12 @@ impl ConnectionTable {
         })
     }
 
-    /// Takes a new connection, which is nobody's at first; another one of nobody gives way if there
-    /// are too many. None if its address has too many.
+    /// Registers a new connection, anonymous at first. It evicts the oldest anonymous one if there
+    /// are too many. `None` if its address has too many.
     pub(super) fn open(self: &Arc<Self>, address: IpAddr) -> Option<Arc<ClientConnection>> {
-        // Whatever is upgraded may be the last of its kind, and takes the lock when it is dropped.
-        let mut looked_at = Vec::new();
+        // Outlives the lock: an upgraded reference may be the last one, and its drop takes the
+        // lock.
+        let mut upgraded = Vec::new();
         let mut open = lock(&self.open);
         let of_address = open.addresses.entry(address).or_insert(0);
         if self.max_per_address > 0 && *of_address >= self.max_per_address {
@@ -138,8 +139,10 @@ impl ConnectionTable {
         open.anonymous_count += 1;
         open.anonymous.push_back(Arc::downgrade(&connection));
         if open.anonymous_count > self.max_anonymous {
-            open.evict_oldest(&mut looked_at);
+            open.evict_oldest(&mut upgraded);
         }
+        // Closed connections leave dead entries behind; purging at four times the limit is O(1)
+        // amortised.
         if open.anonymous.len() > 4 * self.max_anonymous {
             open.anonymous.retain(|one| one.strong_count() > 0);
         }
@@ -147,24 +150,24 @@ impl ConnectionTable {
         Some(connection)
     }
 
-    /// Asks the oldest connection of nobody, if there is one, to give way.
+    /// Evicts the oldest anonymous connection, if there is one.
     pub(super) fn evict_one(&self) {
-        let mut looked_at = Vec::new();
-        lock(&self.open).evict_oldest(&mut looked_at);
+        let mut upgraded = Vec::new();
+        lock(&self.open).evict_oldest(&mut upgraded);
     }
 }
 
 impl OpenConnections {
-    fn evict_oldest(&mut self, looked_at: &mut Vec<Arc<ClientConnection>>) {
+    fn evict_oldest(&mut self, upgraded: &mut Vec<Arc<ClientConnection>>) {
         while let Some(oldest) = self.anonymous.pop_front() {
             let Some(connection) = oldest.upgrade() else { continue };
-            let nobodys = lock(&connection.owner).is_none();
-            if nobodys {
+            let is_anonymous = lock(&connection.owner).is_none();
+            if is_anonymous {
                 connection.evicted.store(true, Ordering::Relaxed);
                 connection.evict_notify.notify_one();
             }
-            looked_at.push(connection);
-            if nobodys {
+            upgraded.push(connection);
+            if is_anonymous {
                 return;
             }
         }
@@ -172,10 +175,10 @@ impl OpenConnections {
 }
 
 impl ClientConnection {
-    /// A request on it carried a valid key: from now on it is that tenant's.
+    /// Makes the connection the tenant's, after a request with a valid key.
     ///
     /// # Errors
-    /// 429 if the tenant has its part of the connections, 503 if there are no more.
+    /// 429 if the tenant has its full share of connections, 503 if there are none left.
     pub fn set_owner(
         &self,
         tenant: &Arc<str>,
@@ -191,19 +194,20 @@ impl ClientConnection {
             }
             _ => {}
         }
-        // A proxy's connection serves tenants in turn: what it was before it is no longer.
-        let was_nobodys = owner.take().is_none();
-        let place = shares::reserve(&self.all.shares, tenant, 1);
-        let taken = place.map(|place| {
+        // A proxy's connection serves tenants in turn, so the previous owner's slot is released.
+        let was_anonymous = owner.take().is_none();
+        let slot = shares::reserve(&self.all.shares, tenant, 1);
+        let taken = slot.map(|slot| {
             *owner = Some(ConnectionOwner {
                 tenant: tenant.clone(),
                 authorization: authorization.cloned(),
-                _place: place,
+                _slot: slot,
             });
         });
+        // Never holds both locks here: `evict_oldest` takes them in the opposite order.
         drop(owner);
         let mut open = lock(&self.all.open);
-        match (was_nobodys, taken.is_ok()) {
+        match (was_anonymous, taken.is_ok()) {
             (true, true) => open.anonymous_count -= 1,
             (false, false) => open.anonymous_count += 1,
             _ => {}
@@ -211,18 +215,18 @@ impl ClientConnection {
         taken
     }
 
-    /// What the last request with a valid key sent as `Authorization`.
+    /// `Authorization` of the last request with a valid key.
     pub fn authorization(&self) -> Option<HeaderValue> {
         lock(&self.owner).as_ref().and_then(|owner| owner.authorization.clone())
     }
 
-    /// From now on it is a WebSocket, whose unfinished messages are counted in this.
+    /// Marks the connection as a WebSocket; `memory` counts its unfinished messages.
     pub fn set_websocket(&self, memory: ShareLease) {
         *lock(&self.socket) =
             Some(IncomingMessage { frames: FrameTracker::default(), began: None, memory });
     }
 
-    /// Bytes came in. Whether there was memory for them.
+    /// Tracks received bytes. Returns false if there is no memory for the message.
     pub fn track_received(&self, bytes: &[u8]) -> bool {
         let mut socket = lock(&self.socket);
         let Some(incoming) = socket.as_mut() else { return true };
@@ -236,7 +240,7 @@ impl ClientConnection {
         if before.is_none_or(|before| unfinished < before) {
             incoming.began = Some(Stopwatch::start());
         }
-        // The library holds it twice while it puts it together.
+        // The WebSocket library holds a message twice while it assembles it.
         let wanted =
             if unfinished > SMALL_MESSAGE { (2 * unfinished).next_multiple_of(STEP) } else { 0 };
         let held = incoming.memory.amount();
@@ -245,17 +249,17 @@ impl ClientConnection {
         fits
     }
 
-    /// For how long a message of a WebSocket has been coming in.
+    /// How long the unfinished message has been arriving; `None` between messages.
     pub fn message_age(&self) -> Option<std::time::Duration> {
         lock(&self.socket).as_ref().and_then(|incoming| incoming.began.map(|began| began.elapsed()))
     }
 
-    /// Whether its place is wanted.
+    /// Whether the connection has to close for a newer one.
     pub fn is_evicted(&self) -> bool {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Whether an answer waits and the other side does not take it.
+    /// Whether output is pending that the client does not take.
     pub fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
     }
@@ -263,9 +267,9 @@ impl ClientConnection {
 
 impl Drop for ClientConnection {
     fn drop(&mut self) {
-        let nobodys = lock(&self.owner).is_none();
+        let is_anonymous = lock(&self.owner).is_none();
         let mut open = lock(&self.all.open);
-        open.anonymous_count -= usize::from(nobodys);
+        open.anonymous_count -= usize::from(is_anonymous);
         if let Some(of_address) = open.addresses.get_mut(&self.address) {
             *of_address -= 1;
             if *of_address == 0 {

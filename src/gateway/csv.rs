@@ -1,8 +1,8 @@
-//! Answers as CSV (RFC 4180): a row for each point, figures with all their digits.
+//! Answers as CSV (RFC 4180): one row per point, numbers with all their digits.
 //!
-//! Values of labels are written as they are, also those that a spreadsheet takes for a formula: CSV
-//! has no way to say that a cell is text, and a quote put before it would be another value for
-//! every other reader. docs/api.md says so.
+//! Label values are written unchanged, even those that a spreadsheet takes for a formula. CSV
+//! cannot mark a cell as text, and a quote in front would change the value for every other reader.
+//! docs/api.md documents this.
 
 use super::error::ApiError;
 use super::render::{self, DecimalFormat};
@@ -10,27 +10,27 @@ use crate::model::window::Millis;
 use crate::query::answer::{FigureValue, QueryOutput};
 use crate::query::error::QueryError;
 
-/// Shards that are named beside a table: a header of HTTP holds so much anywhere.
+/// Most missing shards named in the header: every HTTP client accepts a header of that size.
 const MISSING: usize = 32;
 
-/// An answer as CSV, and beside it what a table has no place for.
+/// An answer as CSV, and what CSV has no place for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CsvAnswer {
-    /// The rows.
+    /// A header line and one row per point.
     pub csv: String,
-    /// How complete they are, as JSON that fits into a header.
+    /// Completeness of the answer, as JSON that fits into an HTTP header.
     pub completeness: String,
 }
 
-/// The table of an answer.
+/// Renders an answer as CSV.
 ///
 /// # Errors
-/// Why the query has ended meanwhile.
+/// If the query was cancelled meanwhile or exceeded its memory budget.
 pub(super) fn table(
     answer: &mut QueryOutput<'_>,
     decimals: DecimalFormat,
 ) -> Result<CsvAnswer, ApiError> {
-    // Who wants no figure read as a double gets every cell quoted.
+    // Quoting every cell keeps readers from parsing numbers as doubles.
     let quotes = if decimals == DecimalFormat::Strings {
         csv::QuoteStyle::Always
     } else {
@@ -63,7 +63,7 @@ pub(super) fn table(
     Ok(CsvAnswer { csv, completeness: serde_json::to_string(&completeness).map_err(write_failed)? })
 }
 
-/// Writes the points of a series.
+/// Writes the rows of one series.
 fn rows(
     answer: &QueryOutput<'_>,
     series: usize,
@@ -89,13 +89,13 @@ fn rows(
     Ok(())
 }
 
-/// A table in memory cannot be written: never, and if so it is a bug.
+/// Writing CSV to memory cannot fail, so a failure is a bug.
 fn write_failed(error: impl std::fmt::Display) -> ApiError {
     tracing::error!(%error, "an answer cannot be written as CSV");
     ApiError::internal()
 }
 
-/// The start of a window, by the clocks of the zone that was asked for.
+/// The start of a bucket, in the requested time zone.
 fn time(answer: &QueryOutput<'_>, start: Millis) -> String {
     let Some(at) = crate::api::timestamp(start) else { return String::new() };
     if answer.request.tz == jiff::tz::TimeZone::UTC {

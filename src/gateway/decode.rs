@@ -1,5 +1,5 @@
-//! Bodies: content types, and decompression as a stream under the cap, with the memory reserved
-//! before it is used.
+//! Request bodies: content types, and streaming decompression under a size limit. Memory is
+//! reserved before it is allocated.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -13,21 +13,21 @@ use super::error::ApiError;
 use super::{Gateway, shares};
 use crate::model::share::ShareLease;
 
-/// Memory is reserved in steps of this.
+/// Granularity of memory reservations, in bytes.
 const STEP: usize = 64 * 1024;
 /// Largest zstd window accepted: 2^23 = 8 MiB, what the usual levels need.
 const ZSTD_WINDOW_LOG: u32 = 23;
-/// Most members of a gzip body and frames of a zstd body: each costs time, also an empty one.
+/// Most members of a gzip body or frames of a zstd body. Even an empty one costs time.
 pub const MAX_MEMBERS: usize = 1_000;
 
-/// The format of a body.
+/// Encoding of the events in a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyFormat {
-    /// One event or an array.
+    /// One event, or an array of events.
     Json,
-    /// One event a line.
+    /// One event per line.
     Ndjson,
-    /// A map or an array of maps.
+    /// One map, or an array of maps.
     MessagePack,
 }
 
@@ -38,22 +38,22 @@ enum Encoding {
     Zstd,
 }
 
-/// Memory reserved for a body, given back when dropped.
+/// Memory reserved for a body; released on drop.
 pub struct BodyReservation(ShareLease);
 
 impl BodyReservation {
-    /// Nothing yet.
+    /// An empty reservation.
     ///
     /// # Errors
-    /// Never: nothing is always there.
+    /// In theory those of [`shares::reserve`]; reserving nothing cannot fail.
     pub(super) fn new(gateway: &Gateway, tenant: &Arc<str>) -> Result<Self, ApiError> {
         shares::reserve(&gateway.shares.inflight, tenant, 0).map(Self)
     }
 
-    /// Reserves more, if `bytes` is more than what is reserved.
+    /// Grows the reservation to `bytes`, if it is smaller.
     ///
     /// # Errors
-    /// 429 or 503 when too much is in flight.
+    /// 429 or 503 if too many bytes are in flight.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         let more = (bytes as u64).saturating_sub(self.0.amount());
         if more > 0 {
@@ -63,8 +63,8 @@ impl BodyReservation {
         }
     }
 
-    /// Makes room for more bytes of a body that has at most `max`, with `beside` in memory at the
-    /// same time. What is reserved is what is allocated, before it is.
+    /// Makes room for `more` bytes of a body of at most `max`, while `beside` further bytes are in
+    /// memory. Reserves exactly what it then allocates.
     fn reserve_for(
         &mut self,
         whole: &mut Vec<u8>,
@@ -85,13 +85,13 @@ impl BodyReservation {
     }
 }
 
-/// The format named by `Content-Type`. A page that may use this node (`is_listed`) also sends JSON
-/// as text, because `sendBeacon` can name no other type without asking first.
+/// The format named by `Content-Type`. A page whose origin is listed may also send JSON as
+/// `text/plain`, because `sendBeacon` can use no other type without a preflight.
 ///
 /// # Errors
-/// 415.
+/// 415 for any other type.
 pub fn format_of(headers: &HeaderMap, is_listed: bool) -> Result<BodyFormat, ApiError> {
-    // What is no text is another type, and not none.
+    // A value that is not ASCII is an unknown type, not a missing one.
     let named = headers
         .get(header::CONTENT_TYPE)
         .map_or("application/json", |named| named.to_str().unwrap_or("?"));
@@ -129,10 +129,11 @@ fn encoding_of(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     }
 }
 
-/// Reads and decompresses a body.
+/// Receives and decompresses a body.
 ///
 /// # Errors
-/// 400, 408, 413, 415, 429, 503.
+/// 400 if it is broken, 408 if it is late, 413 if it is too large, 415 for an unknown coding, 429
+/// or 503 without memory for it.
 pub async fn read_body(
     gateway: &Arc<Gateway>,
     tenant: &Arc<str>,
@@ -165,8 +166,8 @@ async fn collect(
     mut body: Body,
 ) -> Result<(Bytes, BodyReservation), ApiError> {
     let max = gateway.deps.config.accept.max_body.in_memory();
-    // What the head says is believed before anything is read, and before a client that waits for it
-    // is told to go on.
+    // Refuses by the declared length before reading, and so before hyper answers `Expect:
+    // 100-continue`.
     if body.size_hint().lower() > max as u64 {
         return Err(body_too_large(max));
     }
@@ -195,6 +196,7 @@ fn decompress(
     let broken =
         |e: std::io::Error| ApiError::unreadable(format!("the body does not decompress: {e}"));
     let (mut whole, mut rest) = (Vec::new(), packed);
+    // A body may be several members, as `cat a.gz b.gz` writes; all of them are decompressed.
     for _ in 0..MAX_MEMBERS {
         rest = match encoding {
             Encoding::Zstd => {
@@ -217,7 +219,7 @@ fn decompress(
     Err(ApiError::unreadable(format!("a compressed body has at most {MAX_MEMBERS} members")))
 }
 
-/// Appends what a member of a compressed body holds.
+/// Appends the decompressed content of one member.
 fn take_member(
     max: usize,
     member: &mut dyn Read,

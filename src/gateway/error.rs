@@ -1,5 +1,5 @@
-//! Errors of the edge: one shape, `{"error": {"code", "message", "details"}}`, and `Retry-After` on
-//! every overload.
+//! Errors of the gateway: one shape, `{"error": {"code", "message", "details"}}`, and `Retry-After`
+//! on every overload.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -9,17 +9,17 @@ use crate::operate::service::OperateError;
 use crate::query::error::QueryError;
 use crate::query::request::InvalidRequest;
 
-/// An answer that is not the one hoped for.
+/// An error, as the client receives it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct ApiError {
-    /// The HTTP status.
+    /// Status of the HTTP answer.
     pub status: StatusCode,
-    /// The code in the body.
+    /// One stable word, for programs.
     pub code: &'static str,
-    /// What is wrong and the way out.
+    /// What went wrong, and what to do about it.
     pub message: String,
-    /// Seconds after which to try again; always there on 429 and 503.
+    /// Seconds until a retry makes sense; always set on 429 and 503.
     pub retry_after: Option<u64>,
 }
 
@@ -32,43 +32,43 @@ impl ApiError {
     pub fn unreadable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "body_unreadable", message)
     }
-    /// 400: the question breaks a rule.
+    /// 400: a parameter is invalid.
     pub fn bad(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
-    /// 500: a bug, of which the log says more.
+    /// 500: a bug; the server's log has the details.
     pub fn internal() -> Self {
         let message = "the request crashed and changed nothing, the log of the server says why";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     }
-    /// 413.
+    /// 413: the body or an event is too large.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     }
-    /// 503.
+    /// 503: cannot be done now; the client should retry.
     pub fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
         }
     }
-    /// 429.
+    /// 429: the tenant exceeds its event rate.
     pub fn too_many(message: impl Into<String>, retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
         }
     }
-    /// 429: the tenant holds its share already.
+    /// 429: the tenant already holds its full share.
     pub fn busy(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
         }
     }
-    /// The body of the answer.
+    /// The JSON body of the answer.
     pub fn body(&self) -> String {
-        // A plain struct always serialises.
+        // Serialising a plain struct cannot fail.
         serde_json::to_string(&ErrorAnswer::new(self.code, &self.message)).unwrap_or_default()
     }
 }

@@ -1,5 +1,5 @@
-//! What handlers take out of a request, and how it is refused: parameters, parts of the path, the
-//! idempotency key.
+//! Extraction of parameters, path segments and the idempotency key from a request, and the errors
+//! for invalid ones.
 
 use std::sync::Arc;
 
@@ -11,22 +11,22 @@ use axum::response::{IntoResponse, Response};
 use super::Gateway;
 use super::error::ApiError;
 
-/// The gateway, as a handler is given it.
+/// The gateway, as axum passes it to a handler.
 pub(super) type GatewayState = State<Arc<Gateway>>;
-/// Parameters.
+/// Decoded query parameters, in the order in which they were sent.
 pub(super) type ParamList = Vec<(String, String)>;
-/// A query string, perhaps one that cannot be read.
+/// A query string that is not decoded yet.
 pub(super) type QueryString = RawQuery;
 
-/// A finished JSON body.
+/// Wraps finished JSON text in an answer.
 pub(super) fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// `Idempotency-Key`, if it is there.
+/// The header `Idempotency-Key`; `None` if it is missing.
 ///
 /// # Errors
-/// 400.
+/// 400 if it is empty, longer than 100 bytes or not ASCII.
 pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     match headers.get("idempotency-key").map(HeaderValue::to_str) {
         None => Ok(None),
@@ -38,21 +38,21 @@ pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiErr
     }
 }
 
-/// A part of the path.
+/// A decoded segment of the path.
 ///
 /// # Errors
-/// 400.
+/// 400 if it does not decode to UTF-8.
 pub(super) fn path_segment(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
     path.map(|Path(part)| part).map_err(|_| {
         ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8")
     })
 }
 
-/// The parameters of a query string, as they came. What a lenient reader would guess, because an
-/// escape is none or makes no UTF-8, is refused: the answer would be to another question.
+/// Decodes a query string. Broken escapes and invalid UTF-8 are errors: a lenient decoder would
+/// guess, and answer a different question.
 ///
 /// # Errors
-/// 400.
+/// 400 names the parameter that does not decode.
 pub(super) fn decode_query(RawQuery(query): QueryString) -> Result<ParamList, ApiError> {
     let query = query.unwrap_or_default();
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
@@ -70,7 +70,7 @@ pub(super) fn decode_query(RawQuery(query): QueryString) -> Result<ParamList, Ap
     })
 }
 
-/// A name or value without its escapes, if they are such.
+/// Decodes percent escapes and `+`; `None` if an escape is broken or the result is not UTF-8.
 fn percent_decode(text: &str) -> Option<String> {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.bytes());
     while let Some(byte) = rest.next() {
@@ -84,12 +84,12 @@ fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The parameters of a route that takes these and no others. Every route reads its parameters here,
-/// or hands them on to where the same is done; after the key, so that nobody without one learns
-/// what a route takes.
+/// Decodes the parameters and refuses those that are not `known`. Every route reads its parameters
+/// here or passes them to code that does the same. It does so after authentication, so that
+/// strangers do not learn what a route takes.
 ///
 /// # Errors
-/// 400: see [`super::params::QueryParams::read`].
+/// 400: those of [`super::params::QueryParams::read`].
 pub(super) fn checked_params(query: QueryString, known: &[&str]) -> Result<ParamList, ApiError> {
     let given = decode_query(query)?;
     super::params::QueryParams::read(&given, known)?;

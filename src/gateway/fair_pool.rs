@@ -1,9 +1,9 @@
-//! Threads for work that takes long, shared fairly: tenants take turns, and while there are several
-//! none has all threads.
+//! A thread pool for slow work that tenants share fairly: they take turns, and while there are
+//! several, none can use all threads.
 //!
-//! What always holds: a tenant's work waits for that tenant's other work, never for all of it and
-//! never for all of another's; the threads run below the priority of the shards and of the event
-//! loop; work that panics harms nothing else. How much may wait is bounded by whoever hands it in.
+//! Invariants: a tenant's work queues behind that tenant's own work, but never behind all of
+//! another tenant's. The threads run below the priority of the shards and of the event loop. Work
+//! that panics affects nothing else. The callers bound how much can be queued.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,10 +15,10 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 
-/// What waits, and who runs how much.
+/// Queued work per tenant, and how many jobs each tenant has running.
 #[derive(Debug)]
 struct TenantQueue<T> {
-    /// Tenants in turn, each with what waits, first come first.
+    /// Tenants in round-robin order, each with its jobs in order of arrival.
     waiting: VecDeque<(Arc<str>, VecDeque<T>)>,
     running: HashMap<Arc<str>, usize>,
 }
@@ -37,8 +37,8 @@ impl<T> TenantQueue<T> {
         }
     }
 
-    /// The next work, of a tenant that has less than `each` running; it is at the end of the turn
-    /// then.
+    /// Takes the next job of a tenant with fewer than `each` running. The tenant then moves to the
+    /// end of the round.
     fn next(&mut self, each: usize) -> Option<(Arc<str>, T)> {
         let free = |tenant: &Arc<str>| self.running.get(tenant).copied().unwrap_or(0) < each;
         let at = self.waiting.iter().position(|(tenant, _)| free(tenant))?;
@@ -80,14 +80,12 @@ struct PoolInner {
     changed: Condvar,
 }
 
-/// The threads. They are started when they are needed, and end when this is dropped and nothing
-/// waits.
+/// The pool. Threads start on demand; they end once the pool is dropped and its queue is empty.
 pub(super) struct FairPool(Arc<PoolInner>);
 
 impl FairPool {
-    /// At most `max` threads of this name, so much nicer than everything else: with 10 they get
-    /// about a tenth on a busy machine. `one_tenant` says at any moment whether there is nobody to
-    /// share with.
+    /// At most `max` threads of this name, at this niceness: at 10 they get about a tenth of a busy
+    /// machine. `one_tenant` is read whenever a job is picked, because keys can change.
     pub(super) fn new(
         name: &'static str,
         nice: i32,
@@ -98,7 +96,7 @@ impl FairPool {
         Self(Arc::new(PoolInner { name, nice, max: max.max(1), one_tenant, state, changed }))
     }
 
-    /// Runs the work when it is its turn. No answer comes if it panicked.
+    /// Queues the work of a tenant. If it panics, the receiver gets an error.
     pub(super) fn run<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
@@ -106,7 +104,7 @@ impl FairPool {
     ) -> oneshot::Receiver<T> {
         let (reply, answer) = oneshot::channel();
         let work: BoxedJob = Box::new(move || {
-            // Nobody may wait any more.
+            // The caller may have stopped waiting; then the result is dropped.
             let _sent = reply.send(work());
         });
         let mut state = self.0.state();
@@ -119,12 +117,17 @@ impl FairPool {
             match thread {
                 Ok(_) => state.threads += 1,
                 Err(error) => {
-                    tracing::error!(%error, name = self.0.name, "cannot start a thread: those that run take its work")
+                    let name = self.0.name;
+                    tracing::error!(
+                        %error,
+                        name,
+                        "cannot start a thread: those that run take its work"
+                    )
                 }
             }
         }
         drop(state);
-        // All: whoever wakes up first may not be allowed to run it.
+        // Wakes all: the first thread to wake may find this tenant at its limit.
         self.0.changed.notify_all();
         answer
     }
@@ -139,11 +142,11 @@ impl Drop for FairPool {
 
 impl PoolInner {
     fn state(&self) -> MutexGuard<'_, PoolState> {
-        // Work runs outside of the lock, and what is done under it cannot panic half-way.
+        // Jobs run outside of the lock, and nothing under it can panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Threads that one tenant may have: not all of them, if there are others.
+    /// Threads that one tenant may use: at most three quarters if there are several tenants.
     fn max_per_tenant(&self) -> usize {
         if self.one_tenant.load(Ordering::Relaxed) {
             self.max
@@ -153,6 +156,7 @@ impl PoolInner {
     }
 
     fn work(&self) {
+        // On Linux this sets the niceness of the calling thread alone, not of the process.
         if let Err(error) = rustix::process::setpriority_process(None, self.nice) {
             tracing::warn!(%error, name = self.name, "a thread runs at the priority of all others");
         }
@@ -173,15 +177,15 @@ impl PoolInner {
             }
             state = self.state();
             state.turns.done(&tenant);
-            // What was not allowed to run beside it may be now.
+            // The tenant may have been at its limit, with more of its jobs waiting.
             self.changed.notify_all();
         }
     }
 }
 
-/// Threads of queries. They run below the priority of everything else, so there may be more of them
-/// than cores; a store that is a server is not asked more at once than it has connections, of which
-/// some stay free for the shards and for looks at it.
+/// Number of query threads. They run at low priority, so there may be more of them than cores. A
+/// store that is a server gets at most half as many queries as it has read connections, which
+/// leaves the others to shards and status checks.
 pub(super) fn query_threads(config: &Config, cores: usize) -> usize {
     let wanted = match config.query.threads {
         0 => cores.max(4),

@@ -1,28 +1,28 @@
-//! How much of a WebSocket message has come in, from the bytes on the wire. Pure.
+//! Tracks how much of a WebSocket message has been received, from the bytes on the wire. Pure.
 //!
-//! The library hands out whole messages; what has begun and is not whole lies in its buffers, where
-//! nobody counts it. So the bytes are followed past their frame headers before it sees them. Pings
-//! between the frames of a message are no part of it.
+//! The WebSocket library hands out whole messages. An unfinished one sits in the library's buffers,
+//! where no limit counts it. So this tracker reads the frame headers before the library does.
+//! Control frames between the frames of a message do not count as part of it.
 
-/// Longest head of a frame: two bytes, eight of length, four of mask.
+/// Longest frame header: two bytes, eight of length, four of mask.
 const MAX_HEAD: usize = 14;
 
-/// Where the stream of frames is.
+/// Parser state: inside a frame header, or inside a payload.
 #[derive(Debug, Default)]
 pub(super) struct FrameTracker {
     head: [u8; MAX_HEAD],
     head_bytes: usize,
-    /// Of the payload that follows.
+    /// Bytes of the current frame's payload that have not arrived yet.
     payload_left: u64,
-    /// The frame is one of a message, and the last of it.
+    /// `part`: the frame belongs to a message, not to a control frame. `last`: it ends the message.
     part: bool,
     last: bool,
-    /// Bytes of the message that has begun.
+    /// Payload bytes of the unfinished message; `None` between messages.
     message: Option<u64>,
 }
 
 impl FrameTracker {
-    /// Follows these bytes.
+    /// Advances over received bytes, which may begin and end anywhere in a frame.
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.payload_left == 0 {
@@ -45,12 +45,12 @@ impl FrameTracker {
         }
     }
 
-    /// Bytes of the message that has begun and is not whole; none if all are.
+    /// Payload bytes of the unfinished message; `None` if every message is complete.
     pub(super) fn unfinished_bytes(&self) -> Option<u64> {
         self.message
     }
 
-    /// Bytes of this head, as far as it says so.
+    /// Length of the current header; the maximum while too little of it is known.
     fn head_length(&self) -> usize {
         if self.head_bytes < 2 {
             return MAX_HEAD;
@@ -69,7 +69,7 @@ impl FrameTracker {
             127 => self.head[2..10].iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
             short => u64::from(short),
         };
-        // Control frames have opcodes from 8 on.
+        // Opcodes from 8 on are control frames.
         self.part = self.head[0] & 0x0f < 8;
         self.last = self.head[0] & 0x80 != 0;
         self.head_bytes = 0;
@@ -110,7 +110,7 @@ mod tests {
             }
         }
         bytes.extend([1, 2, 3, 4]);
-        // What looks like heads inside of a payload is none.
+        // A payload that looks like frame headers must not be parsed as such.
         bytes.extend(std::iter::repeat_n(0x81, payload));
         bytes
     }
@@ -153,14 +153,18 @@ mod tests {
     proptest! {
         #[test]
         fn how_the_bytes_come_in_does_not_matter(
-            messages in prop::collection::vec((prop::collection::vec(0_usize..300, 1..4), any::<bool>()), 1..6),
+                        messages in prop::collection::vec(
+                            (prop::collection::vec(0_usize..300, 1..4), any::<bool>()),
+                            1..6,
+                        ),
             cut in any::<prop::sample::Index>(),
             step in 1_usize..50,
         ) {
             let mut stream = Vec::new();
             for (parts, ping) in &messages {
                 for (at, payload) in parts.iter().enumerate() {
-                    stream.extend(frame(if at == 0 { TEXT } else { MORE }, at + 1 == parts.len(), *payload));
+                                        let opcode = if at == 0 { TEXT } else { MORE };
+                                        stream.extend(frame(opcode, at + 1 == parts.len(), *payload));
                     stream.extend(ping.then(|| frame(PING, true, 7)).unwrap_or_default());
                 }
             }

@@ -1,7 +1,7 @@
-//! Ingest: from a body to valid events and reasons, and from the log's answer to the client's.
+//! Ingest: from a body to valid events and refusals, and from the log's result to the answer.
 //!
-//! Success is said only when the log has said so; every other outcome is 503 with `Retry-After`,
-//! and the retry is absorbed by id.
+//! The answer is success only after the log has confirmed the append. Every other result is 503
+//! with `Retry-After`; event ids make the retry idempotent.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -55,19 +55,19 @@ fn value(field: &NumberField<'_>) -> Result<Option<Decimal>, EventError> {
     }
 }
 
-/// What all events of a request share.
+/// What all events of a request have in common.
 pub struct IngestRequest<'a> {
-    /// The edge.
+    /// Limits, interner and admission control.
     pub gateway: &'a Gateway,
-    /// Whose.
+    /// Tenant of the API key.
     pub tenant: &'a Arc<str>,
-    /// The format.
+    /// Format of the body.
     pub format: BodyFormat,
-    /// `Idempotency-Key`.
+    /// `Idempotency-Key`; events without an id get `KEY/INDEX`.
     pub idempotency: Option<&'a str>,
     /// The metric of events that name none.
     pub default_metric: Option<&'a str>,
-    /// Wall time.
+    /// Wall time in milliseconds; the timestamp of events that have none.
     pub now: i64,
 }
 
@@ -123,10 +123,10 @@ impl IngestRequest<'_> {
         Ok(ValidEvent { series, timestamp, value, user: user.map(str::to_owned), id, raw })
     }
 
-    /// The valid events of a body, and why the others are not.
+    /// Parses a body into its valid events and the refusals of all others.
     ///
     /// # Errors
-    /// 400 if the body holds no events that can be told apart, 413 for too many events, 429.
+    /// 400 if events cannot be separated, 413 for too many, 429 above the tenant's event rate.
     pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
         let max = self.gateway.deps.config.accept.max_events;
         let ranges = match self.format {
@@ -137,10 +137,10 @@ impl IngestRequest<'_> {
         self.read_ranges(body, ranges)
     }
 
-    /// As [`Self::read`], the events being known ranges of the body.
+    /// Like [`Self::read`], for events at known ranges of the body.
     ///
     /// # Errors
-    /// 429.
+    /// 429 above the tenant's event rate.
     pub fn read_ranges(
         &self,
         body: &Bytes,
@@ -154,15 +154,15 @@ impl IngestRequest<'_> {
                 Err(refusal) => refusals.push(refusal),
             }
         }
-        // What is refused is not kept, and costs nothing.
+        // Refused events are not stored, so they do not count against the rate.
         self.gateway.admission.refund(self.tenant, refusals.len());
         Ok((events, refusals))
     }
 
-    /// One event; `raw` is where that stands which is kept of it.
+    /// Parses one event; `raw` is the range of the bytes that the log keeps.
     ///
     /// # Errors
-    /// Why it is refused.
+    /// The refusal of the event, which does not affect others.
     pub fn read_one(
         &self,
         index: usize,
@@ -171,7 +171,14 @@ impl IngestRequest<'_> {
     ) -> Result<ValidEvent, RefusedEvent> {
         let refuse = |id: Option<String>, error: EventError| {
             metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
-            tracing::debug!(tenant = %self.tenant, index, code = error.code.name(), why = %error.message, "an event was refused");
+            let code = error.code.name();
+            tracing::debug!(
+                tenant = %self.tenant,
+                index,
+                code,
+                why = %error.message,
+                "an event was refused"
+            );
             RefusedEvent { index, id, code: error.code.name().into(), message: error.message }
         };
         let max_bytes = self.gateway.deps.config.accept.max_event_bytes.in_memory();
@@ -197,7 +204,7 @@ impl IngestRequest<'_> {
         self.validate(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
     }
 
-    /// The id of an event whose fields were not read.
+    /// The id of an event whose other fields are unreadable, so that the refusal can name it.
     fn id_of_unreadable(&self, index: usize, event: &[u8]) -> Option<String> {
         let id = match self.format {
             BodyFormat::MessagePack => msgpack::id(event),
@@ -209,11 +216,10 @@ impl IngestRequest<'_> {
     }
 }
 
-/// Appends the events and waits until they are durable. If they are not, their tokens are given
-/// back.
+/// Appends the events and waits until they are durable. On failure their rate tokens are refunded.
 ///
 /// # Errors
-/// 503 if they are not, or nobody knows.
+/// 503 if the append failed or its outcome is unknown.
 pub async fn append(
     gateway: &Gateway,
     tenant: Arc<str>,

@@ -1,9 +1,9 @@
 //! The series interner: labels are parsed, checked, hashed and routed once per distinct (tenant,
 //! metric, label bytes).
 //!
-//! Two generations with a cap on entries and bytes: when the current one is full it becomes the
-//! previous one, and what is still used moves over. A hash alone decides nothing: the stored bytes
-//! are compared, so a collision is a miss.
+//! It is a two-generation cache, bounded in entries and bytes: when the current generation is full,
+//! it becomes the previous one, and entries still in use are copied back. Equality is decided by
+//! the stored bytes, never by the hash alone, so a collision is a miss.
 
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::model::batch::RoutedSeries;
 use crate::model::event::EventError;
 use crate::model::series::Series;
 
-/// Bytes of an entry that its strings do not account for, rounded up: its place in the map, two
-/// allocations counted by reference, and what an allocator rounds up.
+/// Overhead of an entry beyond its strings, rounded up: its slot in the map, two reference-counted
+/// allocations, and what the allocator rounds up.
 const ENTRY_BYTES: usize = 192;
 
 #[derive(Clone)]
 struct Entry {
-    /// As they were sent.
+    /// Label bytes as the client sent them.
     labels: Arc<[u8]>,
     series: Arc<RoutedSeries>,
 }
@@ -38,7 +38,7 @@ struct Generations {
     previous: Arc<Generation>,
 }
 
-/// Remembers routed series.
+/// A bounded cache of routed series.
 pub struct Interner {
     generations: ArcSwap<Generations>,
     seed: foldhash::fast::RandomState,
@@ -48,7 +48,7 @@ pub struct Interner {
 }
 
 impl Interner {
-    /// An empty interner; both generations together stay below the caps.
+    /// Creates an empty interner. Both generations together stay below the caps.
     pub fn new(shard_count: u32, max_entries: usize, max_bytes: usize) -> Self {
         let empty = Generations { current: Arc::default(), previous: Arc::default() };
         Self {
@@ -60,10 +60,10 @@ impl Interner {
         }
     }
 
-    /// The series of these label bytes; `parse` reads and checks them on a miss.
+    /// The series of these label bytes; on a miss, `parse` reads and checks them.
     ///
     /// # Errors
-    /// What `parse` says.
+    /// Those of `parse`.
     pub fn intern(
         &self,
         tenant: &str,
@@ -118,18 +118,18 @@ impl Interner {
         current.map.insert(hash, entry);
         if bytes > self.max_bytes || current.map.len() > self.max_entries {
             let next = Generations { current: Arc::default(), previous: current.clone() };
-            // If another thread was first, its generations stand.
+            // Another thread may have rotated first; then its generations are kept.
             self.generations.compare_and_swap(generations, Arc::new(next));
         }
     }
 
-    /// Entries held now.
+    /// Number of cached entries, in both generations.
     pub fn len(&self) -> usize {
         let generations = self.generations.load();
         generations.current.map.len() + generations.previous.map.len()
     }
 
-    /// Whether nothing is held.
+    /// Whether no entry is cached.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,29 +1,29 @@
-//! Where the parts of a JSON text begin and end, found without asking whether they are valid: what
-//! stands between two commas is one event, however broken, so that it is refused alone. Only
-//! strings and brackets have to end. Works on bytes, so that bytes which are no UTF-8 are the
-//! matter of the event that holds them.
+//! Finds where the parts of a JSON text begin and end, without validating them: whatever lies
+//! between two commas is one event, however broken, so that it alone is refused. Only strings and
+//! brackets must be closed. Works on bytes, so that invalid UTF-8 affects only the event that
+//! contains it.
 
 use std::ops::Range;
 
-/// Nesting up to which the kinds of brackets are compared; what is deeper is refused by whoever
-/// reads it.
+/// Nesting depth up to which the kinds of brackets are matched. Deeper values are refused by the
+/// parser that reads them.
 const COMPARED_DEPTH: usize = 128;
-/// Bytes of a string that are looked at together.
+/// Bytes of a string that are scanned at a time.
 const CHUNK_BYTES: usize = 16;
 
-/// A text whose parts cannot be told apart.
+/// A text whose parts cannot be separated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ScanError {
-    /// Where.
+    /// Byte offset of the error.
     pub at: usize,
-    /// Where the part begins that was being read.
+    /// Byte offset of the part that was being scanned.
     pub part_start: usize,
-    /// What is wrong there.
+    /// What is wrong there, for people.
     pub why: &'static str,
 }
 
 impl ScanError {
-    /// What is wrong, with line and column.
+    /// The error with line and column.
     pub(super) fn describe(&self, text: &[u8]) -> String {
         let (line, column) = position(text, self.at);
         if self.part_start == self.at {
@@ -38,7 +38,7 @@ impl ScanError {
     }
 }
 
-/// Line and column of a byte, from 1; a column is a character.
+/// Line and column of a byte offset, from 1; columns count characters.
 fn position(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at.min(text.len())];
     let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
@@ -49,7 +49,7 @@ fn position(text: &[u8], at: usize) -> (usize, usize) {
     )
 }
 
-/// Open brackets.
+/// Stack of open brackets, one bit each: set for a brace, clear for a square bracket.
 #[derive(Default)]
 struct Nesting {
     depth: usize,
@@ -65,7 +65,7 @@ impl Nesting {
         self.depth += 1;
     }
 
-    /// Whether there was one to close, of the same kind.
+    /// Pops a bracket; false if none is open or it is of the other kind.
     fn close(&mut self, bracket: u8) -> bool {
         let Some(depth) = self.depth.checked_sub(1) else { return false };
         self.depth = depth;
@@ -77,7 +77,7 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
-/// The first byte at or behind `at` that is no space.
+/// The first offset from `at` on that holds no white space.
 pub(super) fn skip_space(text: &[u8], mut at: usize) -> usize {
     while text.get(at).is_some_and(|b| is_space(*b)) {
         at += 1;
@@ -92,12 +92,13 @@ fn trimmed(text: &[u8], from: usize, mut to: usize) -> Range<usize> {
     from..to
 }
 
-/// The closing quote of the string whose opening quote stands at `from`.
+/// The closing quote of the string whose opening quote is at `from`.
 fn string_end(text: &[u8], from: usize) -> Option<usize> {
     let mut at = from + 1;
     loop {
-        while let Some(lane) = text.get(at..at + CHUNK_BYTES)
-            && !lane.iter().fold(false, |found, b| found | (*b == b'"') | (*b == b'\\'))
+        // Without a branch per byte, the compiler vectorises this test.
+        while let Some(chunk) = text.get(at..at + CHUNK_BYTES)
+            && !chunk.iter().fold(false, |found, b| found | (*b == b'"') | (*b == b'\\'))
         {
             at += CHUNK_BYTES;
         }
@@ -109,8 +110,8 @@ fn string_end(text: &[u8], from: usize) -> Option<usize> {
     }
 }
 
-/// Where the value ends that begins at `from`: at the comma or bracket behind it, or, with `alone`,
-/// behind its last bracket.
+/// The end of the value that begins at `from`: the comma or bracket after it, or, if `alone`, the
+/// offset after its own last bracket.
 fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, ScanError> {
     let endless = ScanError { at: text.len(), part_start: from, why: "the text ends" };
     let (mut nesting, mut at) = (Nesting::default(), from);
@@ -143,10 +144,10 @@ fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, ScanError> 
     }
 }
 
-/// The object or array that begins at `from` and behind which nothing stands.
+/// The object or array that begins at `from` and is followed by white space only.
 ///
 /// # Errors
-/// If it does not end, or something stands behind it.
+/// If it is not closed, or something follows it.
 pub(super) fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, ScanError> {
     let end = value_end(text, from, true)?;
     match skip_space(text, end) {
@@ -157,11 +158,11 @@ pub(super) fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, Scan
     }
 }
 
-/// The elements of the array that begins at `from`, at most `max` and one more, and where it ends.
-/// Nothing between two commas is an element, too: an empty one.
+/// The elements of the array that begins at `from`, and where it ends. Stops after `max` + 1, which
+/// is enough to see that there are too many. Nothing between two commas is an empty element.
 ///
 /// # Errors
-/// If elements cannot be told apart.
+/// If the elements cannot be separated.
 pub(super) fn elements(
     text: &[u8],
     from: usize,
@@ -184,16 +185,16 @@ pub(super) fn elements(
     }
 }
 
-/// A member of an object.
+/// A member of an object, as ranges of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct JsonMember {
-    /// Its name, with the quotes.
+    /// Its name, including the quotes.
     pub name: Range<usize>,
-    /// Its value.
+    /// Its value, without white space around it.
     pub value: Range<usize>,
 }
 
-/// The members of an object, one after the other, up to its end or to where it is broken.
+/// Iterates over the members of an object, up to its end or the first syntax error.
 pub(super) struct JsonMembers<'a> {
     text: &'a [u8],
     at: usize,
@@ -201,7 +202,7 @@ pub(super) struct JsonMembers<'a> {
 }
 
 impl<'a> JsonMembers<'a> {
-    /// Those of the object that begins at `from`.
+    /// The members of the object that begins at `from`.
     pub(super) fn of(text: &'a [u8], from: usize) -> Self {
         let at = skip_space(text, from + 1);
         Self { text, at, ended: text.get(from) != Some(&b'{') || text.get(at) == Some(&b'}') }
@@ -331,23 +332,36 @@ mod tests {
 
     proptest! {
         #[test]
-        fn elements_are_those_of_the_json_parser(values in proptest::collection::vec(".{0,40}", 0..8), spaces in "[ \n\t]{0,3}") {
-            let array: Vec<_> = values.iter().map(|text| serde_json::json!({"k": text, text: [text]}).to_string()).collect();
+                fn elements_are_those_of_the_json_parser(
+                    values in proptest::collection::vec(".{0,40}", 0..8),
+                    spaces in "[ \n\t]{0,3}",
+                ) {
+                    let array: Vec<_> = values
+                        .iter()
+                        .map(|text| serde_json::json!({"k": text, text: [text]}).to_string())
+                        .collect();
             let text = format!("[{spaces}{}{spaces}]", array.join(&format!("{spaces},{spaces}")));
             let found = split(&text).unwrap();
             prop_assert_eq!(found, array.iter().map(String::as_str).collect::<Vec<_>>());
         }
 
         #[test]
-        fn no_bytes_are_out_of_its_bounds(noise in proptest::collection::vec(prop_oneof![Just(b'"'), Just(b'\\'), Just(b'['), Just(b']'),
-            Just(b'{'), Just(b'}'), Just(b','), Just(b':'), any::<u8>()], 0..60)) {
+                fn no_bytes_are_out_of_its_bounds(noise in proptest::collection::vec(
+                    prop_oneof![
+                        Just(b'"'), Just(b'\\'), Just(b'['), Just(b']'),
+                        Just(b'{'), Just(b'}'), Just(b','), Just(b':'), any::<u8>(),
+                    ],
+                    0..60,
+                )) {
             let text = [b"[".as_slice(), &noise].concat();
             if let Ok((found, end)) = elements(&text, 0, 3) {
-                prop_assert!(end <= text.len() && found.len() <= 4 && found.iter().all(|range| range.end <= end));
+                                let inside = found.iter().all(|range| range.end <= end);
+                                prop_assert!(end <= text.len() && found.len() <= 4 && inside);
             }
             let text = [b"{".as_slice(), &noise].concat();
             for member in JsonMembers::of(&text, 0).flatten() {
-                prop_assert!(member.name.end <= member.value.start && member.value.end <= text.len());
+                                let JsonMember { name, value } = member;
+                                prop_assert!(name.end <= value.start && value.end <= text.len());
             }
             let _ = whole_value(&text, 0).map_err(|broken| broken.describe(&text));
         }

@@ -1,10 +1,10 @@
-//! The keys file on disk: read as a whole, replaced as a whole.
+//! The keys file on disk: read whole, replaced whole.
 //!
-//! What always holds: a reader sees the old file or the new one, never a part, because the new one
-//! is written beside it, made durable and renamed; nobody but its owner may read it, and one that
-//! others may write is refused, because they could let themselves in; of two editors at once the
-//! second waits. It never holds a key, only hashes. On failure the old file stands, or the error
-//! says that it does not.
+//! Invariants: a reader sees the old file or the new one, never a mix, because the new one is
+//! written to a temporary file, synced and renamed. Only its owner may read it, and a file that
+//! others may write is refused, because they could grant themselves access. Concurrent editors are
+//! serialised by a lock. The file holds hashes, never keys. If an edit fails, the old file remains,
+//! or the error says that it does not.
 
 use std::fs::{DirBuilder, File};
 use std::io::Write;
@@ -22,47 +22,48 @@ const WRITE_OF_OTHERS: u32 = 0o022;
 pub enum Scope {
     /// Send events.
     Write,
-    /// Query.
+    /// Query rollups and metric names.
     Read,
-    /// Settle what was set aside of the tenant's own events.
+    /// Release and discard quarantined events of the own tenant.
     Admin,
-    /// Operate the node: `/metrics`, the status, records that are nobody's. No tenant's events.
+    /// Operate the node: `/metrics`, the status, records without a known tenant. Sees no tenant's
+    /// events.
     Operator,
 }
 
-/// A key as the keys file holds it.
+/// A key as the keys file stores it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoredKey {
-    /// The first characters of the key, by which people name it.
+    /// First characters of the key, to name it by.
     pub prefix: String,
     /// SHA-256 of the whole key, in hexadecimal.
     pub sha256: String,
-    /// Whose.
+    /// Tenant that the key authenticates.
     pub tenant: String,
-    /// What it may do.
+    /// What the key may do.
     pub scopes: Vec<Scope>,
-    /// Milliseconds since the epoch from which on it is refused.
+    /// Expiry in milliseconds since the Unix epoch, exclusive; `None` if it never expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<i64>,
 }
 
-/// The keys file: TOML, or JSON if its name ends so.
+/// The keys file: TOML, or JSON if its name ends in `.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeysFile {
-    /// The keys.
+    /// In the order in which they were added.
     #[serde(default)]
     pub keys: Vec<StoredKey>,
 }
 
-/// Why there is no key table.
+/// Why the keys file cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 #[error("the keys file {path} cannot be used: {why}")]
 pub struct KeysError {
-    /// The file.
+    /// Path of the keys file.
     pub path: String,
-    /// What is wrong.
+    /// What is wrong, for people.
     pub why: String,
 }
 
@@ -74,10 +75,10 @@ fn is_json(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "json")
 }
 
-/// Reads a keys file.
+/// Reads and checks a keys file.
 ///
 /// # Errors
-/// If it cannot be read or holds mistakes.
+/// If others may write it, it cannot be read, or an entry is invalid.
 pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     let mode = std::fs::metadata(path).map_err(|e| error(path, e))?.permissions().mode();
     if mode & WRITE_OF_OTHERS != 0 {
@@ -110,17 +111,17 @@ pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     }
 }
 
-/// Changes a keys file, which is made if it is not there. What `change` refuses is not written.
+/// Edits a keys file, creating it if it is missing. If `change` fails, nothing is written.
 ///
 /// # Errors
-/// As [`read`], what `change` refuses, and if it cannot be written.
+/// Those of [`read`] and of `change`, and failures to write.
 pub fn edit<T>(
     path: &Path,
     change: impl FnOnce(&mut KeysFile) -> Result<T, String>,
 ) -> Result<T, KeysError> {
     let dir = directory(path);
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| error(path, e))?;
-    // The directory is what is locked: the file itself is another one after each rename.
+    // Locks the directory, because each rename replaces the file itself.
     let held = File::open(&dir).map_err(|e| error(path, e))?;
     flock(&held, FlockOperation::LockExclusive).map_err(|e| error(path, e))?;
     let mut file = match read(path) {
@@ -129,6 +130,7 @@ pub fn edit<T>(
     };
     let answer = change(&mut file).map_err(|why| error(path, why))?;
     replace(path, &file).map_err(|e| error(path, e))?;
+    // Without syncing the directory, the rename itself may be lost in a power cut.
     held.sync_all()
         .map_err(|e| error(path, format!("it was changed, but a power cut may undo that: {e}")))?;
     Ok(answer)
@@ -151,7 +153,7 @@ fn replace(path: &Path, file: &KeysFile) -> std::io::Result<()> {
         path.file_name().ok_or_else(|| std::io::Error::other("the path names no file"))?.to_owned();
     name.push(".new");
     let beside = path.with_file_name(name);
-    // A leftover of an editor that was killed; only one edits at a time.
+    // A leftover of an editor that was killed: the lock excludes a living one.
     if let Err(e) = std::fs::remove_file(&beside)
         && e.kind() != std::io::ErrorKind::NotFound
     {

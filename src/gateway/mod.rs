@@ -1,9 +1,9 @@
 //! The edge: bodies, validation, authentication, admission, HTTP and WebSocket.
 //!
-//! What always holds: nothing is answered with success before the log says that it is durable; the
-//! tenant comes from the API key alone; every body, queue and connection is bounded; overload is
-//! 429 or 503 with `Retry-After`, never another 4xx. When the log or the store fails, the answer
-//! says so in the error shape `{"error": {"code", "message", "details"}}`.
+//! Invariants: no request is answered with success before the log reports it durable; the tenant
+//! comes from the API key alone; every body, queue and connection is bounded; overload is 429 or
+//! 503 with `Retry-After`, never another 4xx. If the log or the store fails, the answer says so in
+//! the error shape `{"error": {"code", "message", "details"}}`.
 
 mod admin;
 pub mod admission;
@@ -50,75 +50,77 @@ use crate::model::event::EventLimits;
 use crate::operate::service::{ExpiryService, QuarantineService, StatusService};
 use crate::query::service::QueryService;
 
-/// Whether the node is ready for a role, or for all of its own; if it is not, why.
+/// Whether the node is ready for a role, or for all of its own if `None`; the error says why not.
 pub type ReadyCheck = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
 
-/// How many metric names a tenant may use, and how many it does.
+/// Metric names of a tenant: how many it may use, and how many it uses. `None` on a node without
+/// shards.
 pub type MetricNameUsage = Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + Sync>;
 
-/// What the edge stands on.
+/// What the gateway depends on.
 pub struct GatewayDeps {
-    /// Takes validated requests; none on a node without the gateway role.
+    /// Takes validated batches; `None` on a node without the gateway role.
     pub submit: Option<Arc<dyn BatchSink>>,
-    /// Answers queries.
+    /// Answers queries; blocking.
     pub queries: Arc<dyn QueryService>,
-    /// What was set aside.
+    /// Lists, releases and discards quarantined events.
     pub quarantine: Arc<dyn QuarantineService>,
-    /// Under which names it answers, and which pages may use it.
+    /// Which host names the node answers to, and which origins may use it from a browser.
     pub origin_policy: origin_policy::OriginPolicy,
-    /// What is noted before anything expires.
+    /// Lists and approves expiries.
     pub expiry: Arc<dyn ExpiryService>,
-    /// The API keys; the node stores a new table when the file changes.
+    /// API keys; the node swaps the table when the keys file changes.
     pub keys: Arc<ArcSwap<auth::KeyTable>>,
-    /// The limits.
+    /// Source of every limit.
     pub config: Arc<Config>,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
-    /// Shards of the cluster.
+    /// Number of shards in the cluster.
     pub shard_count: u32,
-    /// Renders `/metrics`.
+    /// Renders the body of `/metrics`.
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// Where nodes and shards stand.
+    /// Answers the status of nodes and shards.
     pub status: Arc<dyn StatusService>,
-    /// Whether the node does what its roles ask of it.
+    /// Answers `/readyz`.
     pub ready: ReadyCheck,
-    /// How many metric names a tenant may use, and how many it does; none on a node without
-    /// shards.
+    /// Serves the usage of metric names to `/v1/limits`.
     pub metric_names: MetricNameUsage,
 }
 
-/// The edge, shared by all connections.
+/// The gateway's state, shared by all connections.
 pub struct Gateway {
-    /// What it stands on.
+    /// Services and configuration that it was built from.
     pub deps: GatewayDeps,
     event_limits: EventLimits,
     interner: interner::Interner,
     admission: admission::AdmissionControl,
-    /// What tenants share.
+    /// Limits that tenants share.
     pub shares: shares::TenantShares,
     connections: Arc<connections::ConnectionTable>,
     queries: fair_pool::FairPool,
-    /// Unpack and read large bodies.
+    /// Decompress and parse large bodies.
     readers: fair_pool::FairPool,
-    /// Places for answers that are being packed.
+    /// Permits for answers that are being compressed.
     compression_permits: Arc<tokio::sync::Semaphore>,
-    /// One status at a time, beside the queries: it must answer while they are too many.
+    /// One status at a time, outside of the query pool: it must answer while queries are
+    /// overloaded.
     status: tokio::sync::Mutex<()>,
     stopping: tokio::sync::watch::Sender<bool>,
 }
 
-/// Bodies of so many bytes are read beside the event loop, or they would delay everybody's answers.
+/// Bodies from this size on are parsed off the event loop: on it they would delay every other
+/// connection's answers.
 const LARGE: usize = 1 << 20;
-/// The same where tenants share the node: a body of this size may be thousands of events, and
-/// nobody waits for another's.
+/// The same threshold while several tenants share the node. A body of this size may hold thousands
+/// of events, and a tenant must not wait for another's.
 const LARGE_AMONG_SEVERAL: usize = 64 << 10;
 
 impl Gateway {
-    /// Reads a body: a large one where tenants take turns, and below the priority of the event
-    /// loop.
+    /// Parses a body. A large one goes to the reader pool, where tenants take turns and threads run
+    /// below the priority of the event loop.
     ///
     /// # Errors
-    /// What reading it says; 500 if that crashed.
+    /// Those of `work`; 500 if it panics.
     async fn read_in_turn<T: Send + 'static>(
         self: &Arc<Self>,
         tenant: &Arc<str>,
@@ -136,7 +138,7 @@ impl Gateway {
         })?
     }
 
-    /// The edge over these.
+    /// Builds the gateway from its services.
     pub fn new(deps: GatewayDeps) -> Arc<Self> {
         let config = &deps.config;
         let shares = shares::TenantShares::new(config, &deps.keys.load());

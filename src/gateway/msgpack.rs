@@ -1,5 +1,5 @@
-//! MessagePack bodies: a map, or an array of maps. The walker is iterative, bounded in depth, and
-//! allocates nothing for a length that it has only been told.
+//! MessagePack bodies: a map, or an array of maps. The walker is iterative and bounded in depth. It
+//! never allocates by a declared length before that many bytes are there.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -50,8 +50,8 @@ impl<'a> ValueReader<'a> {
         Ok(match marker {
             Marker::Null => Token::Nil,
             Marker::True | Marker::False => Token::Other,
-            // One byte, whatever it would be: the event that holds it is refused, its neighbours
-            // are not.
+            // Consumed as one byte: only the event that holds it is refused, and the walk can
+            // continue.
             Marker::Reserved => Token::Reserved,
             Marker::FixPos(n) => Token::Int(i128::from(n)),
             Marker::FixNeg(n) => Token::Int(i128::from(n)),
@@ -88,9 +88,8 @@ impl<'a> ValueReader<'a> {
             Marker::Map32 => Token::Map(self.uint(4)? as u32),
         })
     }
-    /// Passes over one value, however deep: of what is open only the number of values that are
-    /// missing is kept. Every one costs at least a byte of the body, so a huge count ends at
-    /// the body's end.
+    /// Skips one value of any depth. Keeps a single count of the values still missing, so it needs
+    /// no stack. Every value takes at least one byte, so a huge declared count ends with the body.
     fn skip_value(&mut self) -> Result<Range<usize>, DecodeReason> {
         let (start, mut missing) = (self.at, 1u64);
         while missing > 0 {
@@ -102,8 +101,8 @@ impl<'a> ValueReader<'a> {
         }
         Ok(start..self.at)
     }
-    /// Passes over one value that is kept: readable, and not too deep for whoever reads the archive
-    /// later.
+    /// Skips one value that will be stored: it must be well-formed, and shallow enough for later
+    /// readers of the archive.
     fn skip_checked(&mut self) -> Result<Range<usize>, DecodeReason> {
         let start = self.at;
         let mut open: smallvec::SmallVec<[u64; 16]> = smallvec::smallvec![1];
@@ -125,8 +124,8 @@ impl<'a> ValueReader<'a> {
         }
         Ok(start..self.at)
     }
-    /// Whether every string of what is kept is text. Beside it there is `bin` for bytes, which
-    /// readers of the archive expect to be any.
+    /// Checks that every string in a stored value is UTF-8, as readers of the archive expect.
+    /// Arbitrary bytes have the type `bin`.
     fn check_text(&mut self) -> Result<(), DecodeReason> {
         while self.at < self.bytes.len() {
             if let Token::Str(text) = self.token()? {
@@ -137,17 +136,17 @@ impl<'a> ValueReader<'a> {
     }
 }
 
-/// The events of a body, as ranges of it.
+/// Splits a body into its events, as ranges.
 ///
 /// # Errors
-/// 400 if it is no map or array, or its events cannot be told apart; 413 for more than `max`
-/// events.
+/// 400 if it is neither map nor array, or its events cannot be separated; 413 above `max` events.
 pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
     let mut reader = ValueReader { bytes: body, at: 0 };
     let broken = |at: usize, why: DecodeReason| {
         ApiError::unreadable(format!("not readable MessagePack: {why}, at byte {at}"))
     };
     let count = match reader.token().map_err(|why| broken(0, why))? {
+        // Checked before the loop: the declared count must not make the server parse more.
         Token::Array(n) if n as usize > max => return Err(too_many(max)),
         Token::Array(n) => n,
         Token::Map(_) => {
@@ -171,16 +170,16 @@ pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
 const NAMES: [&[u8]; 7] =
     [b"metric", b"timestamp", b"value", b"labels", b"user", b"id", b"properties"];
 
-/// Reads one event.
+/// Parses one event into its fields, without checking their values.
 ///
 /// # Errors
-/// Why it cannot be read: no map, unknown or repeated fields, nested too deeply.
+/// If it is not a map, has unknown or repeated fields, or is nested too deeply.
 pub fn event(raw: &[u8]) -> Result<EventFields<'_>, String> {
     fields(raw).map_err(|why| format!("not a readable event: {why}"))
 }
 
-/// The id of an event that cannot be read or is not to be read, if that much can be: it stands
-/// there once, before what is broken.
+/// The id of an event that is not parsed otherwise, so that its refusal can name it. `None` unless
+/// it occurs exactly once before any broken part.
 pub fn id(raw: &[u8]) -> Option<String> {
     let mut reader = ValueReader { bytes: raw, at: 0 };
     let Ok(Token::Map(count)) = reader.token() else { return None };
@@ -238,7 +237,7 @@ fn fields(raw: &[u8]) -> Result<EventFields<'_>, DecodeReason> {
 }
 
 impl<'a> ValueReader<'a> {
-    /// A scalar; an array or map is passed over and reads as [`Token::Other`].
+    /// Reads a scalar; an array or map is skipped and read as [`Token::Other`].
     fn token_of_scalar(&mut self) -> Result<Token<'a>, DecodeReason> {
         let start = self.at;
         match self.token()? {
@@ -272,8 +271,8 @@ fn time(token: Token<'_>) -> TimeField<'_> {
     }
 }
 
-/// Doubles become decimals by their shortest text, so that 0.1 is 0.1; what is not finite has no
-/// such text.
+/// Floats become decimals by their shortest text, so that 0.1 stays 0.1; NaN and infinities are
+/// invalid.
 fn number(token: Token<'_>) -> NumberField<'_> {
     match token {
         Token::Nil => NumberField::Null,
@@ -286,10 +285,10 @@ fn number(token: Token<'_>) -> NumberField<'_> {
     }
 }
 
-/// Reads MessagePack labels.
+/// Parses and checks MessagePack labels.
 ///
 /// # Errors
-/// `labels_invalid`.
+/// `labels_invalid` if it is not a map of strings, or there are too many or duplicate labels.
 pub fn labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
     let wrong = |why: &str| {
         EventError::new(

@@ -1,11 +1,11 @@
-//! Which requests are answered at all, whatever they ask: heads that say one thing in one way, and,
-//! from a browser, pages that may.
+//! Checks on every request, before any route: heads that can be read in one way only, and host
+//! names and browser origins that are allowed.
 //!
-//! Without keys the loopback address is all that protects a node, and every page that a browser on
-//! this machine shows can send there. So the name in `Host` has to be the node's own, or else a
-//! page whose name was pointed at 127.0.0.1 would pass for the node's, and `Origin` has to be the
-//! node itself or one of `server.cors_origins`. With keys there is nothing to do: a browser sends
-//! no bearer by itself.
+//! Without keys, the loopback address is all that protects a node, and any page in a browser on
+//! this machine can send requests there. So `Host` must name the node itself, which stops DNS
+//! rebinding (a page whose own name resolves to 127.0.0.1), and `Origin` must be the node's own or
+//! one of `server.cors_origins`. With keys no check is needed: a browser never sends a bearer token
+//! by itself.
 
 use std::net::IpAddr;
 
@@ -20,10 +20,10 @@ use super::{Gateway, rest_proxy};
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 const REQUEST_PRIVATE_NETWORK: &str = "access-control-request-private-network";
 const ALLOW_PRIVATE_NETWORK: &str = "access-control-allow-private-network";
-/// How long a browser may remember that it may ask, in seconds.
+/// How long a browser may cache a preflight answer, in seconds.
 const MAX_AGE: &str = "600";
 
-/// Under which names a node answers, and which pages may use it.
+/// Which host names a node answers to, and which origins may use it from a browser.
 #[derive(Debug, Clone)]
 pub struct OriginPolicy {
     host: String,
@@ -31,13 +31,13 @@ pub struct OriginPolicy {
 }
 
 impl OriginPolicy {
-    /// Of a node that listens on `listen`, a host and a port, and is used by pages of these
-    /// origins, in the form in which browsers name them.
+    /// `listen` is the node's address as host and port; `origins` have the form in which browsers
+    /// send them.
     pub fn new(listen: &str, origins: Vec<String>) -> Self {
         Self { host: name_of(listen).unwrap_or_default().to_owned(), origins }
     }
 
-    /// The origin of the page that sends this, if it is one of those that may.
+    /// The `Origin` header, if the configuration lists it.
     pub(super) fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         self.origins
@@ -46,15 +46,14 @@ impl OriginPolicy {
             .then(|| origin.clone())
     }
 
-    /// Whether a page sends this that is none of those that may.
+    /// Whether a page sends this whose origin is not listed.
     pub(super) fn is_foreign_page(&self, headers: &HeaderMap) -> bool {
         let by_script = headers.contains_key(header::ORIGIN);
         let by_page = headers.get(SEC_FETCH_SITE).is_some_and(|site| site.as_bytes() != b"none");
         (by_script || by_page) && self.allowed_origin(headers).is_none()
     }
 
-    /// Whether this is the name of this machine's loopback address, or the one that the node was
-    /// told to listen on.
+    /// Whether a host names the loopback address or the host that the node listens on.
     fn is_own(&self, host: &str) -> bool {
         name_of(host).is_some_and(|name| {
             let address =
@@ -65,13 +64,13 @@ impl OriginPolicy {
         })
     }
 
-    /// Checks whom a node without keys answers.
+    /// Checks host and origin of a request to a node without keys.
     ///
     /// # Errors
-    /// 421 for another name, 403 for a page of another site.
+    /// 421 for a foreign host name, 403 for a page of another site.
     fn check_keyless(&self, request: &Request) -> Result<(), ApiError> {
         let path = request.uri().path();
-        // Balancers ask for these, under whatever name.
+        // Load balancers probe these under any host name.
         if matches!(path, "/healthz" | "/readyz") {
             return Ok(());
         }
@@ -87,13 +86,14 @@ impl OriginPolicy {
             );
             return Err(ApiError::new(StatusCode::MISDIRECTED_REQUEST, "host_unknown", message));
         }
-        // The same for everybody.
+        // Static pages: they show nothing of the node.
         if matches!(path, "/" | "/openapi.json")
             || path.starts_with("/docs/")
             || self.allowed_origin(headers).is_some()
         {
             return Ok(());
         }
+        // A request without `Origin` and `Sec-Fetch-Site` comes from no browser, and is allowed.
         let is_own_page = headers.get(header::ORIGIN).is_none_or(|origin| {
             let site = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
             site.zip(named).is_some_and(|(site, host)| {
@@ -111,7 +111,7 @@ impl OriginPolicy {
         Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
     }
 
-    /// What the answer to a page says about who may read it.
+    /// Adds the CORS headers of an answer; `listed` is the allowed origin that asked.
     pub(super) fn add_cors_headers(&self, listed: Option<HeaderValue>, headers: &mut HeaderMap) {
         if !self.origins.is_empty() {
             headers.append(header::VARY, HeaderValue::from_static("origin"));
@@ -126,7 +126,7 @@ impl OriginPolicy {
     }
 }
 
-/// The host of `host` or `host:port`, an address of IPv6 with its brackets.
+/// The host of `host` or `host:port`; an IPv6 address keeps its brackets.
 fn name_of(host: &str) -> Option<&str> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => {
@@ -140,14 +140,14 @@ fn name_of(host: &str) -> Option<&str> {
     Some(name).filter(|name| !name.is_empty())
 }
 
-/// Checks that a head can be read in one way only.
+/// Checks that a request's head can be read in one way only.
 ///
 /// # Errors
-/// 400, 501.
+/// 400 for a repeated or missing header, 501 for a transfer coding other than chunked.
 fn check_head(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
     let bad = |code, message: String| Err(ApiError::new(StatusCode::BAD_REQUEST, code, message));
-    // Each says one thing: else somebody in front of this server may have read another one of them.
+    // A proxy in front may have acted on another of two values (request smuggling).
     let once =
         ["host", "authorization", "content-type", "origin", SEC_FETCH_SITE, "idempotency-key"];
     if let Some(name) = once.iter().find(|name| headers.get_all(**name).iter().nth(1).is_some()) {
@@ -173,15 +173,15 @@ fn check_head(request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The answer to a request that no route is to see: one that may not be answered, or the preflight
-/// of a browser's page that is `listed`.
+/// Answers what no route should see: a request that fails the checks, or the preflight of a page
+/// whose origin is `listed`.
 pub(super) fn early_answer(gateway: &Gateway, request: &Request, listed: bool) -> Option<Response> {
     let is_open = gateway.deps.keys.load().is_open();
     let checked = check_head(request).and_then(|()| {
         if is_open { gateway.deps.origin_policy.check_keyless(request) } else { Ok(()) }
     });
     match checked {
-        // Errors of an interface that is another's have its shape.
+        // The REST Proxy interface has its own error shape.
         Err(error) if request.uri().path().starts_with("/topics/") => {
             Some(rest_proxy::refuse(error, request.headers()))
         }
@@ -195,7 +195,7 @@ fn is_preflight(request: &Request) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// What a page may ask; whether there is such a route is said when it does.
+/// Answers a preflight. It allows all methods; the request itself is answered 404 or 405.
 fn preflight(asked: &HeaderMap) -> Response {
     let mut response = (StatusCode::NO_CONTENT, Body::empty()).into_response();
     let headers = response.headers_mut();

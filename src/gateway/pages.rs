@@ -1,7 +1,7 @@
-//! Pages for people: what a node is and where to look, and the documentation of this very version.
+//! HTML and text pages: an overview of the node, and the documentation of this version.
 //!
-//! They are the same for everybody, hold nothing of a tenant, and are not copied for each reader,
-//! of whom there may be many that read nothing.
+//! They are the same for everybody and show nothing of any tenant. They are served from static
+//! memory, because a copy per reader could be held by many slow clients.
 
 use std::sync::LazyLock;
 
@@ -27,7 +27,8 @@ const DOCS: &[(&str, &str)] = &[
     ("send", include_str!("../../docs/send.md")),
 ];
 
-/// The style of the page is allowed by its hash, and nothing else is.
+/// Content security policy of the index page: it allows the page's own style, by hash, and nothing
+/// else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = INDEX
         .split_once("<style>")
@@ -41,7 +42,7 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// `/`.
+/// Answers `/` with the overview page.
 pub(super) async fn index(q: QueryString) -> Result<Response, ApiError> {
     checked_params(q, &[])?;
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
@@ -49,7 +50,7 @@ pub(super) async fn index(q: QueryString) -> Result<Response, ApiError> {
         .into_response())
 }
 
-/// `/docs/{page}`: as text, which every browser shows.
+/// Answers `/docs/{page}` as plain text, which every browser shows.
 pub(super) async fn doc(
     name: Result<Path<String>, PathRejection>,
     q: QueryString,

@@ -1,29 +1,28 @@
-//! The one way in which parameters are read: each is known, given once, and says something. Pure.
+//! Strict reading of query parameters: each is known, given once, and not empty. Pure.
 //!
-//! Whoever asks trusts that what is not refused is used. A parameter that is ignored, because its
-//! name is wrong, because another of the same name came later, or because its value is missing,
-//! makes an answer to another question.
+//! A client assumes that a parameter which is not refused has an effect. Ignoring one, because its
+//! name is misspelt, it is repeated, or it has no value, would answer a different question.
 
 use super::error::ApiError;
 use crate::model::event::parse_rfc3339;
 use crate::model::window::Millis;
 use crate::query::request::excerpt;
 
-/// What is nearer than this to a known name was perhaps meant.
+/// Jaro-Winkler similarity from which a known name is suggested.
 const NEAR: f64 = 0.75;
-/// The beginning of the year 9999, in milliseconds, so that every step ends within the calendar;
-/// its negative bounds the past.
+/// The start of the year 9999 in milliseconds, so that every step still ends within the calendar.
+/// Its negative bounds the past.
 const LAST: Millis = 253_370_764_800_000;
 
-/// Parameters that were checked.
+/// Parameters that passed the checks of [`QueryParams::read`].
 #[derive(Debug, Clone, Copy)]
 pub struct QueryParams<'p>(&'p [(String, String)]);
 
 impl<'p> QueryParams<'p> {
-    /// Checks that each parameter is one of the known ones, is there once, and has a value.
+    /// Checks that each parameter is known, given once, and not empty.
     ///
     /// # Errors
-    /// `parameter_unknown`, which names the known one that was perhaps meant; `parameter_repeated`;
+    /// `parameter_unknown`, which suggests the nearest known name; `parameter_repeated`;
     /// `parameter_empty`.
     pub fn read(given: &'p [(String, String)], known: &[&str]) -> Result<Self, ApiError> {
         for (at, (name, value)) in given.iter().enumerate() {
@@ -53,23 +52,23 @@ impl<'p> QueryParams<'p> {
         Ok(Self(given))
     }
 
-    /// The value of a parameter, if it is there; never empty.
+    /// The value of a parameter, if given; never empty.
     pub fn get(self, name: &str) -> Option<&'p str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// A time: RFC 3339, or milliseconds since 1970.
+    /// Parses a time: RFC 3339, or milliseconds since 1970.
     ///
     /// # Errors
-    /// `time_invalid`.
+    /// `time_invalid` if it is neither, or too far from the present.
     pub fn time(self, name: &str) -> Result<Option<Millis>, ApiError> {
         self.get(name).map(|text| time(name, text)).transpose()
     }
 
-    /// A parameter that is one of some words.
+    /// Parses a parameter that takes one of some words.
     ///
     /// # Errors
-    /// The code, and the words.
+    /// `code`, with a message that lists the words.
     pub fn word<T: Copy>(
         self,
         name: &str,

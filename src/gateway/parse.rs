@@ -1,8 +1,7 @@
-//! JSON bodies: one event, an array, or NDJSON. Fields stay slices of the body; no tree is ever
-//! built.
+//! JSON bodies: one event, an array, or NDJSON. Fields stay slices of the body; no tree is built.
 //!
-//! A body is first split into its events, whatever they hold; what is wrong inside one is a reason
-//! to refuse it and no other.
+//! A body is split into events before any is parsed, so that an error inside one event refuses only
+//! that event.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -16,60 +15,56 @@ use super::error::ApiError;
 use super::json_scan::{self, JsonMembers, ScanError};
 use crate::model::event::{self, EventError, EventErrorCode, MAX_LABELS};
 
-/// Deepest nesting of `properties`: whoever reads the archive later may recurse.
+/// Deepest nesting of `properties`, because readers of the archive may recurse.
 pub const MAX_DEPTH: usize = 64;
 
-/// A field that is a string.
+/// A field that must be a string.
 #[derive(Debug)]
 pub enum TextField<'a> {
-    /// Not there, or null.
+    /// Missing or null.
     Absent,
-    /// There.
+    /// A string, unescaped.
     Present(Cow<'a, str>),
-    /// Of another type.
+    /// Any other type.
     Invalid,
 }
 
-/// A timestamp as sent.
+/// A timestamp as the client sent it.
 #[derive(Debug)]
 pub enum TimeField<'a> {
-    /// Not there, or null.
+    /// Missing or null.
     Absent,
-    /// Milliseconds.
+    /// Milliseconds since the Unix epoch.
     Millis(i64),
-    /// RFC 3339.
+    /// A string, to be parsed as RFC 3339.
     Text(Cow<'a, str>),
-    /// Neither.
+    /// Any other type.
     Invalid,
 }
 
-/// A value as sent.
+/// A value as the client sent it.
 #[derive(Debug)]
 pub enum NumberField<'a> {
-    /// Not there: 1.
+    /// Missing, which means 1.
     Absent,
-    /// Null: counts without a value.
+    /// Null: the event counts, but has no value.
     Null,
-    /// A decimal.
+    /// A number or string, to be parsed as a decimal.
     Text(Cow<'a, str>),
-    /// Neither, or not finite.
+    /// Any other type, or not finite.
     Invalid,
 }
 
-/// An event as sent, whatever the format.
+/// The unvalidated fields of an event, common to all formats.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct EventFields<'a> {
-    /// `metric`.
     pub metric: TextField<'a>,
-    /// `timestamp`.
     pub timestamp: TimeField<'a>,
-    /// `value`.
     pub value: NumberField<'a>,
-    /// `labels`, unparsed; empty if absent.
+    /// Unparsed bytes; empty if missing or null.
     pub labels: &'a [u8],
-    /// `user`.
     pub user: TextField<'a>,
-    /// `id`.
     pub id: TextField<'a>,
 }
 
@@ -96,13 +91,13 @@ struct JsonEvent<'a> {
     properties: Option<&'a RawValue>,
 }
 
-/// Reads one event.
+/// Parses one event into its fields, without checking their values.
 ///
 /// # Errors
-/// Why it cannot be read: no object, no JSON, unknown or repeated fields, properties that readers
-/// of the archive could not decode.
+/// If it is not a JSON object, has unknown or repeated fields, or its properties could not be
+/// decoded by readers of the archive.
 pub fn json_event(raw: &[u8]) -> Result<EventFields<'_>, String> {
-    // Serde would take an array of fields for a struct.
+    // Serde would accept an array of the fields as a struct.
     if raw.get(json_scan::skip_space(raw, 0)) != Some(&b'{') {
         return Err("an event is an object".to_owned());
     }
@@ -140,8 +135,8 @@ pub fn json_event(raw: &[u8]) -> Result<EventFields<'_>, String> {
     })
 }
 
-/// The id of an event that cannot be read or is not to be read, if that much can be: it stands
-/// there once, before what is broken.
+/// The id of an event that is not parsed otherwise, so that its refusal can name it. `None` unless
+/// it occurs exactly once before any broken part.
 pub fn json_id(raw: &[u8]) -> Option<String> {
     let members = JsonMembers::of(raw, json_scan::skip_space(raw, 0)).map_while(Result::ok);
     let mut ids = members.filter(|member| &raw[member.name.clone()] == b"\"id\"");
@@ -149,7 +144,7 @@ pub fn json_id(raw: &[u8]) -> Option<String> {
     serde_json::from_slice(&raw[id.value]).ok()
 }
 
-/// The message may quote what the client sent: escaped and cut.
+/// The error text, escaped and truncated: it may quote what the client sent.
 pub(super) fn quoted_error(error: &serde_json::Error) -> String {
     error.to_string().escape_debug().take(200).collect()
 }
@@ -171,11 +166,10 @@ fn unquote(raw: &str) -> Option<Cow<'_, str>> {
     raw.strip_prefix('"')?.strip_suffix('"').map(Cow::Borrowed)
 }
 
-/// Checks that what is kept unread can be decoded by whoever reads the archive later; it is valid
-/// JSON.
+/// Checks that stored JSON can be decoded by later readers of the archive. Expects valid JSON.
 ///
 /// # Errors
-/// If it is nested too deeply, or a string holds half of a surrogate pair, which is no character.
+/// If it is nested too deeply, or a string contains a lone surrogate, which is no character.
 pub(super) fn check_stored_json(what: &str, json: &str) -> Result<(), String> {
     let (bytes, mut depth, mut quoted, mut at) = (json.as_bytes(), 0usize, false, 0);
     while let Some(byte) = bytes.get(at) {
@@ -198,8 +192,8 @@ pub(super) fn check_stored_json(what: &str, json: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes of the escape, or of the pair of escapes, that `text` begins with; none if it is half of a
-/// pair.
+/// Length of the escape, or surrogate pair of escapes, at the start of `text`; `None` for a lone
+/// surrogate.
 fn escape_len(text: &[u8]) -> Option<usize> {
     let unit = |at: usize| match text.get(at..at + 6)? {
         [b'\\', b'u', digits @ ..] => {
@@ -215,18 +209,18 @@ fn escape_len(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The events of a JSON body (an object or an array), as ranges of it.
+/// Splits a JSON body (an object or an array) into its events, as ranges.
 ///
 /// # Errors
-/// 400 if it is neither, or its events cannot be told apart; 413 for more than `max` events.
+/// 400 if it is neither, or its events cannot be separated; 413 above `max` events.
 pub fn split_json(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
     split_json_in(body, bom_len(body)..body.len(), max)
 }
 
-/// The same of a part of a text, whose lines and columns an error names.
+/// Like [`split_json`], for a part of a text; errors name lines and columns of the whole text.
 ///
 /// # Errors
-/// As [`split_json`].
+/// Those of [`split_json`].
 pub fn split_json_in(
     text: &[u8],
     part: Range<usize>,
@@ -250,10 +244,10 @@ pub fn split_json_in(
     }
 }
 
-/// The elements of the array that begins at `start` and behind which nothing stands.
+/// The elements of the array that begins at `start` and is followed by white space only.
 ///
 /// # Errors
-/// 400 if they cannot be told apart, 413 for more than `max`.
+/// 400 if they cannot be separated, 413 above `max`.
 pub(super) fn split_array(
     text: &[u8],
     start: usize,
@@ -273,11 +267,10 @@ pub(super) fn split_array(
     }
 }
 
-/// The events of an NDJSON body, blank lines left out. A line ends at its line feed, whatever it
-/// holds.
+/// Splits an NDJSON body into its events, skipping blank lines. A line feed always ends a line.
 ///
 /// # Errors
-/// 413 for more than `max` events.
+/// 413 above `max` events.
 pub fn split_ndjson(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
     let (mut lines, mut start) = (Vec::new(), bom_len(body));
     for line in body[start..].split(|b| *b == b'\n') {
@@ -294,20 +287,20 @@ pub fn split_ndjson(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiErr
     Ok(lines)
 }
 
-/// Bytes of the mark that some editors put at the beginning of a file. It says nothing, and JSON
-/// has none.
+/// Length of the UTF-8 byte order mark that some editors prepend; JSON does not allow it.
 pub(super) fn bom_len(body: &[u8]) -> usize {
     if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 }
 }
 
-/// 413 for too many events.
+/// The error 413 for a request of too many events.
 pub fn too_many(max: usize) -> ApiError {
     ApiError::too_large(format!(
         "a request holds at most {max} events (accept.max_events): send several"
     ))
 }
 
-/// Labels as they come. An empty value is as good as no label, so it does not count.
+/// Labels while they are parsed. A label with an empty value equals a missing one, so it does not
+/// count toward the limit.
 #[derive(Default)]
 pub(super) struct LabelList {
     labels: Vec<(String, String)>,
@@ -315,10 +308,10 @@ pub(super) struct LabelList {
 }
 
 impl LabelList {
-    /// One more.
+    /// Adds a label; names are checked only where validation would not see them later.
     ///
     /// # Errors
-    /// If there are too many, it is there already, or its name is none.
+    /// If there are too many, the name is a duplicate, or an empty label has an invalid name.
     pub(super) fn push(&mut self, name: String, value: String) -> Result<(), String> {
         if self.empty.contains(&name) || self.labels.iter().any(|(n, _)| *n == name) {
             return Err("a label is there twice".to_owned());
@@ -335,7 +328,7 @@ impl LabelList {
         Ok(())
     }
 
-    /// Those that have a value.
+    /// The labels that have a value.
     pub(super) fn into_labels(self) -> Vec<(String, String)> {
         self.labels
     }
@@ -357,10 +350,10 @@ impl<'de> Visitor<'de> for Labels {
     }
 }
 
-/// Reads JSON labels.
+/// Parses and checks JSON labels.
 ///
 /// # Errors
-/// `labels_invalid`.
+/// `labels_invalid` if it is not an object of strings, or there are too many or duplicate labels.
 pub fn json_labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
     let mut input = serde_json::Deserializer::from_slice(raw);
     input.deserialize_map(Labels).map(LabelList::into_labels).map_err(|e| {

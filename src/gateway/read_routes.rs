@@ -1,4 +1,4 @@
-//! The read routes: parameters to a question, and an answer to JSON.
+//! The read routes: from query parameters to a request, and from an answer to JSON or CSV.
 
 use crate::actors::catalogue;
 use crate::api::{self, timestamp};
@@ -22,7 +22,7 @@ use super::error::ApiError;
 use super::params::QueryParams;
 use super::render::{self, DecimalFormat};
 
-/// Parameters as they came.
+/// Decoded query parameters, in the order in which they were sent.
 pub type RawParams = [(String, String)];
 
 const QUERY_PARAMETERS: &[&str] = &[
@@ -36,13 +36,13 @@ const ORDERS: &[(&str, SeriesOrder)] = &[
 ];
 const DECIMALS: &[(&str, DecimalFormat)] =
     &[("json", DecimalFormat::Numbers), ("string", DecimalFormat::Strings)];
-/// Names of one answer, unless it is asked for fewer; and at most.
+/// Default and maximum number of names in one answer.
 const MAX_NAMES: usize = catalogue::MAX_NAMES - 1;
 
-/// `GET /v1/query`
+/// Answers `GET /v1/query` as JSON.
 ///
 /// # Errors
-/// 400 names the parameter and what it takes; otherwise what the engine says.
+/// 400 names the parameter and its valid values; otherwise the errors of the query engine.
 pub fn query(
     queries: &dyn QueryService,
     tenant: &str,
@@ -55,10 +55,10 @@ pub fn query(
     render::query_answer(&mut answer, decimals).map_err(|why| QueryError::ended(why, 0).into())
 }
 
-/// The same as a table.
+/// Answers `GET /v1/query` as CSV.
 ///
 /// # Errors
-/// As [`query`].
+/// Those of [`query`].
 pub fn table(
     queries: &dyn QueryService,
     tenant: &str,
@@ -70,10 +70,10 @@ pub fn table(
     csv::table(&mut queries.query(tenant, &request, budget)?, decimals)
 }
 
-/// The same for a subscription: the update, and a hash of what is worth one.
+/// The update of a subscription, and a hash of the part whose change makes it worth sending.
 ///
 /// # Errors
-/// As [`query`].
+/// Those of [`query`].
 pub fn update(
     queries: &dyn QueryService,
     tenant: &str,
@@ -86,10 +86,10 @@ pub fn update(
     render::update(name, &mut answer, decimals).map_err(|why| QueryError::ended(why, 0).into())
 }
 
-/// `GET /v1/metrics`
+/// Answers `GET /v1/metrics`, one page.
 ///
 /// # Errors
-/// As [`query`].
+/// Those of [`query`].
 pub fn metrics(
     queries: &dyn QueryService,
     tenant: &str,
@@ -113,10 +113,10 @@ pub fn metrics(
     })
 }
 
-/// `GET /v1/labels/{name}/values`
+/// Answers `GET /v1/labels/{name}/values`, one page.
 ///
 /// # Errors
-/// As [`query`].
+/// Those of [`query`].
 pub fn label_values(
     queries: &dyn QueryService,
     tenant: &str,
@@ -137,10 +137,10 @@ pub fn label_values(
     })
 }
 
-/// `GET /v1/accounting`
+/// Answers `GET /v1/accounting`, by default for the last 24 hours.
 ///
 /// # Errors
-/// As [`query`].
+/// Those of [`query`].
 pub fn accounting(
     queries: &dyn QueryService,
     tenant: &str,
@@ -154,7 +154,7 @@ pub fn accounting(
     if from >= to {
         return Err(InvalidRequest::EmptyRange.into());
     }
-    // Outward to whole hours, as in queries.
+    // Rounds outward to whole hours, as queries do.
     let hours = Hour::of(from)..Hour::of(to + HOUR_MS - 1);
     let AccountingOutput { hours, unowned, completeness } =
         queries.accounting(tenant, hours, budget)?;
@@ -173,7 +173,7 @@ pub fn accounting(
     })
 }
 
-/// A request that takes no other form than JSON.
+/// A query request for an answer that exists as JSON only.
 fn json_request(given: &RawParams, now: Millis) -> Result<(QueryRequest, DecimalFormat), ApiError> {
     match query_request(given, now)? {
         (_, AnswerFormat { table: true, .. }) => Err(ApiError::bad(
@@ -184,19 +184,19 @@ fn json_request(given: &RawParams, now: Millis) -> Result<(QueryRequest, Decimal
     }
 }
 
-/// How an answer is to be written.
+/// The requested format of an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct AnswerFormat {
-    /// How decimals are written.
+    /// Decimals as JSON numbers or as strings.
     pub decimals: DecimalFormat,
-    /// As CSV.
+    /// Whether the answer is CSV instead of JSON.
     pub table: bool,
 }
 
-/// What the parameters ask, and in which form.
+/// Parses the parameters of a query, and the format of its answer.
 ///
 /// # Errors
-/// 400 names the parameter and what it takes.
+/// 400 names the parameter and its valid values.
 pub fn query_request(
     given: &RawParams,
     now: Millis,
@@ -235,8 +235,8 @@ pub fn query_request(
     Ok((spec.check()?, AnswerFormat { decimals, table }))
 }
 
-/// Whether there can be a metric of this name: to ask for another one is a mistake, and "no data"
-/// would hide it.
+/// Checks the name of a metric. An impossible name is an error, because "no data" would hide the
+/// mistake.
 fn check_metric(metric: &str) -> Result<(), ApiError> {
     let refused = |why: EventError| {
         ApiError::bad(
@@ -247,12 +247,12 @@ fn check_metric(metric: &str) -> Result<(), ApiError> {
     event::check_metric(metric).map_err(refused)
 }
 
-/// The items of a list; one that is empty is an item too, which no list takes.
+/// The items of a comma-separated list. Empty items are kept; every list refuses them.
 fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim)
 }
 
-/// The aggregates of `agg`.
+/// Parses the parameter `agg`.
 fn aggregates(text: &str) -> Result<Vec<Aggregate>, ApiError> {
     let aggregate = |name: &str| match AGGREGATES.iter().find(|(known, _)| *known == name) {
         Some((_, aggregate)) => Ok(*aggregate),
@@ -263,7 +263,7 @@ fn aggregates(text: &str) -> Result<Vec<Aggregate>, ApiError> {
             Err(ApiError::bad("agg_invalid", message))
         }
     };
-    // One more than there are is enough to see that one is there twice.
+    // One more than exist is enough to detect a duplicate; a longer list need not be parsed.
     list(text).take(AGGREGATES.len() + 1).map(aggregate).collect()
 }
 
@@ -277,7 +277,7 @@ fn limit(text: &str) -> Result<usize, ApiError> {
     })
 }
 
-/// The parameters of a list: `prefix`, `after`, `limit`, and those of `more`.
+/// Parses the parameters of a page: `prefix`, `after`, `limit`, and those in `more`.
 fn page_request<'g>(
     given: &'g RawParams,
     more: &[&str],
@@ -299,10 +299,10 @@ fn page_request<'g>(
     }
 }
 
-/// An answer of the wire as text.
+/// Serialises an answer.
 ///
 /// # Errors
-/// 500: never, since the types of the wire always serialise.
+/// 500, in theory: the types of the API always serialise.
 pub(super) fn json(answer: &impl serde::Serialize) -> Result<String, ApiError> {
     serde_json::to_string(answer).map_err(|error| {
         tracing::error!(%error, "an answer cannot be written");

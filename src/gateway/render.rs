@@ -1,6 +1,6 @@
 //! The JSON of query answers, written straight into a string: numbers keep all their digits, and a
-//! large answer is written once. Its shape is [`crate::api::query::QueryAnswer`], to which a test
-//! holds it.
+//! large answer is built without an intermediate tree. A test checks the shape against
+//! [`crate::api::query::QueryAnswer`].
 
 use std::fmt::Write;
 
@@ -13,24 +13,24 @@ use crate::model::window::Millis;
 use crate::query::answer::{FigureValue, QueryOutput};
 use crate::query::completeness::QueryCompleteness;
 
-/// Bytes of an answer beside its points, and of a point, for the first guess.
+/// Estimated size of an answer without its points, and of one point, for the first allocation.
 const ANSWER_BYTES: usize = 256;
 const POINT_BYTES: usize = 64;
 
-/// How decimals are written.
+/// How decimals are written in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DecimalFormat {
-    /// As JSON numbers.
+    /// As JSON numbers, with all digits.
     #[default]
     Numbers,
     /// As strings, for readers whose numbers are doubles.
     Strings,
 }
 
-/// An answer as JSON.
+/// Renders an answer as JSON.
 ///
 /// # Errors
-/// Why the query has ended meanwhile.
+/// If the query was cancelled meanwhile or exceeded its memory budget.
 pub fn query_answer(
     answer: &mut QueryOutput<'_>,
     decimals: DecimalFormat,
@@ -40,11 +40,11 @@ pub fn query_answer(
     Ok(out)
 }
 
-/// An answer as an update of a subscription, and a hash of what is worth an update: everything but
-/// what moves by itself.
+/// Renders an answer as an update of a subscription. The hash covers everything except what changes
+/// with time alone, such as `as_of`; an equal hash means that no update is due.
 ///
 /// # Errors
-/// Why the query has ended meanwhile.
+/// If the query was cancelled meanwhile or exceeded its memory budget.
 pub fn update(
     name: &str,
     answer: &mut QueryOutput<'_>,
@@ -62,7 +62,7 @@ pub fn update(
     Ok((out, hash.digest128()))
 }
 
-/// Writes the answer behind this beginning of an object; where its figures end.
+/// Writes the answer after `head`, the beginning of its object. Returns where its series end.
 fn write_answer(
     out: &mut String,
     head: &str,
@@ -71,6 +71,7 @@ fn write_answer(
 ) -> Result<usize, AbortReason> {
     let room = head.len() + ANSWER_BYTES + answer.points() * POINT_BYTES;
     let mut charged = 0;
+    // Charged before each growth, so that a query over its budget stops before the memory is used.
     let mut charge = |answer: &mut QueryOutput<'_>, bytes: usize| {
         let more = bytes.saturating_sub(charged);
         charged = charged.max(bytes);
@@ -114,13 +115,13 @@ fn write_answer(
     out.push(']');
     let figures = out.len();
     out.push_str(",\"completeness\":");
-    // A plain struct always serialises.
+    // Serialising a plain struct cannot fail.
     out.push_str(&serde_json::to_string(&completeness(&answer.completeness)).unwrap_or_default());
     out.push('}');
     Ok(figures)
 }
 
-/// How much of the truth an answer is, on the wire.
+/// The completeness of an answer, as the API writes it.
 pub fn completeness(of: &QueryCompleteness) -> api::completeness::Completeness {
     let missing =
         |missing: &crate::query::completeness::IncompleteShard| api::completeness::MissingShard {
@@ -138,10 +139,10 @@ pub fn completeness(of: &QueryCompleteness) -> api::completeness::Completeness {
     }
 }
 
-/// A JSON string. Most have nothing to escape, and are copied once.
+/// Writes a JSON string. Most strings need no escapes and are copied as they are.
 fn string(out: &mut String, text: &str) {
     if text.bytes().any(|byte| byte < b' ' || matches!(byte, b'"' | b'\\')) {
-        // A string always serialises.
+        // Serialising a string cannot fail.
         out.push_str(&serde_json::Value::from(text).to_string());
     } else {
         out.push('"');
@@ -150,7 +151,7 @@ fn string(out: &mut String, text: &str) {
     }
 }
 
-/// A time, quoted.
+/// Writes a time as a JSON string; `null` outside of the calendar's range.
 fn time(out: &mut String, t: Millis) {
     match timestamp(t) {
         Some(at) => _ = write!(out, "\"{at}\""),
@@ -175,7 +176,7 @@ fn point(
     out.push('}');
 }
 
-/// One figure; `null` if there is none.
+/// Writes the value of an aggregate; `null` if there is none.
 pub(super) fn figure(out: &mut String, figure: FigureValue, decimals: DecimalFormat) {
     let quotes = decimals == DecimalFormat::Strings
         && matches!(figure, FigureValue::Units(_) | FigureValue::Value(_));

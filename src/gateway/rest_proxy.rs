@@ -1,8 +1,8 @@
-//! Kafka REST Proxy: `POST /topics/{topic}`, so that its producers can point at a gateway.
+//! Kafka REST Proxy: `POST /topics/{topic}`, so that its producers can be pointed at a gateway.
 //!
-//! The value of a record is an event, and the topic is the metric of events that name none. What is
-//! refused is refused in its entry of `offsets`, with status 200, as that interface has it; when
-//! nothing is durable the whole request is 429 or 503 with `Retry-After`.
+//! The value of a record is an event; the topic is the metric of events that name none. A refused
+//! record is reported in its entry of `offsets` with status 200, as that interface requires. If
+//! nothing is durable, the whole request is 429 or 503 with `Retry-After`.
 
 mod records;
 
@@ -29,12 +29,12 @@ use crate::telemetry;
 
 const ANSWER_V1: &str = "application/vnd.kafka.v1+json";
 const ANSWER_V2: &str = "application/vnd.kafka.v2+json";
-/// "Other Kafka error": not worth a retry.
+/// Error code "other Kafka error", which clients do not retry.
 const NOT_RETRIABLE: u32 = 50_002;
-/// What Kafka's own clients are told when a record is written and its offset is not known.
+/// What Kafka clients receive when a record is written but its offset is unknown.
 const UNKNOWN_OFFSET: i64 = -1;
 
-/// One entry per record, in the order of the request.
+/// The result of one record; entries keep the order of the request.
 #[derive(Debug, Serialize)]
 struct OffsetEntry {
     partition: Option<u32>,
@@ -50,7 +50,7 @@ struct ProduceAnswer {
     value_schema_id: Option<u32>,
 }
 
-/// `POST /topics/{topic}`.
+/// Handles `POST /topics/{topic}`.
 pub async fn produce(
     State(gateway): State<Arc<Gateway>>,
     topic: Result<Path<String>, PathRejection>,
@@ -64,8 +64,8 @@ pub async fn produce(
     }
 }
 
-/// `POST /topics/{topic}/partitions/{id}`: refused, because the series of an event decides on its
-/// shard.
+/// Refuses `POST /topics/{topic}/partitions/{id}`: the shard of an event follows from its series,
+/// not from the client.
 pub async fn produce_to_partition(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
@@ -105,8 +105,9 @@ async fn produce_records(
         ApiError::new(StatusCode::NOT_FOUND, "topic_not_found", message)
     })?;
     let idempotency = idempotency_of(headers)?;
-    // Held until the answer, so that what waits for the log stays counted.
+    // Held until the answer, so that bodies waiting for the log stay counted.
     let (body, mut reservation) = decode::read_body(gateway, &tenant, headers, body).await?;
+    // Decoding base64 makes a second buffer, never larger than the body.
     if embedded == EmbeddedFormat::Binary {
         reservation.grow_to(2 * body.len())?;
     }
@@ -117,6 +118,7 @@ async fn produce_records(
     let read = move |gateway: &Arc<Gateway>| {
         let (kept, records) =
             records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
+        // Taken for all records at once; what the refused ones took is refunded below.
         gateway.admission.take(&owner, records.len())?;
         let request = ingest::IngestRequest {
             gateway,
@@ -135,7 +137,7 @@ async fn produce_records(
     Ok(ProduceAnswer { offsets: entries, key_schema_id: None, value_schema_id: None })
 }
 
-/// The entry of each record, the events, and why the others are none.
+/// Validates each record. Returns the answer's entries, the events to append, and the refusals.
 fn sort_records(
     request: &ingest::IngestRequest<'_>,
     kept: &[u8],
@@ -169,7 +171,7 @@ fn sort_records(
     (entries, events, refusals)
 }
 
-/// The event of a record.
+/// Validates the event of one record.
 fn validate_record(
     request: &ingest::IngestRequest<'_>,
     index: usize,
@@ -194,7 +196,7 @@ fn kind_of(headers: &HeaderMap) -> &'static str {
     if content_type(headers).ends_with("v1+json") { ANSWER_V1 } else { ANSWER_V2 }
 }
 
-/// What the records hold, by `Content-Type`. Version 1 without a format is binary.
+/// The format of the records by `Content-Type`. Version 1 without a format means binary.
 fn embedded_format(headers: &HeaderMap) -> Result<EmbeddedFormat, ApiError> {
     let named = content_type(headers);
     let format =
@@ -219,7 +221,7 @@ fn embedded_format(headers: &HeaderMap) -> Result<EmbeddedFormat, ApiError> {
     }
 }
 
-/// An error in the shape of that interface; overload keeps its `Retry-After`.
+/// Renders an error in the shape of the REST Proxy; overload keeps its `Retry-After`.
 pub(super) fn refuse(error: ApiError, headers: &HeaderMap) -> Response {
     let number = match (error.status.as_u16(), error.code) {
         (401, _) => 40_101,

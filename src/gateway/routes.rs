@@ -1,4 +1,4 @@
-//! The routes, and what each asks of the rooms below.
+//! The routes, and their handlers.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ use crate::query::error::QueryError;
 use crate::query::service::QueryService;
 use crate::telemetry;
 
-/// All routes.
+/// Builds the router of the whole HTTP interface.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .route("/v1/events", post(post_events))
@@ -65,19 +65,19 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
                 "no such method here: see /openapi.json",
             )
         })
-        // One layer for all that stands around a route: a small request costs as much as a few of
-        // them.
+        // A single layer for all cross-cutting work: a small request costs about as much as a few
+        // layers.
         .layer(axum::middleware::from_fn_with_state(gateway.clone(), edge_middleware))
         .with_state(gateway)
 }
 
-/// Counts requests by route and status.
+/// Middleware that counts requests by route and status.
 pub(super) async fn count(request: Request, next: Next) -> Response {
     let counted = RequestMetrics::begin(&request);
     counted.end(next.run(request).await)
 }
 
-/// A request that is counted when it is answered.
+/// Measures a request; `end` counts it.
 struct RequestMetrics {
     route: String,
     watch: Stopwatch,
@@ -85,7 +85,8 @@ struct RequestMetrics {
 
 impl RequestMetrics {
     fn begin(request: &Request) -> Self {
-        // The route, never the path: a path is as many metrics as a client likes.
+        // The route pattern, never the path: clients choose paths, and each would be a new time
+        // series.
         let route = request
             .extensions()
             .get::<MatchedPath>()
@@ -106,8 +107,8 @@ impl RequestMetrics {
     }
 }
 
-/// What stands around every route: counts, whose the connection is, which sites may ask, packed
-/// answers, and how much of its tenant's answers wait to be taken.
+/// The one middleware around every route: request metrics, ownership of the connection, origin
+/// checks, compression, and reservation of answer bytes.
 async fn edge_middleware(State(gateway): GatewayState, request: Request, next: Next) -> Response {
     let counted = RequestMetrics::begin(&request);
     let authorization = request.headers().get(header::AUTHORIZATION);
@@ -137,29 +138,29 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
 }
 
 impl Gateway {
-    /// The tenant of these headers, if they carry the scope.
+    /// The tenant of the key in these headers, if it has the scope.
     ///
     /// # Errors
-    /// 401, 403.
+    /// 401 for a missing or invalid key, 403 if it lacks the scope.
     pub fn tenant(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
         let keys = self.deps.keys.load();
         self.shares.update_tenants(&keys);
         keys.authenticate(headers, scope, self.deps.clock.now())
     }
 
-    /// Whether this is a valid key's.
+    /// Whether a value of `Authorization` carries a valid key.
     pub(super) fn is_valid_key(&self, authorization: &HeaderValue) -> bool {
         self.deps.keys.load().owner(Some(authorization), self.deps.clock.now()).is_some()
     }
 
-    /// The same for clients that can send a key only as the password of `Authorization: Basic`.
+    /// Like [`Self::tenant`], for clients that can send a key only as the password of `Basic`.
     ///
     /// # Errors
-    /// 401, 403.
+    /// 401 for a missing or invalid key, 403 if it lacks the scope or a foreign page sends it.
     pub fn tenant_or_basic(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
         let keys = self.deps.keys.load();
         self.shares.update_tenants(&keys);
-        // Browsers send a password by themselves, for whatever page.
+        // Browsers resend a stored password on their own, whichever page makes the request.
         if !keys.is_open()
             && auth::is_basic(headers)
             && self.deps.origin_policy.is_foreign_page(headers)
@@ -171,12 +172,10 @@ impl Gateway {
         keys.authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
 
-    /// Asks the query engine outside of the event loop. The query ends when nobody waits for this
-    /// any more.
+    /// Runs a query on the query pool. Dropping the future cancels the query.
     ///
     /// # Errors
-    /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the question
-    /// says.
+    /// 429 or 503 if too many queries run; 503 if it times out; otherwise those of `question`.
     pub(super) async fn run_query<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
@@ -186,12 +185,12 @@ impl Gateway {
         self.run_blocking(tenant, move |budget| question(&*queries, budget)).await
     }
 
-    /// Works outside of the event loop, under the limits of queries, within a budget that ends when
-    /// nobody waits for this any more.
+    /// Runs blocking work on the query pool, under the limits of queries. Dropping the future
+    /// aborts its budget.
     ///
     /// # Errors
-    /// 429 or 503 when too many run; 503 when it takes too long; 500 when it crashes, which harms
-    /// nothing else; whatever the work says.
+    /// 429 or 503 if too much runs; 503 if it times out; 500 if it panics, which affects nothing
+    /// else; otherwise those of `work`.
     pub(super) async fn run_blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
         &self,
         tenant: &Arc<str>,
@@ -207,7 +206,8 @@ impl Gateway {
         let limit = self.deps.config.query.timeout;
         let own = budget.clone();
         let answer = self.queries.run(tenant, move || {
-            // Held until the work is really over, whoever has stopped waiting.
+            // Held until the work really ends, even if the caller has stopped waiting: it still
+            // uses the pool.
             let _turn = turn;
             match own.abort_reason() {
                 Some(_) => Err(ApiError::from(QueryError::Abandoned)),
@@ -227,7 +227,7 @@ impl Gateway {
     }
 }
 
-/// Ends a query for which nobody waits any more.
+/// Cancels a query when the future that waits for it is dropped.
 struct AbandonOnDrop(Arc<QueryBudget>);
 
 impl Drop for AbandonOnDrop {
@@ -247,7 +247,7 @@ async fn post_events(
     let format =
         decode::format_of(&headers, gateway.deps.origin_policy.allowed_origin(&headers).is_some())?;
     let idempotency = idempotency_of(&headers)?;
-    // Held until the answer, so that what waits for the log stays counted.
+    // Held until the answer, so that bodies waiting for the log stay counted.
     let (body, _reservation) = decode::read_body(&gateway, &tenant, &headers, body).await?;
     let now = gateway.deps.clock.now();
     let (owner, whole, idempotency) =
@@ -303,10 +303,10 @@ async fn query(
     Ok(response)
 }
 
-/// What a table has no place for.
+/// Header that carries the completeness of a CSV answer.
 const COMPLETENESS: HeaderName = HeaderName::from_static("rollmill-completeness");
 
-/// Whether a client that says nothing else wants CSV: it names it, and JSON not.
+/// Whether `Accept` asks for CSV: it names CSV and does not name JSON.
 fn accepts_csv(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let kinds: Vec<&str> = accepted
@@ -420,8 +420,8 @@ async fn limits(
     Ok(json(body.to_string()))
 }
 
-/// Ready for every role of the node, or for the one that is asked for: writes need no shards, so a
-/// load balancer of writes asks for the gateway alone.
+/// Answers whether the node is ready for all of its roles, or for the one in `role`. Writes need no
+/// shards, so a load balancer of writes probes the gateway role alone.
 async fn ready(State(gateway): GatewayState, query: QueryString) -> Result<Response, ApiError> {
     let params = checked_params(query, &["role"])?;
     let role = params.iter().find(|(name, _)| name == "role").map(|(_, role)| role.as_str());
@@ -443,7 +443,7 @@ async fn prometheus(
         .into_response())
 }
 
-/// Not copied for each reader, of whom there may be many that read nothing.
+/// Served from static memory: a copy per reader could be held by many slow clients.
 async fn openapi(q: QueryString) -> Result<Response, ApiError> {
     checked_params(q, &[])?;
     Ok(([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response())

@@ -1,4 +1,4 @@
-//! The server: an accept loop with deadlines and a limit of connections, and an orderly end.
+//! The HTTP server: an accept loop with timeouts and a connection limit, and a graceful shutdown.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -22,21 +22,21 @@ use super::{Gateway, routes};
 use crate::config::{ServerConfig, key};
 use crate::model::share::SharePool;
 
-/// How long an accept error (no file descriptors) is waited out.
+/// Pause after an accept error, such as running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long open requests may take after the signal to stop; then their connection is cut.
+/// How long open requests may take after the stop signal; then their connections are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
-/// How often a connection whose answer is not taken is looked at.
+/// How often a connection whose answer is not taken has its key checked again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes that the kernel takes of an answer, of which it books twice as many: by itself it takes
-/// megabytes of each that nobody reads.
+/// Kernel send buffer per connection, in bytes; the kernel reserves twice as much. Left to itself,
+/// it buffers megabytes for each client that does not read.
 const SEND_BUFFER: usize = 128 * 1024;
-/// Bytes that are read ahead of a request, and so how many of them may come at once.
+/// Read buffer per connection, in bytes, and so the limit of pipelined requests.
 const MAX_BUFFER: usize = 64 * 1024;
-/// How long the cut connections may take to be gone.
+/// How long cut connections may take to close.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves until `stop` is true; then takes no more connections and lets open requests end.
+/// Serves until `stop` is true, then accepts no more connections and drains open requests.
 pub async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
@@ -49,7 +49,7 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            // A dropped sender means the same as the signal.
+            // A dropped sender counts as the stop signal.
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = accept(&listener, &slots, &places) => accepted,
         };
@@ -79,8 +79,8 @@ pub async fn serve(
     Ok(())
 }
 
-/// Serves `router` until it is dropped; then connections end as at a stop, and the listener takes
-/// new ones for whoever is next.
+/// Serves `router` until the future is dropped. Its connections then drain as at a stop, and the
+/// listener is free for the next server.
 pub(super) async fn serve_until_dropped(
     router: Router,
     listener: &TcpListener,
@@ -95,7 +95,7 @@ pub(super) async fn serve_until_dropped(
         SharePool::new(key!(server.max_connections), u64::MAX, one_tenant),
     );
     let patience = ClientTimeouts { head, write: head };
-    // Dropped with the rest, which is the signal.
+    // Dropped with this future, which signals the connections to stop.
     let (_stop, stopping) = watch::channel(false);
     loop {
         match accept(listener, &slots, &places).await {
@@ -114,7 +114,7 @@ pub(super) async fn serve_until_dropped(
     }
 }
 
-/// How long a client may take.
+/// Time limits for a client's request head and for taking an answer.
 #[derive(Clone, Copy)]
 struct ClientTimeouts {
     head: Duration,
@@ -127,7 +127,7 @@ impl ClientTimeouts {
     }
 }
 
-/// A connection, in its place.
+/// An accepted connection, with its entry in the table.
 type AcceptedConnection = (ClientSocket, Arc<ClientConnection>);
 
 async fn accept(
@@ -142,7 +142,7 @@ async fn accept(
         let slot = match slots.clone().try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => {
-                // If there is no connection of nobody, this one waits until any other ends.
+                // Without an anonymous connection to evict, this one waits until any other ends.
                 places.evict_one();
                 let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(None) };
                 slot
@@ -156,7 +156,7 @@ async fn accept(
     }
 }
 
-/// An answer to whoever has too many connections, if it can be written at once.
+/// Answers a client whose address has too many connections, if the socket takes it at once.
 fn refuse(stream: &TcpStream) {
     let message = "your address has too many connections (server.max_connections_per_address): \
                    close some, or retry";
@@ -209,7 +209,8 @@ async fn connection(
     }
 }
 
-/// Waits until the connection has to give way, or holds an answer that is of no valid key any more.
+/// Completes when the connection is evicted, or its key is revoked while the client does not take
+/// an answer.
 async fn await_disconnect(
     connection: &ClientConnection,
     gateway: Option<&Arc<Gateway>>,

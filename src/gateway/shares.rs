@@ -1,7 +1,7 @@
-//! What tenants share, and what is answered when a share is used up.
+//! Resources that tenants share, and the answers when a share is used up.
 //!
-//! The decision is [`crate::model::share`]'s; here are the shares of the edge, each with its limit,
-//! its metric and its answer: 429 to the tenant that holds its part already, 503 when the whole is
+//! [`crate::model::share`] decides; this module defines the gateway's pools, each with its limit,
+//! its metric and its answer: 429 to a tenant that holds its full share, 503 when the whole pool is
 //! in use, both with `Retry-After`.
 
 use std::pin::Pin;
@@ -20,10 +20,10 @@ use crate::config::{Config, key};
 use crate::model::share::{ShareExceeded, ShareLease, SharePool};
 use crate::telemetry;
 
-/// Answers of fewer bytes are not worth counting: each connection holds one at most.
+/// Smaller answers are not counted: each connection holds at most one.
 const SMALL_ANSWER: u64 = 4 * 1024;
 
-/// Everything of which a tenant has a part.
+/// Every pool that tenants share.
 pub struct TenantShares {
     single_tenant: Arc<AtomicBool>,
     /// `query.max_concurrent`: queries that run or wait for their turn.
@@ -36,12 +36,12 @@ pub struct TenantShares {
     pub answers: Arc<SharePool>,
     /// `server.max_connections`: connections on which a valid key came in.
     pub connections: Arc<SharePool>,
-    /// `ws.max_all_subscriptions`: of all WebSockets.
+    /// `ws.max_all_subscriptions`: subscriptions on all WebSockets.
     pub subscriptions: Arc<SharePool>,
 }
 
 impl TenantShares {
-    /// With the limits of this configuration.
+    /// Creates the pools with the limits of the configuration.
     pub fn new(config: &Config, keys: &KeyTable) -> Self {
         let one_tenant = Arc::new(AtomicBool::new(keys.tenants() < 2));
         let shares = |name, total: usize| SharePool::new(name, total as u64, one_tenant.clone());
@@ -56,17 +56,17 @@ impl TenantShares {
         }
     }
 
-    /// Whether there is nobody to share with, as it stands at any moment.
+    /// Whether at most one tenant has keys; updated while the node runs.
     pub fn single_tenant(&self) -> &Arc<AtomicBool> {
         &self.single_tenant
     }
 
-    /// Learns how many tenants the keys in force name.
+    /// Updates the number of tenants after the keys changed.
     pub fn update_tenants(&self, keys: &KeyTable) {
         self.single_tenant.store(keys.tenants() < 2, Ordering::Relaxed);
     }
 
-    /// All of them.
+    /// All pools, for metrics and limits.
     pub fn all(&self) -> [&Arc<SharePool>; 6] {
         [
             &self.queries,
@@ -78,7 +78,7 @@ impl TenantShares {
         ]
     }
 
-    /// Shows in the metrics what is held.
+    /// Exports the usage of every pool as a gauge.
     pub fn record_metrics(&self) {
         for shares in self.all() {
             metrics::gauge!(telemetry::SHARE_USED, "limit" => shares.name)
@@ -86,7 +86,7 @@ impl TenantShares {
         }
     }
 
-    /// Limits and their use, as a tenant sees them.
+    /// Limits and usage, as one tenant may see them.
     pub fn to_json(&self, tenant: &str) -> serde_json::Value {
         let of = |shares: &Arc<SharePool>| {
             let usage = shares.usage(tenant);
@@ -99,10 +99,10 @@ impl TenantShares {
     }
 }
 
-/// Takes for a tenant.
+/// Reserves an amount of a pool for a tenant.
 ///
 /// # Errors
-/// 429 if the tenant holds its part, 503 if all is held, both with `Retry-After`.
+/// 429 if the tenant holds its full share, 503 if the pool is exhausted, both with `Retry-After`.
 pub fn reserve(
     shares: &Arc<SharePool>,
     tenant: &Arc<str>,
@@ -111,24 +111,25 @@ pub fn reserve(
     shares.take(tenant, amount).map_err(|exceeded| refused(shares, exceeded))
 }
 
-/// An answer that counts as held until its last byte is taken, or one that says that there is no
-/// room for it.
+/// Counts a large answer as held until its last byte is written, or replaces it with an error if
+/// there is no room for it.
 pub fn reserve_answer(shares: &TenantShares, tenant: &Arc<str>, response: Response) -> Response {
     let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes >= SMALL_ANSWER)
     else {
         return response;
     };
-    // An answer that is larger than the whole part takes all of it.
+    // An answer larger than a full share reserves the full share, or it could never be sent.
     let amount = bytes.min(shares.answers.limits().per_tenant);
     let held = match reserve(&shares.answers, tenant, amount) {
         Ok(held) => Arc::new(held),
         Err(error) => return error.into_response(),
     };
-    // Dropped with the bytes, that is when they are written, not when they are handed over.
+    // hyper drops a body's bytes when they are written, which frees the reservation then, not at
+    // the hand-over.
     response.map(|body| Body::new(ReservedBody { body, held }))
 }
 
-/// A body whose bytes are held until they are dropped.
+/// A body whose chunks keep the reservation alive until they are dropped.
 struct ReservedBody {
     body: Body,
     held: Arc<ShareLease>,
@@ -157,7 +158,7 @@ impl HttpBody for ReservedBody {
     }
 }
 
-/// Bytes that wait to be written.
+/// A chunk that waits to be written.
 struct ReservedBytes {
     data: Bytes,
     _held: Arc<ShareLease>,
@@ -169,10 +170,10 @@ impl AsRef<[u8]> for ReservedBytes {
     }
 }
 
-/// Takes more.
+/// Enlarges a reservation.
 ///
 /// # Errors
-/// As [`reserve`].
+/// Those of [`reserve`].
 pub fn grow(held: &mut ShareLease, more: u64) -> Result<(), ApiError> {
     held.grow(more).map_err(|exceeded| refused(held.pool(), exceeded))
 }

@@ -1,6 +1,6 @@
-//! A client's socket: it counts as a connection as long as it is open, upgraded or not, and it is
-//! not closed over what its client is still sending. A close with unread bytes is a reset, and a
-//! reset takes from the client the answer that says why.
+//! A client's socket. It holds its connection permit for as long as it is open, upgraded or not,
+//! and lingers on close while the client is still sending: closing a socket with unread bytes
+//! resets it, and the client would lose the answer that says why.
 
 use std::io::{Error, ErrorKind, Result};
 use std::pin::Pin;
@@ -15,23 +15,23 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connections::ClientConnection;
 
-/// How long what a client still sends is read and thrown away.
+/// How long to read and discard what a client still sends.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long it may pause in that.
+/// Longest pause of the client while lingering.
 const LINGER_IDLE: Duration = Duration::from_secs(2);
 
-/// A connection of a client, and its place among all of them.
+/// A client's connection, and its permit.
 pub(super) struct ClientSocket {
-    /// None only while it is dropped.
+    /// `None` only while being dropped.
     stream: Option<TcpStream>,
     slot: Option<OwnedSemaphorePermit>,
     of: Arc<ClientConnection>,
-    /// The client has said that it sends nothing more, or is gone.
+    /// The client has closed its sending side, or is gone.
     ended: bool,
 }
 
 impl ClientSocket {
-    /// In this place.
+    /// Wraps an accepted connection that holds a permit.
     pub(super) fn new(
         stream: TcpStream,
         slot: OwnedSemaphorePermit,
@@ -89,14 +89,14 @@ impl Drop for ClientSocket {
         let (Some(stream), Ok(runtime)) = (self.stream.take(), Handle::try_current()) else {
             return;
         };
-        // Whoever has to give way has no time to say goodbye: another one waits for the place.
+        // An evicted connection does not linger: another one waits for its permit.
         if !self.ended && !self.of.is_evicted() {
             runtime.spawn(linger(stream, self.slot.take()));
         }
     }
 }
 
-/// Says that nothing more comes, and reads on until the client says the same, for a moment.
+/// Closes the sending side, then reads until the client closes its own or the time is up.
 async fn linger(mut stream: TcpStream, slot: Option<OwnedSemaphorePermit>) {
     let discard = async {
         let mut rest = vec![0; 16 * 1024];
@@ -108,7 +108,7 @@ async fn linger(mut stream: TcpStream, slot: Option<OwnedSemaphorePermit>) {
         }
         Result::Ok(())
     };
-    // Whatever came of it, the moment is over.
+    // Errors do not matter here: the socket is closed either way.
     drop(tokio::time::timeout(LINGER, discard).await);
     drop((stream, slot));
 }

@@ -1,4 +1,4 @@
-//! The edge of a node that cannot serve yet: it lives, is not ready, and says what it waits for.
+//! The HTTP interface of a node that is starting: alive, not ready, and saying what it waits for.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use tokio::net::TcpListener;
 use super::error::ApiError;
 use super::{routes, server};
 
-/// Seconds after which a client may come again.
+/// `Retry-After` of every answer, in seconds.
 const RETRY: u64 = 1;
 
-/// Serves until it is dropped; `why` names what the node waits for.
+/// Serves until the future is dropped; `why` names what the node waits for.
 pub async fn serve(
     listener: &TcpListener,
     why: Arc<ArcSwap<String>>,
@@ -32,11 +32,19 @@ fn router(why: Arc<ArcSwap<String>>) -> Router {
     let unready = why.clone();
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async move { ApiError::unavailable("not_ready", unready.load().as_str(), RETRY) }))
-        .fallback(|| async move { ApiError::unavailable("starting", format!("the node is starting: {}", why.load()), RETRY) })
+                .route(
+                    "/readyz",
+                    get(|| async move {
+                        ApiError::unavailable("not_ready", unready.load().as_str(), RETRY)
+                    }),
+                )
+                .fallback(|| async move {
+                    let message = format!("the node is starting: {}", why.load());
+                    ApiError::unavailable("starting", message, RETRY)
+                })
         .layer(axum::middleware::from_fn(|request: Request, next: Next| async move {
             let mut response = next.run(request).await;
-            // The next request is to meet the node itself.
+            // Closes, so that the client's next request reaches the started node.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }))

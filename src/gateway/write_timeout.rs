@@ -1,5 +1,5 @@
-//! Patience with a client that ends: its connection is cut when it does not take what is sent, and
-//! followed while messages come in.
+//! Cuts a connection whose client does not take what is sent, and tracks messages while they come
+//! in.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -13,21 +13,21 @@ use tokio::time::{Instant, Sleep};
 
 use super::connections::{ClientConnection, DisconnectReason, count_disconnect};
 
-/// So much must be taken within the write timeout while something waits.
+/// Bytes that a client must take within the write timeout while output is pending.
 const MIN_PROGRESS: usize = 16 * 1024;
 
-/// A socket with patience that ends.
+/// A socket whose pending writes time out.
 pub(super) struct WriteTimeout<S> {
     stream: S,
     connection: Arc<ClientConnection>,
     timeout: Duration,
     timer: Pin<Box<Sleep>>,
-    /// Taken since the timer was set; none while nothing waits.
+    /// Bytes taken since the timer was set; `None` while no write is pending.
     taken: Option<usize>,
 }
 
 impl<S> WriteTimeout<S> {
-    /// Over this socket.
+    /// Wraps a socket; `patience` is the write timeout.
     pub(super) fn new(stream: S, connection: Arc<ClientConnection>, patience: Duration) -> Self {
         Self {
             stream,
@@ -38,7 +38,7 @@ impl<S> WriteTimeout<S> {
         }
     }
 
-    /// What became of a write.
+    /// Updates the stall timer after a write.
     fn on_write(
         &mut self,
         context: &mut Context<'_>,
@@ -48,6 +48,8 @@ impl<S> WriteTimeout<S> {
             Poll::Ready(Ok(bytes)) => {
                 if let Some(taken) = &mut self.taken {
                     *taken += bytes;
+                    // Progress below the minimum does not reset the timer: a client that takes a
+                    // byte a minute would hold its answer in memory for ever.
                     if *taken >= MIN_PROGRESS {
                         self.clear_stall();
                     }
@@ -119,7 +121,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
-        // Whoever flushes has nothing left to write.
+        // A caller flushes once its own write buffer is empty, so nothing is pending.
         self.clear_stall();
         Pin::new(&mut self.stream).poll_flush(context)
     }

@@ -1,15 +1,17 @@
 //! `GET /v1/ws`: events with acknowledgements in order, and subscriptions.
 //!
-//! At most `ws.window` messages are unacknowledged: beyond that nothing more is read. At most
-//! `ws.max_subscriptions` answers are being looked up or wait for the reader: beyond that nothing
-//! is looked up. A connection ends with a close frame that says why, after the acknowledgements
-//! that are due: so a client knows what is durable. Only a reader that does not take its answers is
-//! cut at once (1013); a key that is revoked or expires ends a connection within a second (1008).
+//! At most `ws.window` messages are unacknowledged; beyond that the server stops reading. At most
+//! `ws.max_subscriptions` updates are being queried or wait for the reader; beyond that no query
+//! starts. A connection ends with a close frame that gives the reason, sent after all pending
+//! acknowledgements, so that the client knows what is durable. Only a reader that does not take its
+//! answers is cut at once (1013). A key that is revoked or expires ends a connection within a
+//! second (1008).
 
+mod close;
+mod inbound;
 mod message;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use std::time::Duration;
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
@@ -26,98 +28,47 @@ use futures::stream::{FuturesOrdered, FuturesUnordered, SplitSink};
 use futures::{SinkExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use self::message::{ClientMessage, MessageError};
+use self::close::{CloseReason, GOING_AWAY, INTERNAL, POLICY, TRY_LATER, UNSUPPORTED, close_frame};
+use self::inbound::{MAX_REQUEST, MessageAction, append, read};
 use super::auth::Scope;
 use super::connections::ClientConnection;
-use super::decode::BodyFormat;
 use super::error::ApiError;
-use super::{Gateway, extract, ingest, parse, read_routes, shares};
+use super::{Gateway, extract, read_routes, shares};
 use crate::api::error::ErrorAnswer;
-use crate::api::events::RefusedEvent;
 use crate::clock::Stopwatch;
-use crate::model::batch::ValidEvent;
 use crate::model::budget::QueryBudget;
 use crate::model::share::ShareLease;
 use crate::query::service::QueryService;
 
-const GOING_AWAY: u16 = 1001;
-const PROTOCOL: u16 = 1002;
-const UNSUPPORTED: u16 = 1003;
-const NOT_UTF8: u16 = 1007;
-const POLICY: u16 = 1008;
-const TOO_LARGE: u16 = 1009;
-const INTERNAL: u16 = 1011;
-const TRY_LATER: u16 = 1013;
-/// Bytes of a message that is no `events`.
-const MAX_REQUEST: usize = 16 * 1024;
-/// Bytes read ahead of a message.
+/// Read buffer per connection, in bytes.
 const READ_BUFFER: usize = 16 * 1024;
-/// How often an unfinished message is looked at.
+/// How often the age of an unfinished message is checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// Answers that may wait for a slow reader beyond the window.
+/// Extra slots of the outgoing queue beyond the window.
 const QUEUE_SLACK: usize = 32;
-/// How long a client may take to answer a close frame, or to take the last one.
+/// How long a client may take to answer a close frame, or to receive the last one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long acknowledgements are waited for when the server stops.
+/// How long to wait for pending acknowledgements when the server closes a connection.
 const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest reason of a close frame, in bytes.
-const MAX_REASON: usize = 123;
-/// The subprotocol by which a browser sends a key: a script cannot set a header.
+/// Subprotocol by which a browser sends a key, because a script cannot set headers on a WebSocket.
 const BEARER: &str = "bearer";
 
 struct Subscription {
     params: Vec<(String, String)>,
-    /// A hash of the last answer: the answer itself may be large.
+    /// Hash of the last update; the update itself may be large.
     last: Option<u128>,
-    _place: Option<ShareLease>,
+    _slot: Option<ShareLease>,
     running: bool,
     generation: u64,
 }
 
-/// What counts an update as unsent, and its bytes as not taken, until it is dropped.
+/// Counts an update as unsent, and its bytes as held, until dropped.
 type UnsentGuard = (Arc<()>, Option<ShareLease>);
-/// A message, and with an update what counts it.
+/// A message, and for an update the guard that counts it.
 type OutgoingMessage = (Message, Option<UnsentGuard>);
-/// An answer's subscription and its generation; the update, and a hash of what is worth one.
+/// Name and generation of a subscription; its update, with a hash of the part whose change makes an
+/// update worth sending.
 type SubscriptionUpdate = (String, u64, Result<(String, u128), ApiError>);
-
-/// How a connection ends.
-#[derive(Debug)]
-enum CloseReason {
-    /// The client closes it and is answered.
-    ByClient,
-    /// The client is gone.
-    Disconnected,
-    /// The reader is too slow: at once, whatever waits for it.
-    TooSlow,
-    /// With this code and reason, after the acknowledgements that are due.
-    ByServer(u16, String),
-    /// The same for what is no message, and first the error itself.
-    Refused(u16, ApiError),
-}
-
-impl CloseReason {
-    fn by_server(code: u16, reason: &str) -> Self {
-        Self::ByServer(code, reason.to_owned())
-    }
-
-    /// Of a connection whose frames cannot be read any more. The library's kinds of error are not
-    /// ours to name, their texts are.
-    fn from_error(error: &axum::Error) -> Self {
-        let why = error.to_string();
-        let code = if why.contains("Space limit") {
-            TOO_LARGE
-        } else if why.contains("UTF-8") {
-            NOT_UTF8
-        } else if why.contains("WebSocket protocol") && !why.contains("without closing handshake") {
-            PROTOCOL
-        } else {
-            return Self::Disconnected;
-        };
-        let code_name = if code == TOO_LARGE { "message_too_large" } else { "message_unreadable" };
-        Self::Refused(code, ApiError::new(StatusCode::BAD_REQUEST, code_name, why))
-    }
-}
 
 struct WsSession {
     gateway: Arc<Gateway>,
@@ -131,11 +82,11 @@ struct WsSession {
     last_received: Stopwatch,
 }
 
-/// Upgrades a connection. The key needs the scope of whatever is then asked; one of write and read
-/// at least.
+/// Upgrades a connection. The key needs the write or the read scope; each message then needs the
+/// scope of what it asks for.
 ///
 /// # Errors
-/// 401, 403; 400 or 426 if it is no WebSocket.
+/// 401 or 403 for the key; 400 or 426 if the request is no WebSocket upgrade.
 pub async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
     mut headers: HeaderMap,
@@ -145,12 +96,12 @@ pub async fn upgrade(
 ) -> Result<Response, ApiError> {
     key_from_protocol(&mut headers)?;
     let writer = gateway.tenant(&headers, Scope::Write);
-    // Without the right to send events, no message is large.
+    // A client without the write scope cannot send events, so its messages are small.
     let max =
         if writer.is_ok() { gateway.deps.config.ws.max_message.in_memory() } else { MAX_REQUEST };
     let tenant = writer.or_else(|_| gateway.tenant(&headers, Scope::Read))?;
     extract::checked_params(q, &[])?;
-    // The key first: whether a path speaks WebSocket is nobody else's business.
+    // Authenticates first: strangers learn nothing about which paths take WebSockets.
     let ws = ws.map_err(|refused| {
         ApiError::new(refused.status(), "websocket_expected", refused.body_text())
     })?;
@@ -167,11 +118,11 @@ pub async fn upgrade(
     Ok(ws.on_upgrade(move |socket| run(gateway, headers, socket, connection)))
 }
 
-/// Takes the key that a browser sends as the second of two subprotocols: `new WebSocket(url,
-/// ["bearer", KEY])`.
+/// Moves a key from the second of two subprotocols, where a browser sends it, to `Authorization`:
+/// `new WebSocket(url, ["bearer", KEY])`.
 ///
 /// # Errors
-/// 400 if there is another key beside it.
+/// 400 if the request also has a key in `Authorization`.
 fn key_from_protocol(headers: &mut HeaderMap) -> Result<(), ApiError> {
     let offered = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -196,8 +147,8 @@ async fn run(
     let config = gateway.deps.config.clone();
     let (sink, mut incoming) = socket.split();
     let (out, queue) = mpsc::channel(config.ws.window + QUEUE_SLACK);
-    let (cut, was_cut) = oneshot::channel();
-    let mut writer = tokio::spawn(write(sink, queue, was_cut, config.ws.idle_timeout));
+    let (cut, cut_signal) = oneshot::channel();
+    let mut writer = tokio::spawn(write(sink, queue, cut_signal, config.ws.idle_timeout));
     let mut stopping = gateway.stopping.subscribe();
     let mut tick = tokio::time::interval(config.ws.update_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -213,16 +164,24 @@ async fn run(
         generation: 0,
         last_received: Stopwatch::start(),
     };
+    let overloaded = || connection.as_ref().is_some_and(|c| c.overloaded.load(Ordering::Relaxed));
     let end = loop {
         let step = tokio::select! {
             _ = &mut writer => return,
-            () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(CloseReason::by_server(GOING_AWAY, "the server stops")),
-            () = &mut late => Err(CloseReason::by_server(POLICY, "a message was not whole in time (server.body_timeout)")),
+            () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+                Err(CloseReason::by_server(GOING_AWAY, "the server stops"))
+            }
+            () = &mut late => Err(CloseReason::by_server(
+                POLICY,
+                "a message was not whole in time (server.body_timeout)",
+            )),
             message = incoming.next(), if session.acks.len() < config.ws.window => match message {
                 Some(Ok(message)) => session.on_message(message).await,
-                Some(Err(_)) if connection.as_ref().is_some_and(|c| c.overloaded.load(Ordering::Relaxed)) => {
-                    Err(CloseReason::by_server(TRY_LATER, "there is no room for the message (accept.max_inflight)"))
-                }
+                // The socket failed the read because no memory was left for the message.
+                Some(Err(_)) if overloaded() => Err(CloseReason::by_server(
+                    TRY_LATER,
+                    "there is no room for the message (accept.max_inflight)",
+                )),
                 Some(Err(error)) => Err(CloseReason::from_error(&error)),
                 None => Err(CloseReason::Disconnected),
             },
@@ -235,22 +194,23 @@ async fn run(
         }
     };
     if matches!(end, CloseReason::ByClient) {
-        // Reading on is what sends the answer to a close frame.
+        // Reading on makes the library send its answer to the close frame.
         let answered = async { while incoming.next().await.is_some() {} };
         drop(tokio::time::timeout(CLOSE_TIMEOUT, answered).await);
     }
-    // Kept until the writer has ended, which waits for it beside its queue.
+    // Kept alive until the writer has ended, because the writer polls the other half.
     let _cut = session.finish(end, cut).await;
     if let Err(error) = writer.await {
         tracing::error!(%error, "the writer of a WebSocket crashed");
     }
-    // Until the client has answered the close frame, or as long as it may take: what it still sends
-    // would otherwise be answered with a reset, which takes the frame from it.
+    // Keeps reading until the client answers the close frame or the timeout passes. Closing a
+    // socket with unread bytes resets it, and the client would lose the close frame.
     let answered = async { while let Some(Ok(_)) = incoming.next().await {} };
     drop(tokio::time::timeout(CLOSE_TIMEOUT, answered).await);
 }
 
-/// Waits until a message that has begun is not whole in time. Pings in between do not help it.
+/// Completes once a message has been unfinished for longer than `limit`. Pings do not reset the
+/// time.
 async fn message_timeout(connection: Option<Arc<ClientConnection>>, limit: Duration) {
     let Some(connection) = connection else { return std::future::pending().await };
     while connection.message_age().is_none_or(|since| since <= limit) {
@@ -258,13 +218,13 @@ async fn message_timeout(connection: Option<Arc<ClientConnection>>, limit: Durat
     }
 }
 
-/// Writes what is queued, up to a close frame. Whoever cuts it short says nothing more than that
-/// the reader is too slow.
+/// Sends queued messages up to a close frame. If `cut` fires or a send times out, it sends only the
+/// close frame for a slow reader.
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
     mut queue: mpsc::Receiver<OutgoingMessage>,
     mut cut: oneshot::Receiver<()>,
-    patience: Duration,
+    timeout: Duration,
 ) {
     loop {
         let (message, _unsent) = tokio::select! {
@@ -274,7 +234,7 @@ async fn write(
         let is_last = matches!(message, Message::Close(_));
         tokio::select! {
             Ok(()) = &mut cut => break,
-            sent = tokio::time::timeout(patience, sink.send(message)) => match sent {
+            sent = tokio::time::timeout(timeout, sink.send(message)) => match sent {
                 Ok(Ok(())) if !is_last => {}
                 Ok(_) => return,
                 Err(_) => break,
@@ -287,121 +247,26 @@ async fn write(
     }
 }
 
-fn close_frame(code: u16, reason: &str) -> Message {
-    let reason = &reason[..reason.floor_char_boundary(MAX_REASON)];
-    Message::Close(Some(CloseFrame { code, reason: reason.to_owned().into() }))
-}
-
-fn nack(seq: u64, error: &ApiError) -> String {
-    match error.retry_after {
-        Some(seconds) => {
-            serde_json::json!({"nack": seq, "retry_after_ms": seconds * 1000, "code": error.code})
-                .to_string()
-        }
-        // Sending it again would not help: the error says why.
-        None => {
-            let error =
-                serde_json::json!({"code": error.code, "message": error.message, "details": {}});
-            serde_json::json!({"nack": seq, "final": true, "error": error}).to_string()
-        }
-    }
-}
-
-/// What a message asks for.
-enum MessageAction {
-    Append(u64, Box<EventBatch>),
-    Answer(String),
-    Subscribe { name: String, query: Option<Vec<(String, String)>> },
-    Unsubscribe(String),
-}
-
-/// Events that were read, and what holds the memory of them.
-struct EventBatch {
-    tenant: Arc<str>,
-    body: Bytes,
-    events: (Vec<ValidEvent>, Vec<RefusedEvent>),
-    reservation: ShareLease,
-}
-
-/// Reads a message.
-fn read(gateway: &Gateway, headers: &HeaderMap, text: Bytes) -> Result<MessageAction, CloseReason> {
-    let bytes = text.len();
-    match message::read(&text) {
-        Ok(incoming)
-            if bytes > MAX_REQUEST && !matches!(incoming, ClientMessage::Events { .. }) =>
-        {
-            Err(CloseReason::by_server(POLICY, "a message without events is at most 16 KiB"))
-        }
-        Ok(ClientMessage::Events { seq, events }) => {
-            Ok(match read_events(gateway, headers, text, events) {
-                Ok(batch) => MessageAction::Append(seq, Box::new(batch)),
-                Err(error) => MessageAction::Answer(nack(seq, &error)),
-            })
-        }
-        Ok(ClientMessage::Subscribe { name, query }) => {
-            Ok(MessageAction::Subscribe { name, query })
-        }
-        Ok(ClientMessage::Unsubscribe(name)) => Ok(MessageAction::Unsubscribe(name)),
-        // What cannot be read is refused for good, and its neighbours are answered.
-        Err(MessageError { seq: Some(seq), error }) => Ok(MessageAction::Answer(nack(seq, &error))),
-        Err(MessageError { seq: None, error }) => Err(CloseReason::Refused(PROTOCOL, error)),
-    }
-}
-
-fn read_events(
-    gateway: &Gateway,
-    headers: &HeaderMap,
-    body: Bytes,
-    events: Range<usize>,
-) -> Result<EventBatch, ApiError> {
-    let tenant = gateway.tenant(headers, Scope::Write)?;
-    let reservation = shares::reserve(&gateway.shares.inflight, &tenant, body.len() as u64)?;
-    let now = gateway.deps.clock.now();
-    let (format, idempotency, default_metric) = (BodyFormat::Json, None, None);
-    let request = ingest::IngestRequest {
-        gateway,
-        tenant: &tenant,
-        format,
-        idempotency,
-        default_metric,
-        now,
-    };
-    let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events)?;
-    let events = request.read_ranges(&body, ranges)?;
-    Ok(EventBatch { tenant, body, events, reservation })
-}
-
-/// Appends events; what is said of them.
-async fn append(gateway: Arc<Gateway>, seq: u64, batch: EventBatch) -> String {
-    let EventBatch { tenant, body, events, reservation } = batch;
-    let outcome = ingest::append(&gateway, tenant, body, events).await;
-    drop(reservation);
-    match outcome {
-        Ok(o) => serde_json::json!({"ack": seq, "accepted": o.accepted, "rejected": o.rejected, "errors": o.errors}).to_string(),
-        Err(error) => nack(seq, &error),
-    }
-}
-
 impl WsSession {
-    /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a
-    /// reader that stays stuck is too slow.
+    /// Waits for room in the queue, because a burst fills it faster than the writer is scheduled.
+    /// Only a reader that stays stuck counts as too slow.
     async fn send(
         &mut self,
         message: Message,
         unsent: Option<UnsentGuard>,
     ) -> Result<(), CloseReason> {
-        let patience = self.gateway.deps.config.ws.idle_timeout;
-        self.out.send_timeout((message, unsent), patience).await.map_err(|_| CloseReason::TooSlow)
+        let timeout = self.gateway.deps.config.ws.idle_timeout;
+        self.out.send_timeout((message, unsent), timeout).await.map_err(|_| CloseReason::TooSlow)
     }
 
-    /// Says what is still to be said. Nothing more is read, so nothing more becomes due. Unless the
-    /// writer had to be cut short, what would do so comes back.
+    /// Sends the pending acknowledgements and the last messages. Nothing more is read, so no new
+    /// ones arise. Returns `cut` unless it had to be used.
     async fn finish(
         mut self,
         end: CloseReason,
         cut: oneshot::Sender<()>,
     ) -> Option<oneshot::Sender<()>> {
-        let (last, patience) = match end {
+        let (last, timeout) = match end {
             CloseReason::TooSlow => {
                 #[expect(
                     clippy::let_underscore_must_use,
@@ -419,23 +284,23 @@ impl WsSession {
                 (vec![Message::Text(error.body().into()), close_frame(code, &why)], None)
             }
         };
-        // As long as the log may take, except where the server itself cannot wait.
-        let patience =
-            patience.unwrap_or(self.gateway.deps.config.gateway.append_timeout + CLOSE_TIMEOUT);
-        let said = async {
+        // Acknowledgements take as long as the log may, except if the server closes the connection.
+        let timeout =
+            timeout.unwrap_or(self.gateway.deps.config.gateway.append_timeout + CLOSE_TIMEOUT);
+        let drained = async {
             while let Some(ack) = self.acks.next().await {
-                // Those of a client that is gone are waited for, too: what was read before it went
-                // is appended.
+                // Also drained for a client that is gone: dropping the future would abandon an
+                // append whose events were already read.
                 if !last.is_empty() {
                     self.send(Message::Text(ack.into()), None).await?;
                 }
             }
             Ok(())
         };
-        let said: Result<(), CloseReason> =
-            tokio::time::timeout(patience, said).await.unwrap_or(Ok(()));
+        let drained: Result<(), CloseReason> =
+            tokio::time::timeout(timeout, drained).await.unwrap_or(Ok(()));
         for message in last {
-            if said.is_err() || self.send(message, None).await.is_err() {
+            if drained.is_err() || self.send(message, None).await.is_err() {
                 #[expect(
                     clippy::let_underscore_must_use,
                     reason = "if the writer is gone already there is nobody to tell"
@@ -460,11 +325,11 @@ impl WsSession {
         }
     }
 
-    /// A message is read to its end before the next one, so that what comes first is also appended
-    /// first.
+    /// Parses a message completely before the next, so that messages are appended in the order in
+    /// which they arrive.
     async fn on_text(&mut self, text: Bytes) -> Result<(), CloseReason> {
         let (headers, bytes) = (self.headers.clone(), text.len());
-        // Whose turn it is; without the right to send events no message is large.
+        // Only decides whose turn it is. Without the write scope no message is large.
         let tenant = self.gateway.tenant(&self.headers, Scope::Write).unwrap_or_default();
         let asked = self
             .gateway
@@ -494,7 +359,7 @@ impl WsSession {
         }
     }
 
-    /// In the order of what was asked, and within the window.
+    /// Queues an answer behind the pending acknowledgements, where it counts toward the window.
     fn push_answer(&mut self, text: String) {
         self.acks.push_back(Box::pin(std::future::ready(text)));
     }
@@ -528,24 +393,19 @@ impl WsSession {
             return Ok(());
         };
         let tenant = self.gateway.tenant(&self.headers, Scope::Read);
-        // One of the same name gives its place up first.
+        // A subscription of the same name releases its slot first.
         self.subscriptions.remove(&name);
-        let _place = match tenant {
+        let _slot = match tenant {
             Ok(tenant) => Some(
                 shares::reserve(&self.gateway.shares.subscriptions, &tenant, 1)
                     .map_err(|error| CloseReason::ByServer(TRY_LATER, error.message))?,
             ),
-            // What it may not ask it is told as an update.
+            // A missing scope is reported as an update, not as a close.
             Err(_) => None,
         };
         self.generation += 1;
-        let subscription = Subscription {
-            params,
-            last: None,
-            _place,
-            running: false,
-            generation: self.generation,
-        };
+        let subscription =
+            Subscription { params, last: None, _slot, running: false, generation: self.generation };
         self.subscriptions.insert(name, subscription);
         self.start_updates()
     }
@@ -595,7 +455,7 @@ impl WsSession {
         };
         subscription.running = false;
         let (update, hash) = match answer {
-            // Too busy to look: the next tick looks again.
+            // Overloaded: the next tick tries again.
             Err(error) if error.retry_after.is_some() => return Ok(()),
             Err(error) => {
                 let update = failed_update(&name, &error);
@@ -609,7 +469,7 @@ impl WsSession {
         }
         subscription.last = Some(hash);
         let answers = &self.gateway.shares.answers;
-        // Only what is large is worth counting, and only who may read has anything that is.
+        // Only large updates are worth reserving, and only a tenant with the read scope gets any.
         let held = match self.gateway.tenant(&self.headers, Scope::Read) {
             Ok(tenant) => shares::reserve(
                 answers,
@@ -620,7 +480,7 @@ impl WsSession {
             Err(_) => Ok(None),
         };
         let Ok(held) = held else {
-            // No room for it now: the next tick asks again, as if it had not been answered.
+            // No memory for it now: forgets the hash, so that the next tick sends it.
             subscription.last = None;
             return Ok(());
         };
@@ -631,7 +491,7 @@ impl WsSession {
     async fn on_tick(&mut self) -> Result<(), CloseReason> {
         let idle = self.gateway.deps.config.ws.idle_timeout;
         if self.last_received.elapsed() > idle && self.acks.is_empty() {
-            // Silent because it does not read is too slow; silent though nothing waits for it is
+            // With output pending, silence means that the client does not read; without, that it is
             // gone.
             let waits = Arc::strong_count(&self.unsent) > 1
                 || self.out.capacity() < self.out.max_capacity();
@@ -641,6 +501,7 @@ impl WsSession {
                 CloseReason::by_server(GOING_AWAY, "nothing was heard for ws.idle_timeout")
             });
         }
+        // Checked on every tick, so that a revoked key loses the connection within a second.
         self.gateway
             .tenant(&self.headers, Scope::Write)
             .or_else(|_| self.gateway.tenant(&self.headers, Scope::Read))
@@ -652,7 +513,7 @@ impl WsSession {
     }
 }
 
-/// An error as an update of this subscription.
+/// Renders an error as an update of a subscription.
 fn failed_update(name: &str, error: &ApiError) -> String {
     #[derive(serde::Serialize)]
     struct FailedUpdate<'a> {
@@ -661,6 +522,6 @@ fn failed_update(name: &str, error: &ApiError) -> String {
         error: ErrorAnswer,
     }
     let update = FailedUpdate { update: name, error: ErrorAnswer::new(error.code, &error.message) };
-    // A plain struct always serialises.
+    // Serialising a plain struct cannot fail.
     serde_json::to_string(&update).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The records of a produce request: the event in each, and what is kept of it.
+//! The records of a produce request: the event in each, and the bytes kept of it.
 
 use std::ops::Range;
 
@@ -13,24 +13,24 @@ use super::super::error::ApiError;
 use super::super::json_scan::{self, JsonMember, JsonMembers, ScanError};
 use super::super::parse;
 
-/// Padding is taken and not asked for.
+/// Decodes base64 with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// How keys and values are written.
+/// Encoding of keys and values, as the content type names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EmbeddedFormat {
-    /// As JSON.
+    /// Plain JSON values.
     Json,
-    /// As base64 of JSON.
+    /// Base64 strings that hold JSON.
     Binary,
 }
 
-/// A record, as ranges of the bytes that go to the log: the event, and what is kept. A key is
-/// opaque and kept with the event, as `{"key": …, "value": EVENT}`; it is no id, because records of
-/// one key are not the same record.
+/// A record, as ranges of the bytes that go to the log: `event` is parsed, `raw` is kept. A key is
+/// opaque and kept with the event, as `{"key": …, "value": EVENT}`. It is not used as an id,
+/// because two records of one key are different records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProduceRecord {
     pub(super) event: Range<usize>,
@@ -48,11 +48,11 @@ struct SentRecord<'a> {
     partition: Option<&'a RawValue>,
 }
 
-/// The records of a body, and the bytes their ranges point into; for a record that holds no event,
-/// why.
+/// Splits a body into records and returns the bytes that their ranges point into. A record that
+/// holds no event has the reason instead.
 ///
 /// # Errors
-/// 400 if the body cannot be read, 413 for more than `max` records, 422 for none.
+/// 400 if the body cannot be read, 413 above `max` records, 422 if it has none.
 pub(super) fn read(
     embedded: EmbeddedFormat,
     body: &Bytes,
@@ -74,7 +74,7 @@ pub(super) fn read(
     }
 }
 
-/// Where the records of a request stand.
+/// The range of the `records` array in a body.
 fn records_of(body: &[u8]) -> Result<Range<usize>, ApiError> {
     let broken =
         |broken: ScanError| ApiError::unreadable(format!("broken JSON: {}", broken.describe(body)));
@@ -98,7 +98,7 @@ fn unprocessable(message: &str) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "records_invalid", message)
 }
 
-/// Key and value of a record that may be taken.
+/// Key and value of a record, if it is allowed.
 fn key_and_value(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
     if sent.first() != Some(&b'{') {
         return Err("a record is an object with a value".to_owned());
@@ -123,7 +123,7 @@ fn json(body: &[u8], sent: &[u8]) -> Result<ProduceRecord, String> {
     Ok(ProduceRecord { event, raw })
 }
 
-/// Where `part`, a slice of `whole`, stands in it.
+/// The range of `part`, a slice of `whole`, in it.
 fn range_in(whole: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr() as usize - whole.as_ptr() as usize;
     start..start + part.len()

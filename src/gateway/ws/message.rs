@@ -1,4 +1,4 @@
-//! What a client says on a WebSocket, read from a text message.
+//! Parser of the text messages that a client sends on a WebSocket.
 
 use std::ops::Range;
 
@@ -7,37 +7,37 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use super::super::error::ApiError;
 use super::super::json_scan::{self, JsonMember, JsonMembers, ScanError};
 
-/// A message.
+/// A parsed client message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ClientMessage {
-    /// Events, to be acknowledged under this number.
+    /// Events to append and acknowledge.
     Events {
-        /// The number.
+        /// Number that the acknowledgement repeats.
         seq: u64,
-        /// Where they stand in the message.
+        /// Range of the events array in the message.
         events: Range<usize>,
     },
-    /// A query whose answers are wanted whenever they change.
+    /// A query whose answer is sent whenever it changes.
     Subscribe {
-        /// What the client calls it.
+        /// The client's name for the subscription.
         name: String,
-        /// Its parameters as they came; none if they are not an object of strings.
+        /// Parameters as sent; `None` if they are not an object of strings.
         query: Option<Vec<(String, String)>>,
     },
-    /// An end of that.
+    /// Ends the subscription of this name.
     Unsubscribe(String),
 }
 
-/// What is no message.
+/// A message that is invalid.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MessageError {
-    /// The number of the events that it meant to carry, if that can be read.
+    /// The `seq` of the events that it carries, if that can be read.
     pub(super) seq: Option<u64>,
-    /// What is wrong.
+    /// What is wrong with it.
     pub(super) error: ApiError,
 }
 
-/// The members that messages have, each at most once.
+/// The members that messages may have, each at most once.
 #[derive(Default)]
 struct MessageMembers {
     seq: Option<Range<usize>>,
@@ -59,7 +59,7 @@ impl MessageMembers {
         }
     }
 
-    /// Fills in what stands there, as far as it can be told.
+    /// Records the range of each member, up to the first syntax error.
     fn fill(&mut self, text: &[u8]) -> Result<(), String> {
         let start = json_scan::skip_space(text, 0);
         if text.get(start) != Some(&b'{') {
@@ -87,7 +87,7 @@ impl MessageMembers {
             numbers += usize::from(&text[name] == b"\"seq\"");
         }
         if numbers > 1 {
-            // Which of them the client waits for, nobody knows.
+            // With two numbers, it is unknown which of them the client waits for.
             self.seq = None;
         }
         json_scan::whole_value(text, start).map_err(broken)?;
@@ -95,10 +95,10 @@ impl MessageMembers {
     }
 }
 
-/// Reads a message.
+/// Parses a text message.
 ///
 /// # Errors
-/// What is wrong with it, and which events wait for an answer, if that can be told.
+/// What is wrong with it, with the `seq` to refuse if one is readable.
 pub(super) fn read(text: &[u8]) -> Result<ClientMessage, MessageError> {
     let mut parts = MessageMembers::default();
     let filled = parts.fill(text);
@@ -162,8 +162,7 @@ impl<'de> Visitor<'de> for Strings {
     }
 }
 
-/// The pairs of an object of strings, also those whose name is there twice: what they mean is the
-/// query's business.
+/// The pairs of an object of strings, duplicates included: the query decides what those mean.
 fn strings(raw: &[u8]) -> Option<Vec<(String, String)>> {
     serde_json::Deserializer::from_slice(raw).deserialize_map(Strings).ok()
 }
