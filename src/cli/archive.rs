@@ -1,4 +1,5 @@
-//! `rollmill archive`: the archive's objects, as the manifest has them, and what expires of them.
+//! `rollmill archive`: lists the archive's objects by the manifest, flushes it, and shows what
+//! expires.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Checkpoint, ShardId};
 use crate::node::{DataDir, offline};
 
-/// How often a node is asked how far it is.
+/// How often the status is polled while a flush runs.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
@@ -25,7 +26,7 @@ pub(super) struct ArchiveArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the objects
+    /// List the archive's objects
     #[command(after_help = "Examples:
   rollmill archive ls --data ./data
   rollmill archive ls --data ./data --json")]
@@ -40,27 +41,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Archive at once what a node has applied until now, and wait until it is there
+    /// Archive now what a node has applied so far, and wait until it is done
     #[command(after_help = "Examples:
   rollmill archive flush
-  rollmill archive flush --url http://node-2:8080 \
-                            --timeout 300
-
-A node archives its own shards: in a cluster, ask every node. What is not in the store yet is \
-                            flushed first, within flush.interval.")]
+    rollmill archive flush --url http://node-2:8080 --timeout 300
+  
+  A node archives its own shards: in a cluster, run this against every node. Records that are not
+  in the store yet are flushed first, within flush.interval.")]
     Flush {
-        /// How long to wait, in seconds
+        /// Longest wait, in seconds
         #[arg(long, default_value_t = 120)]
         timeout: u64,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Show what is due to be removed, and why it waits
+    /// Show what is due to expire, and why it waits
     #[command(after_help = "Examples:
   rollmill archive expire
   rollmill archive expire --yes")]
     Expire {
-        /// What has stopped, because much became due at once or the clock leapt, goes on
+        /// Approve expiries that were stopped because much became due at once or the clock jumped
         #[arg(long)]
         yes: bool,
         /// Print JSON
@@ -92,7 +92,7 @@ pub(super) fn run(args: &ArchiveArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Up to when the archive holds everything that the store has.
+/// A sentence on up to which time the archive holds everything that the store has.
 fn complete_to(rows: &[ManifestRow], checkpoints: &[(ShardId, Checkpoint)]) -> String {
     let behind = |(_, at): &&(ShardId, Checkpoint)| at.archived < at.next;
     let missing: u64 = checkpoints.iter().filter(behind).map(|(_, at)| at.next - at.archived).sum();
@@ -112,7 +112,7 @@ fn complete_to(rows: &[ManifestRow], checkpoints: &[(ShardId, Checkpoint)]) -> S
     )
 }
 
-/// Asks for it, and waits until every shard has archived what it was asked for.
+/// Requests a flush, and waits until every shard has archived what it had at the request.
 #[allow(clippy::print_stdout)] // the output of the command
 fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
     let wanted = decode_answer::<ArchiveFlushAnswer>(
@@ -141,7 +141,7 @@ fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
              status` and the node's log say why",
             wanted.len()
         );
-        // Nothing tells of it: the next look at the status does.
+        // The server sends no notification, so the status is polled.
         std::thread::park_timeout(POLL_INTERVAL);
     }
 }
@@ -195,10 +195,20 @@ fn as_json(rows: &[ManifestRow]) -> String {
             .iter()
             .map(|(hour, events)| serde_json::json!({"hour": time(hour.start()), "events": events}))
             .collect();
-        serde_json::json!({"path": row.path, "shard": row.shard.0, "from": row.range.from, "to": row.range.to, "events": row.rows,
+        serde_json::json!({
+            "path": row.path,
+            "shard": row.shard.0,
+            "from": row.range.from,
+            "to": row.range.to,
+            "events": row.rows,
             "appended": [time(row.appended.0), time(row.appended.1)],
-            "received": [time(row.received.0), time(row.received.1)], "raw_bytes": row.raw_bytes, "bytes": row.bytes,
-            "crc32c": format!("{:08x}", row.crc32c), "tier": row.tier.name(), "windows": windows})
+            "received": [time(row.received.0), time(row.received.1)],
+            "raw_bytes": row.raw_bytes,
+            "bytes": row.bytes,
+            "crc32c": format!("{:08x}", row.crc32c),
+            "tier": row.tier.name(),
+            "windows": windows,
+        })
     };
     serde_json::Value::from(rows.iter().map(object).collect::<Vec<_>>()).to_string()
 }

@@ -1,5 +1,5 @@
-//! `rollmill bench`: load with a ledger. Every figure comes with the proof that nothing was lost or
-//! counted twice.
+//! `rollmill bench`: a load generator that keeps a ledger. Every result includes the proof that
+//! nothing was lost or counted twice.
 
 mod client;
 mod compare;
@@ -22,72 +22,70 @@ use self::server::BenchServer;
 use self::shape::EventShape;
 use super::client::key_or_env;
 
+/// Numbers of series and users that fit into the eight digits of their names.
+const COUNTS: std::ops::RangeInclusive<u64> = 1..=99_999_999;
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  rollmill bench                                     300-byte events, 1,000 series, batches of \
-                        100, 16 connections
-  rollmill bench --bytes 4096 --seconds 30
-  rollmill bench --series 1000000 --warm-up          a million series that live already
-  rollmill bench --batch 1 --connections 64          one event per request
-  rollmill bench --queries                           24 points of one series; the daily sum of \
-                        1,000 series over 30 days
-  rollmill bench --compare victoria-metrics          the same events and questions for both, in \
-                        one run
-  rollmill bench --url 127.0.0.1:8080 --json
-
-A connection that is lost is made again, and the same events are sent again with the same ids, for \
-                        a minute: a server may be killed meanwhile.
-Exit code 0: what was acknowledged is what is counted. 1: it is not, or some requests had no \
-                        answer.
-
-Without --url it starts a server of its own on a temporary directory, and can then tell its CPU, \
-                        memory and disk too.
-Load generator and server share this machine: CPU seconds per million events are the sturdier \
-                        figure.")]
+    rollmill bench                                     300-byte events, 1,000 series, batches of 100
+    rollmill bench --bytes 4096 --seconds 30
+    rollmill bench --series 1000000 --warm-up          a million series that exist already
+    rollmill bench --batch 1 --connections 64          one event per request
+    rollmill bench --queries                           single series, and sums of 1,000 series
+    rollmill bench --compare victoria-metrics          the same events and queries for both
+    rollmill bench --url 127.0.0.1:8080 --json
+  
+  A lost connection is reopened, and the same events are sent again with the same ids, for up to a
+  minute: a server may be killed meanwhile. Exit code 0: exactly the acknowledged events are
+  counted. 1: they are not, or some requests had no answer.
+  
+  Without --url it starts a server of its own on a temporary directory, and also measures its CPU,
+  memory and disk. Load generator and server share this machine, so CPU seconds per million events
+  are more reliable than events per second.")]
 pub(super) struct BenchArgs {
-    /// Bytes of one event
+    /// Size of one event in bytes
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(200..=8_192))]
     bytes: u32,
-    /// Different series
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=99_999_999))]
+    /// Number of distinct series
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(COUNTS))]
     series: u64,
-    /// Different users
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=99_999_999))]
+    /// Number of distinct users
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(COUNTS))]
     users: u64,
-    /// Events of one request
+    /// Events per request
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch: u32,
-    /// Connections
+    /// Concurrent connections
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
     connections: u32,
-    /// How long to send
+    /// How long to send, in seconds
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
-    /// Send an event of each series before measuring: no series is new then
+    /// Send one event of each series before measuring, so that none is new
     #[arg(long, conflicts_with_all = ["queries", "compare"])]
     warm_up: bool,
-    /// At most so many events per second [default: as many as it takes]
+    /// Most events per second [default: as many as the server takes]
     #[arg(long)]
     rate: Option<u64>,
     /// Measure queries instead
     #[arg(long)]
     queries: bool,
-    /// Load another server too, in alternating rounds, and print both beside each other
+    /// Load another server, too, in alternating rounds, and print both side by side
     #[arg(long, value_name = "PEER", conflicts_with_all = ["queries", "url", "data"])]
     compare: Option<compare::PeerServer>,
-    /// Its binary [default: victoria-metrics in PATH]
+    /// Binary of the other server [default: victoria-metrics in PATH]
     #[arg(long, value_name = "PATH", requires = "compare")]
     victoria_binary: Option<PathBuf>,
-    /// A server that runs already
+    /// Load a running server instead of starting one
     #[arg(long, value_name = "HOST:PORT")]
     url: Option<SocketAddr>,
-    /// API key for it [env: ROLLMILL_KEY]
+    /// API key for the running server [env: ROLLMILL_KEY]
     #[arg(long)]
     key: Option<String>,
-    /// Configuration of the server it starts
+    /// Configuration file of the server to start
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Data directory of the server it starts, kept afterwards [default: a temporary one]
+    /// Data directory of the server to start, kept afterwards [default: a temporary one]
     #[arg(long)]
     data: Option<PathBuf>,
     /// Print the result as JSON
@@ -95,7 +93,7 @@ pub(super) struct BenchArgs {
     json: bool,
 }
 
-/// Named figures, in the order in which they are shown.
+/// Results as name, value and unit, in the order in which they are printed.
 pub(super) type BenchFigures = Vec<(&'static str, f64, &'static str)>;
 
 #[allow(clippy::print_stdout)] // the output of the command
@@ -135,8 +133,8 @@ fn readable(value: f64) -> String {
     super::number_format::grouped(&format!("{value:.0}"))
 }
 
-/// Whether what was acknowledged is what was counted. Events of requests without an answer may be
-/// counted or not.
+/// Checks that exactly the acknowledged events are counted. Events of requests without an answer
+/// may be counted or not.
 fn verdict(acked: u64, unanswered: u64, counted: u64) -> anyhow::Result<()> {
     let [acked, unanswered, counted, most] = [acked, unanswered, counted, acked + unanswered]
         .map(|n| (n, super::number_format::grouped(&n.to_string())));

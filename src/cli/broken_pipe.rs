@@ -1,25 +1,24 @@
-//! What becomes of a command whose output nobody reads any more, as in `rollmill status | head`, or
-//! cannot be written, as to a full disk.
+//! Ends a command whose output is closed, as in `rollmill status | head`, or cannot be written, as
+//! on a full disk.
 //!
-//! Rust ignores SIGPIPE, and `println!` panics then. SIGPIPE cannot be turned on again for the
-//! whole process: a write to a connection that the server has closed would end `send` and `bench`
-//! without a word. So that one panic is what ends a command, quietly, with the code that a shell
-//! shows for a program that SIGPIPE has ended. Any other failure to print is a failure of the
-//! command.
+//! Rust ignores SIGPIPE, so `println!` panics on a closed pipe. Restoring SIGPIPE for the process
+//! is no option: a write to a connection that the server has closed would kill `send` and `bench`
+//! without a message. Instead, this one panic ends the command quietly, with the exit code that a
+//! shell shows for SIGPIPE. Any other failure to print fails the command.
 
 use std::any::Any;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_hook};
 use std::process::ExitCode;
 
-/// 128 and the number of SIGPIPE.
-const NOBODY_READS: u8 = 141;
+/// 128 plus the number of SIGPIPE.
+const OUTPUT_CLOSED: u8 = 141;
 
-/// How the panic of `println!` begins; the standard library gives it no other mark.
+/// Start of the panic message of `println!`, the only way to recognise that panic.
 const NOT_PRINTED: &str = "failed printing to std";
 
-/// Runs a command; what it prints into a closed pipe ends it without a message, and what cannot be
-/// printed otherwise with one. Every other panic is what it was.
+/// Runs a command. Printing to a closed pipe ends it without a message, any other failure to print
+/// with one. Other panics are passed on.
 pub(super) fn run_quietly(command: impl FnOnce() -> ExitCode) -> ExitCode {
     let loud = take_hook();
     set_hook(Box::new(move |info| {
@@ -33,7 +32,7 @@ pub(super) fn run_quietly(command: impl FnOnce() -> ExitCode) -> ExitCode {
     };
     match not_printed(&*panic) {
         None => resume_unwind(panic),
-        Some(why) if why.contains("Broken pipe") => ExitCode::from(NOBODY_READS),
+        Some(why) if why.contains("Broken pipe") => ExitCode::from(OUTPUT_CLOSED),
         Some(why) => {
             #[expect(
                 clippy::let_underscore_must_use,
@@ -45,7 +44,7 @@ pub(super) fn run_quietly(command: impl FnOnce() -> ExitCode) -> ExitCode {
     }
 }
 
-/// Why something could not be printed, if this panic says so.
+/// The reason why printing failed, if the panic is one of `println!`.
 fn not_printed(payload: &(dyn Any + Send)) -> Option<&str> {
     let text = payload
         .downcast_ref::<String>()

@@ -1,4 +1,4 @@
-//! A small client of the server: the address as people write it, proxies, and errors as sentences.
+//! A small HTTP client for the server: lenient addresses, proxies, and errors as sentences.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -11,14 +11,14 @@ use ureq::http::Uri;
 use super::UsageError;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
-/// Longest answer that is read.
+/// Largest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 1 << 30;
 
-/// Which server, and with which key. The variables are not read by clap: it would show what they
-/// set in the usage of every mistake.
+/// The server to use, and its key. Environment variables are not read by clap, which would print
+/// their values, keys included, in every usage error.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct ServerArgs {
-    /// The server [env: ROLLMILL_URL] [default: http://127.0.0.1:8080]
+    /// Address of the server [env: ROLLMILL_URL] [default: http://127.0.0.1:8080]
     #[arg(long)]
     url: Option<ServerUrl>,
     /// API key [env: ROLLMILL_KEY]
@@ -26,7 +26,7 @@ pub(super) struct ServerArgs {
     key: Option<String>,
 }
 
-/// The address of a server, without a slash at its end.
+/// The base URL of a server, without a trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ServerUrl(String);
 
@@ -52,18 +52,18 @@ impl std::fmt::Display for ServerUrl {
     }
 }
 
-/// A variable that is set to nothing is not set.
+/// An environment variable; an empty one counts as unset.
 fn env_var(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The API key that is given, or the one that the environment has.
+/// The given API key, or the one in the environment.
 pub(super) fn key_or_env(given: Option<&str>) -> Option<String> {
     given.filter(|key| !key.is_empty()).map(str::to_owned).or_else(|| env_var("ROLLMILL_KEY"))
 }
 
 impl ServerArgs {
-    /// The server that is meant, asked with this patience.
+    /// A client for the selected server; `patience` limits a whole request.
     pub(super) fn server(&self, patience: Duration) -> anyhow::Result<ServerClient> {
         let address = match (&self.url, env_var("ROLLMILL_URL")) {
             (Some(url), _) => url.clone(),
@@ -97,10 +97,10 @@ impl ServerArgs {
     }
 }
 
-/// An answer as the type that it has on the wire.
+/// Decodes an answer into its API type.
 ///
 /// # Errors
-/// If it is of another release that speaks another language.
+/// If the server is of a release whose answers are incompatible.
 pub(super) fn decode_answer<T: serde::de::DeserializeOwned>(
     answer: &serde_json::Value,
 ) -> anyhow::Result<T> {
@@ -108,37 +108,37 @@ pub(super) fn decode_answer<T: serde::de::DeserializeOwned>(
         .with_context(|| format!("the answer is not what this version understands: {answer:.200}"))
 }
 
-/// For commands that ask once.
+/// Request timeout of commands that send one request.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server that is asked.
+/// A client of one server.
 pub(super) struct ServerClient {
     pub(super) address: ServerUrl,
     key: Option<String>,
     agent: ureq::Agent,
-    /// The proxy that stands between, as people know it.
+    /// The proxy in use as HOST:PORT, for error messages.
     proxy: Option<String>,
 }
 
-/// An answer, whatever its status.
+/// An answer of the server, whatever its status.
 pub(super) struct HttpAnswer {
     pub(super) status: u16,
-    /// Seconds.
+    /// `Retry-After`, in seconds.
     pub(super) retry_after: Option<u64>,
     pub(super) text: String,
-    /// How complete a table is, as JSON.
+    /// Completeness of a CSV answer, as JSON.
     pub(super) completeness: Option<String>,
 }
 
 impl HttpAnswer {
-    /// Code and message of an error in the server's own shape.
+    /// Code and message, if the answer is an error of Rollmill.
     pub(super) fn error(&self) -> Option<(String, String)> {
         let parsed: serde_json::Value = serde_json::from_str(&self.text).ok()?;
         let part = |name: &str| parsed["error"][name].as_str().map(str::to_owned);
         Some((part("code")?, part("message")?))
     }
 
-    /// An error as a sentence.
+    /// The error of an answer, as a sentence for people.
     pub(super) fn sentence(&self) -> String {
         match self.error() {
             Some((code, message)) => format!("{message} ({} {code})", self.status),
@@ -153,7 +153,7 @@ impl HttpAnswer {
 impl ServerClient {
     fn new(address: ServerUrl, key: Option<String>, patience: Duration) -> Self {
         let uri: Option<Uri> = address.0.parse().ok();
-        // A proxy cannot reach this machine's own loopback.
+        // A proxy cannot reach the loopback address of this machine.
         let here = uri.as_ref().and_then(Uri::host).is_some_and(is_loopback);
         let proxy = if here { None } else { ureq::Proxy::try_from_env() };
         let used =
@@ -167,8 +167,10 @@ impl ServerClient {
         Self { address, key, agent: config.into(), proxy: named }
     }
 
+    /// Sends a GET request.
+    ///
     /// # Errors
-    /// In words, why there is no answer.
+    /// A sentence that says why there is no answer.
     pub(super) fn get(
         &self,
         path: &str,
@@ -184,8 +186,10 @@ impl ServerClient {
         self.answer(request.call())
     }
 
+    /// Sends a POST request.
+    ///
     /// # Errors
-    /// As [`Self::get`].
+    /// Those of [`Self::get`].
     pub(super) fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<HttpAnswer, String> {
         let mut request =
             self.agent.post(format!("{}{path}", self.address)).header("content-type", kind);
@@ -229,10 +233,10 @@ impl ServerClient {
         Ok(HttpAnswer { status: answer.status().as_u16(), retry_after, text, completeness })
     }
 
-    /// The text of a good answer.
+    /// The body of a successful answer.
     ///
     /// # Errors
-    /// The server's own words; wrong usage if it says that the question was wrong.
+    /// The server's error as a sentence; a 400 becomes a usage error.
     pub(super) fn success_text(&self, answer: HttpAnswer) -> anyhow::Result<String> {
         match answer.status {
             200 => Ok(answer.text),

@@ -1,4 +1,4 @@
-//! `rollmill health`: what `/readyz` says, as an exit code.
+//! `rollmill health`: the answer of `/readyz` as an exit code.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::client::ServerArgs;
 
-/// A node that needs longer is not ready. Below the patience of the image's health check.
+/// A node that takes longer counts as not ready. Shorter than the health check timeout of the
+/// container image.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 Exit code 0: the node is ready. 1: it is not, or does not answer within 2 s. It needs no API key.")]
 pub(super) struct HealthArgs {
-    /// One role of the node [default: all that it has]
+    /// Check one role of the node [default: all roles that it has]
     #[arg(long, value_parser = ["gateway", "shards", "query"])]
     role: Option<String>,
     #[command(flatten)]

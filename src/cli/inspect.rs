@@ -1,5 +1,5 @@
-//! `rollmill metrics`, `labels`, `limits`, `accounting`: what a server knows, without an HTTP
-//! client.
+//! `rollmill metrics`, `labels`, `limits` and `accounting`: read-only views of a server, for people
+//! without an HTTP client.
 
 use anyhow::bail;
 use clap::Args;
@@ -18,10 +18,9 @@ use crate::model::suggest::nearest_name;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill metrics
-  rollmill metrics --json --url http://10.0.0.5:8080 \
-                        --key $KEY")]
+    rollmill metrics --json --url http://10.0.0.5:8080 --key $KEY")]
 pub(super) struct MetricsArgs {
-    /// Print the answer as it came
+    /// Print the answer of the server unchanged, as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -33,9 +32,9 @@ pub(super) struct MetricsArgs {
   rollmill labels page_view
   rollmill labels page_view country")]
 pub(super) struct LabelsArgs {
-    /// The metric
+    /// Name of the metric
     metric: String,
-    /// The label whose values are wanted [default: the names of the labels]
+    /// Label whose values to list [default: list the label names]
     name: Option<String>,
     /// Print JSON
     #[arg(long)]
@@ -49,7 +48,7 @@ pub(super) struct LabelsArgs {
   rollmill limits
   rollmill limits --json")]
 pub(super) struct LimitsArgs {
-    /// Print the answer as it came
+    /// Print the answer of the server unchanged, as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -62,8 +61,8 @@ pub(super) struct LimitsArgs {
   rollmill accounting --from -7d
   rollmill accounting --from 2026-01-01 --to 2026-01-02 --json
 
-accepted = aggregated + deduplicated + quarantined (in the store) + pending (not in the store \
-                        yet), by hour of receipt.")]
+accepted = aggregated + deduplicated + quarantined (in the store) + pending (not in the store yet),
+by hour of receipt.")]
 pub(super) struct AccountingArgs {
     /// First hour: 2026-01-01, RFC 3339, milliseconds, or -7d [default: a day ago]
     #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
@@ -71,14 +70,14 @@ pub(super) struct AccountingArgs {
     /// Last hour, exclusive [default: now]
     #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     to: Option<String>,
-    /// Print the answer as it came
+    /// Print the answer of the server unchanged, as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     server: ServerArgs,
 }
 
-/// Shards named in the warning about a partial answer.
+/// Most shards named in the warning about a partial answer.
 const NAMED: usize = 5;
 
 #[allow(clippy::print_stdout)] // the output of the commands
@@ -102,7 +101,7 @@ fn rows<'a>(answer: &'a Value, name: &str) -> &'a [Value] {
     answer[name].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// A value as people read it; what is not known is a dash.
+/// A value for people; null is a dash.
 fn value_or_dash(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -119,9 +118,9 @@ pub(super) fn metrics(args: &MetricsArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says what an answer lacks.
+/// Warns on standard error if shards are missing from an answer.
 fn warn_partial(answer: &Value) {
-    // An older release says nothing of it.
+    // An older release does not report completeness.
     let Ok(completeness) = Completeness::deserialize(&answer["completeness"]) else { return };
     if completeness.partial {
         let named: Vec<String> = completeness
@@ -148,7 +147,7 @@ fn metrics_table(answer: &Value) -> String {
             ["metric", "series", "first", "last", "labels"].map(|name| value_or_dash(&row[name])),
         );
     }
-    // A list may be cut; whatever says so stands beside it.
+    // The answer is a page; `next` says where the following page continues.
     match answer.get("next") {
         Some(next) => format!("{table}\nnext: {}", value_or_dash(next)),
         None => table.to_string(),
@@ -199,7 +198,7 @@ fn row_of<'a>(answer: &'a Value, metric: &str) -> anyhow::Result<&'a Value> {
     bail!("there is no metric {metric}{}", hint.unwrap_or_default())
 }
 
-/// A name as a part of a path.
+/// Percent-encodes a name as one path segment.
 fn encoded(name: &str) -> String {
     let part = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' => char::from(byte).to_string(),
@@ -239,7 +238,7 @@ fn flatten<'a>(prefix: &str, value: &'a Value, out: &mut Vec<(String, &'a Value)
     }
 }
 
-/// Durations and sizes in the largest unit that leaves a whole number.
+/// A limit for people: durations and sizes in the largest unit that leaves a whole number.
 fn limit(name: &str, value: &Value) -> String {
     let units: &[(&str, u64)] = match name.rsplit('_').next() {
         Some("ms") => &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)],
@@ -303,7 +302,10 @@ mod tests {
 
     #[test]
     fn limits_are_readable() {
-        let answer = json!({"accept": {"max_age_ms": 31_536_000_000u64, "max_event_bytes": 8192}, "query": {"max_points": 100_000, "x_ms": 1_500}});
+        let answer = json!({
+            "accept": {"max_age_ms": 31_536_000_000u64, "max_event_bytes": 8192},
+            "query": {"max_points": 100_000, "x_ms": 1_500},
+        });
         let mut flat = Vec::new();
         flatten("", &answer, &mut flat);
         let shown: Vec<(String, String)> =
@@ -319,7 +321,10 @@ mod tests {
 
     #[test]
     fn metrics_are_a_table_and_a_missing_one_is_named() {
-        let answer = json!({"metrics": [{"metric": "page_view", "labels": ["country", "page"], "series": 1_234, "first": null, "last": null}]});
+        let labels = ["country", "page"];
+        let answer = json!({"metrics": [
+            {"metric": "page_view", "labels": labels, "series": 1_234, "first": null, "last": null},
+        ]});
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(
             metrics_table(&answer).lines().nth(1).map(words),

@@ -1,7 +1,7 @@
-//! `rollmill keys`: makes, lists and revokes API keys in the keys file, which a running server
-//! reads again by itself.
+//! `rollmill keys`: creates, lists and revokes API keys in the keys file, which a running server
+//! reloads by itself.
 //!
-//! A key is printed once, when it is made, and kept nowhere: the file holds its hash.
+//! A key is printed once, when it is created, and not stored: the file holds only its hash.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::gateway::auth::{Scope, StoredKey, new_key};
 use crate::gateway::keys_file;
 
 const DAY_MS: i64 = 86_400_000;
-/// Longest life of a key that expires at all.
+/// Longest lifetime of a key that expires, in days.
 const MAX_DAYS: i64 = 36_500;
 const MAX_TENANT: usize = 64;
 
@@ -31,7 +31,7 @@ struct FileArgs {
     /// The keys file [default: auth.keys_file of the configuration]
     #[arg(long)]
     file: Option<PathBuf>,
-    /// The server's configuration file
+    /// The server's configuration file, to find the keys file
     #[arg(long)]
     config: Option<PathBuf>,
     /// Print JSON
@@ -41,27 +41,27 @@ struct FileArgs {
 
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
-    /// Make a key and print it, this once
+    /// Create a key, and print it this once
     #[command(after_help = "Examples:
   rollmill keys add --file keys.toml --tenant shop --scopes write,read
   KEY=$(rollmill keys add --config rollmill.toml --tenant shop --scopes read --expires 90d)
 
-The server uses the file when auth.keys_file names it, and reads it again within a second or two \
-                            of each change.")]
+The server uses the file if auth.keys_file names it, and reloads it within a second or two of
+each change.")]
     Add {
-        /// Whose events it sends and reads
+        /// Tenant whose events the key sends and reads
         #[arg(long, value_parser = tenant)]
         tenant: String,
-        /// What it may do
+        /// What the key may do, separated by commas
         #[arg(long, value_delimiter = ',', required = true)]
         scopes: Vec<ScopeArg>,
-        /// Days after which it is refused, such as 90d [default: never]
+        /// Days until it expires, such as 90d [default: never]
         #[arg(long, value_parser = days)]
         expires: Option<i64>,
         #[command(flatten)]
         file: FileArgs,
     },
-    /// Print the keys: names, never the keys themselves
+    /// List the keys by name, never the keys themselves
     #[command(after_help = "Examples:
   rollmill keys list --file keys.toml
   rollmill keys list --config rollmill.toml --json")]
@@ -69,11 +69,11 @@ The server uses the file when auth.keys_file names it, and reads it again within
         #[command(flatten)]
         file: FileArgs,
     },
-    /// Take a key back: a running server refuses it within a second or two
+    /// Revoke a key: a running server refuses it within a second or two
     #[command(after_help = "Example:
   rollmill keys revoke rm_1a2b3c4d --file keys.toml")]
     Revoke {
-        /// Its name, the first characters, as `list` prints it
+        /// Name of the key, its first characters, as `list` prints it
         name: String,
         #[command(flatten)]
         file: FileArgs,
@@ -84,11 +84,11 @@ The server uses the file when auth.keys_file names it, and reads it again within
 enum ScopeArg {
     /// Send events
     Write,
-    /// Query
+    /// Query rollups and metric names
     Read,
-    /// Settle the tenant's own events that were set aside
+    /// Release and discard the tenant's own quarantined events
     Admin,
-    /// Operate the node: its metrics and status, records that are nobody's
+    /// Operate the node: its metrics and status, and records without a known tenant
     Operator,
 }
 
@@ -212,7 +212,7 @@ fn list(file: &FileArgs) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)] // the output of the command
 fn revoke(name: &str, file: &FileArgs) -> anyhow::Result<()> {
     let path = file.path()?;
-    // A file that is not there is not to be made by taking a key out of it.
+    // Fails on a missing file: `edit` would create it.
     keys_file::read(&path)?;
     let revoked = keys_file::edit(&path, |keys| {
         let at = keys.keys.iter().position(|key| key.prefix == name);

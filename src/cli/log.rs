@@ -1,4 +1,4 @@
-//! `rollmill log`: what a person decides about a damaged log.
+//! `rollmill log`: manual repair of a damaged embedded log.
 
 use std::path::PathBuf;
 
@@ -15,8 +15,8 @@ pub(super) struct LogArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Give up the last commit of a log that is damaged there, while no node runs; its bytes are
-    /// kept in a file beside the log
+    /// Cut off the damaged last commit of a log while no node runs; its bytes are kept in a file
+    /// next to the log
     #[command(after_help = "Example:
   rollmill log cut --data ./data")]
     Cut {

@@ -1,9 +1,9 @@
 //! The server's own log, on standard error.
 //!
-//! What always holds: a record is one line, whatever a client put into what it holds, so that
-//! nobody can write a record that looks like the server's or move a terminal's cursor. A panic is a
-//! record too. No record ends a node or makes it wait: one that cannot be written, because the disk
-//! is full or its reader is gone or stands still, is lost and counted.
+//! Invariants: a log record is one line, whatever a client put into its fields, so that no client
+//! can forge records or move a terminal's cursor. A panic is a log record, too. Logging never ends
+//! a node or blocks it: a record that cannot be written, because the disk is full or the reader is
+//! gone or stalled, is dropped and counted.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,19 +12,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::telemetry;
 
-/// As many bytes as a pipe that takes any takes at once (PIPE_BUF).
+/// Largest write that a pipe takes without blocking once it is writable (PIPE_BUF).
 const AT_ONCE: usize = 4096;
-/// How long a reader may take; one that took longer is not waited for until it reads again.
+/// How long to wait for a stalled reader. After one timeout there is no more waiting until it reads
+/// again.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// Quiet by default: warnings, and what the node itself says; the mesh says of its sessions what
-/// there is to say, and once. `ROLLMILL_LOG` takes directives of tracing.
+/// Starts logging at a quiet default: warnings of dependencies, and the node's own messages.
+/// `ractor_cluster` logs errors only, because the mesh reports its sessions itself, once.
+/// `ROLLMILL_LOG` overrides the filter with tracing directives.
 pub(super) fn start(json: bool) {
     start_with("warn,rollmill=info,ractor_cluster=error", json);
 }
 
-/// For a command that runs parts of a node and prints a result of its own: warnings only.
+/// Starts logging warnings only, for commands that run parts of a node but print their own result.
 pub(super) fn start_quietly() {
     start_with("warn,ractor_cluster=error", false);
 }
@@ -36,7 +38,8 @@ fn start_with(default: &str, json: bool) {
     if json {
         records.json().with_writer(|| OneLine(LogWriter)).init();
     } else if std::io::stderr().is_terminal() {
-        // Colours are control characters themselves; tracing escapes those of the fields.
+        // Colour codes are control characters, which `OneLine` would escape. The fields are safe:
+        // tracing escapes them itself.
         records.with_writer(|| LogWriter).init();
     } else {
         records.with_ansi(false).with_writer(|| OneLine(LogWriter)).init();
@@ -44,7 +47,7 @@ fn start_with(default: &str, json: bool) {
     log_panics();
 }
 
-/// Standard error, which never fails: what it does not take is lost and counted.
+/// Writes to standard error, and never fails: records that cannot be written are counted as lost.
 struct LogWriter;
 
 impl Write for LogWriter {
@@ -64,7 +67,7 @@ fn write_record(record: &[u8]) -> bool {
     let mut stderr = std::io::stderr().lock();
     record.chunks(AT_ONCE).all(|part| {
         let patience = if STALLED.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
-        // Of a pipe, a terminal or a socket; a file is always ready.
+        // Only pipes, terminals and sockets can be unready; a file always is ready.
         let is_ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&patience))
             .is_ok_and(|ready| ready > 0);
         STALLED.store(!is_ready, Ordering::Relaxed);
@@ -79,8 +82,8 @@ fn log_panics() {
     }));
 }
 
-/// Escapes control characters inside of each record, as JSON would: JSON itself lets those above
-/// U+007F pass. Tracing writes a record in one call.
+/// Escapes control characters in each record. JSON leaves those above U+007F as they are, so they
+/// are escaped here as well. Tracing writes each record in one call.
 struct OneLine<W>(W);
 
 impl<W: Write> Write for OneLine<W> {

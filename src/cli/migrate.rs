@@ -1,4 +1,4 @@
-//! `rollmill migrate`: takes the data directory of an embedded node into a cluster.
+//! `rollmill migrate`: moves the data of an embedded node into a cluster.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::migrate::{
     MigrationOutcome, MigrationReport, MigrationSource, MigrationStep, run as migrate,
 };
 
-/// Empty records that are appended in a second: an estimate, to tell minutes from hours beforehand.
+/// Estimated rate at which empty records are appended, to tell minutes from hours in advance.
 const FILL_PER_SECOND: u64 = 500_000;
 
 #[derive(Debug, Args)]
@@ -20,18 +20,16 @@ const FILL_PER_SECOND: u64 = 500_000;
   rollmill migrate --data ./data --config new.toml
   rollmill migrate --data ./data --from-config old.toml --config new.toml --json
 
-Stop the node first, and send no events until the cluster takes them; its clients' retries are \
-                        recognised there. --config (and the
-environment) is the cluster's configuration: kafka.brokers, store.url, archive.url and the node's \
-                        shards.count. --from-config is the
-node's own, needed if it had one: de-duplication and the archive must be found as they were. The \
-                        database must be empty, and the topic
-must not be there: migrate makes it.
+Stop the node first, and send no events until the cluster accepts them; the cluster recognises
+retries of its clients. --config (with the environment) is the cluster's configuration:
+kafka.brokers, store.url, archive.url and the node's shards.count. --from-config is the node's
+own, required if it had one, because it locates the archive and sets the limits of
+de-duplication. The database must be empty, and the topic must not exist: migrate creates it.
 
-It may be interrupted at any moment: run the same command again. No node of the cluster can start \
-                        before it has ended. The directory
-stays as it is, but is not served any more. Exit code 0: done, now or before. 1: something is in \
-                        the way; the message says what to do.")]
+It may be interrupted at any time: run the same command again. No node of the cluster starts
+before it is done. The directory stays unchanged, but no server starts on it any more.
+
+Exit code 0: done, now or earlier. 1: not done; the message says what to do.")]
 pub(super) struct MigrateArgs {
     /// Data directory of the embedded node
     #[arg(long)]
@@ -42,7 +40,7 @@ pub(super) struct MigrateArgs {
     /// Configuration file of the embedded node, if it had one
     #[arg(long)]
     from_config: Option<PathBuf>,
-    /// Look at both sides and say what would be done; the node may run
+    /// Check both sides and say what would be done; the node may be running
     #[arg(long)]
     dry_run: bool,
     /// Print the result as JSON
@@ -65,7 +63,7 @@ pub(super) fn run(args: &MigrateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line for each step, and a bar on a terminal.
+/// Prints a line for each step, and a progress bar on a terminal.
 #[derive(Default)]
 struct ProgressDisplay {
     step: Option<MigrationStep>,
@@ -107,12 +105,27 @@ fn outcome(report: &MigrationReport) -> &'static str {
 
 fn json(report: &MigrationReport, seconds: f64) -> String {
     serde_json::json!({
-        "outcome": outcome(report), "seconds": seconds, "shards": report.shards,
-        "from": {"data": report.source, "log": report.source_log.to_string(), "unflushed": report.unflushed, "unarchived": report.unarchived},
-        "to": {"topic": report.topic, "cluster": report.cluster, "log": report.log, "store": report.store, "archive": report.archive},
-        "offsets": report.offsets, "objects": report.objects, "object_bytes": report.object_bytes,
-        "series": report.extent.series, "rollups": report.extent.rollups, "rows": report.extent.rows,
-    })
+    "outcome": outcome(report), "seconds": seconds, "shards": report.shards,
+            "from": {
+                "data": report.source,
+                "log": report.source_log.to_string(),
+                "unflushed": report.unflushed,
+                "unarchived": report.unarchived,
+            },
+            "to": {
+                "topic": report.topic,
+                "cluster": report.cluster,
+                "log": report.log,
+                "store": report.store,
+                "archive": report.archive,
+            },
+            "offsets": report.offsets,
+    "objects": report.objects,
+    "object_bytes": report.object_bytes,
+            "series": report.extent.series,
+            "rollups": report.extent.rollups,
+            "rows": report.extent.rows,
+        })
     .to_string()
 }
 

@@ -1,4 +1,4 @@
-//! Commands.
+//! The command line: one module per subcommand.
 
 mod archive;
 mod bench;
@@ -54,46 +54,46 @@ enum Command {
     Serve(ServeArgs),
     /// Send events from files or standard input
     Send(send::SendArgs),
-    /// Ask for a metric
+    /// Query a metric
     Query(query::QueryArgs),
-    /// Metrics, with their labels and number of series
+    /// List metrics, with their labels and number of series
     Metrics(inspect::MetricsArgs),
-    /// Labels of a metric, or values of a label
+    /// List the labels of a metric, or the values of a label
     Labels(inspect::LabelsArgs),
-    /// Every limit of a server
+    /// Show every limit of a server
     Limits(inspect::LimitsArgs),
-    /// What became of the events, by hour of receipt
+    /// Count events by outcome and hour of receipt
     Accounting(inspect::AccountingArgs),
     /// Recompute rollups from the raw events and compare them with the store, to the bit
     Verify(verify::VerifyArgs),
-    /// Make a lost store anew from the archive and the log
+    /// Rebuild a lost store from the archive and the log
     Rebuild(rebuild::RebuildArgs),
-    /// The archive of raw events
+    /// List, flush and expire the archive of raw events
     Archive(archive::ArchiveArgs),
     /// Measure a server under load, and check that it counted everything exactly once
     Bench(bench::BenchArgs),
-    /// Whether a node is ready, for health checks where no HTTP client is at hand
+    /// Check whether a node is ready, where no HTTP client is at hand
     Health(health::HealthArgs),
-    /// Nodes, and where every shard stands
+    /// Show the nodes, and the state of every shard
     Status(status::StatusArgs),
-    /// Events that were set aside because they crashed their shard
+    /// List, release and discard quarantined events
     Quarantine(quarantine::QuarantineArgs),
-    /// API keys: make, list and revoke them
+    /// Create, list and revoke API keys
     Keys(keys::KeysArgs),
-    /// The log of an embedded node
+    /// Inspect the log of an embedded node
     Log(log::LogArgs),
-    /// The store in PostgreSQL: its roles and its tables
+    /// Manage the roles and tables of a PostgreSQL store
     Store(store::StoreArgs),
-    /// The log on Kafka: make its topic and check it
+    /// Create and check the Kafka topic of the log
     Topic(topic::TopicArgs),
-    /// Take the data directory of an embedded node into a cluster
+    /// Move the data of an embedded node into a cluster
     Migrate(migrate::MigrateArgs),
-    /// Check a configuration and print it with every default, as a file that can be used
+    /// Check a configuration and print it with every default, as a usable file
     #[command(after_help = "Examples:
   rollmill check-config config/rollmill.toml
   ROLLMILL_ACCEPT_MAX_AGE=30d rollmill check-config > rollmill.toml")]
     CheckConfig {
-        /// The file
+        /// Configuration file (TOML) [default: environment variables only]
         file: Option<PathBuf>,
     },
     /// Print the version, the commit and the features of the build
@@ -102,7 +102,7 @@ enum Command {
     Version,
 }
 
-/// Wrong usage that the parser of the command line cannot see.
+/// A usage error that clap cannot detect; exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);
@@ -115,10 +115,10 @@ struct ServeArgs {
     /// Data directory [default: ./data]
     #[arg(long)]
     data: Option<String>,
-    /// Address to serve on [default: 127.0.0.1:8080]
+    /// Address to listen on [default: 127.0.0.1:8080]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// What this node does, of gateway,shards,query [default: all]
+    /// Roles of this node, out of gateway,shards,query [default: all]
     #[arg(long)]
     roles: Option<String>,
     /// Log as JSON
@@ -126,21 +126,21 @@ struct ServeArgs {
     log_json: bool,
 }
 
-/// Whether a command line is one of ours, without running it; for the tests of files that hold
-/// some.
+/// Parses a command line without running it, for tests of files that contain commands.
 ///
 /// # Errors
-/// What clap says of it.
+/// The error of clap, as text.
 pub fn check(args: &[&str]) -> Result<(), String> {
     Cli::try_parse_from(std::iter::once("rollmill").chain(args.iter().copied()))
         .map(drop)
         .map_err(|error| error.to_string())
 }
 
-/// Runs the command line: 0 done, 1 failed, 2 wrong usage, 141 when nobody reads the output any
-/// more.
+/// Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 141 if standard output
+/// was closed.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
+    // Before anything is written: files of the node are private to its user.
     permissions::set_umask();
     broken_pipe::run_quietly(|| match run(command) {
         Ok(code) => code,
@@ -199,7 +199,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `build.rs` was told or has found.
+/// The commit of the build, as `build.rs` was told or has found it.
 fn commit() -> &'static str {
     option_env!("BUILD_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown")
 }
@@ -213,7 +213,7 @@ fn features() -> String {
     if built.is_empty() { "none".to_owned() } else { built.join(", ") }
 }
 
-/// A bar that counts; it shows on a terminal only.
+/// Style of a progress bar; indicatif draws it on a terminal only.
 fn bar_style(unit: &str) -> indicatif::ProgressStyle {
     let template = format!("{{bar:40}} {{pos}}/{{len}} {unit} {{eta}}");
     indicatif::ProgressStyle::with_template(&template)
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// Every command that can be run, with its path.
+    /// Collects every command that can be run, as its path and help.
     fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
         let path = format!("{path} {}", command.get_name()).trim().to_owned();
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -254,7 +254,7 @@ mod tests {
         }
     }
 
-    /// The words of a command line; quotes of a shell are taken off.
+    /// Splits a command line into words, removing shell quotes.
     fn words(line: &str) -> Vec<String> {
         let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
         for c in line.chars() {
@@ -286,8 +286,7 @@ mod tests {
             );
             for line in lines {
                 let Some(at) = line.find(&path) else { continue };
-                // What a shell does before, behind and beside it, and remarks, are no part of the
-                // command.
+                // Cuts off pipes, redirections and remarks, which are not part of the command.
                 let own = [" | ", " > ", " && ", "   "]
                     .iter()
                     .fold(&line[at..], |own, end| own.split(end).next().unwrap_or_default());

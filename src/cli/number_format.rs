@@ -1,6 +1,6 @@
-//! Figures as people read them.
+//! Formats numbers for people.
 
-/// Digits in groups of three: 1,234,567.89. What is no number stays as it is.
+/// Groups digits by three: 1,234,567.89. Text that is no number is returned unchanged.
 pub(super) fn grouped(text: &str) -> String {
     let (sign, digits) = text.strip_prefix('-').map_or(("", text), |digits| ("-", digits));
     let (whole, fraction) =
@@ -18,12 +18,12 @@ pub(super) fn grouped(text: &str) -> String {
     format!("{sign}{}{fraction}", groups.join(","))
 }
 
-/// A count and its noun.
+/// A count with its noun, in the plural unless it is 1.
 pub(super) fn count_of(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", grouped(&n.to_string()), if n == 1 { "" } else { "s" })
 }
 
-/// A figure that is not exact: six digits that say something, however small it is.
+/// Formats an approximate number with six significant digits, however small it is.
 pub(super) fn short(value: f64) -> String {
     let magnitude = value.abs();
     if value == 0.0 || !value.is_finite() {

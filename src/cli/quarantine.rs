@@ -1,4 +1,4 @@
-//! `rollmill quarantine`: what was set aside, and what becomes of it.
+//! `rollmill quarantine`: lists, releases and discards quarantined events.
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -14,47 +14,46 @@ pub(super) struct QuarantineArgs {
 
 #[derive(Debug, Subcommand)]
 enum QuarantineCommand {
-    /// Print the events that are set aside
+    /// List the quarantined events
     #[command(after_help = "Examples:
   rollmill quarantine list
-  rollmill quarantine list --all --json \
-                            --url http://10.0.0.5:8080 --key $KEY")]
+    rollmill quarantine list --all --json --url http://10.0.0.5:8080 --key $KEY")]
     List {
-        /// Discarded events too
+        /// List discarded events, too
         #[arg(long)]
         all: bool,
-        /// Print the answer as it came, with the events' raw bytes
+        /// Print the answer of the server unchanged, with the events' raw bytes
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Count events after all, when what made them crash is fixed
+    /// Count events after all, once the cause of their crash is fixed
     #[command(after_help = "Examples:
   rollmill quarantine release 12/3456/0
   rollmill quarantine release --all
 
-An event that still crashes stays in the quarantine. Exit code 0: all were released. 1: some were \
-                            not.")]
+An event that still crashes stays in the quarantine. Exit code 0: all were released. 1: some were
+not.")]
     Release {
-        /// The events, as `list` names them
+        /// Events to release, as `list` names them
         #[arg(
             value_name = "SHARD/OFFSET/INDEX",
             required_unless_present = "all",
             conflicts_with = "all"
         )]
         events: Vec<EventPlace>,
-        /// Every event that waits
+        /// Release every event in the quarantine
         #[arg(long)]
         all: bool,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Give events up for good: they are kept, but never counted
+    /// Discard events for good: they are kept, but never counted
     #[command(after_help = "Example:
   rollmill quarantine discard 12/3456/0 12/3460/7")]
     Discard {
-        /// The events, as `list` names them
+        /// Events to discard, as `list` names them
         #[arg(value_name = "SHARD/OFFSET/INDEX", required = true)]
         events: Vec<EventPlace>,
         #[command(flatten)]
@@ -112,7 +111,7 @@ fn table(answer: &QuarantineAnswer) -> String {
     }
 }
 
-/// The events that wait. The answer is bounded, so whoever wants all asks again.
+/// One page of the quarantined events, and whether more remain.
 fn pending_events(server: &ServerArgs) -> anyhow::Result<(Vec<EventPlace>, bool)> {
     let answer: QuarantineAnswer = decode_answer(&server.get("/v1/quarantine", &[])?)?;
     Ok((answer.events.iter().map(QuarantinedEvent::place).collect(), answer.more > 0))
@@ -120,6 +119,7 @@ fn pending_events(server: &ServerArgs) -> anyhow::Result<(Vec<EventPlace>, bool)
 
 fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
     loop {
+        // Released events leave the list, so the first page is a new one each time.
         let (places, more) = pending_events(server)?;
         apply_to_each(server, "release", "released", &places)?;
         if !more {
@@ -128,7 +128,8 @@ fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Does it to each event; goes on after a refusal, so that one event does not hold up the others.
+/// Applies an operation to each event. Continues after a refusal, so that one event does not block
+/// the others.
 #[allow(clippy::print_stdout)] // the output of the command
 fn apply_to_each(
     server: &ServerArgs,

@@ -1,4 +1,4 @@
-//! `rollmill query`: a metric as a table, a drawing, CSV, or JSON.
+//! `rollmill query`: queries a metric and prints a table, a plot, CSV, or JSON.
 
 mod plot;
 
@@ -16,20 +16,20 @@ use crate::api::query::QueryAnswer;
 use crate::clock::{Clock, Millis, SystemClock};
 use crate::model::suggest::nearest_name;
 
-/// Shards named in the warning about a partial answer.
+/// Most shards named in the warning about a partial answer.
 const NAMED: usize = 5;
-/// Series drawn by `--plot`.
+/// Most series drawn by `--plot`.
 const PLOTS: usize = 8;
-/// Characters of a line where no terminal says how many.
+/// Line width if no terminal tells it, in characters.
 const WIDTH: u16 = 80;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people
+    /// A table for people
     Table,
-    /// Figures with all their digits, for spreadsheets
+    /// CSV with all digits, for spreadsheets
     Csv,
-    /// The answer as it came
+    /// The answer of the server, unchanged
     Json,
 }
 
@@ -41,39 +41,39 @@ enum Output {
   rollmill query page_view --by page --step all --order desc --limit 10
   rollmill query page_view --where '{page=~\"/blog/.*\"}' --output csv")]
 pub(super) struct QueryArgs {
-    /// The metric
+    /// Name of the metric
     metric: String,
-    /// First time, inclusive: 2026-01-01, RFC 3339, milliseconds, or -7d [default: a day ago]
+    /// Start, inclusive: 2026-01-01, RFC 3339, milliseconds, or -7d [default: a day ago]
     #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     from: Option<String>,
-    /// Last time, exclusive [default: now]
+    /// End, exclusive [default: now]
     #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     to: Option<String>,
-    /// Length of a window [default: 1h]
+    /// Length of a bucket [default: 1h]
     #[arg(long, value_parser = ["1h", "6h", "1d", "1w", "1mo", "all"])]
     step: Option<String>,
-    /// Time zone of the steps, of dates without one, and of the times shown [default: UTC]
+    /// Time zone of the steps, of dates without one, and of the output [default: UTC]
     #[arg(long, value_name = "ZONE", value_parser = zone)]
     tz: Option<NamedZone>,
-    /// What to compute, with commas between [default: count]
+    /// Aggregates, separated by commas [default: count]
     #[arg(long, value_delimiter = ',', value_parser = AGGS)]
     agg: Vec<String>,
-    /// Labels to group by
+    /// Labels to group by, separated by commas
     #[arg(long, value_name = "LABELS")]
     by: Option<String>,
-    /// Matchers
+    /// Label matchers, such as '{country="ch"}'
     #[arg(long = "where", value_name = "MATCHERS")]
     matchers: Option<String>,
-    /// In which order series come: by labels, or by the first aggregate [default: labels]
+    /// Order of the series: by labels, or by the first aggregate [default: labels]
     #[arg(long, value_parser = ["labels", "desc", "asc"])]
     order: Option<String>,
-    /// At most this many series: the first ones of the order
+    /// Return at most this many series, the first in the order
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// How to print the answer
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// As --output json
+    /// Same as --output json
     #[arg(long, conflicts_with = "output")]
     json: bool,
     /// Draw the first aggregate over time
@@ -86,7 +86,7 @@ pub(super) struct QueryArgs {
 const AGGS: [&str; 12] =
     ["count", "sum", "avg", "min", "max", "distinct", "rate", "p50", "p90", "p95", "p99", "p99.9"];
 
-/// A zone and its name.
+/// A time zone and its IANA name.
 #[derive(Debug, Clone)]
 struct NamedZone(String, TimeZone);
 
@@ -107,10 +107,10 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
         parameters.push(("format", "csv".to_owned()));
     }
     let answer = server.get("/v1/query", &parameters).map_err(anyhow::Error::msg)?;
-    let beside = answer.completeness.clone();
+    let completeness = answer.completeness.clone();
     let text = server.success_text(answer)?;
-    let strange = "the answer is not what this version understands";
-    let said = |completeness: &Completeness| {
+    let incompatible = "the answer is not what this version understands";
+    let print_warnings = |completeness: &Completeness| {
         warnings(completeness).iter().for_each(|warning| eprintln!("{warning}"))
     };
     match output {
@@ -119,17 +119,20 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Output::Csv => {
-            said(&serde_json::from_str(&beside.context(strange)?).context(strange)?);
-            // No label holds a line feed.
+            print_warnings(
+                &serde_json::from_str(&completeness.context(incompatible)?)
+                    .context(incompatible)?,
+            );
+            // Replacing every CRLF is safe: a label value holds no line feed.
             print(text.replace("\r\n", "\n").trim_end());
             return Ok(ExitCode::SUCCESS);
         }
         Output::Table => {}
     }
-    let answer: QueryAnswer = serde_json::from_str(&text).context(strange)?;
-    said(&answer.completeness);
+    let answer: QueryAnswer = serde_json::from_str(&text).context(incompatible)?;
+    print_warnings(&answer.completeness);
     if answer.series.is_empty() {
-        // That there is none is no failure.
+        // An empty result is no failure, so the exit code is 0.
         print(&empty_reason(args, &server));
     } else {
         print(&table(args, &answer));
@@ -204,7 +207,7 @@ fn table(args: &QueryArgs, answer: &QueryAnswer) -> String {
     table.to_string()
 }
 
-/// Exact figures with all their digits; averages and quantiles, which are not, with six.
+/// Exact values with all their digits; averages and quantiles, which are approximate, with six.
 fn format_figure(agg: &str, value: &str) -> String {
     match (agg, value.parse::<f64>()) {
         ("count" | "sum" | "min" | "max" | "distinct", _) | (_, Err(_)) => grouped(value),
@@ -212,7 +215,7 @@ fn format_figure(agg: &str, value: &str) -> String {
     }
 }
 
-/// What an answer lacks, a line for each reason.
+/// One line for each reason why the answer is incomplete.
 fn warnings(completeness: &Completeness) -> Vec<String> {
     let missing = &completeness.missing;
     let named: Vec<String> =
@@ -235,7 +238,7 @@ fn warnings(completeness: &Completeness) -> Vec<String> {
     partial.into_iter().chain(overflow).collect()
 }
 
-/// Why an answer is empty.
+/// A sentence on why an answer is empty: no data in the range, or no such metric.
 fn empty_reason(args: &QueryArgs, server: &ServerClient) -> String {
     let metric = &args.metric;
     let here = format!("no data for {metric} in this range");
@@ -252,7 +255,7 @@ fn empty_reason(args: &QueryArgs, server: &ServerClient) -> String {
         };
         return format!("{here}{known}");
     }
-    // A list that was cut, or that lacks shards, does not say that a name is missing.
+    // A truncated or partial list does not prove that a name is unknown.
     if known.get("next").is_some() || known["completeness"]["partial"] == true {
         return here;
     }
@@ -306,7 +309,7 @@ fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
     out
 }
 
-/// The windows of an answer, those without data too.
+/// The buckets between start and end of an answer, including those without data.
 struct AnswerWindows {
     from: jiff::ZonedDateTime,
     step: String,
@@ -320,7 +323,7 @@ impl AnswerWindows {
         };
         let mut windows = Self { from: time(&answer.from), step: answer.step.clone(), count: 0 };
         let to = time(&answer.to);
-        // The last window begins before the end.
+        // The end is exclusive, so the last bucket contains the millisecond before it.
         let last =
             to.checked_sub(jiff::Span::new().milliseconds(1)).map_or(0, |last| windows.at(&last));
         windows.count = last + 1;
@@ -333,8 +336,8 @@ impl AnswerWindows {
         ))
     }
 
-    /// The number of the window that holds a time. Days are counted by the calendar: they may have
-    /// 23 or 25 hours.
+    /// The index of the bucket that contains a time. Days are counted by the calendar, because they
+    /// may have 23 or 25 hours.
     fn at(&self, time: &jiff::ZonedDateTime) -> usize {
         let hours = (time.timestamp().as_millisecond() - self.from.timestamp().as_millisecond())
             .div_euclid(3_600_000);

@@ -1,4 +1,4 @@
-//! `rollmill rebuild`: makes a lost store anew from the archive and the log.
+//! `rollmill rebuild`: rebuilds a lost store from the archive and the log.
 
 use std::path::PathBuf;
 
@@ -17,19 +17,17 @@ use crate::recompute::rebuild::RebuildReport;
 #[command(after_help = "Examples:
   rollmill rebuild --data ./data --dry-run
   rollmill rebuild --data ./data && rollmill verify --data ./data
-  ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill rebuild --config \
-                        rollmill.toml
-
-The servers must be stopped, and the old store moved away. A rebuild that was ended goes on when \
-                        it is run again; until it is done
-nothing serves from its store. The configuration must be the servers': limits of de-duplication \
-                        and series decide again what was not
-archived yet. Not in the archive, and so not in the new store: whether an event that was set aside \
-                        has been released or given up
-since (it waits in the quarantine again), and what has expired.
-
-Exit code 0: the store is there. 1: something stands in the way; nothing serves from what was \
-                        built so far.")]
+    ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill \
+                          rollmill rebuild --config rollmill.toml
+  
+  Stop the servers and move the old store away first. An interrupted rebuild continues when it
+  is run again; until it is done, no server starts on its store. Use the servers' configuration:
+  the limits of de-duplication and series decide again about records that were not archived yet.
+  
+  The archive does not hold, and so the new store lacks: whether a quarantined event was released
+  or discarded after it was archived (it is quarantined again), and what has expired.
+  
+  Exit code 0: the store is rebuilt. 1: it is not, and no server starts on what exists so far.")]
 pub(super) struct RebuildArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]
@@ -37,17 +35,16 @@ pub(super) struct RebuildArgs {
     /// The servers' configuration file, if they have one
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Say what would be done, and do nothing
+    /// Say what would be done, but change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Rebuild although the first records of a shard are gone: they have expired
+    /// Rebuild even if the first records of a shard have expired
     #[arg(long)]
     allow_expired: bool,
-    /// Id of a log whose offsets this one has continued, as after a migration: its objects count,
-    /// too
+    /// Id of a log that this one continues, as after a migration: its objects are used, too
     #[arg(long, value_name = "ID")]
     former_log: Vec<String>,
-    /// Leave the records that only the log has to the server
+    /// Read the archive only; the server applies the rest of the log when it starts
     #[arg(long)]
     archive_only: bool,
     /// Print the result as JSON
@@ -132,8 +129,14 @@ fn planned(prepared: &RebuildJob) -> String {
 
 fn planned_json(prepared: &RebuildJob) -> String {
     let shard = |plan: &crate::recompute::rebuild::plan::ShardPlan| {
-        serde_json::json!({"shard": plan.shard.0, "start": plan.start, "archived": plan.archived, "end": plan.end,
-            "objects": plan.chain.iter().map(|link| &link.object.path).collect::<Vec<_>>(), "unused": plan.unused})
+        serde_json::json!({
+            "shard": plan.shard.0,
+            "start": plan.start,
+            "archived": plan.archived,
+            "end": plan.end,
+            "objects": plan.chain.iter().map(|link| &link.object.path).collect::<Vec<_>>(),
+            "unused": plan.unused,
+        })
     };
     serde_json::json!({"dry_run": true, "place": prepared.location(), "goes_on": prepared.resumes,
         "shards": prepared.plans.iter().map(shard).collect::<Vec<_>>()})
@@ -142,11 +145,24 @@ fn planned_json(prepared: &RebuildJob) -> String {
 
 fn json(report: &RebuildReport, prepared: &RebuildJob, seconds: f64) -> String {
     let [aggregated, deduplicated, quarantined] = report.events;
-    serde_json::json!({"place": prepared.location(), "went_on": prepared.resumes, "shards": report.shards, "objects": report.objects,
+    serde_json::json!({
+        "place": prepared.location(),
+        "went_on": prepared.resumes,
+        "shards": report.shards,
+        "objects": report.objects,
         "records": {"archive": report.records.0, "log": report.records.1},
-        "events": {"aggregated": aggregated, "deduplicated": deduplicated, "quarantined": quarantined},
-        "objects_without_decisions": report.undecided, "objects_without_checksum": report.unsealed, "objects_left_aside": report.unused, "damaged": report.damaged,
-        "incomplete_before": report.incomplete_before.map(time), "seconds": seconds})
+        "events": {
+            "aggregated": aggregated,
+            "deduplicated": deduplicated,
+            "quarantined": quarantined,
+        },
+        "objects_without_decisions": report.undecided,
+        "objects_without_checksum": report.unsealed,
+        "objects_left_aside": report.unused,
+        "damaged": report.damaged,
+        "incomplete_before": report.incomplete_before.map(time),
+        "seconds": seconds,
+    })
     .to_string()
 }
 

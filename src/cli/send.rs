@@ -1,9 +1,9 @@
-//! `rollmill send`: events from files or standard input, in batches, with retries that never count
-//! twice.
+//! `rollmill send`: sends events from files or standard input, in batches, with retries that never
+//! count an event twice.
 //!
-//! A run makes a random id once. An event without an id of its own gets one of run, input and byte:
-//! it stays the same in every retry, and in every run that goes on from the same position
-//! (`--resume`), whatever the file is called and whatever stands beside the event.
+//! Each run has a random id. An event without an id gets one made of run id, input number and byte
+//! offset. It is the same in every retry, and in every later run that resumes the same position
+//! (`--resume`), whatever the file is called by then and however events are batched.
 
 mod delivery;
 mod event;
@@ -33,62 +33,65 @@ use super::client::ServerArgs;
     after_help = "Examples:
   rollmill send events.ndjson
   rollmill send logs/ 'more/*.ndjson.gz' --resume sent.json --rejects bad.ndjson
-  rollmill send flights.csv.gz --metric delay --time event_time --value dep_delay --label origin=origin --resume flights.sent
-  rollmill send export.csv --metric-column sensor --time seconds --time-unit s --value reading --delimiter ';' --decimal-comma
-  tail -F events.ndjson | rollmill send -
-
-NDJSON, a JSON array, or CSV with a header; plain, gzip or zstd. What has come is sent after a second.
-Told twice, the same file counts twice, unless --resume keeps what was sent.
-Exit code 0: every event is in. 1: some were refused, or not everything was sent."
+    rollmill send flights.csv.gz --metric delay --time event_time --value dep_delay \
+    --label origin=origin --resume flights.sent
+    rollmill send export.csv --metric-column sensor --time seconds --time-unit s \
+    --value reading --delimiter ';' --decimal-comma
+    tail -F events.ndjson | rollmill send -
+  
+  Reads NDJSON, a JSON array, or CSV with a header; plain, gzip or zstd. A partial batch is sent after
+  a second. Sent twice, a file counts twice, unless --resume records what was sent.
+  
+  Exit code 0: every event was accepted. 1: some were refused, or not everything was sent."
 )]
 pub(super) struct SendArgs {
-    /// Files, directories, patterns; - is standard input
+    /// Files, directories or patterns to send; - is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// CSV: the metric of every row
     #[arg(long)]
     metric: Option<String>,
-    /// CSV: column of the metric
+    /// CSV: column that holds the metric
     #[arg(long, value_name = "COLUMN")]
     metric_column: Option<String>,
-    /// CSV: column of the time
+    /// CSV: column that holds the time
     #[arg(long, requires = "csv", value_name = "COLUMN")]
     time: Option<String>,
-    /// CSV: column of the value; an empty cell is an event without a value
+    /// CSV: column that holds the value; an empty cell is an event without a value
     #[arg(long, requires = "csv", value_name = "COLUMN")]
     value: Option<String>,
-    /// CSV: column of the user
+    /// CSV: column that holds the user
     #[arg(long, requires = "csv", value_name = "COLUMN")]
     user: Option<String>,
-    /// CSV: column of the id
+    /// CSV: column that holds the id
     #[arg(long, requires = "csv", value_name = "COLUMN")]
     id: Option<String>,
-    /// CSV: a label and its column
+    /// CSV: a label, and the column that holds it
     #[arg(long, value_name = "LABEL=COLUMN", requires = "csv", value_parser = label)]
     label: Vec<(String, String)>,
-    /// CSV: what stands between cells: a character, or `tab` [default: the one of , ; tab | that
-    /// the header has most of]
+    /// CSV: delimiter, one character or `tab` [default: the most frequent of , ; tab | in the
+    /// header]
     #[arg(long, requires = "csv", value_parser = delimiter)]
     delimiter: Option<u8>,
-    /// CSV: values are written 1.234,5
+    /// CSV: values are written as 1.234,5
     #[arg(long, requires = "csv")]
     decimal_comma: bool,
-    /// What a time that is a number counts since 1970 [default: told by its size]
+    /// Unit of numeric times, counted from 1970 [default: detected by magnitude]
     #[arg(long)]
     time_unit: Option<TimeUnit>,
-    /// CSV: zone of times that have none
+    /// CSV: time zone of times without one
     #[arg(long, value_name = "ZONE", requires = "csv", value_parser = jiff::tz::TimeZone::get)]
     tz: Option<jiff::tz::TimeZone>,
-    /// Events of one request
+    /// Events per request
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch: u32,
-    /// Keep in this file what was sent, and go on from there
+    /// Record in this file what was sent, and continue from there
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// Keep refused lines in this file as they were, and the reasons in FILE.reasons
+    /// Append refused lines to this file unchanged, and the reasons to FILE.reasons
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
-    /// Give up after failing for this many seconds
+    /// Give up after this many seconds of failures in a row
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     patience: u64,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `rollmill status`: nodes, and where every shard stands.
+//! `rollmill status`: the nodes, and the state of every shard.
 
 use std::process::ExitCode;
 
@@ -10,13 +10,12 @@ use crate::api::status::StatusAnswer;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill status
-  rollmill status --json --url http://10.0.0.5:8080 \
-                        --key $KEY
-
-Exit code 0: every shard has an owner that keeps up. 1: one has none or is stale, or the node \
-                        cannot tell.")]
+    rollmill status --json --url http://10.0.0.5:8080 --key $KEY
+  
+  Exit code 0: every shard has an owner that keeps up. 1: one has none or is stale, or the node
+  cannot tell.")]
 pub(super) struct StatusArgs {
-    /// Print the answer as it came
+    /// Print the answer of the server unchanged, as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -38,12 +37,12 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(if status.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A figure as people read it; what is not known is a dash.
+/// A value for people; `None` is a dash.
 fn value_or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// Milliseconds in the largest unit that leaves a figure above one.
+/// A duration in the largest unit in which it is at least one; `None` is a dash.
 fn duration(ms: Option<u64>) -> String {
     match ms {
         None => "-".to_owned(),
@@ -121,7 +120,7 @@ fn shards(answer: &StatusAnswer) -> String {
     table.to_string()
 }
 
-/// What is wrong, in a line or two.
+/// What is wrong, one line per problem; `None` if nothing is.
 fn problem(answer: &StatusAnswer) -> Option<String> {
     let count = |kind: &str| {
         answer.shards.iter().filter(|shard| shard.problem.as_deref() == Some(kind)).count()
@@ -183,12 +182,17 @@ mod tests {
     fn a_table_names_owner_and_problem() {
         let answer = StatusAnswer::deserialize(json!({
             "healthy": false, "store": "the store failed",
-            "nodes": [{"name": "a", "roles": ["gateway", "shards"], "version": "1", "uptime_ms": 1_000, "not_ready": null, "shards": 1}],
-            "shards": [
-                {"shard": 0, "owner": "here", "node": "a", "epoch": 3, "next": 9, "end": 10, "lag": 1, "age_ms": 12_000,
-                 "archived": 4, "archive_lag": 5, "attempts": 0, "problem": "stale"},
-                {"shard": 1, "owner": "none", "node": null, "problem": "no_owner"},
-                {"shard": 2, "owner": "here", "node": "a", "problem": "stopped", "why": "the log is corrupt"}],
+                        "nodes": [{
+                            "name": "a", "roles": ["gateway", "shards"], "version": "1",
+                            "uptime_ms": 1_000, "not_ready": null, "shards": 1,
+                        }],
+                        "shards": [
+                            {"shard": 0, "owner": "here", "node": "a", "epoch": 3, "next": 9, "end": 10,
+                             "lag": 1, "age_ms": 12_000, "archived": 4, "archive_lag": 5, "attempts": 0,
+                             "problem": "stale"},
+                            {"shard": 1, "owner": "none", "node": null, "problem": "no_owner"},
+                            {"shard": 2, "owner": "here", "node": "a", "problem": "stopped",
+                             "why": "the log is corrupt"}],
         }));
         let answer = answer.expect("an answer of an older release");
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();

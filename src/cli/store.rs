@@ -1,5 +1,5 @@
-//! `rollmill store`: what an administrator of PostgreSQL does once, and at an upgrade; a copy of
-//! the embedded store.
+//! `rollmill store`: roles and migrations of a PostgreSQL store, for its administrator, and backups
+//! of an embedded store.
 
 use std::path::PathBuf;
 
@@ -16,11 +16,11 @@ pub(super) struct StoreArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Copy the embedded store, as it is at one moment, while the server runs
+    /// Copy the embedded store as of one moment, while the server runs
     #[command(after_help = "Example:
   rollmill store backup /backups/store-2026-01-01.sqlite --data ./data")]
     Backup {
-        /// The new file
+        /// Path of the copy, which must not exist yet
         to: PathBuf,
         /// Data directory [default: data.dir of the configuration]
         #[arg(long)]
@@ -33,11 +33,11 @@ enum Command {
     #[command(after_help = "Example:
   rollmill store roles | psql rollmill")]
     Roles,
-    /// Lay or migrate the tables, as the role that owns them
+    /// Create or migrate the tables, as the role that owns them
     #[command(after_help = "Example:
   ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill store migrate")]
     Migrate {
-        /// URL of the database, without a password in it if others see this machine's processes
+        /// URL of the database; leave the password out if others see this machine's processes
         /// [default: store.url]
         #[arg(long)]
         url: Option<String>,

@@ -1,4 +1,4 @@
-//! Times as people write them on a command line.
+//! Parses and formats times for the command line.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
@@ -6,11 +6,11 @@ use jiff::tz::TimeZone;
 use crate::clock::Millis;
 use crate::model::event::parse_rfc3339;
 
-/// Milliseconds since 1970 of a time: RFC 3339, milliseconds, a date or a time of the zone, `now`,
-/// or so long ago: `-7d`.
+/// Parses a time into milliseconds since 1970. It may be RFC 3339, milliseconds, a date or time in
+/// `tz`, `now`, or an age such as `-7d`.
 ///
 /// # Errors
-/// What it takes.
+/// A sentence with examples of valid times.
 pub(super) fn parse(text: &str, now: Millis, tz: &TimeZone) -> Result<Millis, String> {
     if text == "now" {
         return Ok(now);
@@ -34,7 +34,7 @@ pub(super) fn parse(text: &str, now: Millis, tz: &TimeZone) -> Result<Millis, St
     })
 }
 
-/// `7d` in milliseconds.
+/// An age such as `7d`, in milliseconds.
 fn span(text: &str) -> Option<Millis> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let factor = match unit {
@@ -47,7 +47,7 @@ fn span(text: &str) -> Option<Millis> {
     number.parse::<Millis>().ok()?.checked_mul(factor)
 }
 
-/// A time of an answer in a zone; UTC as it came.
+/// Formats a time of an answer in a zone; `None` leaves it as it is, in UTC.
 pub(super) fn format_time(text: &str, tz: Option<&TimeZone>) -> String {
     let zoned =
         tz.and_then(|tz| Some(text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(tz.clone())));

@@ -1,4 +1,4 @@
-//! `rollmill topic`: makes and checks the topic of the log on Kafka.
+//! `rollmill topic`: creates, checks and moves the Kafka topic of the log.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,45 +17,41 @@ pub(super) struct TopicArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make the topic: as many partitions as shards, unlimited retention, the log's own append
-    /// times, an identity
+    /// Create the topic: one partition per shard, unlimited retention, LogAppendTime, and a log id
     #[command(after_help = "Examples:
   rollmill topic create --config rollmill.toml
-  ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 rollmill topic \
-                            create --if-missing
-
-Exit code 1: a topic that is there already is not as a node wants it. The output says how to mend \
-                            it.")]
+    ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 \
+                              rollmill topic create --if-missing
+  
+  Exit code 1: the topic exists, but a node would refuse it. The output says how to fix it.")]
     Create {
-        /// One that is there already is shown, and checked as describe does
+        /// If the topic exists, show and check it as describe does
         #[arg(long)]
         if_missing: bool,
         #[command(flatten)]
         options: Options,
     },
-    /// Show the topic, and what is not as it must be
+    /// Show the topic, and which settings are wrong
     #[command(after_help = "Examples:
   rollmill topic describe --config rollmill.toml
   rollmill topic describe --config rollmill.toml --json
 
-Exit code 1: something is not as a node wants it. The output says how to mend it.")]
+Exit code 1: a setting is not as a node expects it. The output says how to fix it.")]
     Describe(Options),
-    /// Take the cluster from another topic to the one of the configuration; all nodes must be
-    /// stopped
+    /// Move the cluster from another topic to the configured one; all nodes must be stopped
     #[command(after_help = "Example:
-  rollmill topic move --config rollmill.toml --from rollmill --dry-run     # kafka.topic is the \
-                            new one, which is not there yet
-
-Everything in the old topic is flushed and archived first. Offsets stay what they are: retries are \
-                            recognised, and `rollmill verify` covers
-old and new records. It may be killed at any moment: run it again. No node serves before it has \
-                            ended. The old topic is not deleted, and no
-node opens it any more. For `rollmill rebuild`, the old log is a --former-log.")]
+    rollmill topic move --config rollmill.toml --from rollmill --dry-run
+  
+  kafka.topic of the configuration is the new topic, which must not exist yet. Everything in the
+  old topic is flushed and archived first. Offsets continue, so that retries are recognised and
+  `rollmill verify` covers old and new records. It may be killed at any time: run it again. No node
+  starts before it is done. The old topic is not deleted, but no node opens it any more. For
+  `rollmill rebuild`, the old log is a --former-log.")]
     Move {
-        /// The topic that the cluster comes from
+        /// Topic that the cluster uses now
         #[arg(long, value_name = "TOPIC")]
         from: String,
-        /// Look at both sides and say what would be done
+        /// Check both sides and say what would be done
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -68,7 +64,7 @@ struct Options {
     /// The server's configuration file [default: environment variables only]
     #[arg(long)]
     config: Option<PathBuf>,
-    /// For machines
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -101,7 +97,7 @@ pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
         description.warnings().for_each(|note| println!("{note}"));
     }
     let wrong = match &args.command {
-        // What nodes serve on all the same stops no set-up.
+        // Drift that nodes tolerate must not fail the set-up of a cluster.
         Command::Create { .. } => description.drift.iter().any(|d| !d.is_harmless),
         Command::Describe(_) | Command::Move { .. } => !description.drift.is_empty(),
     };
@@ -113,12 +109,12 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
     let load =
         |flags: &[(&str, String)]| Config::load(options.config.as_deref(), std::env::vars(), flags);
     let (old, new) = (load(&[(key!(kafka.topic), old.to_owned())])?, load(&[])?);
-    let mut said = None;
+    let mut printed = None;
     let moved = move_topic::run(
         &move_topic::TopicPair { old: &old, new: &new },
         dry,
         &mut |step, _, _| {
-            if said.replace(step) != Some(step) && !options.json {
+            if printed.replace(step) != Some(step) && !options.json {
                 eprintln!("{}", step.labels().0);
             }
         },
@@ -133,8 +129,14 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
         } else {
             "done"
         };
-        let shown = serde_json::json!({ "outcome": outcome, "from": moved.from.to_string(), "to": to, "offsets": moved.offsets,
-            "unflushed": unflushed, "unarchived": unarchived });
+        let shown = serde_json::json!({
+            "outcome": outcome,
+            "from": moved.from.to_string(),
+            "to": to,
+            "offsets": moved.offsets,
+            "unflushed": unflushed,
+            "unarchived": unarchived,
+        });
         println!("{shown}");
     } else if let Some(to) = to {
         println!(
@@ -179,19 +181,28 @@ fn table(topic: &TopicDescription) -> comfy_table::Table {
 
 fn json(topic: &TopicDescription) -> serde_json::Value {
     let difference = |d: &TopicDrift| {
-        serde_json::json!({ "what": d.setting, "found": d.found, "wanted": d.expected, "why": d.why,
-            "nodes_serve": d.is_harmless })
+        serde_json::json!({
+            "what": d.setting,
+            "found": d.found,
+            "wanted": d.expected,
+            "why": d.why,
+            "nodes_serve": d.is_harmless,
+        })
     };
     let numbers = |shards: &[crate::model::offset::ShardId]| {
         shards.iter().map(|shard| shard.0).collect::<Vec<_>>()
     };
+    let surplus: Vec<_> = topic
+        .surplus
+        .iter()
+        .map(|(shard, records)| serde_json::json!({"partition": shard.0, "records": records}))
+        .collect();
     serde_json::json!({
         "topic": topic.topic,
         "cluster": topic.cluster,
         "log": topic.log.map(|log| log.to_string()),
         "partitions": topic.partitions,
-        "surplus_partitions": topic.surplus.iter().map(|(shard, records)| serde_json::json!({ "partition": shard.0, "records": records }))
-            .collect::<Vec<_>>(),
+                "surplus_partitions": surplus,
         "replication": topic.replication,
         "under_replicated": numbers(&topic.under_replicated),
         "leaderless": numbers(&topic.leaderless),

@@ -1,5 +1,5 @@
-//! `rollmill verify`: recomputes rollups from archive and log and compares bytes with the store,
-//! while the server runs.
+//! `rollmill verify`: recomputes rollups from archive and log, and compares their bytes with the
+//! store, while the server runs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,11 +19,11 @@ use crate::recompute::verify::{
     RowDifference, UnverifiableWindows, VerifyError, VerifyReport, VerifySources, verify,
 };
 
-/// Attempts while the server moves records from the log to the archive.
+/// Attempts, because the server may release log records that it has archived during one.
 const ATTEMPTS: u32 = 5;
-/// The exit code when there are rows and none could be compared.
+/// Exit code if there are rows but none could be compared.
 const NOTHING_COMPARED: u8 = 3;
-/// Differences printed one by one.
+/// Most differences printed one by one.
 const PRINTED: usize = 50;
 
 #[derive(Debug, Args)]
@@ -31,12 +31,12 @@ const PRINTED: usize = 50;
   rollmill verify --data ./data
   rollmill verify --data ./data --from 2026-01-01T00:00:00Z --to 2026-02-01T00:00:00Z --json
 
-Exit code 0: every row equals its records, to the bit, and the rest of the store holds together. \
-                        1: something differs, is damaged, or
-could not be read. 3: there are rows, and not one could be compared.
-Shards whose records cannot all be read are named, and the others are verified.
-Windows whose raw events have expired (archive.keep) are reported as not verifiable and are no \
-                        difference.")]
+Exit code 0: every row equals its records, to the bit, and the rest of the store is consistent.
+1: something differs, is damaged, or could not be read. 3: there are rows, but none could be
+compared.
+
+Shards whose records cannot all be read are named; the others are verified. Windows whose raw
+events have expired (archive.keep) are reported as not verifiable, not as a difference.")]
 pub(super) struct VerifyArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]
@@ -50,7 +50,7 @@ pub(super) struct VerifyArgs {
     /// Last window, exclusive [default: the last]
     #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     to: Option<String>,
-    /// Verify this shard alone; overflow series, which shards share, are left out
+    /// Verify this shard only; overflow series, which shards share, are left out
     #[arg(long, value_name = "N")]
     shard: Option<u32>,
     /// Print the result as JSON
@@ -79,6 +79,8 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let bar = indicatif::ProgressBar::new(0).with_style(super::bar_style("shards"));
     let mut attempts = 1..=ATTEMPTS;
     let report = loop {
+        // A record may move from the log to the archive during an attempt; the next one finds it
+        // there.
         attempts.next();
         let progress = &mut |done, all| {
             bar.set_length(all);
@@ -102,7 +104,8 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 fn hour(text: Option<&str>, default: Hour) -> anyhow::Result<Hour> {
     let Some(text) = text else { return Ok(default) };
     let time = time_arg::parse(text, SystemClock.now(), &TimeZone::UTC).map_err(UsageError)?;
-    // So long ago is some minute of an hour; a time that somebody has written down is meant.
+    // A relative time rarely falls on an hour, so it is rounded. An absolute one off the hour is a
+    // mistake.
     if time % HOUR_MS != 0 && !text.starts_with('-') && text != "now" {
         return Err(UsageError(format!("{text} is not the start of an hour")).into());
     }
@@ -118,8 +121,14 @@ fn json(report: &VerifyReport, seconds: f64) -> String {
         f.map(|f| serde_json::json!({"count": f.count, "sum": sum(&f)}))
     };
     let difference = |d: &RowDifference| {
-        serde_json::json!({"tenant": d.series.series.tenant, "metric": d.series.series.metric, "labels": d.series.series.labels,
-            "hour": time(d.hour), "stored": figures(&d.stored), "recomputed": figures(&d.recomputed)})
+        serde_json::json!({
+            "tenant": d.series.series.tenant,
+            "metric": d.series.series.metric,
+            "labels": d.series.series.labels,
+            "hour": time(d.hour),
+            "stored": figures(&d.stored),
+            "recomputed": figures(&d.recomputed),
+        })
     };
     let differences: Vec<_> = report.differences.iter().map(difference).collect();
     let damages: Vec<_> = report
@@ -127,11 +136,26 @@ fn json(report: &VerifyReport, seconds: f64) -> String {
         .iter()
         .map(|d| serde_json::json!({"place": d.location, "why": d.reason}))
         .collect();
-    serde_json::json!({"equal": report.is_equal(), "damages": damages, "accounting_compared": report.accounting_compared,
-        "rows": report.rows, "records": report.records, "shards": report.shards,
-        "seconds": seconds, "differences": differences, "set_aside": report.quarantined,
-        "unverified": report.unverified.iter().map(|(shard, why)| serde_json::json!({"shard": shard.0, "why": why})).collect::<Vec<_>>(),
-        "not_verifiable": report.unverifiable.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}))})
+    let unverified: Vec<_> = report
+        .unverified
+        .iter()
+        .map(|(shard, why)| serde_json::json!({"shard": shard.0, "why": why}))
+        .collect();
+    let not_verifiable =
+        report.unverifiable.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}));
+    serde_json::json!({
+        "equal": report.is_equal(),
+        "damages": damages,
+        "accounting_compared": report.accounting_compared,
+        "rows": report.rows,
+        "records": report.records,
+        "shards": report.shards,
+        "seconds": seconds,
+        "differences": differences,
+        "set_aside": report.quarantined,
+        "unverified": unverified,
+        "not_verifiable": not_verifiable,
+    })
     .to_string()
 }
 
@@ -143,31 +167,31 @@ fn text(report: &VerifyReport, seconds: f64) -> String {
         differences,
         unverifiable: not_verifiable,
         unverified,
-        quarantined: set_aside,
+        quarantined,
         damages,
-        accounting_compared: books_compared,
+        accounting_compared,
     } = report;
-    let mut of =
+    let mut summary =
         format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
-    if !books_compared {
-        of += "\nnot compared: the accounting, because not all records from the first one on were \
-               read";
+    if !accounting_compared {
+        summary += "\nnot compared: the accounting, because not all records from the first one on \
+                    were read";
     }
     if let Some(UnverifiableWindows { before, rows }) = not_verifiable {
-        of += &format!(
+        summary += &format!(
             "\nNOT VERIFIABLE: {rows} rows of windows before {}, whose raw events are older than \
              archive.keep",
             time(*before)
         );
     }
-    if *set_aside > 0 {
-        of += &format!(
-            "\nset aside, and in no row: {set_aside} events or whole records: `rollmill \
+    if *quarantined > 0 {
+        summary += &format!(
+            "\nset aside, and in no row: {quarantined} events or whole records: `rollmill \
              quarantine list`"
         );
     }
     for (shard, why) in unverified {
-        of += &format!(
+        summary += &format!(
             "\nNOT verified: {why} (the rows of shard {shard}, and overflow series, were not \
              compared)"
         );
@@ -192,10 +216,10 @@ fn text(report: &VerifyReport, seconds: f64) -> String {
             (false, true) => "equal, to the bit",
             (false, false) => "rows are equal, to the bit, as far as it could be verified",
         };
-        parts.push(format!("{what}: {of}"));
+        parts.push(format!("{what}: {summary}"));
     } else {
         parts.push(format!(
-            "{} rows differ: {of}\n{}",
+            "{} rows differ: {summary}\n{}",
             differences.len(),
             rows_that_differ(differences)
         ));

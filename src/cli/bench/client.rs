@@ -1,5 +1,5 @@
-//! A keep-alive HTTP/1.1 client that costs little: the load generator shares its cores with the
-//! server.
+//! A minimal keep-alive HTTP/1.1 client. It must be cheap, because the load generator shares its
+//! cores with the server.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::wire::WireProtocol;
 
-/// An answer longer than this is no answer of ours.
+/// Largest answer in bytes; a longer one is an error.
 const MAX_ANSWER: usize = 256 << 20;
 
 async fn open(address: SocketAddr) -> anyhow::Result<TcpStream> {
@@ -20,11 +20,11 @@ async fn open(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-/// One connection at a time.
+/// A client with one connection, which it reopens when needed.
 pub(super) struct HttpClient {
     stream: TcpStream,
-    /// The server has said that it closes this connection: proxies do so after some number of
-    /// requests.
+    /// The server announced that it closes this connection, as proxies do after some requests, or
+    /// the last exchange failed.
     closes: bool,
     address: SocketAddr,
     host: String,
@@ -46,7 +46,7 @@ impl HttpClient {
         })
     }
 
-    /// Bytes of the head of a POST with events; the body follows it in one write.
+    /// The head of a POST with events; the caller sends it with the body in one write.
     pub(super) fn post_head(&self, wire: WireProtocol, body: usize) -> Vec<u8> {
         let (host, key, (path, kind)) = (&self.host, &self.key, wire.route());
         format!(
@@ -62,8 +62,8 @@ impl HttpClient {
         self.exchange(head.as_bytes()).await
     }
 
-    /// Writes a whole request and reads the answer: status and body. After a failure the next one
-    /// has a new connection.
+    /// Sends a whole request and returns status and body. After a failure the next exchange opens a
+    /// new connection.
     pub(super) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
         let answer = self.exchange_once(request).await;
         self.closes |= answer.is_err();

@@ -1,8 +1,8 @@
-//! `rollmill bench --compare`: the same events and questions for our server and a peer, in one run.
+//! `rollmill bench --compare`: the same events and queries for Rollmill and a peer, in one run.
 //!
-//! Rounds are short and alternate (A B C, A B C, ...), so that whatever else the machine does hits
-//! all of them. After each round there is a pause for what the server does afterwards (flushes,
-//! merges): it is counted as that server's CPU, and does not disturb the next one.
+//! Rounds are short and alternate (A B C, A B C, ...), so that other load on the machine affects
+//! all servers alike. After each round there is a pause for background work (flushes, merges). It
+//! is counted as that server's CPU, and does not disturb the next one.
 
 mod table;
 
@@ -21,24 +21,25 @@ use super::wire::WireProtocol;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
-/// What our server is compared with.
+/// The server to compare Rollmill with.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub(super) enum PeerServer {
-    /// Debian's package victoria-metrics
+    /// VictoriaMetrics, from Debian's package victoria-metrics
     VictoriaMetrics,
 }
 
-/// A round is not longer than this.
+/// Longest round, in seconds.
 const MAX_ROUND_SECONDS: u32 = 5;
-/// Our flushes come every ten seconds, the peer's within five: a longer pause sees nothing new.
+/// Longest pause: Rollmill flushes every ten seconds and the peer within five, so a longer one
+/// would catch no further work.
 const MAX_PAUSE: Duration = Duration::from_secs(11);
-/// The peer shows a new series after about ten seconds.
+/// Longest wait for a new series to show; the peer needs about ten seconds.
 const MAX_WARM_UP: Duration = Duration::from_secs(30);
-/// What is asked about: two days, ten events an hour and series.
+/// The queried data set: two days, with ten events per hour and series.
 const FILLED_HOURS: i64 = 48;
 const FILLED_PER_HOUR: i64 = 10;
 
-/// One server in the comparison, and what it has done so far.
+/// One server in the comparison, with its results so far.
 struct Contender {
     name: &'static str,
     durable: &'static str,
@@ -67,14 +68,14 @@ impl Contender {
     }
 }
 
-/// How often and how long each server is loaded.
+/// Number and length of the rounds of each server.
 struct RoundPlan {
     count: u32,
     seconds: u32,
 }
 
 impl RoundPlan {
-    /// At least two if there are two seconds, none longer than [`MAX_ROUND_SECONDS`].
+    /// At least two rounds if `seconds` allows it, none longer than [`MAX_ROUND_SECONDS`].
     fn of(seconds: u32) -> Self {
         let count = seconds.div_ceil(MAX_ROUND_SECONDS).max(2).min(seconds);
         Self { count, seconds: seconds / count }
@@ -85,11 +86,11 @@ impl RoundPlan {
     }
 }
 
-/// Runs the comparison that the arguments name.
+/// Runs the comparison that the arguments select.
 ///
 /// # Errors
-/// If a server cannot be started or refuses, if the peer's binary is missing, or if ours counted
-/// anything wrongly.
+/// If a server cannot be started or refuses requests, the peer's binary is missing, or Rollmill
+/// counted anything wrongly.
 pub(super) async fn measure(args: &BenchArgs, peer: PeerServer) -> anyhow::Result<Comparison> {
     let PeerServer::VictoriaMetrics = peer;
     let binary = victoria::binary(args.victoria_binary.as_deref())?;
@@ -117,7 +118,7 @@ pub(super) async fn measure(args: &BenchArgs, peer: PeerServer) -> anyhow::Resul
     for contender in &contenders {
         ingest.push(ingest_column(contender, &shape).await?);
     }
-    // The third server is another way in, not another way out.
+    // The third server differs in its ingest protocol only; queries are the same for both peers.
     contenders.truncate(2);
     let questions =
         query_rounds(&contenders, args.connections, &EventShape { run: run ^ 1, ..shape }, &rounds)
@@ -143,7 +144,7 @@ async fn start(args: &BenchArgs, binary: &std::path::Path) -> anyhow::Result<Vec
     ])
 }
 
-/// Sends the first event of the series whose freshness is measured, and waits until it shows.
+/// Sends the first event of the freshness probe's series, and waits until a query shows it.
 async fn warm_up(contender: &mut Contender, run: u32) -> anyhow::Result<()> {
     let (wire, metric) = (contender.target.wire, load::probe_metric(run));
     let mut client = contender.target.connect().await?;
@@ -235,8 +236,8 @@ async fn ingest_column(contender: &Contender, shape: &EventShape) -> anyhow::Res
     Ok(ServerColumn { name: contender.name, figures })
 }
 
-/// The 24 hourly sums of one series, another one each time, in alternating rounds; both must give
-/// the same numbers.
+/// Queries the 24 hourly sums of a different series each time, in alternating rounds, after
+/// checking that both servers return the same numbers.
 async fn query_rounds(
     contenders: &[Contender],
     connections: u32,
@@ -255,7 +256,7 @@ async fn query_rounds(
             .await
             .with_context(|| format!("filling {}", contender.name))?;
     }
-    // What is asked about lies in the stores.
+    // Waits for a flush, so that queries read from the store and not from memory.
     tokio::time::sleep(MAX_PAUSE).await;
     same_answers(contenders, &metric, to).await?;
     let mut asked: Vec<(QueryLatencies, f64)> =

@@ -1,12 +1,12 @@
-//! The events of a benchmark: made once, then patched in place, so that making them costs next to
-//! nothing.
+//! The events of a benchmark: a body is built once and then patched in place, which costs next to
+//! nothing per request.
 
 use std::fmt::Write;
 
 use super::shape::EventShape;
 use super::wire::{FieldOffsets, WireProtocol};
 
-/// A request body of fixed length whose changing digits are overwritten.
+/// A request body of fixed length, in which changing digits are overwritten.
 pub(super) struct BenchBody {
     pub(super) bytes: Vec<u8>,
     start: usize,
@@ -15,7 +15,8 @@ pub(super) struct BenchBody {
 }
 
 impl BenchBody {
-    /// `head` stands before the body in the same buffer.
+    /// Builds a body; `head` makes the request head for its length, which precedes it in the
+    /// buffer.
     pub(super) fn new(
         shape: &EventShape,
         wire: WireProtocol,
@@ -33,11 +34,12 @@ impl BenchBody {
         Self { bytes, start, event: event.len() + between.len(), places }
     }
 
-    /// Events `first..` of the run, at `now`.
+    /// Turns the body into the events from `first` on, at time `now`.
     pub(super) fn patch(&mut self, shape: &EventShape, first: u64, now: i64) {
         for n in 0..shape.batch {
             let serial = first + n as u64;
             let base = self.start + n * self.event;
+            // A fixed mix of the serial number, so that a retry repeats exactly the same events.
             let mixed = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
             self.digits(base + self.places.time, 13, now.unsigned_abs());
             self.digits(base + self.places.value, 3, mixed % 900 + 100);
@@ -51,7 +53,7 @@ impl BenchBody {
         }
     }
 
-    /// Event *n* is of series *first + n*.
+    /// Assigns event *n* to series *first + n*.
     pub(super) fn one_of_each_series(&mut self, shape: &EventShape, first: u64) {
         for n in 0..shape.batch {
             self.digits(
@@ -70,8 +72,8 @@ impl BenchBody {
     }
 }
 
-/// Fills an event up to `bytes` with a payload that zstd cannot fold away at once, as real ones:
-/// words of a small vocabulary.
+/// Pads an event to `bytes` with words of a small vocabulary, which compress about as well as real
+/// payloads; constant padding would compress to nothing.
 fn pad(event: &mut String, bytes: usize) {
     let padding = bytes.saturating_sub(event.len() + 24);
     event.push_str(r#","properties":{"text":""#);
@@ -122,7 +124,8 @@ mod tests {
             let (series, value) =
                 (ours["labels"]["series"].as_str().unwrap(), ours["value"].as_f64().unwrap());
             let import: serde_json::Value = serde_json::from_str(import).unwrap();
-            let metric = serde_json::json!({"__name__": "bench_00000007", "series": series, "host": "web-1"});
+            let name = "bench_00000007";
+            let metric = serde_json::json!({"__name__": name, "series": series, "host": "web-1"});
             assert_eq!((&import["metric"], import["values"][0].as_f64()), (&metric, Some(value)));
             assert_eq!(import["timestamps"], serde_json::json!([1_790_000_000_123i64]));
             assert_eq!(

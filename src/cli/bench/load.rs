@@ -1,5 +1,5 @@
-//! Sending as fast as the server takes it, counting what was acknowledged, and how soon it shows in
-//! a query.
+//! The load generator: sends as fast as the server accepts, counts what was acknowledged, and
+//! measures how soon an event shows in a query.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -17,14 +17,14 @@ use crate::cli::client::HttpAnswer;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
-/// Between two measurements of freshness.
+/// Pause between two measurements of freshness.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// Until a request that was refused, or had no answer, is sent again.
+/// Pause before a refused or unanswered request is sent again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// How long a server may be away.
+/// How long a server may be unreachable before its requests count as unanswered.
 const MAX_OUTAGE: Duration = Duration::from_secs(60);
 
-/// Where the load goes.
+/// The server to load.
 #[derive(Clone)]
 pub(super) struct LoadTarget {
     pub(super) address: SocketAddr,
@@ -42,6 +42,7 @@ impl LoadTarget {
     }
 }
 
+/// One round of load.
 pub(super) struct LoadPlan {
     pub(super) shape: EventShape,
     pub(super) connections: u32,
@@ -50,20 +51,20 @@ pub(super) struct LoadPlan {
     pub(super) begin: LoadPosition,
 }
 
-/// How much of the run was sent before, so that a further round sends other events.
+/// How much of the run has been sent, so that the next round sends different events.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LoadPosition {
     pub(super) events: u64,
     pub(super) probes: u64,
 }
 
-/// What came of it.
+/// Results of one or more rounds.
 #[derive(Debug, Default)]
 pub(super) struct LoadResult {
     pub(super) acked: u64,
     pub(super) seconds: f64,
     pub(super) next: LoadPosition,
-    /// Events of requests that had no answer until the end: counted or not, nobody knows.
+    /// Events of requests that never got an answer: they may be counted or not.
     pub(super) unanswered: u64,
     refusals: u64,
     lost: u64,
@@ -145,19 +146,19 @@ pub(super) async fn run(target: &LoadTarget, plan: &LoadPlan) -> anyhow::Result<
     Ok(outcome)
 }
 
-/// A connection, and what is spoken on it.
+/// A connection, and the protocol spoken on it.
 pub(super) struct LoadConnection {
     client: HttpClient,
     wire: WireProtocol,
 }
 
 impl LoadConnection {
-    /// A body of these events with its head.
+    /// A request for events of this shape: head and body in one buffer.
     pub(super) fn body(&self, shape: &EventShape) -> BenchBody {
         BenchBody::new(shape, self.wire, |length| self.client.post_head(self.wire, length))
     }
 
-    /// Sends a request until it is taken, the same events each time: whatever was taken is not
+    /// Sends a request until it is accepted. It repeats the same event ids, so that no event is
     /// counted twice.
     pub(super) async fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
         match self.try_to_send(request).await? {
@@ -166,7 +167,8 @@ impl LoadConnection {
         }
     }
 
-    /// As [`Self::send`]; a server that is away for too long is no error of the load.
+    /// Like [`Self::send`], but reports a server that is away for too long as a result, not an
+    /// error.
     async fn try_to_send(&mut self, request: &[u8]) -> anyhow::Result<SendAttempts> {
         let mut tries = SendAttempts::default();
         let mut away: Option<Stopwatch> = None;
@@ -196,13 +198,13 @@ impl LoadConnection {
 #[derive(Default)]
 struct SendAttempts {
     refusals: u64,
-    /// Connections that ended without an answer; attempts to make them again are not counted.
+    /// Connections that broke without an answer; failed attempts to reopen one are not counted.
     lost: u64,
-    /// Why there is no answer after all.
+    /// The last error, if the request never got an answer.
     unanswered: Option<anyhow::Error>,
 }
 
-/// At most so many events per second since the first of the round.
+/// Limits the events per second, counted from the start of the round.
 struct RateLimit {
     rate: Option<u64>,
     begin: u64,
@@ -220,7 +222,7 @@ async fn connection(
     let mut body = line.body(&shape);
     while watch.elapsed() < until {
         let first = tally.next.get();
-        // Taken before the wait, or other connections would send the same events.
+        // Reserved before the wait: other connections must not send the same events.
         tally.next.set(first + shape.batch as u64);
         if let Some(rate) = pace.rate {
             let due = Duration::from_secs_f64((first - pace.begin) as f64 / rate as f64);
@@ -241,7 +243,7 @@ async fn connection(
     Ok(())
 }
 
-/// An error of the server in its own words.
+/// The server's error as a sentence.
 fn sentence(status: u16, answer: &[u8]) -> String {
     HttpAnswer {
         status,
@@ -256,12 +258,12 @@ fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-/// The metric whose freshness is measured.
+/// The metric of the events whose freshness is measured.
 pub(super) fn probe_metric(run: u32) -> String {
     format!("fresh_{run:08x}")
 }
 
-/// From the acknowledgement of an event until a query counts it.
+/// Measures the time from the acknowledgement of an event until a query counts it.
 async fn freshness(
     probe: (LoadConnection, HttpClient),
     run: u32,
@@ -282,10 +284,10 @@ async fn freshness(
         }
         tally.probes.set(tally.probes.get() + 1);
         let acked = watch.elapsed();
-        // A server that is away shows nothing.
+        // A failed query counts as not visible: the server may be restarting.
         while !is_visible(&mut reader, wire, &metric, tally.probes.get()).await.unwrap_or(false) {
-            // Ours is waited for; a server that shows events after seconds would make the round
-            // longer than its load.
+            // Rollmill is given time after the round. A server that takes seconds to show an event
+            // is not: waiting would make the round longer than its load.
             if watch.elapsed() >= until
                 && (wire != WireProtocol::Rollmill || watch.elapsed() - acked > MAX_OUTAGE)
             {
@@ -299,7 +301,7 @@ async fn freshness(
     Ok(())
 }
 
-/// Whether so many events of the metric are counted.
+/// Whether a query counts at least this many events of the metric.
 pub(super) async fn is_visible(
     reader: &mut HttpClient,
     wire: WireProtocol,
@@ -312,7 +314,8 @@ pub(super) async fn is_visible(
     Ok(status == 200 && wire.count(&answer)? >= events)
 }
 
-/// What the server counted of the run, as soon as it is `expected`, or after a minute.
+/// The number of the run's events that the server counts, as soon as it is `expected` or after a
+/// minute.
 pub(super) async fn count_of(
     target: &LoadTarget,
     shape: &EventShape,
@@ -322,7 +325,7 @@ pub(super) async fn count_of(
     count_between(target, shape, now - 24 * HOUR_MS, now + HOUR_MS, expected).await
 }
 
-/// The same, between two times.
+/// Like [`count_of`], for events between two times.
 pub(super) async fn count_between(
     target: &LoadTarget,
     shape: &EventShape,
@@ -355,7 +358,7 @@ pub(super) async fn count_between(
     }
 }
 
-/// The value below which this share of sorted microseconds lies, in milliseconds.
+/// A percentile of sorted microseconds, in milliseconds; `share` is between 0 and 1.
 pub(super) fn percentile_ms(sorted: &[u32], share: f64) -> f64 {
     match sorted.len() {
         0 => 0.0,
@@ -364,7 +367,7 @@ pub(super) fn percentile_ms(sorted: &[u32], share: f64) -> f64 {
 }
 
 impl LoadResult {
-    /// Adds a further round.
+    /// Merges the results of a further round.
     pub(super) fn add(&mut self, other: Self) {
         self.acked += other.acked;
         self.seconds += other.seconds;
@@ -378,17 +381,17 @@ impl LoadResult {
         self.fresh_us.sort_unstable();
     }
 
-    /// How long acknowledgements took, sorted.
+    /// Latencies of acknowledgements in microseconds, sorted.
     pub(super) fn ack_us(&self) -> &[u32] {
         &self.ack_us
     }
 
-    /// How long events took to show, sorted.
+    /// Times until events showed in a query, in microseconds, sorted.
     pub(super) fn fresh_us(&self) -> &[u32] {
         &self.fresh_us
     }
 
-    /// Answers of 429 or 503.
+    /// Number of answers with status 429 or 503.
     pub(super) fn refusals(&self) -> u64 {
         self.refusals
     }

@@ -1,4 +1,4 @@
-//! How fast questions are answered: small ones by the thousand, and one that reads much.
+//! Query latency: thousands of small queries, and one that reads much.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use crate::model::window::HOUR_MS;
 pub(super) const SERIES: u64 = 1_000;
 const DAYS: i64 = 30;
 const QUERY_TIME: Duration = Duration::from_secs(5);
-/// A question is asked so many times, and the median counts.
+/// How often the large query is repeated; the median is reported.
 const REPEATS: usize = 9;
 
 pub(super) async fn measure(
@@ -28,7 +28,7 @@ pub(super) async fn measure(
     let to = now - now.rem_euclid(24 * HOUR_MS);
     let from = to - DAYS * 24 * HOUR_MS;
     fill(target, shape, &FillPlan { from, hours: DAYS * 24, per_hour: 1 }).await?;
-    // What is asked about is what lies in the store: flushes come every ten seconds.
+    // Waits for more than two flush intervals of ten seconds, so that queries read from the store.
     tokio::time::sleep(Duration::from_secs(25)).await;
     let metric = shape.metric();
     let day = format!("metric={metric}&from={}&to={to}&step=1h&agg=count,sum", to - 24 * HOUR_MS);
@@ -56,15 +56,15 @@ pub(super) async fn measure(
     ])
 }
 
-/// Which hours get events, and how many of each series.
+/// The hours to fill, and the events of each series per hour.
 pub(super) struct FillPlan {
     pub(super) from: i64,
     pub(super) hours: i64,
-    /// At most 11.
+    /// At most 11: events of an hour are five minutes apart.
     pub(super) per_hour: i64,
 }
 
-/// Sends the events, each request one of every series, and waits until they are counted.
+/// Sends the events, one of every series per request, and waits until they are counted.
 pub(super) async fn fill(
     target: &LoadTarget,
     shape: &EventShape,
@@ -103,7 +103,7 @@ pub(super) async fn fill(
     Ok(())
 }
 
-/// Milliseconds of one question.
+/// Runs one query and returns its latency in milliseconds.
 async fn query_once(client: &mut HttpClient, path: &str) -> anyhow::Result<f64> {
     let watch = Stopwatch::start();
     let (status, answer) = client.get(path).await?;
@@ -114,7 +114,7 @@ async fn query_once(client: &mut HttpClient, path: &str) -> anyhow::Result<f64> 
     Ok(time)
 }
 
-/// Questions asked in some seconds, and how long each took.
+/// Latencies of the queries of one or more rounds.
 #[derive(Debug, Default)]
 pub(super) struct QueryLatencies {
     pub(super) seconds: f64,
@@ -134,7 +134,7 @@ impl QueryLatencies {
         percentile_ms(&self.sorted_us, share)
     }
 
-    /// Adds a further round.
+    /// Merges the results of a further round.
     pub(super) fn add(&mut self, other: Self) {
         self.seconds += other.seconds;
         self.sorted_us.extend(other.sorted_us);
@@ -142,7 +142,7 @@ impl QueryLatencies {
     }
 }
 
-/// Asks on all connections at once, of another series each time.
+/// Queries on all connections at once, a different series each time.
 pub(super) async fn query_concurrently(
     target: &LoadTarget,
     connections: u32,

@@ -1,4 +1,4 @@
-//! The server under test: a child on a directory of its own, and what the kernel says of it.
+//! The server under test: a child process with its own directory, and its usage by /proc.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::client::HttpClient;
 
-/// A child that is ended with the benchmark.
+/// A child process that is killed at the end of the benchmark.
 pub(super) struct BenchServer {
     child: Child,
     pub(super) address: SocketAddr,
@@ -17,8 +17,8 @@ pub(super) struct BenchServer {
 }
 
 impl BenchServer {
-    /// Starts this very binary on `data`, or on a new directory that is removed afterwards. The
-    /// final count reads all `series`.
+    /// Starts this binary on `data`, or on a temporary directory that is removed afterwards.
+    /// `series` raises `query.max_series`, because the final count reads all of them.
     pub(super) async fn start(
         data: Option<&Path>,
         config: Option<&Path>,
@@ -39,7 +39,7 @@ impl BenchServer {
         Self::launch(command, address, data, temporary, "/healthz").await
     }
 
-    /// Starts a server that answers `alive` with 200 once it is up.
+    /// Starts a server; it is up once the path `alive` answers 200.
     pub(super) async fn launch(
         mut command: Command,
         address: SocketAddr,
@@ -70,7 +70,7 @@ impl BenchServer {
         bail!("the server did not come up within 10 s")
     }
 
-    /// CPU seconds used so far.
+    /// CPU seconds that the process has used so far.
     pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let fields: Vec<&str> =
@@ -81,11 +81,11 @@ impl BenchServer {
                 .and_then(|text| text.parse::<f64>().ok())
                 .context("cannot read /proc/PID/stat")
         };
-        // Fields 14 and 15 of proc(5), in hundredths of a second on Linux.
+        // Fields 14 and 15 of proc(5), user and system time, in hundredths of a second on Linux.
         Ok((ticks(11)? + ticks(12)?) / 100.0)
     }
 
-    /// Largest resident memory so far, in bytes.
+    /// Peak resident memory, in bytes.
     pub(super) fn peak_memory(&self) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status
@@ -100,7 +100,7 @@ impl BenchServer {
         Ok(kilobytes * 1024)
     }
 
-    /// Bytes that the data directory takes on disk: log, store, archive.
+    /// Disk usage of log, store and archive, in bytes.
     pub(super) fn disk(&self) -> anyhow::Result<[u64; 3]> {
         let store: u64 = ["store.sqlite", "store.sqlite-wal"]
             .iter()
@@ -109,18 +109,18 @@ impl BenchServer {
         Ok([blocks(&self.data.join("log"))?, store, blocks(&self.data.join("archive"))?])
     }
 
-    /// Bytes of everything in it.
+    /// Disk usage of the whole data directory, in bytes.
     pub(super) fn disk_total(&self) -> anyhow::Result<u64> {
         blocks(&self.data)
     }
 }
 
-/// A loopback address that nobody listens on.
+/// A loopback address that is free right now.
 pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// A directory for one server of this benchmark.
+/// Path for a server's directory, unique to this process.
 pub(super) fn temporary_directory(server: &str) -> PathBuf {
     std::env::temp_dir().join(format!("rollmill-bench-{}-{server}", std::process::id()))
 }

@@ -1,17 +1,17 @@
-//! What the events of a benchmark look like.
+//! The shape of the events in a benchmark.
 
-/// What the events look like.
+/// The shape of the events in a benchmark.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EventShape {
-    /// Bytes of one event.
+    /// Size of one event.
     pub(super) bytes: usize,
-    /// Events of one request.
+    /// Events per request.
     pub(super) batch: usize,
-    /// Different series.
+    /// Number of distinct series.
     pub(super) series: u64,
-    /// Different users.
+    /// Number of distinct users.
     pub(super) users: u64,
-    /// Which run: part of metric name and ids.
+    /// Random number of the run, part of metric name and event ids.
     pub(super) run: u32,
 }
 

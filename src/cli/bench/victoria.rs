@@ -1,4 +1,4 @@
-//! VictoriaMetrics as Debian packages it, started for one comparison on a directory of its own.
+//! Starts VictoriaMetrics, as packaged by Debian, for one comparison on a temporary directory.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,10 +10,10 @@ use super::server::{BenchServer, free_address, temporary_directory};
 
 const BINARY: &str = "victoria-metrics";
 
-/// The binary that `--victoria-binary` names, or the one in `PATH`.
+/// The binary given by `--victoria-binary`, or the one in `PATH`.
 ///
 /// # Errors
-/// If it is not there; the message names Debian's package.
+/// If there is none; the message names Debian's package.
 pub(super) fn binary(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     find(named, &std::env::var_os("PATH").unwrap_or_default())
 }
@@ -34,25 +34,26 @@ fn find(named: Option<&Path>, path: &std::ffi::OsStr) -> anyhow::Result<PathBuf>
     found.with_context(|| format!("{BINARY} is not in PATH: {way_out}"))
 }
 
-/// Starts it with its defaults, on loopback and a temporary directory.
+/// Starts the server with default settings, on loopback and a temporary directory.
 ///
 /// # Errors
-/// If it does not start or answer within ten seconds.
+/// If it does not start and answer within ten seconds.
 pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<BenchServer> {
     let (address, data) = (free_address()?, temporary_directory(name));
     let mut command = Command::new(binary);
     command
         .arg(format!("-storageDataPath={}", data.display()))
         .arg(format!("-httpListenAddr={address}"));
-    // Without this the Influx wire would name the same metric differently.
+    // Otherwise metrics of the Influx protocol would get a suffix, and differ from those of the
+    // import.
     command.args(["-influxSkipSingleField", "-loggerLevel=ERROR"]).stdout(Stdio::null());
     BenchServer::launch(command, address, data, true, "/health").await
 }
 
-/// Makes everything it took visible to queries, and writes it to disk.
+/// Makes all ingested data visible to queries, and writes it to disk.
 ///
 /// # Errors
-/// If it refuses.
+/// If the server answers with an error.
 pub(super) async fn flush(server: &BenchServer) -> anyhow::Result<()> {
     let (status, answer) =
         HttpClient::connect(server.address, None).await?.get("/internal/force_flush").await?;
@@ -62,10 +63,10 @@ pub(super) async fn flush(server: &BenchServer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What it says of its version; Debian's build says nothing, and is then called by its path.
+/// The version that the binary prints. Debian's build prints none; then its path is used.
 ///
 /// # Errors
-/// If it cannot be run.
+/// If the binary cannot be run.
 pub(super) fn version(binary: &Path) -> anyhow::Result<String> {
     let output = Command::new(binary)
         .arg("-version")

@@ -1,5 +1,5 @@
-//! Series that live before anything is measured: what is measured then is their load, not their
-//! admission.
+//! Warm-up: creates all series before the measurement, so that it measures load and not the
+//! admission of new series.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,17 +12,17 @@ use super::server::BenchServer;
 use super::shape::EventShape;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 
-/// Events of a request.
+/// Events per request of the warm-up.
 const BATCH: u64 = 1_000;
-/// A server that takes fewer cores than this has written what it was sent.
+/// A server that uses fewer cores than this has finished its background work.
 const IDLE_CORES: f64 = 0.05;
-/// Longer than the interval of flushes: before it, rest may be a pause between two of them.
+/// Longer than the flush interval: an earlier pause may only lie between two flushes.
 const MIN_IDLE_WAIT: Duration = Duration::from_secs(15);
-/// Who does not rest by then has other work to do.
+/// Longest wait for the server to become idle, in seconds.
 const MAX_IDLE_WAIT: u32 = 600;
 
-/// Sends an event of each series, and waits until they are counted and the server has come to rest,
-/// if it is ours. Series per second.
+/// Sends one event of each series, and waits until they are counted and a server of our own is
+/// idle. Returns series per second.
 pub(super) async fn each_series(
     target: &LoadTarget,
     shape: &EventShape,
@@ -87,7 +87,7 @@ async fn await_idle(server: &BenchServer) -> anyhow::Result<()> {
         }
     }
     bail!(
-        "the server has not come to rest within {MAX_IDLE_WAIT} s: measure fewer series, or without \
-         --warm-up"
+        "the server has not come to rest within {MAX_IDLE_WAIT} s: measure fewer series, or \
+                 without --warm-up"
     )
 }

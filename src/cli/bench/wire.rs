@@ -1,11 +1,11 @@
-//! How each server is spoken to: ours, and the one it is compared with.
+//! The protocols of the servers: Rollmill, and the peer it is compared with.
 
 use super::shape::EventShape;
 
-/// A way to send events and to ask how many have arrived.
+/// A protocol to send events and to query how many have arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WireProtocol {
-    /// `POST /v1/events`.
+    /// Rollmill's `POST /v1/events`.
     Rollmill,
     /// JSON lines to VictoriaMetrics' `/api/v1/import`.
     JsonImport,
@@ -13,8 +13,7 @@ pub(super) enum WireProtocol {
     InfluxLine,
 }
 
-/// Where the fields of an event begin that change from event to event; a wire without users or ids
-/// has none.
+/// Byte offsets of the changing fields in an event; `None` if a protocol has no such field.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FieldOffsets {
     pub(super) time: usize,
@@ -25,7 +24,7 @@ pub(super) struct FieldOffsets {
 }
 
 impl WireProtocol {
-    /// Path and content type of a request with events.
+    /// Path and content type of an ingest request.
     pub(super) fn route(self) -> (&'static str, &'static str) {
         match self {
             Self::Rollmill => ("/v1/events", "application/json"),
@@ -34,7 +33,7 @@ impl WireProtocol {
         }
     }
 
-    /// What stands before, between and after the events of a body.
+    /// Text before, between and after the events of a body.
     pub(super) fn punctuation(self) -> [&'static str; 3] {
         match self {
             Self::Rollmill => ["[", ",", "]"],
@@ -42,19 +41,24 @@ impl WireProtocol {
         }
     }
 
-    /// One event of this shape, its changing digits zero. Ours ends before its closing brace, so
-    /// that a payload can follow.
+    /// One event of this shape, with zeros as its changing digits. Rollmill's lacks the closing
+    /// brace, so that a payload can follow.
     pub(super) fn event(self, shape: &EventShape) -> (String, FieldOffsets) {
         let (metric, run) = (shape.metric(), shape.run);
+        let time = "0000000000000";
+        let labels = r#""series":"s00000000","host":"web-1""#;
         let text = match self {
-            Self::Rollmill => format!(
-                r#"{{"metric":"{metric}","timestamp":0000000000000,"value":100.00,"labels":{{"series":"s00000000","host":"web-1"}},"user":"u00000000","id":"{run:08x}-000000000000""#
-            ),
-            Self::JsonImport => format!(
-                r#"{{"metric":{{"__name__":"{metric}","series":"s00000000","host":"web-1"}},"values":[100.00],"timestamps":[0000000000000]}}"#
-            ),
+            Self::Rollmill => {
+                let ids = format!(r#""user":"u00000000","id":"{run:08x}-000000000000""#);
+                let event = format!(r#""timestamp":{time},"value":100.00,"labels":{{{labels}}}"#);
+                format!(r#"{{"metric":"{metric}",{event},{ids}"#)
+            }
+            Self::JsonImport => {
+                let labels = format!(r#""__name__":"{metric}",{labels}"#);
+                format!(r#"{{"metric":{{{labels}}},"values":[100.00],"timestamps":[{time}]}}"#)
+            }
             Self::InfluxLine => {
-                format!("{metric},series=s00000000,host=web-1 value=100.00 0000000000000")
+                format!("{metric},series=s00000000,host=web-1 value=100.00 {time}")
             }
         };
         let after = |needle: &str| text.find(needle).map(|found| found + needle.len());
@@ -74,7 +78,7 @@ impl WireProtocol {
         (text, places)
     }
 
-    /// A body of one event whose freshness is measured: the `number`th of its series, at `now`.
+    /// A body with one event of the freshness probe: the `number`th of its series, at `now`.
     pub(super) fn probe(self, metric: &str, number: u64, now: i64) -> String {
         match self {
             Self::Rollmill => format!(r#"{{"metric":"{metric}","id":"{number}"}}"#),
@@ -85,7 +89,7 @@ impl WireProtocol {
         }
     }
 
-    /// Whether the events of a request were taken.
+    /// Whether a status means that the events were accepted.
     pub(super) fn takes(self, status: u16) -> bool {
         match self {
             Self::Rollmill => status == 202,
@@ -93,7 +97,7 @@ impl WireProtocol {
         }
     }
 
-    /// A question for the number of a metric's events between two times.
+    /// Path of a query for the number of a metric's events between two times.
     pub(super) fn count_path(self, metric: &str, from: i64, to: i64) -> String {
         match self {
             Self::Rollmill => format!("/v1/query?metric={metric}&from={from}&to={to}&step=all"),
@@ -107,10 +111,10 @@ impl WireProtocol {
         }
     }
 
-    /// The number in its answer; no series is none.
+    /// The number in the answer of that query; 0 if it has no series.
     ///
     /// # Errors
-    /// If it is not JSON.
+    /// If the answer is not JSON, or the number cannot be parsed.
     pub(super) fn count(self, answer: &[u8]) -> anyhow::Result<u64> {
         let answer: serde_json::Value = serde_json::from_slice(answer)?;
         if self != Self::Rollmill {
@@ -126,7 +130,7 @@ impl WireProtocol {
         Ok(points.filter_map(|point| point["count"].as_u64()).sum())
     }
 
-    /// A question for the 24 hourly sums of series `n` on the day that ends at `to`.
+    /// Path of a query for the 24 hourly sums of series `n`, on the day that ends at `to`.
     pub(super) fn day_path(self, metric: &str, n: u64, to: i64) -> String {
         let from = to - DAY_MS;
         match self {
@@ -137,7 +141,8 @@ impl WireProtocol {
                 )
             }
             Self::JsonImport | Self::InfluxLine => {
-                // A point of theirs looks back over the hour that ends there.
+                // A point of the peer covers the hour before its time, one of Rollmill the hour
+                // after.
                 let (first, last) = (from / 1_000 + 3_600, to / 1_000);
                 let query = format!("sum_over_time({metric}%7Bseries=%22s{n:08}%22%7D[1h])");
                 format!("/api/v1/query_range?query={query}&start={first}&end={last}&step=3600")
@@ -145,10 +150,10 @@ impl WireProtocol {
         }
     }
 
-    /// The sums in its answer, in order.
+    /// The sums in the answer of that query, in order of time.
     ///
     /// # Errors
-    /// If it is not JSON or a sum is no number.
+    /// If the answer is not JSON, or a sum is no number.
     pub(super) fn day_sums(self, answer: &[u8]) -> anyhow::Result<Vec<f64>> {
         let answer: serde_json::Value = serde_json::from_slice(answer)?;
         let (points, field) = match self {
@@ -175,12 +180,17 @@ mod tests {
 
     #[test]
     fn both_answers_are_read_as_the_same_numbers() {
-        let ours = br#"{"series":[{"labels":{},"points":[{"t":"x","count":2,"sum":300.5},{"t":"y","count":3,"sum":100}]}]}"#;
-        let theirs = br#"{"status":"success","data":{"result":[{"metric":{},"values":[[1,"300.5"],[3601,"100"]]}]}}"#;
+        let ours = serde_json::json!({"series": [{"labels": {}, "points": [
+            {"t": "x", "count": 2, "sum": 300.5},
+            {"t": "y", "count": 3, "sum": 100},
+        ]}]});
+        let ours = ours.to_string();
+        let ours = ours.as_bytes();
+        let theirs = br#"{"data":{"result":[{"values":[[1,"300.5"],[3601,"100"]]}]}}"#;
         assert_eq!(WireProtocol::Rollmill.day_sums(ours).unwrap(), [300.5, 100.0]);
         assert_eq!(WireProtocol::JsonImport.day_sums(theirs).unwrap(), [300.5, 100.0]);
         assert_eq!(WireProtocol::Rollmill.count(ours).unwrap(), 5);
-        let theirs = br#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[9,"5"]}]}}"#;
+        let theirs = br#"{"data":{"resultType":"vector","result":[{"value":[9,"5"]}]}}"#;
         assert_eq!(WireProtocol::InfluxLine.count(theirs).unwrap(), 5);
         let none = br#"{"status":"success","data":{"resultType":"vector","result":[]}}"#;
         assert_eq!(WireProtocol::JsonImport.count(none).unwrap(), 0);

@@ -1,22 +1,22 @@
-//! A series as bars of text. Nothing is drawn that is not there: a window without data is a gap,
-//! all axes begin at zero or say where they begin, and all series of a drawing have one scale.
+//! Draws a series as bars of text. It never suggests data that is not there: a bucket without data
+//! is a gap, axes begin at zero or say where they begin, and all series of a plot share one scale.
 
-/// Rows of a drawing.
+/// Height of a plot in lines.
 const ROWS: usize = 8;
-/// Parts of a character cell, from the bottom.
+/// Block characters that fill a cell by eighths, from the bottom.
 const PARTS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-/// Widest bar.
+/// Widest bar, in characters.
 const MAX_BAR: usize = 6;
 
-/// One line over time: a value for each window, none where there is no data.
+/// One line of a plot: a value for each bucket, `None` where there is no data.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct PlotLine {
     pub(super) title: String,
     pub(super) values: Vec<Option<f64>>,
 }
 
-/// Draws lines of equal length below each other, `width` characters wide. `from` and `to` stand
-/// below the first and the last window.
+/// Draws the lines one below the other, `width` characters wide. `from` and `to` label the first
+/// and the last bucket.
 pub(super) fn draw(lines: &[PlotLine], from: &str, to: &str, width: usize) -> String {
     let all = || lines.iter().flat_map(|line| line.values.iter().flatten().copied());
     let windows = lines.iter().map(|line| line.values.len()).max().unwrap_or(0);
@@ -66,7 +66,8 @@ fn highest(values: &[Option<f64>]) -> Option<f64> {
     values.iter().flatten().copied().reduce(f64::max)
 }
 
-/// What a bar shows in a row: a value is at least a line on the ground, a gap is nothing.
+/// The character of a bar in one row. A value shows at least one eighth, even zero; a gap shows
+/// nothing.
 fn cell(value: Option<f64>, low: f64, high: f64, row: usize) -> char {
     let Some(value) = value else { return ' ' };
     let whole = ROWS * PARTS.len();
@@ -78,7 +79,7 @@ fn cell(value: Option<f64>, low: f64, high: f64, row: usize) -> char {
     }
 }
 
-/// The ground, and the times below its ends.
+/// The horizontal axis, with the times below its ends.
 fn axis(margin: usize, width: usize, from: &str, to: &str) -> String {
     let ground = "─".repeat(width);
     let room = width.max(from.len() + 1 + to.len()) - from.len();
@@ -94,7 +95,7 @@ mod tests {
         draw(&[line], "10:00", "15:00", width).lines().map(str::to_owned).collect()
     }
 
-    /// The bars on the ground, one character for each.
+    /// The lowest row of the bars, one character for each.
     fn ground(lines: &[String]) -> String {
         let row = &lines[1 + ROWS];
         row.split_once('│').map_or("", |(_, cells)| cells).to_owned()
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_window_without_data_is_a_gap() {
-        // The top is six wide for six windows.
+        // Six buckets share the width, and a bar is at most six characters wide.
         let lines = drawn(&[Some(1.0), None, Some(4.0), None, None, Some(2.0)], 80);
         assert_eq!(
             ground(&lines),

@@ -1,5 +1,5 @@
-//! A batch on its way: sent until the server answers for good, the same bytes each time, so that
-//! nothing counts twice.
+//! Delivery of a batch: posts the same bytes until the server gives a final answer, so that event
+//! ids make retries idempotent.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -10,24 +10,24 @@ use super::stop_signal::StopSignal;
 use crate::cli::client::{HttpAnswer, ServerClient};
 use crate::clock::Stopwatch;
 
-/// Between the first two tries.
+/// Delay before the first retry; it doubles with each further one, up to `MAX_DELAY`.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(5);
-/// How long a batch is tried once an end was asked for.
+/// How long a batch is still retried after a stop signal.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// Between two looks at whether an end was asked for.
+/// How often a waiting retry checks for a stop signal.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct BatchResult {
-    /// Events that the server has taken.
+    /// Number of events that the server accepted.
     pub(super) accepted: u64,
-    /// Index, code and message of those that it has not.
+    /// Index, code and message of each refused event.
     pub(super) refused: Vec<(usize, String, String)>,
 }
 
-/// Takes batches to a server.
+/// Posts batches to a server.
 pub(super) struct BatchPoster {
     server: ServerClient,
     patience: Duration,
@@ -35,10 +35,10 @@ pub(super) struct BatchPoster {
     pub(super) retries: u64,
 }
 
-/// One answer, as far as a batch is concerned.
+/// What an answer means for a batch.
 enum BatchVerdict {
     Done(HttpAnswer),
-    /// The request as a whole: some event in it cannot be read, or there are too many bytes.
+    /// The request was refused as a whole: an event in it is unreadable, or it is too large.
     Rejected {
         code: String,
         message: String,
@@ -55,11 +55,11 @@ impl BatchPoster {
         Self { server, patience, stop, retries: 0 }
     }
 
-    /// Delivers the lines of a body, each with its end.
+    /// Delivers a body; `lines` are its lines, including their line feeds.
     ///
     /// # Errors
-    /// If the server refuses for good or does not answer within the patience. What was delivered
-    /// until then is in `done`.
+    /// If the server refuses for good, or does not answer within the patience. Everything delivered
+    /// before is in `done`.
     pub(super) fn deliver(
         &mut self,
         body: &[u8],
@@ -69,8 +69,8 @@ impl BatchPoster {
         self.deliver_part(body, lines, 0, done)
     }
 
-    /// A server of before `event_unreadable` refuses a whole request for one event: it is found by
-    /// halving.
+    /// Delivers a part, halving it if the server refuses it as a whole: servers older than
+    /// `event_unreadable` do so for a single bad event.
     fn deliver_part(
         &mut self,
         body: &[u8],
@@ -93,7 +93,7 @@ impl BatchPoster {
         }
     }
 
-    /// The answer, or why the request as a whole was refused.
+    /// Retries until there is an answer; the inner error means that the whole request was refused.
     fn post_until_answered(
         &mut self,
         body: &[u8],
@@ -151,7 +151,7 @@ impl BatchPoster {
         }
     }
 
-    /// Not longer than it takes to be asked for an end.
+    /// Waits for a retry, but no longer than until a stop signal.
     fn wait(&self, time: Duration) {
         let watch = Stopwatch::start();
         let asked = self.stop.is_requested();
@@ -163,7 +163,7 @@ impl BatchPoster {
     }
 }
 
-/// What an answer says of its events; all of them have to be in it.
+/// Adds an answer to the result, after checking that it accounts for every event.
 fn record_answer(
     answer: &HttpAnswer,
     first: usize,

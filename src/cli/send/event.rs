@@ -1,4 +1,4 @@
-//! One JSON value as an event of one line, with an id.
+//! Normalises one JSON value to an event on one line, with an id.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::times::{InputTime, TimeParser};
 
-/// What a retry needs to know of an event, and where it stands in the text.
+/// Members of an event that `send` may have to change, as slices of its text.
 #[derive(Debug, Default)]
 struct EventFacts<'a> {
     fields: usize,
@@ -38,10 +38,11 @@ impl<'de> Visitor<'de> for EventFacts<'de> {
 #[derive(serde::Deserialize)]
 struct MemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Writes the event with an id on one line; whether the id is the made-up one.
+/// Writes the event with an id on one line. Returns whether it got the id `made_up`.
 ///
 /// # Errors
-/// Why it is no event: a code, and words. Whatever the server has to judge is left to it.
+/// A code and a message if it is no JSON object or its time is ambiguous. All other checks are left
+/// to the server.
 pub(super) fn one_line(
     value: &[u8],
     made_up: &str,
@@ -53,6 +54,7 @@ pub(super) fn one_line(
     if !text.starts_with('{') {
         return Err(unreadable("not a JSON object".to_owned()));
     }
+    // Only the members that matter are located; edits keep all other bytes as they were.
     let mut reader = serde_json::Deserializer::from_str(text);
     let seen =
         reader.deserialize_map(EventFacts::default()).and_then(|seen| reader.end().map(|()| seen));
@@ -68,7 +70,7 @@ pub(super) fn one_line(
             edits.push((1..1, format!("\"id\":\"{made_up}\"{comma}")));
             true
         }
-        // The server takes null for none.
+        // The server treats null as no id.
         Some("null") => {
             edits.extend(seen.id.map(|id| (place(id), format!("\"{made_up}\""))));
             true
@@ -94,7 +96,7 @@ pub(super) fn one_line(
     Ok(id)
 }
 
-/// A line break in JSON stands between tokens, where a space is as good.
+/// Replaces line breaks by spaces: valid JSON has them between tokens only.
 fn push_line(out: &mut Vec<u8>, text: &str) {
     let from = out.len();
     out.extend_from_slice(text.as_bytes());

@@ -1,5 +1,5 @@
-//! One input on its way into batches: opened, told what it is, cut into records, each made an event
-//! or a reason why it is none.
+//! One input on its way into batches: opens it, detects its format, splits it into records, and
+//! turns each into an event or a refusal.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,10 +16,10 @@ use super::table::{ColumnMap, ColumnNames};
 use super::times::TimeParser;
 use super::{SendArgs, event};
 
-/// How long a reader that is not scheduled yet is waited for at the end.
+/// How long to wait at a stop for chunks that the reader thread has not delivered yet.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What is noted of an input when a batch that reaches so far is in.
+/// A position to record once the batch that reaches it is delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct InputCursor {
     pub(super) entry: usize,
@@ -27,15 +27,15 @@ pub(super) struct InputCursor {
     pub(super) hash: String,
 }
 
-/// What an input yields.
+/// What an input yields next.
 pub(super) enum InputItem {
-    /// A record; its event is at the end of the given buffer, unless it was refused.
+    /// A record. Its event is at the end of the output buffer, unless it was refused.
     Event {
         record: InputRecord,
         id_generated: bool,
         refused: Option<(&'static str, String)>,
     },
-    /// Nothing yet.
+    /// Nothing arrived within the wait.
     Pending,
     End,
 }
@@ -47,7 +47,7 @@ pub(super) struct SendInput {
     entry: usize,
     number: u64,
     run: String,
-    /// What was read while its format was unknown.
+    /// Bytes read before the format is known.
     head: Vec<u8>,
     splitter: Option<Splitter>,
     columns: Option<ColumnNames>,
@@ -55,17 +55,17 @@ pub(super) struct SendInput {
     table: Option<ColumnMap>,
     header: Option<Vec<u8>>,
     pub(super) times: TimeParser,
-    /// In before: so many bytes, and what they are.
+    /// What an earlier run has sent: number of bytes, and their hash.
     before: InputEntry,
     check: Option<(u64, blake3::Hasher)>,
-    /// Events that a position of an earlier release says are in.
+    /// Number of events already sent, by a position of an earlier release.
     old_events: u64,
-    /// Records passed over because they are in.
+    /// Records skipped because an earlier run has sent them.
     pub(super) skipped: u64,
-    /// The line behind them.
+    /// Line of the first record that is sent.
     pub(super) resumed_line: u64,
     pub(super) sent: u64,
-    /// An unfinished last line is left for the next run.
+    /// Whether the file may still grow: then an unfinished last line is left for the next run.
     pub(super) may_grow: bool,
     pub(super) left: Option<u64>,
     ended: bool,
@@ -120,13 +120,13 @@ impl SendInput {
         self.splitter.as_ref().map_or(&[], |splitter| splitter.bytes(record))
     }
 
-    /// How far it has come.
+    /// How far records have been taken; `None` while still within what was sent before.
     pub(super) fn cursor(&self) -> Option<InputCursor> {
         let (offset, hash) = self.splitter.as_ref()?.cursor();
         (offset >= self.before.offset).then_some(InputCursor { entry: self.entry, offset, hash })
     }
 
-    /// The next event, written behind what `out` holds.
+    /// Yields the next event, appending it to `out`.
     pub(super) fn next(&mut self, wait: Duration, out: &mut Vec<u8>) -> anyhow::Result<InputItem> {
         loop {
             while let Some(record) = self.splitter.as_mut().and_then(Splitter::next) {
@@ -156,8 +156,8 @@ impl SendInput {
         }
     }
 
-    /// No more is read; what has come is still given. A line that has not ended yet is an event
-    /// only if it is whole JSON. Returns whether the input was at its end.
+    /// Stops reading, but still yields what has been read. An unfinished line is an event only if
+    /// it is complete JSON. Returns whether the input was at its end.
     pub(super) fn stop(&mut self) -> anyhow::Result<bool> {
         for _ in 0..=MAX_CHUNKS_AHEAD {
             match self.reader.next(GRACE) {
@@ -173,7 +173,7 @@ impl SendInput {
         Ok(false)
     }
 
-    /// What is left when no more is read: an event if it is whole.
+    /// Handles an unfinished line after a stop: it is an event if it is complete JSON.
     fn finish_partial(&mut self) {
         let Some(splitter) = &mut self.splitter else { return };
         let pending = splitter.pending().trim_ascii();
@@ -206,7 +206,7 @@ impl SendInput {
         Ok(())
     }
 
-    /// Tells the format, once enough has come.
+    /// Detects the format, once enough bytes have been read.
     fn detect_format(&mut self, complete: bool) -> anyhow::Result<()> {
         let told = sniff::format_of(&self.head, complete, self.hint);
         let told = told
@@ -240,8 +240,8 @@ impl SendInput {
         Ok(())
     }
 
-    /// At the end: an array that was not closed is a mistake, although all that it holds could be
-    /// read.
+    /// Ends the input. An array that is not closed is refused, even if all of its elements were
+    /// read: the file is probably truncated.
     fn end(&mut self, out: &mut Vec<u8>) -> anyhow::Result<InputItem> {
         if self.old_events > self.skipped {
             bail!(
@@ -293,6 +293,7 @@ impl SendInput {
         if let Some(flaw) = record.flaw {
             let refused = Some(("event_unreadable", flaw.reason().to_owned()));
             return Ok(Some(InputItem::Event { record, id_generated: false, refused }));
+            // The offset makes the id the same whenever this input is read again.
         }
         let made_up = format!("{}-{:x}-{:x}", self.run, self.number, record.offset);
         let before = out.len();

@@ -1,5 +1,5 @@
-//! Bytes of an input, unpacked, read by a thread of their own: whoever takes them can stop waiting
-//! after a while.
+//! Reads and decompresses an input on a thread of its own, so that its consumer can wait with a
+//! timeout.
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
@@ -13,21 +13,21 @@ use anyhow::Context;
 
 use super::sources::InputSource;
 
-/// Bytes of one part.
+/// Size of a chunk, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Parts that are read ahead.
+/// Chunks that are read ahead.
 pub(super) const MAX_CHUNKS_AHEAD: usize = 4;
 
-/// What comes of waiting.
+/// The result of waiting for a chunk.
 pub(super) enum NextChunk {
     Chunk(Vec<u8>),
-    /// Nothing yet.
+    /// Nothing arrived within the wait.
     Pending,
     End,
     Failed(io::Error),
 }
 
-/// What tells a file from another one of the same name.
+/// Tells a file from another one of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(super) struct FileIdentity {
     pub(super) device: u64,
@@ -40,7 +40,7 @@ pub(super) struct InputReader {
 }
 
 impl InputReader {
-    /// Opens an input; `read` counts its bytes as they are, packed or not.
+    /// Opens an input; `read` counts its bytes before decompression.
     pub(super) fn open(source: &InputSource, read: Arc<AtomicU64>) -> anyhow::Result<Self> {
         let raw: Box<dyn Read + Send> = match source {
             InputSource::Stdin => Box::new(io::stdin()),
@@ -61,7 +61,7 @@ impl InputReader {
         Ok(Self { parts })
     }
 
-    /// The next part, if it comes soon enough.
+    /// The next chunk, if it arrives within `wait`.
     pub(super) fn next(&self, wait: Duration) -> NextChunk {
         match self.parts.recv_timeout(wait) {
             Ok(Ok(part)) => NextChunk::Chunk(part),
@@ -72,7 +72,7 @@ impl InputReader {
     }
 }
 
-/// Of a file; a pipe has numbers, too, but other ones each time.
+/// The identity of a file; `None` for a pipe, whose numbers differ each time.
 pub(super) fn identity_of(source: &InputSource) -> anyhow::Result<Option<FileIdentity>> {
     use std::os::unix::fs::MetadataExt;
     let InputSource::File(path) = source else { return Ok(None) };
@@ -86,7 +86,7 @@ fn is_pipe(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
 }
 
-/// A named pipe: to open it takes until somebody writes, so the thread that reads does it.
+/// A named pipe. Opening it blocks until there is a writer, so the reader thread opens it.
 struct NamedPipe {
     path: PathBuf,
     opened: Option<File>,
@@ -102,7 +102,7 @@ impl Read for NamedPipe {
     }
 }
 
-/// Counts the bytes that pass.
+/// Counts the bytes that are read through it.
 struct CountingReader<R>(R, Arc<AtomicU64>);
 
 impl<R: Read> Read for CountingReader<R> {
@@ -118,7 +118,7 @@ fn read_all(raw: impl Read + Send + 'static, sender: &SyncSender<io::Result<Vec<
     let mut unpacked = match unpack(raw) {
         Ok(unpacked) => unpacked,
         Err(error) => {
-            // Whoever waits for it may have gone: then nobody needs it.
+            // The consumer may be gone; then nobody needs the error.
             send(Err(error));
             return;
         }
@@ -138,14 +138,15 @@ fn read_all(raw: impl Read + Send + 'static, sender: &SyncSender<io::Result<Vec<
     }
 }
 
-/// Takes off the compression that the first bytes tell of, whatever the name.
+/// Detects compression by the first bytes, whatever the name, and removes it.
 fn unpack(mut raw: impl Read + Send + 'static) -> io::Result<Box<dyn Read>> {
     let mut head = vec![0; 4];
     let mut known = 0;
     while known < head.len() {
         let n = raw.read(&mut head[known..])?;
         known += n;
-        // A line of three bytes need not wait for more: only what may be a magic number does.
+        // Reads on only while this may be a magic number: a short line must not wait for more
+        // input.
         if n == 0 || !(GZIP.starts_with(&head[..known.min(2)]) || ZSTD.starts_with(&head[..known]))
         {
             break;
@@ -175,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// Everything, from a reader that gives one byte at a time.
+    /// Decompresses from a reader that yields one byte at a time.
     fn unpacked(bytes: &[u8]) -> Vec<u8> {
         struct Slow(Cursor<Vec<u8>>);
         impl Read for Slow {

@@ -1,8 +1,8 @@
-//! Which part of which inputs is in, kept beside them (`--resume`).
+//! The position file (`--resume`): which part of which inputs has been sent.
 //!
-//! A position belongs to its inputs by content: it holds the hash of all that was sent of each, so
-//! another file under the same name is told from one that has grown. It holds the run's id, too:
-//! what was sent and not noted when a run ended gets the same ids again.
+//! A position identifies inputs by content: it holds a hash of everything sent of each, which tells
+//! a file that has grown from another file under the same name. It also holds the run's id, so that
+//! events sent but not recorded before a crash get the same ids again.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -15,40 +15,40 @@ use super::input_reader::FileIdentity;
 
 const VERSION: u32 = 2;
 
-/// What is noted of one input.
+/// What is recorded of one input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct InputEntry {
-    /// Part of the ids of its events; never given to another input.
+    /// Number of the input, part of its events' ids; never reused.
     pub(super) source: u64,
-    /// Absolute path; `-` is standard input.
+    /// Absolute path; `-` for standard input.
     pub(super) name: String,
     #[serde(flatten)]
     pub(super) identity: Option<FileIdentity>,
-    /// Bytes that are in, unpacked.
+    /// Decompressed bytes that have been sent.
     pub(super) offset: u64,
-    /// Their hash.
+    /// BLAKE3 hash of those bytes, in hexadecimal.
     pub(super) hash: String,
 }
 
-/// A position.
+/// The content of a position file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SendPosition {
     version: u32,
-    /// Random, made once.
+    /// Random id of the run, made once.
     pub(super) run: String,
     pub(super) inputs: Vec<InputEntry>,
-    /// Of a position that an earlier release has kept: so many events of the one input are in.
+    /// Set if an earlier release wrote the file: the number of events sent of the only input.
     #[serde(skip)]
     pub(super) old_events: Option<u64>,
 }
 
 impl SendPosition {
-    /// The beginning of a new run.
+    /// The position of a new run.
     pub(super) fn new(run: String) -> Self {
         Self { version: VERSION, run, inputs: Vec::new(), old_events: None }
     }
 
-    /// Reads a position; none if there is no file.
+    /// Reads a position; `None` if there is no file.
     pub(super) fn read(path: &Path, new_run: &str) -> anyhow::Result<Option<Self>> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -73,7 +73,7 @@ impl SendPosition {
         Ok(Some(position))
     }
 
-    /// Replaces the file as a whole: a crash leaves the old or the new position.
+    /// Replaces the file atomically: after a crash it holds the old or the new position.
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let next = PathBuf::from(format!("{}.next", path.display()));
         let write = || -> std::io::Result<()> {
@@ -85,11 +85,11 @@ impl SendPosition {
         write().with_context(|| format!("cannot keep the position in {}", path.display()))
     }
 
-    /// Finds the entry of each input, or makes one. `begins` says whether an input begins with what
-    /// an entry says is in.
+    /// Finds or adds the entry of each input. `begins` checks whether an input begins with what the
+    /// entry says was sent.
     ///
     /// # Errors
-    /// An input that has the name of an entry, and another beginning.
+    /// If an input has the name of an entry but begins differently.
     pub(super) fn resolve(
         &mut self,
         inputs: &[(String, Option<FileIdentity>)],
@@ -105,13 +105,12 @@ impl SendPosition {
                 by_identity.entry(identity).or_default().push(at);
             }
         }
-        // Files first, wherever they have been moved: a log that was rotated leaves its name to
-        // another one.
+        // By inode first: a rotated log has moved, and its name now belongs to another file.
         for (at, (name, identity)) in inputs.iter().enumerate() {
             let same = identity
                 .and_then(|identity| by_identity.get(&identity))
                 .map_or(&[][..], Vec::as_slice);
-            // A file may have two names.
+            // Two names may be links to one file; each keeps its own entry.
             let candidates = || same.iter().copied().filter(|entry| !taken[*entry]);
             let named = candidates().find(|entry| self.inputs[*entry].name == *name);
             let Some(entry) = named.or_else(|| candidates().next()) else { continue };
@@ -125,7 +124,7 @@ impl SendPosition {
         {
             let same = by_name.get(name).map_or(&[][..], Vec::as_slice);
             found[at] = match same.iter().copied().find(|entry| !taken[*entry]) {
-                // What a stream holds is seen only when it is read.
+                // The beginning of a stream can be checked only while it is read.
                 Some(entry) if identity.is_none() || begins(at, &self.inputs[entry])? => {
                     self.inputs[entry].identity = *identity;
                     taken[entry] = true;
@@ -139,7 +138,7 @@ impl SendPosition {
     }
 
     fn add(&mut self, name: &str, identity: Option<FileIdentity>) -> usize {
-        // Numbers are given in the order of the entries.
+        // Entries are in the order of their numbers, so the last one has the highest.
         let source = self.inputs.last().map_or(0, |entry| entry.source + 1);
         let hash = blake3::Hasher::new().finalize().to_hex().to_string();
         self.inputs.push(InputEntry { source, name: name.to_owned(), identity, offset: 0, hash });
@@ -148,7 +147,7 @@ impl SendPosition {
 }
 
 impl InputEntry {
-    /// What to say of an input that has its name, and another beginning.
+    /// The error for an input with this entry's name but other content.
     pub(super) fn mismatch(&self) -> InputMismatch {
         let name = if self.name == STDIN { "standard input" } else { &self.name };
         InputMismatch(format!(
@@ -160,12 +159,12 @@ impl InputEntry {
     }
 }
 
-/// An input that is not what the position belongs to: to run it again would not help.
+/// An input that does not belong to the position; running again would not help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct InputMismatch(pub(super) String);
 
-/// The name of standard input.
+/// The name of standard input in a position.
 pub(super) const STDIN: &str = "-";
 
 #[cfg(test)]
@@ -203,7 +202,7 @@ mod tests {
         );
     }
 
-    /// The entries of files, by name, inode and content.
+    /// Resolves files given by name, inode and content; returns their numbers.
     fn resolve(
         position: &mut SendPosition,
         files: &[(&str, u64, &str)],

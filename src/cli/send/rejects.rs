@@ -1,5 +1,5 @@
-//! What was refused: named on the terminal, kept as it was in a file (`--rejects`), the reasons
-//! beside it.
+//! Refused lines: named on the terminal, and kept unchanged in a file (`--rejects`), with the
+//! reasons in a second one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// Refused events that are named at the end.
+/// Most refused events named at the end of a run.
 const NAMED: usize = 10;
-/// Bytes of a header that is looked for in a file of refused lines.
+/// Longest CSV header that is looked for in an existing rejects file, in bytes.
 const MAX_HEADER: u64 = 1 << 20;
 
-/// A refused line.
+/// A refused line, with its reason.
 #[derive(Debug)]
 pub(super) struct RejectedLine<'a> {
     pub(super) input: &'a str,
     pub(super) line: u64,
     pub(super) code: &'a str,
     pub(super) message: &'a str,
-    /// As it stands in the input.
+    /// The bytes as they are in the input.
     pub(super) raw: &'a [u8],
-    /// The header of its CSV file.
+    /// Header of its file, if that is CSV.
     pub(super) header: Option<&'a [u8]>,
 }
 
-/// Where refused lines go.
+/// Collects refused lines.
 #[derive(Debug, Default)]
 pub(super) struct RejectsWriter {
     files: Option<RejectFiles>,
@@ -38,13 +38,13 @@ struct RejectFiles {
     path: PathBuf,
     lines: File,
     reasons: File,
-    /// The CSV header that stands above what is written next.
+    /// The last CSV header written; another one is repeated before its rows.
     header: Option<Vec<u8>>,
 }
 
 impl RejectsWriter {
-    /// Refused lines are added to what the files hold: a repaired run must not take away what an
-    /// earlier one has kept.
+    /// Opens the files for appending: a repeated run must not overwrite what an earlier one has
+    /// kept.
     pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
         let open = |path: &Path| {
             let opened = OpenOptions::new().create(true).append(true).open(path);
@@ -88,7 +88,7 @@ impl RejectsWriter {
         Ok(())
     }
 
-    /// The first of them, how many more there are, and where all are.
+    /// The first refusals, how many more there are, and where all are kept.
     pub(super) fn report(&self) -> Vec<String> {
         let mut lines: Vec<String> =
             self.named.iter().map(|reason| format!("  {reason}")).collect();
@@ -130,12 +130,12 @@ impl RejectFiles {
     }
 }
 
-/// The file with the reasons, one for each refused line: `FILE:LINE: CODE: MESSAGE`.
+/// Path of the file with one reason per refused line: `FILE:LINE: CODE: MESSAGE`.
 pub(super) fn reasons(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.reasons", path.display()))
 }
 
-/// On one line, and without what moves a terminal's cursor.
+/// Replaces control characters, so that a message stays on one line and moves no cursor.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,4 +1,5 @@
-//! A run: inputs one after the other, events in batches, what is in noted, what is refused kept.
+//! A run of `send`: reads inputs one after the other, delivers events in batches, then records the
+//! position and keeps refused lines.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,31 +23,31 @@ use crate::cli::client::PATIENCE;
 use crate::cli::number_format::count_of;
 use crate::clock::Stopwatch;
 
-/// What has come is sent after this time, however little it is.
+/// Longest time that an event waits for its batch to fill.
 const LINGER: Duration = Duration::from_secs(1);
-/// Between two looks at whether an end was asked for.
+/// How often a stop signal is checked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Remarks on inputs that are shown.
+/// Most notes on inputs that are printed.
 const MAX_NOTES: usize = 100;
-/// Bytes of a batch; a server takes at least 20 MiB by default.
+/// Size at which a batch is sent; a server accepts 20 MiB per request by default.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// A record of the batch.
+/// A record of the batch, sent or refused.
 struct BatchItem {
     input: usize,
     line: u64,
-    /// Where it stands in [`SendBatch::raw`].
+    /// Range of its bytes in [`SendBatch::raw`].
     raw: Range<usize>,
     refused: Option<(String, String)>,
 }
 
-/// What is delivered together.
+/// Events that are delivered together, and the refused records among them.
 #[derive(Default)]
 struct SendBatch {
     body: Vec<u8>,
-    /// Lines of the body, each with its end.
+    /// Lines of the body, including their line feeds.
     lines: Vec<Range<usize>>,
-    /// The item of each line.
+    /// Index into `items` of each line.
     sent: Vec<usize>,
     items: Vec<BatchItem>,
     raw: Vec<u8>,
@@ -71,7 +72,7 @@ impl SendBatch {
     }
 }
 
-/// What is known of an input that has ended, for refusals that come later.
+/// What later refusals need to know of an input that has ended.
 struct InputInfo {
     name: String,
     header: Option<Vec<u8>>,
@@ -85,14 +86,14 @@ struct SendRun<'a> {
     rejects: RejectsWriter,
     batch: SendBatch,
     inputs: Vec<InputInfo>,
-    /// Of inputs whose last events are in the batch.
+    /// Positions of ended inputs whose last events are in the batch.
     cursors: Vec<InputCursor>,
     accepted: u64,
     skipped: u64,
-    /// Events that got an id of the run.
+    /// Events that got an id of this run.
     generated_ids: u64,
     notes: Vec<String>,
-    /// An end was asked for before the inputs were through.
+    /// A signal stopped the run before all inputs were read.
     interrupted: bool,
     read: Arc<AtomicU64>,
     progress: indicatif::ProgressBar,
@@ -131,7 +132,8 @@ pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
         sized,
     };
     if let Some(path) = &args.resume {
-        // Before anything is sent: what is sent and not noted gets the same ids again.
+        // Before anything is sent, because it holds the run's id: after a crash, events that were
+        // sent but not recorded must get the same ids again.
         run.position.write(path)?;
     }
     let ended = run.all(&sources, &entries);
@@ -139,13 +141,13 @@ pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
     run.report(ended)
 }
 
-/// The files that this command writes.
+/// Files that this command writes, which must not be sent.
 fn output_files(args: &SendArgs) -> Vec<PathBuf> {
     let kept = args.rejects.iter().flat_map(|path| [path.clone(), rejects::reasons(path)]);
     kept.chain(args.resume.clone()).collect()
 }
 
-/// Where each input stands, by the position if there is one.
+/// The position to start from, and the entry of each source in it.
 fn begin(
     args: &SendArgs,
     sources: &[InputSource],
@@ -219,7 +221,7 @@ impl SendRun<'_> {
             let next =
                 input.next(due.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL), &mut self.batch.body);
             if next.is_err() {
-                // What stands before a mistake is none.
+                // Events before the error are valid and must not be lost.
                 self.flush(Some(input))?;
             }
             match next? {
@@ -256,7 +258,7 @@ impl SendRun<'_> {
         Ok(())
     }
 
-    /// Notes what is to be said of an input that has ended.
+    /// Adds notes for the summary about an input that has ended.
     fn add_notes(&mut self, input: &SendInput) {
         if let Some(known) = self.inputs.last_mut() {
             known.header = input.header().map(<[u8]>::to_vec);
@@ -288,12 +290,14 @@ impl SendRun<'_> {
         }
     }
 
-    /// Delivers the batch, keeps what was refused, then notes how far the inputs are in.
+    /// Delivers the batch, keeps its refused lines, then records the position.
     fn flush(&mut self, current: Option<&SendInput>) -> anyhow::Result<()> {
         let mut done = BatchResult::default();
         let delivered = self.poster.deliver(&self.batch.body, &self.batch.lines, &mut done);
         self.accepted += done.accepted;
         delivered?;
+        // The position advances only after the refused lines are written: a crash in between
+        // repeats a batch, which its ids make harmless, but loses no line.
         for (index, code, message) in done.refused {
             self.batch.items[self.batch.sent[index]].refused = Some((code, message));
         }
@@ -339,7 +343,7 @@ impl SendRun<'_> {
         }
     }
 
-    /// The summary, and how the run ended.
+    /// Prints the summary and returns how the run ended.
     fn report(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         let extra = [
             (self.skipped > 0).then(|| format!("{} in before", are(self.skipped))),
@@ -385,12 +389,12 @@ impl SendRun<'_> {
         Ok(())
     }
 
-    /// Whether a stream was being read last, which has no end but a signal.
+    /// Whether the last input was standard input, which only a signal ends.
     fn is_stream(&self) -> bool {
         self.inputs.last().is_some_and(|known| known.name == InputSource::Stdin.name())
     }
 
-    /// How to go on. Who has not asked for a position beforehand needs one now.
+    /// Says how to continue. Without `--resume`, it saves a position for that now.
     fn resume_hint(&self) -> String {
         if let Some(path) = &self.args.resume {
             return format!("; run it again to go on ({})", path.display());
@@ -423,7 +427,7 @@ fn were_events(n: u64) -> String {
     format!("{} {}", count_of(n, "event"), if n == 1 { "was" } else { "were" })
 }
 
-/// A bar of bytes if all inputs are files, else what is true of a stream: how many events are in.
+/// A bar over bytes if all inputs are files, else a count of delivered events.
 fn progress(sources: &[InputSource]) -> (indicatif::ProgressBar, bool) {
     let size = |source: &InputSource| match source {
         InputSource::Stdin => None,

@@ -1,9 +1,10 @@
-//! What an input is, told by how it begins; what `send` cannot read is refused by its name.
+//! Detects the format of an input by its beginning. Formats that `send` cannot read are refused by
+//! name.
 
 use super::split::{BOM, InputFormat};
 use super::table::delimiter_of;
 
-/// Bytes by which an input that is no text is told.
+/// Magic numbers of formats that are not text, with a name and advice.
 const FOREIGN: &[(&[u8], &str, &str)] = &[
     (b"PK\x03\x04", "a ZIP archive or a spreadsheet", "unpack it, or save it as CSV"),
     (b"BZh", "packed with bzip2", "unpack it on the way: `bzcat FILE | rollmill send -`"),
@@ -21,21 +22,21 @@ const FOREIGN: &[(&[u8], &str, &str)] = &[
     (b"\xfe\xff", "UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8 FILE | rollmill send -`"),
 ];
 
-/// Lines by which CSV is told from lines of which the first one is bad.
+/// Lines that must look alike for an input to be taken for CSV and not for NDJSON with a bad line.
 const LOOKED_AT: usize = 5;
 
-/// What is asked for on the command line.
+/// What the command line says about the format.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FormatHint {
-    /// A metric or its column is named, so it has to be CSV.
+    /// A metric or its column is given, so the input must be CSV.
     pub(super) csv: bool,
     pub(super) delimiter: Option<u8>,
 }
 
-/// The format of an input that begins so; none if that cannot be told yet.
+/// The format of an input that begins with `head`; `None` if more bytes are needed.
 ///
 /// # Errors
-/// What it is instead.
+/// Which other format it is, and what to do about it.
 pub(super) fn format_of(
     head: &[u8],
     complete: bool,
@@ -81,8 +82,8 @@ pub(super) fn format_of(
     }
 }
 
-/// The columns, if these lines are CSV: none begins like JSON, and each has the delimiters that the
-/// first one has.
+/// The column names, if these lines are CSV: none begins like JSON, and all have as many delimiters
+/// as the first.
 fn csv_header(text: &[u8]) -> Option<String> {
     let mut lines = text
         .split(|byte| *byte == b'\n')
@@ -92,7 +93,7 @@ fn csv_header(text: &[u8]) -> Option<String> {
     let header = lines.next()?;
     let delimiter = delimiter_of(header);
     let count = |line: &[u8]| memchr::memchr_iter(delimiter, line).count();
-    // What follows may have been cut in the middle of a line.
+    // Only the second line is compared, because a later one may be incomplete.
     let second = lines.next()?;
     let alike = count(header) > 0 && count(second) == count(header) && !second.starts_with(b"{");
     let columns = String::from_utf8_lossy(header);

@@ -1,5 +1,5 @@
-//! What is to be sent: files, directories, patterns, standard input. Never what the command itself
-//! writes: it would send what it has just refused, and that again.
+//! Expands what is to be sent: files, directories, patterns, standard input. It excludes files that
+//! the command itself writes: sending refused lines would refuse them again, without end.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use crate::cli::UsageError;
 
-/// One input.
+/// One input to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum InputSource {
     Stdin,
@@ -16,7 +16,7 @@ pub(super) enum InputSource {
 }
 
 impl InputSource {
-    /// As people know it, in messages.
+    /// The name for messages.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Stdin => "standard input".to_owned(),
@@ -25,13 +25,13 @@ impl InputSource {
     }
 }
 
-/// Names of files that a directory is searched for, with or without an ending of compression.
+/// Extensions of the files sent from a directory, with or without one of `COMPRESSED`.
 const ENDINGS: [&str; 5] = [".ndjson", ".jsonl", ".json", ".csv", ".tsv"];
 const COMPRESSED: [&str; 3] = [".gz", ".zst", ".zstd"];
 
-/// The inputs that are named, each once, in the order named; those of a directory or a pattern by
-/// name. What the command writes itself (`own`) is left out, and refused where it is named. `notes`
-/// says what is left out.
+/// Expands the arguments to inputs, each once, in their order; those of a directory or pattern by
+/// name. Files that the command writes (`own`) are skipped in directories and patterns, and an
+/// error if named. `notes` receives what is skipped.
 pub(super) fn expand(
     named: &[PathBuf],
     own: &[PathBuf],
@@ -85,12 +85,12 @@ pub(super) fn expand(
     Ok(sources)
 }
 
-/// What tells files and directories apart, whatever they are called.
+/// Device and inode, which identify a file or directory under any name.
 type InodeKey = (u64, u64);
 
 fn identity(path: &Path) -> Option<InodeKey> {
     use std::os::unix::fs::MetadataExt;
-    // What is not a file (such as /dev/null) may be written and named at the same time.
+    // Special files such as /dev/null may be read and written at the same time.
     let metadata =
         std::fs::metadata(path).ok().filter(|metadata| metadata.is_file() || metadata.is_dir())?;
     Some((metadata.dev(), metadata.ino()))
@@ -100,7 +100,7 @@ fn skip_note(path: &Path) -> String {
     format!("{} is left alone: it is what this command writes to", path.display())
 }
 
-/// A way through directories. Each is entered once, so that links in a circle have an end.
+/// A recursive walk. It enters each directory once, so that circular links end.
 struct DirectoryWalk<'a> {
     is_own: &'a dyn Fn(&Path) -> bool,
     seen: HashSet<InodeKey>,
@@ -108,7 +108,7 @@ struct DirectoryWalk<'a> {
 }
 
 impl DirectoryWalk<'_> {
-    /// Files below a directory that are data by their names; hidden ones are not.
+    /// Adds the files below a directory that have a data extension and are not hidden.
     fn directory(&mut self, path: &Path, sources: &mut Vec<InputSource>) -> anyhow::Result<()> {
         if identity(path).is_some_and(|identity| !self.seen.insert(identity)) {
             self.notes.push(format!(
@@ -165,7 +165,7 @@ fn is_pattern(path: &Path) -> bool {
     path.to_string_lossy().contains(['*', '?'])
 }
 
-/// The files that a pattern means, for a shell that has not expanded it.
+/// The files that a pattern matches, for shells that do not expand it.
 fn matching(pattern: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = vec![PathBuf::new()];
     for part in pattern.components() {
@@ -193,7 +193,7 @@ fn matching(pattern: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// `*` is any number of bytes, `?` one.
+/// Glob match of a name: `*` is any number of bytes, `?` exactly one.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match (pattern.first(), name.first()) {
         (None, None) => true,

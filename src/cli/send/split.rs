@@ -1,18 +1,18 @@
-//! Bytes cut into records: lines of NDJSON, rows of CSV, values of JSON.
+//! Splits bytes into records: lines of NDJSON, rows of CSV, values of JSON.
 //!
-//! A record knows where it stands, by byte and by line, so that an id and a message can name it.
-//! What is consumed is hashed on the way: that is how a position knows the input it belongs to.
-//! Memory is bounded: a record beyond [`MAX_RECORD`] is a bad one.
+//! A record knows its byte offset and its line, for ids and messages. Consumed bytes are hashed on
+//! the way, because the hash is how a position recognises its input. Memory is bounded: a record
+//! longer than [`MAX_RECORD`] is refused.
 
 use std::ops::Range;
 
-/// More bytes than any server takes for one event (`accept.max_event_bytes` is at most 1 MiB).
+/// Longest record in bytes; no server accepts more (`accept.max_event_bytes` is at most 1 MiB).
 pub(super) const MAX_RECORD: usize = 1 << 20;
 
-/// How an input is cut.
+/// How an input is split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InputFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Ndjson,
     /// JSON values in an array, or one after the other.
     Values,
@@ -20,21 +20,21 @@ pub(super) enum InputFormat {
     Csv(u8),
 }
 
-/// Why a record is none.
+/// Why a record cannot be parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordFlaw {
-    /// Longer than [`MAX_RECORD`]; only its beginning is there.
+    /// Longer than [`MAX_RECORD`]; only its beginning is kept.
     TooLong,
-    /// A quoted cell of CSV without an end.
+    /// A quoted CSV cell that is not closed.
     OpenQuote,
-    /// A JSON value without an end: nothing behind it can be told apart.
+    /// A JSON value that is not closed; nothing after it can be separated.
     Unfinished,
-    /// An array without an end: what it holds could be read, and more may be missing.
+    /// An array that is not closed; its elements were read, but more may be missing.
     OpenArray,
 }
 
 impl RecordFlaw {
-    /// For people.
+    /// The reason for people.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::TooLong => "longer than 1 MiB, which no server takes; only its beginning is kept",
@@ -47,15 +47,15 @@ impl RecordFlaw {
     }
 }
 
-/// A record, as a range of what the splitter holds.
+/// A record, as a range of the splitter's buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct InputRecord {
     pub(super) range: Range<usize>,
-    /// Byte of the input at which it begins.
+    /// Byte offset in the input at which it begins.
     pub(super) offset: u64,
     /// Line of the input at which it begins, from 1.
     pub(super) line: u64,
-    /// Whether its end was seen; the last line of an input may lack it.
+    /// Whether its end was seen; the last line of an input may lack a line feed.
     pub(super) ended: bool,
     pub(super) flaw: Option<RecordFlaw>,
 }
@@ -68,7 +68,7 @@ enum CellState {
     QuoteInQuoted,
 }
 
-/// What a scan knows of a record that has not ended yet.
+/// Scanner state within a record that has not ended yet.
 #[derive(Debug, Clone, Copy)]
 struct ScanState {
     at: usize,
@@ -84,30 +84,30 @@ impl ScanState {
     }
 }
 
-/// Cuts one input.
+/// Splits one input incrementally.
 pub(super) struct Splitter {
     format: InputFormat,
     held: Vec<u8>,
-    /// What lies before it is consumed.
+    /// Start of the unconsumed bytes in `held`.
     start: usize,
     scan: ScanState,
     offset: u64,
     line: u64,
     hasher: blake3::Hasher,
-    /// What lies before it is in the hash.
+    /// Start of the bytes in `held` that are not hashed yet.
     hashed: usize,
     complete: bool,
-    /// The rest of a line that was too long.
+    /// Skips to the end of a line that was too long.
     skip_line: bool,
-    /// Nothing more can be told apart.
+    /// Skips everything: later records cannot be separated.
     skip_all: bool,
     arrays: usize,
-    /// Where the outermost array that is open begins.
+    /// Offset and line of the outermost open array.
     array_at: (u64, u64),
 }
 
 impl Splitter {
-    /// The byte order mark of UTF-8, if `held` begins with it, belongs to no record.
+    /// Starts with the bytes in `held`, skipping a UTF-8 byte order mark.
     pub(super) fn new(format: InputFormat, held: Vec<u8>) -> Self {
         let mut new = Self {
             format,
@@ -130,7 +130,7 @@ impl Splitter {
         new
     }
 
-    /// More of the input. Ranges of earlier records end here.
+    /// Appends input. Ranges of earlier records become invalid.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.hasher.update(&self.held[self.hashed..self.start]);
         self.held.drain(..self.start);
@@ -139,7 +139,7 @@ impl Splitter {
         self.held.extend_from_slice(bytes);
     }
 
-    /// There is no more.
+    /// Marks the end of the input.
     pub(super) fn finish(&mut self) {
         self.complete = true;
     }
@@ -148,7 +148,7 @@ impl Splitter {
         &self.held[record.range.clone()]
     }
 
-    /// How far it has come, and the hash of everything before.
+    /// The offset up to which records were taken, and the hash of everything before.
     pub(super) fn cursor(&self) -> (u64, String) {
         let mut hasher = self.hasher.clone();
         hasher.update(&self.held[self.hashed..self.start]);
@@ -167,13 +167,13 @@ impl Splitter {
         self.line
     }
 
-    /// Bytes of a record that has begun and not ended.
+    /// Bytes of a record that has begun but not ended.
     pub(super) fn pending(&self) -> &[u8] {
         &self.held[self.start..]
     }
 
-    /// The next record that is whole, or with [`Self::finish`] the last one. Blank ones are passed
-    /// over.
+    /// The next complete record, or after [`Self::finish`] also the last one. Blank records are
+    /// skipped.
     pub(super) fn next(&mut self) -> Option<InputRecord> {
         loop {
             if self.skip_all {
@@ -199,7 +199,7 @@ impl Splitter {
         }
     }
 
-    /// Moves on by `n` bytes.
+    /// Advances by `n` bytes, counting lines.
     fn consume(&mut self, n: usize) {
         self.line +=
             memchr::memchr_iter(b'\n', &self.held[self.start..self.start + n]).count() as u64;
@@ -208,7 +208,7 @@ impl Splitter {
         self.scan = ScanState::from(self.start);
     }
 
-    /// A record of the next `length` bytes, `with_end` of which are consumed.
+    /// Takes a record of `length` bytes and consumes `with_end` bytes.
     fn take(&mut self, length: usize, with_end: usize, flaw: Option<RecordFlaw>) -> InputRecord {
         let range = self.start..self.start + length;
         let record = InputRecord {
@@ -245,7 +245,7 @@ impl Splitter {
         }
     }
 
-    /// A whole line that is too long.
+    /// Takes a complete line that is too long.
     fn too_long(&mut self, length: usize) -> InputRecord {
         let mut record = self.take(MAX_RECORD, length + 1, Some(RecordFlaw::TooLong));
         record.ended = true;
@@ -282,7 +282,7 @@ impl Splitter {
         Some(self.take(length, length, None))
     }
 
-    /// A row without an end: its first line is bad, and the next line is a row again.
+    /// Refuses the first line of a row that does not end; splitting resumes at the next line.
     fn bad_row(&mut self) -> InputRecord {
         let open = self.scan.cell == CellState::Quoted;
         let flaw = if open { RecordFlaw::OpenQuote } else { RecordFlaw::TooLong };
@@ -322,6 +322,7 @@ impl Splitter {
                 }
                 _ => {}
             }
+            // Without the end of this value, brackets no longer tell where the next one begins.
             if self.scan.at - self.start > MAX_RECORD {
                 self.skip_all = true;
                 return Some(self.take(MAX_RECORD, MAX_RECORD, Some(RecordFlaw::Unfinished)));
@@ -342,7 +343,7 @@ impl Splitter {
         record
     }
 
-    /// Passes over what stands between values. False if there is no value yet.
+    /// Skips punctuation between values. Returns false if there is no value yet.
     fn pass_punctuation(&mut self) -> bool {
         while let Some(byte) = self.held.get(self.start).copied() {
             match byte {
@@ -361,7 +362,7 @@ impl Splitter {
         false
     }
 
-    /// The array that the input has not closed, once it is at its end: a record of nothing, where
+    /// An empty record for an array that is still open at the end of the input, at the place where
     /// the array begins.
     pub(super) fn take_open_array(&mut self) -> Option<InputRecord> {
         let open = self.complete && self.arrays > 0 && !self.skip_all;
@@ -394,7 +395,7 @@ mod tests {
 
     use super::*;
 
-    /// What a splitter makes of an input that comes in parts of this size: text, byte, line, flaw.
+    /// Splits an input that arrives in chunks of `part` bytes; yields text, offset, line and flaw.
     fn split(
         format: InputFormat,
         input: &[u8],
@@ -524,11 +525,19 @@ mod tests {
         fn rows_are_those_of_the_csv_crate(input in "[a\",;\r\n]{0,40}", part in 1usize..9) {
             let found = split(InputFormat::Csv(b','), input.as_bytes(), part);
             prop_assume!(found.iter().all(|(_, _, _, flaw)| flaw.is_none()));
-            let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(input.as_bytes());
-            let theirs: Vec<u64> = reader.records().map(|row| row.unwrap().position().unwrap().byte()).collect();
-            // A row of theirs may begin with the line feed behind a carriage return.
-            let starts = |at: u64| at + input.as_bytes()[at as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count() as u64;
-            prop_assert_eq!(found.iter().map(|row| row.1).collect::<Vec<_>>(), theirs.into_iter().map(starts).collect::<Vec<_>>());
+                        let mut reader = csv::ReaderBuilder::new()
+                            .has_headers(false)
+                            .flexible(true)
+                            .from_reader(input.as_bytes());
+                        let theirs: Vec<u64> =
+                            reader.records().map(|row| row.unwrap().position().unwrap().byte()).collect();
+                        // The csv crate may start a row at the line feed after a carriage return.
+                        let is_break = |b: &&u8| matches!(**b, b'\r' | b'\n');
+                        let starts = |at: u64| {
+                            at + input.as_bytes()[at as usize..].iter().take_while(is_break).count() as u64
+                        };
+                        let ours: Vec<u64> = found.iter().map(|row| row.1).collect();
+                        prop_assert_eq!(ours, theirs.into_iter().map(starts).collect::<Vec<_>>());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and SIGHUP: the first one asks for an end, the second one is it.
+//! SIGTERM, SIGINT and SIGHUP: the first one requests a clean stop, the second one exits at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Whether an end was asked for.
+/// Whether a signal has requested a stop.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StopSignal(Arc<AtomicBool>);
 
 impl StopSignal {
-    /// Listens from now on.
+    /// Installs the handlers, which run on a thread of their own.
     pub(super) fn listen() -> anyhow::Result<Self> {
         let stop = Self::default();
         let asked = stop.0.clone();
@@ -21,13 +21,20 @@ impl StopSignal {
             .context("cannot listen for signals")?;
         let listen = move || {
             runtime.block_on(async {
-                let [term, int, hup] = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-                // Without handlers a signal ends the process at once, as it does every other.
+                let kinds =
+                    [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+                let [term, int, hup] = kinds.map(signal);
+                // Without handlers, a signal ends the process at once: the default action.
                 let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (term, int, hup) else { return };
                 loop {
-                    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {}, _ = hup.recv() => {} }
+                    tokio::select! {
+                        _ = term.recv() => {}
+                        _ = int.recv() => {}
+                        _ = hup.recv() => {}
+                    }
                     if asked.swap(true, Ordering::SeqCst) {
-                        // Whoever asks twice does not want to wait for an answer of the server.
+                        // A second signal means that the user does not want to wait for the
+                        // server's answer.
                         #[allow(clippy::disallowed_methods)]
                         std::process::exit(130);
                     }

@@ -1,8 +1,11 @@
-//! Rows of CSV as events.
+//! Turns rows of CSV into events.
 
 use super::times::{InputTime, TimeParser};
 
-/// Which columns hold what, as people name them.
+/// Why a row cannot be an event: a code for programs and a message.
+type RowError = (&'static str, String);
+
+/// The columns to use, by name as given on the command line.
 #[derive(Debug, Default, Clone)]
 pub(super) struct ColumnNames {
     pub(super) metric: Option<String>,
@@ -11,13 +14,13 @@ pub(super) struct ColumnNames {
     pub(super) value: Option<String>,
     pub(super) user: Option<String>,
     pub(super) id: Option<String>,
-    /// Label and column.
+    /// Pairs of label and column name.
     pub(super) labels: Vec<(String, String)>,
-    /// Values are written 1.234,5.
+    /// Whether values are written as 1.234,5.
     pub(super) decimal_comma: bool,
 }
 
-/// The columns of one file.
+/// The resolved columns of one file.
 #[derive(Debug)]
 pub(super) struct ColumnMap {
     delimiter: u8,
@@ -31,7 +34,7 @@ pub(super) struct ColumnMap {
     decimal_comma: bool,
 }
 
-/// Cells of a row, unquoted.
+/// The unquoted cells of a row, in one buffer.
 #[derive(Debug, Default)]
 pub(super) struct RowCells {
     bytes: Vec<u8>,
@@ -39,7 +42,7 @@ pub(super) struct RowCells {
 }
 
 impl RowCells {
-    /// The cells of a record, quotes taken off.
+    /// Splits a record into cells and removes their quotes.
     pub(super) fn of(record: &[u8], delimiter: u8) -> Self {
         let mut cells = Self::default();
         let mut quoted = false;
@@ -71,6 +74,13 @@ impl RowCells {
         &self.bytes[from..self.ends[at]]
     }
 
+    /// The cell of a column; `None` if there is no such column or the cell is empty.
+    fn cell(&self, at: Option<usize>) -> Result<Option<&str>, RowError> {
+        let Some(at) = at else { return Ok(None) };
+        let text = self.text(at).map_err(|why| ("row_invalid", why))?;
+        Ok(Some(text).filter(|text| !text.is_empty()))
+    }
+
     fn text(&self, at: usize) -> Result<&str, String> {
         std::str::from_utf8(self.get(at)).map_err(|_| {
             "not UTF-8: convert the file, as with `iconv -f LATIN1 -t UTF-8`".to_owned()
@@ -78,7 +88,7 @@ impl RowCells {
     }
 }
 
-/// The delimiter that stands most often in a header, outside of quotes; a comma if there is none.
+/// The most frequent delimiter in a header, outside of quotes; a comma if there is none.
 pub(super) fn delimiter_of(header: &[u8]) -> u8 {
     let mut quoted = false;
     let mut counts = [0usize; 4];
@@ -94,14 +104,14 @@ pub(super) fn delimiter_of(header: &[u8]) -> u8 {
     counts.iter().position(|count| *count == most).map_or(b',', |at| DELIMITERS[at])
 }
 
-/// In the order in which a tie is decided.
+/// Known delimiters; a tie goes to the earlier one.
 pub(super) const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
 impl ColumnMap {
-    /// Finds the columns in a header.
+    /// Resolves the columns by the header.
     ///
     /// # Errors
-    /// Which is not there, or there twice.
+    /// Names a column that is missing or occurs twice.
     pub(super) fn new(header: &[u8], delimiter: u8, wanted: &ColumnNames) -> Result<Self, String> {
         let cells = RowCells::of(header, delimiter);
         let names: Vec<&str> =
@@ -134,18 +144,18 @@ impl ColumnMap {
         })
     }
 
-    /// A row as an event of one line; without an id of its own it gets the made-up one. Whether it
+    /// Appends a row as an event on one line; a row without an id gets `made_up`. Returns whether it
     /// did.
     ///
     /// # Errors
-    /// Why the row is none: a code, and words.
+    /// A code and a message, if the row cannot be an event.
     pub(super) fn event(
         &self,
         record: &[u8],
         made_up: &str,
         times: &mut TimeParser,
         out: &mut Vec<u8>,
-    ) -> Result<bool, (&'static str, String)> {
+    ) -> Result<bool, RowError> {
         let row = RowCells::of(record, self.delimiter);
         if row.len() != self.columns {
             return Err((
@@ -153,77 +163,90 @@ impl ColumnMap {
                 format!("the row has {} cells, the header {}", row.len(), self.columns),
             ));
         }
-        let cell = |at: Option<usize>| match at {
-            None => Ok(None),
-            Some(at) => row
-                .text(at)
-                .map(|text| Some(text).filter(|text| !text.is_empty()))
-                .map_err(|why| ("row_invalid", why)),
-        };
         let metric = match &self.metric {
             Err(metric) => metric.as_str(),
-            Ok(at) => cell(Some(*at))?
+            Ok(at) => row
+                .cell(Some(*at))?
                 .ok_or_else(|| ("metric_invalid", "the cell of the metric is empty".to_owned()))?,
         };
         out.extend_from_slice(b"{\"metric\":");
         push_text(out, metric);
         if self.time.is_some() {
-            let Some(time) = cell(self.time)?.map(str::trim).filter(|time| !time.is_empty()) else {
-                return Err(("timestamp_invalid", "the cell of the time is empty".to_owned()));
-            };
             out.extend_from_slice(b",\"timestamp\":");
-            match times.cell(time).map_err(|why| ("timestamp_invalid", why))? {
-                InputTime::Millis(millis) => out.extend_from_slice(millis.to_string().as_bytes()),
-                InputTime::Verbatim if time.parse::<i64>().is_ok() => {
-                    out.extend_from_slice(time.as_bytes())
-                }
-                InputTime::Verbatim => push_text(out, time),
-            }
+            push_time(row.cell(self.time)?, times, out)?;
         }
         if self.value.is_some() {
             out.extend_from_slice(b",\"value\":");
-            match cell(self.value)?.map(str::trim).filter(|value| !value.is_empty()) {
-                None => out.extend_from_slice(b"null"),
-                Some(value) if self.decimal_comma => {
-                    push_text(out, &value.replace('.', "").replace(',', "."))
-                }
-                Some(value) if value.contains(',') => {
-                    return Err((
-                        "value_invalid",
-                        format!(
-                            "{value:?} has a comma: say --decimal-comma if 1.234,5 is a number \
-                             here"
-                        ),
-                    ));
-                }
-                Some(value) => push_text(out, value),
-            }
+            push_value(row.cell(self.value)?, self.decimal_comma, out)?;
         }
         out.extend_from_slice(b",\"labels\":{");
-        let mut between = "";
-        for (label, at) in &self.labels {
-            if let Some(value) = cell(Some(*at))? {
-                out.extend_from_slice(between.as_bytes());
-                push_text(out, label);
-                out.push(b':');
-                push_text(out, value);
-                between = ",";
-            }
-        }
+        self.push_labels(&row, out)?;
         out.push(b'}');
-        if let Some(user) = cell(self.user)? {
+        if let Some(user) = row.cell(self.user)? {
             out.extend_from_slice(b",\"user\":");
             push_text(out, user);
         }
-        let id = cell(self.id)?;
+        let id = row.cell(self.id)?;
         out.extend_from_slice(b",\"id\":");
         push_text(out, id.unwrap_or(made_up));
         out.push(b'}');
         Ok(id.is_none())
     }
+
+    /// Appends the members of `labels`; an empty cell is a missing label.
+    fn push_labels(&self, row: &RowCells, out: &mut Vec<u8>) -> Result<(), RowError> {
+        let mut separator = "";
+        for (label, at) in &self.labels {
+            if let Some(value) = row.cell(Some(*at))? {
+                out.extend_from_slice(separator.as_bytes());
+                push_text(out, label);
+                out.push(b':');
+                push_text(out, value);
+                separator = ",";
+            }
+        }
+        Ok(())
+    }
 }
 
-/// A text as JSON.
+/// Appends the time of a row as a JSON number or string.
+fn push_time(
+    cell: Option<&str>,
+    times: &mut TimeParser,
+    out: &mut Vec<u8>,
+) -> Result<(), RowError> {
+    // An empty cell is an error: the server would take the time of receipt instead.
+    let Some(time) = cell.map(str::trim).filter(|time| !time.is_empty()) else {
+        return Err(("timestamp_invalid", "the cell of the time is empty".to_owned()));
+    };
+    match times.cell(time).map_err(|why| ("timestamp_invalid", why))? {
+        InputTime::Millis(millis) => out.extend_from_slice(millis.to_string().as_bytes()),
+        InputTime::Verbatim if time.parse::<i64>().is_ok() => {
+            out.extend_from_slice(time.as_bytes())
+        }
+        InputTime::Verbatim => push_text(out, time),
+    }
+    Ok(())
+}
+
+/// Appends the value of a row as a decimal string; an empty cell is null.
+fn push_value(cell: Option<&str>, decimal_comma: bool, out: &mut Vec<u8>) -> Result<(), RowError> {
+    match cell.map(str::trim).filter(|value| !value.is_empty()) {
+        None => out.extend_from_slice(b"null"),
+        Some(value) if decimal_comma => push_text(out, &value.replace('.', "").replace(',', ".")),
+        Some(value) if value.contains(',') => {
+            return Err((
+                "value_invalid",
+                format!("{value:?} has a comma: say --decimal-comma if 1.234,5 is a number here"),
+            ));
+        }
+        // A string, because the text of a cell need not be a valid JSON number.
+        Some(value) => push_text(out, value),
+    }
+    Ok(())
+}
+
+/// Appends a text as a JSON string.
 fn push_text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut from = 0;
@@ -273,7 +296,13 @@ mod tests {
         let labels = json!({"origin": "a \"b\" \\ \u{1}"});
         assert_eq!(
             got,
-            json!({"metric": "m", "timestamp": "2026-01-01T00:00:00Z", "value": "5", "labels": labels, "id": "made-up"})
+            json!({
+                "metric": "m",
+                "timestamp": "2026-01-01T00:00:00Z",
+                "value": "5",
+                "labels": labels,
+                "id": "made-up",
+            })
         );
         assert_eq!(event(&table, ",1767225600000,,").expect("an event")["value"], Value::Null);
     }
@@ -343,7 +372,8 @@ mod tests {
     proptest! {
         #[test]
         fn cells_are_those_of_the_csv_crate(input in "[a\",;]{1,20}") {
-            let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(input.as_bytes());
+            let mut reader =
+                csv::ReaderBuilder::new().has_headers(false).from_reader(input.as_bytes());
             let theirs = reader.records().next().unwrap().unwrap();
             let ours = RowCells::of(input.as_bytes(), b',');
             let ours: Vec<_> = (0..ours.len()).map(|at| ours.text(at).unwrap()).collect();

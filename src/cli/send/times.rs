@@ -1,11 +1,11 @@
-//! Times as files hold them: with a zone, without one, or as a number since 1970.
+//! Parses times as files hold them: with a zone, without one, or as a number since 1970.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use crate::model::event::parse_rfc3339;
 
-/// What a number since 1970 counts.
+/// Unit of a time that is a number since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum TimeUnit {
     /// Seconds
@@ -28,7 +28,8 @@ impl TimeUnit {
         }
     }
 
-    /// In which unit a number is a time from 1973 to 5138; smaller ones tell nothing.
+    /// The unit in which a number is a time between 1973 and 5138; `None` for smaller numbers,
+    /// which are ambiguous.
     fn of(whole: i128) -> Option<Self> {
         match whole.unsigned_abs() {
             0..100_000_000 => None,
@@ -40,7 +41,7 @@ impl TimeUnit {
     }
 }
 
-/// How the times of one input are read.
+/// Parses the times of one input, which must all use the same unit.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TimeParser {
     given: Option<TimeUnit>,
@@ -48,12 +49,12 @@ pub(super) struct TimeParser {
     zone: Option<TimeZone>,
 }
 
-/// A time as the server takes it.
+/// A time in a form that the server accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum InputTime {
-    /// As it stands.
+    /// The text is valid as it is.
     Verbatim,
-    /// Milliseconds since 1970.
+    /// Converted to milliseconds since 1970.
     Millis(i64),
 }
 
@@ -62,17 +63,17 @@ impl TimeParser {
         Self { given, detected: None, zone }
     }
 
-    /// What the numbers were taken for, if that is not what the server takes.
+    /// The detected unit, if it was guessed and differs from the server's milliseconds.
     pub(super) fn guessed(&self) -> Option<&'static str> {
         self.detected
             .filter(|unit| self.given.is_none() && *unit != TimeUnit::Ms)
             .map(TimeUnit::name)
     }
 
-    /// A number since 1970: digits, perhaps a sign and a fraction.
+    /// Parses a number since 1970: digits, optionally with a sign and a fraction.
     ///
     /// # Errors
-    /// If its unit is another one than that of the times before, or it is out of range.
+    /// If its unit differs from that of earlier times, or it is out of range.
     pub(super) fn number(&mut self, text: &str) -> Result<InputTime, String> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let Ok(seen) = whole.parse::<i128>() else {
@@ -118,11 +119,11 @@ impl TimeParser {
             .ok_or_else(|| format!("{text} {} since 1970 is out of range", unit.name()))
     }
 
-    /// A cell: a number, a time with its zone, or one without.
+    /// Parses a cell: a number, a time with a zone, or one without.
     ///
     /// # Errors
-    /// As [`Self::number`], and for a time without a zone if none was given. What is no time at all
-    /// is left to the server.
+    /// Those of [`Self::number`], and for a time without a zone if `--tz` is not given. Text that
+    /// is no time is left to the server to refuse.
     pub(super) fn cell(&mut self, text: &str) -> Result<InputTime, String> {
         if is_number(text) {
             return self.number(text);
@@ -144,7 +145,7 @@ impl TimeParser {
     }
 }
 
-/// Digits, perhaps a sign and a fraction.
+/// Whether a text is digits, optionally with a sign and a fraction.
 pub(super) fn is_number(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     digits.starts_with(|c: char| c.is_ascii_digit())

@@ -1,11 +1,11 @@
-//! The outcome of a comparison: a table with a column for each server and for each ratio, or JSON.
+//! The result of a comparison: a table with a column for each server and for each ratio, or JSON.
 
 use comfy_table::{Cell, CellAlignment, Table};
 use serde_json::{Map, Value, json};
 
 use super::super::readable;
 
-/// A figure of one server.
+/// One measured value of one server.
 pub(in super::super) struct ServerFigure {
     name: &'static str,
     unit: &'static str,
@@ -43,7 +43,7 @@ impl ServerFigure {
         }
     }
 
-    /// Ours divided by theirs.
+    /// This value divided by the peer's; `None` for text, and if the peer's is zero.
     fn ratio(&self, theirs: &Self) -> Option<f64> {
         match (self.value, theirs.value) {
             (Datum::Number(ours), Datum::Number(theirs)) if theirs != 0.0 => Some(ours / theirs),
@@ -52,13 +52,13 @@ impl ServerFigure {
     }
 }
 
-/// The figures of one server; all columns of a table have the same ones in the same order.
+/// The values of one server. All columns of a table have the same ones, in the same order.
 pub(in super::super) struct ServerColumn {
     pub(super) name: &'static str,
     pub(super) figures: Vec<ServerFigure>,
 }
 
-/// What a comparison measured. The first column is ours.
+/// The result of a comparison. The first column is Rollmill's.
 pub(in super::super) struct Comparison {
     pub(super) peer: String,
     pub(super) rounds: u32,
@@ -68,7 +68,7 @@ pub(in super::super) struct Comparison {
 }
 
 impl Comparison {
-    /// For people.
+    /// Renders two tables for people.
     pub(in super::super) fn table(&self) -> String {
         let title = format!(
             "{}; {} alternating rounds of {} s; ÷: rollmill divided by it",
@@ -77,7 +77,7 @@ impl Comparison {
         format!("{title}\n\n{}\n\n{}", table(&self.ingest), table(&self.questions))
     }
 
-    /// For programs.
+    /// Renders the result for programs.
     pub(in super::super) fn json(&self) -> Value {
         json!({"peer": self.peer, "rounds": self.rounds, "round_seconds": self.seconds,
             "ingest": object(&self.ingest), "queries": object(&self.questions)})
@@ -111,7 +111,7 @@ fn table(columns: &[ServerColumn]) -> Table {
     table
 }
 
-/// By server; those of the peer carry the ratios too.
+/// The values by server; those of a peer include the ratios.
 fn object(columns: &[ServerColumn]) -> Value {
     let mut servers = Map::new();
     for column in columns {
