@@ -1,8 +1,9 @@
-//! The only place where the machine's clocks are read. Everything else is handed a time.
+//! The only module that reads the machine's clocks. All other code gets the time as an argument, so
+//! that a seed reproduces a failure.
 //!
-//! The wall clock is for what people ask about; whatever waits measures [`Clock::uptime`], because
-//! wall clocks leap.
-#![allow(clippy::disallowed_methods)] // this is the sanctioned place
+//! The wall clock serves what users see and query. Timeouts and intervals use [`Clock::uptime`],
+//! because wall clocks jump.
+#![allow(clippy::disallowed_methods)] // the one module that may call them
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,32 +11,31 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::model::clock::ClockReading;
 
-/// Milliseconds since the Unix epoch, UTC. Negative before 1970.
+/// Milliseconds since the Unix epoch in UTC, negative before 1970.
 pub type Millis = i64;
 
-/// The clocks of a machine, so that tests can own them.
+/// The clocks of a machine. Tests replace them with a [`ManualClock`].
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock: now, in milliseconds since the Unix epoch. It may leap, forward and back.
+    /// The wall clock in milliseconds since the Unix epoch. It may jump in both directions.
     fn now(&self) -> Millis;
-    /// The boot clock: milliseconds since the machine began, suspension included. It never goes
-    /// back within a process.
+    /// The boot clock: milliseconds since the machine booted, including time suspended. It never
+    /// goes backwards within a process.
     fn uptime(&self) -> Millis;
-    /// Which start of the machine the boot clock counts from; 0 if that is not known.
+    /// Identifies the boot that [`Clock::uptime`] counts from; 0 if unknown.
     fn boot_id(&self) -> u64;
-    /// What all of them show.
+    /// Reads all three at about the same moment.
     fn reading(&self) -> ClockReading {
         ClockReading { wall: self.now(), uptime: self.uptime(), boot: self.boot_id() }
     }
 }
 
-/// The machine's clocks.
+/// The clocks of the operating system.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Millis {
-        // A clock set before 1970 reads as zero: nothing depends on it but the accepted range of
-        // timestamps.
+        // A wall clock before 1970 reads as 0. Only the accepted range of timestamps depends on it.
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
@@ -48,7 +48,8 @@ impl Clock for SystemClock {
 
     fn boot_id(&self) -> u64 {
         static BOOT: OnceLock<u64> = OnceLock::new();
-        // Without it a start of the log takes the wall clock, as after a start of the machine.
+        // Without a boot id, the log cannot tell whether its last uptime is comparable and starts
+        // from the wall clock, as it does after a reboot.
         let read = || {
             std::fs::read("/proc/sys/kernel/random/boot_id")
                 .map_or(0, |id| xxhash_rust::xxh3::xxh3_64(&id))
@@ -57,7 +58,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// Clocks that stand still until told.
+/// Clocks that move only when a test moves them.
 #[derive(Debug, Default)]
 pub struct ManualClock {
     wall: AtomicI64,
@@ -65,21 +66,22 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
-    /// Clocks whose wall shows `now`.
+    /// Starts with the wall clock at `now`.
     pub fn at(now: Millis) -> Arc<Self> {
         Arc::new(Self { wall: AtomicI64::new(now), uptime: AtomicI64::new(1) })
     }
-    /// Sets the wall clock: forward, because so much time has passed; back, because it leapt.
+    /// Sets the wall clock. Moving it forward also advances the boot clock, as if time had passed;
+    /// moving it back is a jump.
     pub fn set(&self, now: Millis) {
         let before = self.wall.swap(now, Ordering::SeqCst);
         self.uptime.fetch_add(now.saturating_sub(before).max(0), Ordering::SeqCst);
     }
-    /// Time passes.
+    /// Advances both clocks by `passed`.
     pub fn advance(&self, passed: Millis) {
         self.wall.fetch_add(passed, Ordering::SeqCst);
         self.uptime.fetch_add(passed, Ordering::SeqCst);
     }
-    /// The wall clock leaps.
+    /// Moves the wall clock alone, as a step of NTP or an administrator does.
     pub fn jump(&self, by: Millis) {
         self.wall.fetch_add(by, Ordering::SeqCst);
     }
@@ -99,16 +101,16 @@ impl Clock for ManualClock {
     }
 }
 
-/// Measures elapsed time; monotonic, unaffected by wall-clock jumps.
+/// Measures elapsed time on the monotonic clock, unaffected by jumps of the wall clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch(Instant);
 
 impl Stopwatch {
-    /// Starts measuring.
+    /// Starts measuring at this call.
     pub fn start() -> Self {
         Self(Instant::now())
     }
-    /// Time since the start.
+    /// The time since `start` was called.
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }

@@ -1,7 +1,7 @@
-//! The catalogue of invariants: one id, one sentence, checked in tests, in simulation and in the
-//! running server.
+//! The catalogue of invariants. Each has an id and one sentence, and is checked by tests, by the
+//! simulation and by the running server.
 
-/// What must always hold.
+/// An invariant of the system. Docs, metrics and tests refer to it by its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Invariant {
     /// I1: every acknowledged event is in the log or in an archived range.
@@ -25,12 +25,11 @@ pub enum Invariant {
     Isolation,
     /// I9: memory, queues and sizes stay below their limits.
     Bounded,
-    /// I10: once nothing fails any more, everything is applied, flushed and archived in bounded
-    /// time.
+    /// I10: once faults stop, everything is applied, flushed and archived in bounded time.
     Liveness,
     /// I11: what is recomputed from archive and log equals the stored rollups, bit for bit.
     Rebuildable,
-    /// I12: a log that lost or reordered data stops the shard, and never resets it.
+    /// I12: a log that lost or reordered data stops the shard. It never resets it.
     FailLoud,
 }
 
@@ -51,7 +50,7 @@ impl Invariant {
         Invariant::FailLoud,
     ];
 
-    /// The id used in metrics, docs and messages.
+    /// The id in metrics, docs and messages.
     pub fn id(self) -> &'static str {
         match self {
             Invariant::AckedIsDurable => "I1",
@@ -70,8 +69,8 @@ impl Invariant {
     }
 }
 
-/// Evaluates `holds` always; a violation panics in debug builds and is counted and logged in
-/// release.
+/// Returns `holds`. A violation is counted and logged; debug builds panic as well, so that no test
+/// passes with one.
 pub fn check(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -> bool {
     if !holds {
         let what = what();
@@ -87,8 +86,8 @@ pub fn check(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -
 pub(crate) mod tests {
     use super::*;
 
-    /// How often `rollmill_invariant_violations_total` counts a violation of this invariant. The
-    /// panic of debug builds is caught.
+    /// Runs `work` and returns how many violations of this invariant it added to
+    /// `rollmill_invariant_violations_total`. Catches the panic of debug builds.
     pub(crate) fn violations(invariant: Invariant, work: impl FnOnce()) -> u64 {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();

@@ -1,8 +1,8 @@
-//! Which objects of a listing follow each other. A function of the listing.
+//! Which objects of a listing form an unbroken sequence of offsets. Pure.
 //!
-//! A listing also has what the manifest never named: leftovers of crashes and of owners that were
-//! overtaken, and objects that expired and were not removed yet. All of them hold records as they
-//! were in the log, so any chain of objects without a gap tells the same history.
+//! A listing also contains objects without a manifest row: orphans of crashes and of fenced owners,
+//! and expired objects that were not deleted yet. All of them hold records as they were in the log,
+//! so any gapless chain of objects gives the same history.
 
 use std::collections::BTreeMap;
 
@@ -10,28 +10,28 @@ use super::ObjectInfo;
 use crate::model::manifest::{ManifestRow, ObjectName, Tier};
 use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
 
-/// An object of a shard.
+/// An archive object of a shard, found in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveObject {
-    /// Where it is.
+    /// Its path, size and tier.
     pub object: ObjectInfo,
-    /// What its name says.
+    /// Range and epoch, parsed from the path.
     pub name: ObjectName,
 }
 
-/// The objects of a shard, and how far each leads.
+/// The objects of a shard, and how far a gapless chain reaches from each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectChains {
-    /// By their first record.
+    /// Sorted by range and epoch.
     all: Vec<ArchiveObject>,
-    /// From each first record, the furthest end of a chain that begins there.
+    /// By first offset: the greatest exclusive end of a chain that starts there.
     furthest: BTreeMap<Offset, Offset>,
 }
 
 impl ObjectChains {
-    /// Of a listing: each object once, of two copies the one in the hot store, which was there
-    /// first. `logs` are the names under which the shard's objects may be: those of former
-    /// logs, whose offsets it has continued, too.
+    /// Builds the chains from a listing. An object in both tiers counts once, as the hot copy,
+    /// which is the original. `logs` are the ids under which the shard's objects may be stored:
+    /// that of the current log and those of former logs whose offsets it continues.
     pub fn of(logs: &[LogId], shard: ShardId, listed: Vec<ObjectInfo>) -> Self {
         let mut by_path: BTreeMap<String, ArchiveObject> = BTreeMap::new();
         for object in listed {
@@ -53,6 +53,7 @@ impl ObjectChains {
 
     fn sorted(all: Vec<ArchiveObject>) -> Self {
         let mut chains = Self { all, furthest: BTreeMap::new() };
+        // Backwards, because the end of a chain depends on the objects behind it.
         for at in (0..chains.all.len()).rev() {
             let reached = chains.end_through(&chains.all[at]);
             let best = chains.furthest.entry(chains.all[at].name.range.from).or_insert(reached);
@@ -61,24 +62,24 @@ impl ObjectChains {
         chains
     }
 
-    /// Those of which one object turned out to be damaged.
+    /// The chains without one object, which turned out to be damaged.
     #[must_use]
     pub fn without(&self, path: &str) -> Self {
         Self::sorted(self.all.iter().filter(|link| link.object.path != path).cloned().collect())
     }
 
-    /// All objects, by their first record.
+    /// All objects, sorted by first offset.
     pub fn objects(&self) -> &[ArchiveObject] {
         &self.all
     }
 
-    /// The end of the chain from `start`; `start` itself if none begins there.
+    /// The exclusive end of the longest chain from `start`, or `start` itself if none starts there.
     pub fn chain_end(&self, start: Offset) -> Offset {
         self.furthest.get(&start).copied().unwrap_or(start)
     }
 
-    /// The chain from `start` that reaches furthest; among objects that lead there, those of the
-    /// latest owner. From any object of it on, it is the chain from there.
+    /// The longest chain from `start`. Where several objects lead equally far, it takes the one of
+    /// the latest owner. The chain from any of its objects is the rest of this chain.
     pub fn chain_from(&self, start: Offset) -> Vec<ArchiveObject> {
         let (mut chain, mut next) = (Vec::new(), start);
         while let Some(goal) = self.furthest.get(&next) {
@@ -96,11 +97,11 @@ impl ObjectChains {
         chain
     }
 
-    /// The objects of a chain that hold `range`: of the one from `anchor`, if that reaches far
-    /// enough, otherwise of one that begins below.
+    /// The objects that hold `range`: of the chain from `anchor` if it reaches far enough,
+    /// otherwise of a chain from another object that starts at or below `range.from`.
     ///
     /// # Errors
-    /// The first part of the range that no chain holds.
+    /// If there is no such chain: the first part of the range that none holds.
     pub fn covering(
         &self,
         anchor: Offset,
@@ -125,8 +126,8 @@ impl ObjectChains {
         Ok(wanted.collect())
     }
 
-    /// The way around an object that turned out to be damaged: the other objects, and those of them
-    /// that hold `range`. None if they do not.
+    /// Works around a damaged object: returns the chains without it and their objects that hold
+    /// `range`, or `None` if they do not hold all of it.
     pub fn bypass(
         &self,
         damaged: &str,
@@ -174,8 +175,8 @@ mod tests {
 
     #[test]
     fn leftovers_never_lead_astray() {
-        // An object whose row was never written, its successor's cut elsewhere, and what an old
-        // owner wrote too late.
+        // An object whose row was never written, its successor's with other boundaries, and a late
+        // write of a fenced owner.
         let all =
             chains(&[(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)]);
         assert_eq!(ranges(&all.chain_from(0)), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);

@@ -1,4 +1,4 @@
-//! What any archive must do. The double and the real one pass the same suite.
+//! What every archive must do. The double and the real one pass the same suite.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +56,7 @@ fn passes_all(archive: &dyn Archive) {
     assert_eq!(listed.iter().map(|o| o.path.clone()).collect::<Vec<_>>(), paths);
     assert_eq!(listed.iter().find(|o| o.path == first.path).map(|o| o.bytes), Some(first.bytes));
 
-    // Without their manifest rows objects say the same of themselves.
+    // Without its manifest row, the object itself says the same.
     let decisions = RangeDecisions {
         admitted: vec![(crate::model::series::SeriesId([5; 16]), 7)],
         quarantined: vec![(6, 1, true)],
@@ -82,9 +82,8 @@ fn passes_all(archive: &dyn Archive) {
     let other_size = ManifestRow { bytes: first.bytes + 1, ..first.clone() };
     let other_sum = ManifestRow { crc32c: !first.crc32c, ..first.clone() };
     for wrong in [other_size, other_sum] {
-        assert!(
-            matches!(archive.read(&wrong), Err(ArchiveError::Corrupt { path, .. }) if path == first.path)
-        );
+        let read = archive.read(&wrong);
+        assert!(matches!(read, Err(ArchiveError::Corrupt { path, .. }) if path == first.path));
     }
     archive.remove(&second.path, Tier::Hot).expect("remove");
     archive.remove(&second.path, Tier::Hot).expect("gone already");
@@ -96,7 +95,7 @@ fn passes_all(archive: &dyn Archive) {
     ));
 }
 
-/// Of an archive without a cold store.
+/// The suite for an archive without a cold store.
 fn needs_a_cold_store(archive: &dyn Archive) {
     let row = archive
         .write(LOG, SHARD, EPOCH, &records(20..22), &RangeDecisions::default())
@@ -111,7 +110,7 @@ fn needs_a_cold_store(archive: &dyn Archive) {
     assert_eq!(archive.read(&cold).map(|_| ()), no_cold_store);
 }
 
-/// Of an archive with a cold store.
+/// The suite for an archive with a cold store.
 fn moves_objects(archive: &dyn Archive) {
     assert!(archive.has_cold());
     let rows = [(30..33), (33..34)].map(|range| {
@@ -212,7 +211,7 @@ fn s3_without_conditional_puts_conforms() {
         let archive = on_s3(&server);
         passes_all(&archive);
         moves_objects(&archive);
-        // What a failed attempt left is replaced here too.
+        // A leftover of a failed attempt is replaced here too.
         let row = archive
             .write(LOG, SHARD, EPOCH, &records(40..42), &RangeDecisions::default())
             .expect("write");
@@ -237,8 +236,8 @@ fn an_upload_that_was_acknowledged_but_is_not_whole_is_no_object() {
         .write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default())
         .expect("the next attempt replaces it");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
-    // The copy in the cold store likewise: it is no damage of the object, which is whole in the hot
-    // one.
+    // A damaged copy in the cold store is not damage to the object, which is intact in the hot
+    // store.
     let size =
         || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
     server.fail_next(&[server::S3Fault::Truncated]);
@@ -273,12 +272,12 @@ fn one_lost_or_late_answer_is_survived_by_a_retry() {
         assert!(matches!(outcome, Ok(_) | Err(ArchiveError::Unavailable(_))), "{outcome:?}");
         took.push(watch.elapsed());
     }
-    // The server would let them hang for 5 s.
+    // The server would let each request hang for 5 s.
     assert!(took.last() < Some(&Duration::from_secs(3)), "bounded by the timeout: {took:?}");
 }
 
-/// Seeded faults in every request: an answer that is no error is always right, and everything comes
-/// to its end when they stop.
+/// Seeded faults in every request: a success is always correct, and everything completes once the
+/// faults stop.
 #[test]
 fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
     let seed = std::env::var("ROLLMILL_TEST_S3_SEED")

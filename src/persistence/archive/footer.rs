@@ -1,9 +1,9 @@
-//! The footer of an archive object: what the object is, what its shard decided about its records,
-//! and a checksum of the whole file.
+//! The footer of an archive object: its identity, its shard's decisions about the records, and a
+//! checksum of the whole file.
 //!
-//! A store that was lost is rebuilt from it. Keys may be added behind; a reader passes over those
-//! that it does not know. The checksum is that of the file with zeros in its place, so that an
-//! object can be checked where no manifest knows its sum.
+//! A lost store is rebuilt from footers. New keys may be appended; readers ignore keys that they do
+//! not know. The checksum covers the file with zeros in place of the checksum itself, so that an
+//! object can be verified without its manifest row.
 
 use bytes::Bytes;
 use parquet::file::metadata::KeyValue;
@@ -16,32 +16,32 @@ use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 
-/// Version of the format. In version 1 there was one time, which was both.
+/// Format version. Version 1 had one time per record, which was both append and received time.
 const VERSION: &str = "2";
 const VERSION_1: &str = "1";
 const DECISIONS: &str = "rollmill.decisions";
 const CHECKSUM_KEY: &str = "rollmill.crc32c";
-/// Stands for the checksum while it is computed: as many digits.
+/// In place of the checksum while it is computed; has as many digits.
 const CHECKSUM_PLACEHOLDER: [u8; 8] = *b"00000000";
-/// What follows the key in the file: the next field, which is a text of eight bytes.
+/// What follows the key in the file: the Thrift header of the next field, a string of eight bytes.
 const CHECKSUM_FIELD: [u8; 2] = [0x18, 8];
-/// Length of the footer and magic number, at the end of the file.
+/// Length of the metadata and magic number, four bytes each, which end a Parquet file.
 const TAIL_LEN: usize = 8;
 
-/// When the records of an object were taken.
+/// When the records of an object were received and appended. All bounds are inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ObjectTimes {
-    /// Append time of the first and last.
+    /// Append time of the first and last record.
     pub(super) appended: (Millis, Millis),
-    /// The least and the greatest received time.
+    /// Least and greatest received time, which need not be those of the first and last record.
     pub(super) received: (Millis, Millis),
 }
 
 impl ObjectTimes {
-    /// Those of consecutive records.
+    /// Computes the times of consecutive records.
     ///
     /// # Errors
-    /// If there are none.
+    /// If `records` is empty.
     pub(super) fn of(records: &[LogRecord]) -> Result<Self, CodecError> {
         let none = || CodecError::new("archive object", "an object needs at least one record");
         let (first, last) = (records.first().ok_or_else(none)?, records.last().ok_or_else(none)?);
@@ -52,7 +52,7 @@ impl ObjectTimes {
     }
 }
 
-/// What the footer says of the object's place.
+/// The keys and values that identify the object.
 pub(super) fn location_pairs(
     log: LogId,
     shard: ShardId,
@@ -68,7 +68,7 @@ pub(super) fn location_pairs(
     ]
 }
 
-/// Everything that the footer says, the place of the checksum last.
+/// All keys and values of the footer.
 pub(super) fn footer_pairs(
     log: LogId,
     shard: ShardId,
@@ -85,11 +85,12 @@ pub(super) fn footer_pairs(
         DECISIONS,
         serde_json::to_string(&WrittenDecisions::of(decisions)).map_err(|e| bad(e.to_string()))?,
     ));
+    // Last, because `checksum_position` takes the last occurrence of the key.
     pairs.push((CHECKSUM_KEY, String::from_utf8_lossy(&CHECKSUM_PLACEHOLDER).into_owned()));
     Ok(pairs)
 }
 
-/// The footer that was read.
+/// The key-value metadata of an object that was read.
 pub(super) struct ObjectFooter<'a>(pub(super) Option<&'a Vec<KeyValue>>);
 
 impl ObjectFooter<'_> {
@@ -101,7 +102,7 @@ impl ObjectFooter<'_> {
             .and_then(|pair| pair.value.as_deref())
     }
 
-    /// Whether it is that of the object.
+    /// Checks the format version and that the footer names this object.
     pub(super) fn check(
         &self,
         log: LogId,
@@ -126,7 +127,7 @@ impl ObjectFooter<'_> {
         Ok(())
     }
 
-    /// Log, shard and name of the object.
+    /// Parses the identity of the object and checks the format version.
     pub(super) fn object(&self) -> Result<(LogId, ShardId, ObjectName), CodecError> {
         let text = |key: &'static str| {
             self.value(key).ok_or_else(|| bad(format!("its footer has no {key}")))
@@ -150,7 +151,8 @@ impl ObjectFooter<'_> {
         Ok((log, shard, name))
     }
 
-    /// What was decided about the records; `None` if the object was written before that was noted.
+    /// The decisions about the records, or `None` in objects written before decisions were
+    /// recorded.
     pub(super) fn decisions(&self) -> Result<Option<RangeDecisions>, CodecError> {
         let Some(text) = self.value(DECISIONS) else { return Ok(None) };
         let written: WrittenDecisions =
@@ -159,12 +161,12 @@ impl ObjectFooter<'_> {
     }
 }
 
-/// Decisions as the footer has them.
+/// The JSON form of [`RangeDecisions`].
 #[derive(Debug, Serialize, Deserialize)]
 struct WrittenDecisions {
-    /// Series id in hexadecimal digits, offset.
+    /// Series id (32 hexadecimal digits) and the offset that admitted it.
     admitted: Vec<(String, u64)>,
-    /// Offset, index, whether it was given up.
+    /// Offset, event index, and whether the event was given up. The name is part of the format.
     set_aside: Vec<(u64, u32, bool)>,
 }
 
@@ -191,7 +193,7 @@ impl WrittenDecisions {
     }
 }
 
-/// Where the checksum stands; `None` in an object that has none.
+/// Position of the checksum's digits, or `None` if the object has no checksum.
 fn checksum_position(bytes: &[u8]) -> Option<usize> {
     let (rest, tail) = bytes.split_at_checked(bytes.len().checked_sub(TAIL_LEN)?)?;
     let length = u32::from_le_bytes(tail.first_chunk().copied()?) as usize;
@@ -209,7 +211,7 @@ fn checksum(bytes: &[u8], at: usize) -> [u8; 8] {
     digits.as_bytes().first_chunk().copied().unwrap_or(CHECKSUM_PLACEHOLDER)
 }
 
-/// Writes the checksum into a finished file.
+/// Computes the checksum of a finished file and writes it over the placeholder.
 pub(super) fn write_checksum(bytes: &mut [u8]) -> Result<(), CodecError> {
     let at = checksum_position(bytes).ok_or_else(|| bad("it has no place for its checksum"))?;
     let sum = checksum(bytes, at);
@@ -217,8 +219,8 @@ pub(super) fn write_checksum(bytes: &mut [u8]) -> Result<(), CodecError> {
     Ok(())
 }
 
-/// Whether the file has a checksum, which then is right. To be asked before anything is read: the
-/// library may panic on damaged bytes.
+/// Verifies the checksum; false if the object has none. Call it before parsing: the Parquet library
+/// may panic on damaged bytes.
 pub(super) fn verify_checksum(bytes: &Bytes) -> Result<bool, CodecError> {
     let Some(at) = checksum_position(bytes) else { return Ok(false) };
     let (found, expected) = (&bytes[at..at + CHECKSUM_PLACEHOLDER.len()], checksum(bytes, at));

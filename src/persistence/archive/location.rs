@@ -1,9 +1,9 @@
-//! Where objects are kept: a local directory or a bucket of S3, from the keys of the configuration.
+//! Where objects are stored, as configured: a local directory or an S3 bucket.
 //!
-//! Credentials come from a file in the form of the AWS tools, or from the environment and the
+//! Credentials come from a file in the format of the AWS tools, or from the environment and the
 //! machine's role as `object_store` finds them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
 //! `AWS_SESSION_TOKEN`, web identity, instance metadata). They are never logged. Buckets are
-//! addressed by path, which MinIO and the like need and AWS takes.
+//! addressed path-style, which MinIO and others require and AWS accepts.
 
 use std::path::{Path as Directory, PathBuf};
 use std::sync::Arc;
@@ -16,31 +16,32 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use super::ArchiveError;
 
-/// A connection that is not there by then will not be.
+/// Limit for connecting, unless the request's own timeout is shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Attempts after the first one; what fails then is tried again by the archiver, or reported.
+/// Retries within one request. After that the archiver retries, or the error is reported.
 const RETRIES: usize = 3;
 
-/// Where one tier is kept.
+/// The location of one tier.
 #[derive(Clone)]
 pub struct TierLocation {
     /// `file:///path` or `s3://bucket/prefix`.
     pub url: String,
-    /// Endpoint of S3; empty is AWS.
+    /// S3 endpoint; empty means AWS.
     pub endpoint: String,
-    /// Region; empty is that of the environment, or us-east-1.
+    /// S3 region; empty means that of the environment, or us-east-1.
     pub region: String,
-    /// File of credentials; none: the environment.
+    /// AWS credentials file; `None` means the environment.
     pub credentials: Option<PathBuf>,
-    /// Of one request.
+    /// Limit for one request.
     pub timeout: Duration,
 }
 
 impl TierLocation {
-    /// Opens it. Nothing is sent: storage that is down does not keep a node from starting.
+    /// Opens the location. Sends nothing over the network: unreachable storage must not keep a node
+    /// from starting.
     ///
     /// # Errors
-    /// [`ArchiveError::Config`] names the key and what it takes.
+    /// [`ArchiveError::Config`], with a message that names what is wrong and what is expected.
     pub fn open(&self) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
         match self.url.split_once("://") {
             Some(("file", path)) if path.starts_with('/') => open_directory(Directory::new(path)),
@@ -49,8 +50,8 @@ impl TierLocation {
         }
     }
 
-    /// Whether both are the same place, however they are written: what moves from one to the other
-    /// would be removed.
+    /// Whether both are the same location, in whatever spelling. Moving objects between two names
+    /// of one location would delete them.
     pub fn is_same_place(&self, other: &Self) -> bool {
         self.canonical_url() == other.canonical_url()
     }
@@ -66,7 +67,7 @@ impl TierLocation {
     }
 
     fn config_error(&self, why: &str) -> ArchiveError {
-        // What stands before an @ may be a secret that somebody wrote into the address.
+        // Text before an @ may be a secret that somebody put into the URL.
         let shown = self.url.rsplit_once('@').map_or(self.url.as_str(), |(_, shown)| shown);
         ArchiveError::Config(format!("{shown:?}: {why}"))
     }
@@ -79,6 +80,7 @@ impl TierLocation {
                  the environment",
             ));
         }
+        // Bounds all attempts of one request together; the archiver has its own back-off.
         let retry = RetryConfig {
             backoff: BackoffConfig::default(),
             max_retries: RETRIES,
@@ -122,19 +124,19 @@ impl TierLocation {
     }
 }
 
-/// A local directory, which is made if it is not there.
+/// Opens a local directory, and creates it if necessary.
 ///
 /// # Errors
-/// If it cannot be made or used.
+/// If the directory cannot be created or opened.
 pub fn open_directory(path: &Directory) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
     let failed = |why: String| ArchiveError::Config(format!("{}: {why}", path.display()));
     std::fs::create_dir_all(path).map_err(|e| failed(e.to_string()))?;
     let store = LocalFileSystem::new_with_prefix(path).map_err(|e| failed(e.to_string()))?;
-    // Files and directories are synced before a put returns: it is durable then, as with S3.
+    // Syncs file and directory before a put returns, so that the put is durable, as with S3.
     Ok(Arc::new(store.with_fsync(true)))
 }
 
-/// A key pair, from a file in the form of the AWS tools.
+/// A key pair from a credentials file in the format of the AWS tools.
 struct Credentials {
     id: String,
     secret: String,
@@ -142,7 +144,7 @@ struct Credentials {
 }
 
 impl Credentials {
-    /// Reads the profile `default`, or the lines before any profile.
+    /// Reads the profile `default`, or the lines before the first profile header.
     fn parse(text: &str) -> Result<Self, &'static str> {
         let (mut ours, mut id, mut secret, mut token) = (true, None, None, None);
         for line in text

@@ -1,6 +1,6 @@
-//! The archive's double: a map, with faults for the simulation.
+//! The archive's test double: a map, with faults for the simulation.
 //!
-//! It writes the same objects as the real one and passes the same conformance suite.
+//! It writes the same objects as the real archive and passes the same conformance suite.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,13 +19,13 @@ use crate::model::window::Millis;
 /// How the next write fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArchiveFault {
-    /// Nothing is written.
+    /// Nothing is written, and the write fails.
     Before,
-    /// The object is written, the answer is lost.
+    /// The object is written, but the reply is lost.
     ReplyLost,
-    /// Half of the object is written, the answer is lost.
+    /// Half of the object is written, and the reply is lost.
     Torn,
-    /// Half of the object is written, and acknowledged: it shows when it is read back.
+    /// Half of the object is written and acknowledged; reading it back reveals that.
     NotKept,
 }
 
@@ -39,7 +39,7 @@ struct State {
 }
 
 impl State {
-    /// Keeps an object, or what the fault leaves of it.
+    /// Stores the object, or what the pending fault leaves of it.
     fn keep(&mut self, path: &str, tier: Tier, bytes: Bytes) -> Result<(), ArchiveError> {
         let fault = self.fault.take();
         let kept = match fault {
@@ -60,12 +60,12 @@ impl State {
     }
 }
 
-/// Objects in memory.
+/// An [`Archive`] in memory, for tests.
 #[derive(Debug, Default)]
 pub struct MemoryArchive(Mutex<State>);
 
 impl MemoryArchive {
-    /// An empty archive.
+    /// An empty archive without a cold store.
     pub fn new() -> Self {
         Self::default()
     }
@@ -78,23 +78,23 @@ impl MemoryArchive {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// The next write fails so.
+    /// Makes the next write or copy fail in this way.
     pub fn fail_next(&self, fault: ArchiveFault) {
         self.lock().fault = Some(fault);
     }
-    /// While it is down, every call fails.
+    /// While it is down, every operation fails as unavailable.
     pub fn set_down(&self, down: bool) {
         self.lock().down = down;
     }
-    /// The time that objects written from now on carry.
+    /// Sets the time that objects written from now on carry.
     pub fn set_now(&self, now: Millis) {
         self.lock().now = now;
     }
-    /// The bytes of an object, to damage it.
+    /// The bytes of an object, for a test to damage.
     pub fn bytes(&self, path: &str, tier: Tier) -> Option<Bytes> {
         self.lock().objects.get(&(path.to_owned(), tier)).map(|(bytes, _)| bytes.clone())
     }
-    /// Puts any bytes under a path.
+    /// Stores any bytes under a path, intact or not.
     pub fn put(&self, path: &str, tier: Tier, bytes: Bytes) {
         let mut state = self.lock();
         let now = state.now;
@@ -165,9 +165,9 @@ impl Archive for MemoryArchive {
         if !state.cold {
             return Err(ArchiveError::NoColdStore(row.path.clone()));
         }
-        let places = [Tier::Hot, Tier::Cold]
+        let copies = [Tier::Hot, Tier::Cold]
             .map(|tier| state.objects.get(&(row.path.clone(), tier)).map(|(b, _)| b.clone()));
-        let bytes = places
+        let bytes = copies
             .into_iter()
             .flatten()
             .next()

@@ -1,15 +1,14 @@
-//! The port `Archive`: raw events as Parquet objects, put create-only. The manifest in the store
-//! says which objects count.
+//! The port `Archive`: raw events as immutable Parquet objects. The manifest in the store says
+//! which objects count.
 //!
-//! Implementations: [`objects`] (S3 or a local directory) and [`memory`] (the double). Both write
-//! the same [`parquet`] objects. An object that no manifest row names is an orphan of a crash or of
-//! an old owner, and means nothing.
+//! Implementations: [`objects`] (S3 or a local directory) and [`memory`] (the test double). Both
+//! write the same [`parquet`] objects. An object without a manifest row is an orphan of a crash or
+//! of a former owner, and is ignored.
 //!
-//! There may be two stores, hot and cold. Objects are written to the hot one and moved when they
-//! are old: copied, verified, noted in the manifest, and only then removed from the hot one. The
-//! tier in the row says where to look first; a reader that does not find the object there looks in
-//! the other store, so that it is found at every moment, with a row that was read at any earlier
-//! moment.
+//! There may be two tiers, hot and cold. Objects are written to the hot store and move to the cold
+//! one with age: copy, verify, update the manifest row, and only then delete the hot copy. The tier
+//! in the row is where a reader looks first; if the object is not there, it tries the other store.
+//! So an object is found at any moment, even through a manifest row that was read earlier.
 
 pub mod chain;
 #[cfg(test)]
@@ -33,66 +32,64 @@ use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::window::Millis;
 pub use parquet::RecoveredObject;
 
-/// Why the archive failed.
+/// Why an archive operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArchiveError {
-    /// May work later.
+    /// The storage is unreachable or failed. A retry may succeed.
     #[error("the archive cannot be reached: {0}")]
     Unavailable(String),
-    /// The storage acknowledged an object and does not have it as it was written. It may keep the
-    /// next attempt.
+    /// The storage acknowledged an object but does not return it as written. A retry writes it
+    /// again.
     #[error(
         "archive object {0} was acknowledged by the storage, which does not have it as it was \
          written: the next attempt writes it again"
     )]
     NotKept(String),
-    /// An object is damaged or is not what the manifest says.
+    /// An object is damaged, or is not the one that the manifest row describes.
     #[error("archive object {path} is corrupt: {why}")]
-    Corrupt {
-        /// Its path.
-        path: String,
-        /// What is wrong.
-        why: String,
-    },
+    #[allow(missing_docs, reason = "the names say it")]
+    Corrupt { path: String, why: String },
     /// An object that the manifest lists is gone.
     #[error("archive object {0} is missing")]
     Missing(String),
-    /// An object is, or should be, in the cold store, and there is none.
+    /// An object is or belongs in the cold store, and none is configured.
     #[error(
         "archive object {0} needs the cold store, but archive.cold_url is empty: set it to where \
          the objects were moved"
     )]
     NoColdStore(String),
-    /// The archive cannot be opened as it is configured.
+    /// The archive cannot be opened as configured.
     #[error("the archive cannot be opened: {0}")]
     Config(String),
-    /// Records that do not decode cannot be archived by column.
+    /// The records or their decisions cannot be encoded as columns.
     #[error(transparent)]
     Codec(#[from] CodecError),
 }
 
-/// An object as a listing shows it.
+/// An object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ObjectInfo {
-    /// Its path.
     pub path: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// When it was written.
+    /// When the storage last wrote it, by the storage's clock.
     pub written: Millis,
-    /// Where it is.
     pub tier: Tier,
 }
 
-/// Raw events in object storage. All methods block.
+/// Raw events in object storage. All methods block the calling thread.
 pub trait Archive: Send + Sync + 'static {
-    /// Writes the records as one object, with what was decided about them, create-only, verifies
-    /// its size and checksum and returns its manifest row. An object of the same name with the
-    /// same bytes counts as written; other bytes are what is left of a failed attempt of this very
-    /// owner, because the name carries the epoch: they are replaced.
+    /// Writes consecutive records and the decisions about them as one object in the hot store,
+    /// reads it back, and returns its manifest row.
+    ///
+    /// Puts are create-only. An existing object with the same bytes counts as written. One with
+    /// other bytes is a leftover of this owner's failed attempt, because the name carries the
+    /// epoch, and is replaced.
     ///
     /// # Errors
-    /// See [`ArchiveError`].
+    /// If the records are not consecutive or cannot be encoded, or the storage fails or does not
+    /// keep the object.
     fn write(
         &self,
         log: LogId,
@@ -101,46 +98,47 @@ pub trait Archive: Send + Sync + 'static {
         records: &[LogRecord],
         decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError>;
-    /// Reads an object back, records as they were in the log: from the tier of the row, or else
-    /// from the other one.
+    /// Reads an object back and returns its records as they were in the log. Tries the tier of the
+    /// row first, then the other one.
     ///
     /// # Errors
-    /// See [`ArchiveError`].
+    /// If neither tier has the object intact, or the storage fails.
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError>;
-    /// Reads an object that was listed and makes its manifest row from it: the manifest is lost.
+    /// Reads a listed object and derives its manifest row from it. For rebuilding a lost store.
     ///
     /// # Errors
-    /// See [`ArchiveError`].
+    /// If the object is gone, damaged or has the footer of another one, or the storage fails.
     fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError>;
-    /// All objects of a shard in both tiers, by path and tier, for the search for orphans.
+    /// Lists all objects of a shard in both tiers, orphans included, sorted by path and tier.
     ///
     /// # Errors
-    /// See [`ArchiveError`].
+    /// If the storage fails.
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError>;
-    /// Removes an object from a tier; one that is not there counts as removed.
+    /// Deletes an object from a tier. Succeeds if it is not there.
     ///
     /// # Errors
-    /// See [`ArchiveError`].
+    /// If the storage fails, or the tier is cold and no cold store is configured.
     fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError>;
-    /// Whether there is a cold store.
+    /// Whether a cold store is configured.
     fn has_cold(&self) -> bool;
-    /// Copies an object to the cold store and verifies the copy against the manifest row. The hot
-    /// one stays where it is.
+    /// Copies an object to the cold store and verifies the copy against the manifest row. Leaves
+    /// the hot copy in place.
     ///
     /// # Errors
-    /// See [`ArchiveError`]; nothing but a leftover of the attempt may be in the cold store then,
-    /// which the next attempt replaces.
+    /// If no cold store is configured, the object is missing or damaged, or the storage fails. A
+    /// partial copy may remain in the cold store; the next attempt replaces it.
     fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError>;
 }
 
-/// The records in the bytes that were found under the row's path.
+/// Decodes the bytes that were read under the row's path.
 fn decode_verified(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+    // Checksum first: the Parquet library may panic on damaged bytes.
     verify_bytes(&bytes, row)?;
     parquet::decode(bytes, row)
         .map_err(|error| ArchiveError::Corrupt { path: row.path.clone(), why: error.to_string() })
 }
 
-/// That the bytes are those of the manifest row.
+/// Checks size and CRC32C against the manifest row.
 fn verify_bytes(bytes: &Bytes, row: &ManifestRow) -> Result<(), ArchiveError> {
     let corrupt = |why: String| ArchiveError::Corrupt { path: row.path.clone(), why };
     if bytes.len() as u64 != row.bytes {
@@ -160,17 +158,19 @@ fn verify_bytes(bytes: &Bytes, row: &ManifestRow) -> Result<(), ArchiveError> {
     Ok(())
 }
 
-/// The object in the bytes that were found under a listed path.
+/// Decodes the bytes that were read under a listed path.
 fn recover_object(bytes: Bytes, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
     let corrupt = |why: String| ArchiveError::Corrupt { path: object.path.clone(), why };
     let found = parquet::examine(bytes, object.tier).map_err(|error| corrupt(error.to_string()))?;
+    // An object that somebody copied to another name is intact, but would tile the wrong range.
     if found.row.path != object.path {
         return Err(corrupt(format!("its footer is that of {}", found.row.path)));
     }
     Ok(found)
 }
 
-/// What to say when neither tier gave the object: what is worth another attempt before what is not.
+/// Which error to report when neither tier returned the object: one that a retry may fix comes
+/// before one that it cannot.
 fn more_retryable(a: ArchiveError, b: ArchiveError) -> ArchiveError {
     let rank = |error: &ArchiveError| match error {
         ArchiveError::Unavailable(_) | ArchiveError::NotKept(_) => 0,

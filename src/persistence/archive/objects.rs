@@ -1,14 +1,15 @@
-//! The archive on object storage: S3, or a local directory, and a second, cheaper store for what is
-//! old.
+//! The archive on object storage: S3 or a local directory, with an optional second, cheaper store
+//! for old objects.
 //!
-//! Objects are put create-only and are durable when the put returns; then they are read back and
-//! compared, before their manifest row exists: neither an acknowledgement nor a checksum that the
-//! server computed is taken for the bytes. Objects are immutable and their names carry shard, range
-//! and epoch, so two puts of one name are two attempts of one owner. That is why create-only is a
-//! safeguard, and storage without conditional puts will do: it is asked first whether the object is
-//! there, and a silent overwrite writes the same. One PUT carries an object: objects are cut at
-//! `archive.max_bytes` of raw events, S3 takes 5 GiB at once. The port blocks, from any thread:
-//! requests run on a runtime of the archive's own and callers wait for their answer.
+//! Puts are create-only and durable when they return. Before an object gets its manifest row it is
+//! read back and compared: neither an acknowledgement nor a checksum computed by the server proves
+//! that the bytes are stored. Objects are immutable, and their names carry shard, range and epoch,
+//! so two puts under one name are two attempts of one owner. Create-only is therefore only a
+//! safeguard, and storage without conditional puts will do: the archive checks whether the object
+//! exists, and an overwrite that slips through writes the same bytes. Each object is one PUT:
+//! objects end at `archive.max_bytes` of raw events, and S3 accepts 5 GiB per PUT. The port may
+//! block any thread: requests run on a runtime of the archive's own, and callers wait for the
+//! result.
 
 use std::path::Path as Directory;
 use std::sync::Arc;
@@ -31,16 +32,16 @@ use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 
-/// Raw events in object storage.
+/// An [`Archive`] in object storage.
 pub struct ObjectArchive {
     hot: TierStore,
     cold: Option<TierStore>,
-    /// None only while it is dropped.
+    /// `None` only in `drop`.
     runtime: Option<Runtime>,
 }
 
 impl std::fmt::Debug for ObjectArchive {
-    // The stores know credentials.
+    // Leaves out the stores, which hold credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ObjectArchive").field("cold", &self.cold.is_some()).finish_non_exhaustive()
     }
@@ -48,8 +49,8 @@ impl std::fmt::Debug for ObjectArchive {
 
 impl Drop for ObjectArchive {
     fn drop(&mut self) {
-        // Dropping a runtime waits for its tasks, which is forbidden where the last owner may be:
-        // inside of another runtime.
+        // Dropping a runtime waits for its tasks, which panics inside another runtime, and the last
+        // owner may live in one.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -57,15 +58,16 @@ impl Drop for ObjectArchive {
 }
 
 impl ObjectArchive {
-    /// In a local directory, which is made if it is not there.
+    /// Opens an archive in a local directory, without a cold store. Creates the directory if
+    /// necessary.
     ///
     /// # Errors
-    /// If the directory cannot be made or used.
+    /// If the directory cannot be created or opened.
     pub fn open_directory(directory: &Directory) -> Result<Self, ArchiveError> {
         Self::new(TierStore::new(location::open_directory(directory)?), None)
     }
 
-    /// On a store, and a second one for old objects if there is one.
+    /// Opens an archive on a hot store and, if there is one, a cold store.
     ///
     /// # Errors
     /// If the runtime cannot be started.
@@ -80,8 +82,8 @@ impl ObjectArchive {
         Ok(Self { hot, cold, runtime: Some(runtime) })
     }
 
-    /// Waits for a request without being part of a runtime, so that a worker thread of another one
-    /// may wait too.
+    /// Runs a request on the archive's runtime and waits for it. The calling thread does not enter
+    /// a runtime, so it may be a worker of another one.
     fn block_on<T: Send + 'static>(
         &self,
         request: impl Future<Output = Result<T, ArchiveError>> + Send + 'static,
@@ -91,7 +93,7 @@ impl ObjectArchive {
         let (sender, receiver) = sync_channel(1);
         runtime.spawn(async move {
             let answer = request.await;
-            // Nobody waits any more only if the caller is gone, and then nobody wants to know.
+            // The receiver is gone only if the calling thread is, and then nobody needs the result.
             _ = sender.send(answer);
         });
         receiver.recv().map_err(|_| gone())?
@@ -107,23 +109,24 @@ impl ObjectArchive {
     }
 
     fn read_from(&self, tier: Tier, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
-        let (place, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
-        decode_verified(self.block_on(async move { place.get(&at).await })?, row)
+        let (store, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
+        decode_verified(self.block_on(async move { store.get(&at).await })?, row)
     }
 
     fn bytes_from(&self, tier: Tier, row: &ManifestRow) -> Result<Bytes, ArchiveError> {
-        let (place, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
-        let bytes = self.block_on(async move { place.get(&at).await })?;
+        let (store, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
+        let bytes = self.block_on(async move { store.get(&at).await })?;
         verify_bytes(&bytes, row).map(|()| bytes)
     }
 
-    /// The bytes of an object, size and checksum verified, and the tier where they were found.
+    /// The bytes of an object after checking size and CRC32C, and the tier that they came from.
     fn bytes(&self, row: &ManifestRow) -> Result<(Bytes, Tier), ArchiveError> {
         let first = match self.bytes_from(row.tier, row) {
             Ok(bytes) => return Ok((bytes, row.tier)),
             Err(first) => first,
         };
         match self.bytes_from(row.tier.other(), row) {
+            // Without a cold store there is no second location to report about.
             Err(ArchiveError::NoColdStore(_)) => Err(first),
             second => second
                 .map(|bytes| (bytes, row.tier.other()))
@@ -131,13 +134,13 @@ impl ObjectArchive {
         }
     }
 
-    /// Copies an object of another archive into this one, verified on both sides, under the same
-    /// name: into the tier in which it is there, the hot one if there is no other. One that is
-    /// here counts as copied. `stays` says of a tier whether it is the same place in both: what
-    /// is there is only verified. The tier where it is now.
+    /// Copies an object of another archive into this one under the same name, verified on both
+    /// sides, and returns the tier that it is in now: that of the source, or the hot one if there
+    /// is no cold store here. An existing copy counts as copied. A tier for which `stays` returns
+    /// true is the same location in both archives, so its objects are only verified.
     ///
     /// # Errors
-    /// See [`ArchiveError`].
+    /// If neither tier of `from` has the object intact, or one of the storages fails.
     pub fn copy_from(
         &self,
         row: &ManifestRow,
@@ -149,28 +152,28 @@ impl ObjectArchive {
             return Ok(found);
         }
         let tier = if self.has_cold() { found } else { Tier::Hot };
-        let (place, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
-        self.block_on(async move { place.write(&at, &bytes).await })?;
+        let (store, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
+        self.block_on(async move { store.write(&at, &bytes).await })?;
         Ok(tier)
     }
 }
 
-/// One store.
+/// The object storage of one tier.
 #[derive(Clone)]
 pub struct TierStore {
     store: Arc<dyn ObjectStore>,
     attributes: Attributes,
-    /// Whether the store is known not to take conditional puts.
+    /// Set once the storage has refused a conditional put as not implemented.
     no_conditional_puts: Arc<AtomicBool>,
 }
 
 impl TierStore {
-    /// A store whose puts are durable when they return.
+    /// Wraps a store. Its puts must be durable when they return.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self { store, attributes: Attributes::new(), no_conditional_puts: Arc::default() }
     }
 
-    /// Objects are put in this storage class of S3; empty is the bucket's.
+    /// Sets the S3 storage class of new objects; empty means the bucket's default.
     pub fn with_storage_class(mut self, class: &str) -> Self {
         if !class.is_empty() {
             self.attributes.insert(Attribute::StorageClass, class.to_owned().into());
@@ -178,10 +181,11 @@ impl TierStore {
         self
     }
 
-    /// Puts the object and makes sure that it is there, byte for byte.
+    /// Puts the object and verifies that it is stored, byte for byte.
     async fn write(&self, at: &Path, bytes: &Bytes) -> Result<(), ArchiveError> {
         match self.create(at, bytes).await {
             Ok(()) => {}
+            // The retry of a put whose reply was lost finds its own object, whole or torn.
             Err(Error::AlreadyExists { .. }) => match self.get(at).await {
                 Ok(found) if found == *bytes => return Ok(()),
                 Ok(_) | Err(ArchiveError::Missing(_)) => {
@@ -199,7 +203,7 @@ impl TierStore {
         }
     }
 
-    /// Puts the object if there is none of its name.
+    /// Puts the object unless one with this name exists.
     async fn create(&self, at: &Path, bytes: &Bytes) -> Result<(), Error> {
         if !self.no_conditional_puts.load(Ordering::Relaxed) {
             match self.put(at, bytes, PutMode::Create).await {
@@ -256,8 +260,8 @@ impl TierStore {
     }
 }
 
-/// Whether the server says that it does not know conditional puts. The library has no kind for the
-/// status, only its text.
+/// Whether the server does not support conditional puts. `object_store` has no error kind for
+/// status 501, only its text.
 fn not_implemented(error: &Error) -> bool {
     matches!(error, Error::NotImplemented { .. })
         || error.to_string().contains("501 Not Implemented")
@@ -284,8 +288,8 @@ impl Archive for ObjectArchive {
         decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError> {
         let (bytes, row) = parquet::encode(log, shard, epoch, records, decisions)?;
-        let (place, at, bytes) = (self.hot.clone(), path(&row.path)?, Bytes::from(bytes));
-        self.block_on(async move { place.write(&at, &bytes).await })?;
+        let (store, at, bytes) = (self.hot.clone(), path(&row.path)?, Bytes::from(bytes));
+        self.block_on(async move { store.write(&at, &bytes).await })?;
         Ok(row)
     }
 
@@ -295,21 +299,22 @@ impl Archive for ObjectArchive {
             Err(first) => first,
         };
         match self.read_from(row.tier.other(), row) {
-            // Without a cold store there is no second place.
+            // Without a cold store there is no second location to report about.
             Err(ArchiveError::NoColdStore(_)) => Err(first),
             second => second.map_err(|second| more_retryable(first, second)),
         }
     }
 
     fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
-        let (place, at) =
+        let (store, at) =
             (self.tier_store(object.tier, &object.path)?.clone(), path(&object.path)?);
-        recover_object(self.block_on(async move { place.get(&at).await })?, object)
+        recover_object(self.block_on(async move { store.get(&at).await })?, object)
     }
 
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
         let prefix = path(ManifestRow::shard_prefix(log, shard).trim_end_matches('/'))?;
         let (hot, cold) = (self.hot.clone(), self.cold.clone());
+        // Hot first: an object that moves to the cold store meanwhile is listed twice, not missed.
         let mut objects = self.block_on(async move {
             let mut objects = hot.list(&prefix, Tier::Hot).await?;
             if let Some(cold) = cold {
@@ -322,8 +327,8 @@ impl Archive for ObjectArchive {
     }
 
     fn remove(&self, text: &str, tier: Tier) -> Result<(), ArchiveError> {
-        let (place, at) = (self.tier_store(tier, text)?.clone(), path(text)?);
-        self.block_on(async move { place.remove(&at).await })
+        let (store, at) = (self.tier_store(tier, text)?.clone(), path(text)?);
+        self.block_on(async move { store.remove(&at).await })
     }
 
     fn has_cold(&self) -> bool {
@@ -340,7 +345,7 @@ impl Archive for ObjectArchive {
                     verify_bytes(&bytes, &row)?;
                     cold.write(&at, &bytes).await
                 }
-                // It may have been moved before, and the manifest be one that was restored.
+                // It may have been moved already, if the manifest was restored from a backup.
                 Err(ArchiveError::Missing(_)) => verify_bytes(&cold.get(&at).await?, &row),
                 Err(error) => Err(error),
             }

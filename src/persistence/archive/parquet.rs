@@ -1,9 +1,9 @@
-//! One archive object: a Parquet file, a row for each event in log order, zstd.
+//! An archive object: a Parquet file with one row per event, in log order, compressed with zstd.
 //!
-//! The columns are for people and tools (DuckDB reads them as they are); [`super::row`] says how
-//! records come back from them byte for byte. The footer ([`super::footer`]) names log, shard,
-//! range and epoch, and what was decided, so that a store can be rebuilt from a listing. Bytes are
-//! a function of these and the records: nothing else, no time, no version of the library, goes in.
+//! The columns are for people and tools; DuckDB reads them directly. [`super::row`] turns rows back
+//! into records, byte for byte. The footer ([`super::footer`]) names log, shard, range and epoch
+//! and holds the decisions, so that a store can be rebuilt from a listing. The bytes are a function
+//! of these inputs and the records: neither a timestamp nor the library's version goes in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,12 +31,12 @@ use crate::model::manifest::{ManifestRow, ObjectName, RangeDecisions, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::window::Hour;
 
-/// The columns, version 2. New columns go behind; a change of meaning is a new version. In version
-/// 1 there was one time, `received`, which was the append time; it ends with `payload`.
+/// The columns of version 2. New columns are appended; a change of meaning needs a new version.
+/// Version 1 ends with `payload` and had one time, `received`, which was the append time.
 ///
-/// Objects of older releases begin with a column `shard`, which is the folder's name as well:
-/// pyarrow, and pandas with it, refuse a column that is in both as another type. Their labels are
-/// of the logical type JSON, which some readers take for bytes.
+/// Objects of older releases begin with a column `shard`, which is also the folder's name: pyarrow,
+/// and pandas with it, reject a column that occurs in both with different types. Their `labels`
+/// have the logical type JSON, which some readers take for bytes.
 pub const SCHEMA: &str = "message rollmill_event {
   required int64 offset;
   required int32 index;
@@ -57,20 +57,20 @@ pub const SCHEMA: &str = "message rollmill_event {
   optional int64 stamp (TIMESTAMP(MILLIS,true));
 }";
 
-/// Speed over size: level 3 took twice the time for a tenth of the bytes.
+/// Favours speed: level 3 took twice the time to save a tenth of the bytes.
 const ZSTD_LEVEL: i32 = 1;
-/// A row group ends at so many rows or raw bytes: what a reader of all columns holds in memory.
+/// A row group ends at this many rows or raw bytes, which bounds the memory of a reader of all
+/// columns.
 const GROUP_ROWS: usize = 16_384;
 const GROUP_BYTES: usize = 16 << 20;
-/// Share of the raw bytes that an object takes, rounded up: what is reserved at once for it.
+/// Raw bytes per byte of the object, a low estimate: sizes the output buffer.
 const EXPECTED_RATIO: usize = 4;
-/// Columns whose values are nearly all different: a dictionary would be built in vain.
+/// Columns whose values are nearly all distinct, so that a dictionary would not pay.
 const NO_DICTIONARY: [&str; 4] = ["offset", "id", "raw", "payload"];
-/// Columns of hashes, or of long texts: no reader can skip a group by their least and greatest
-/// value.
+/// Columns of hashes or long texts, whose minimum and maximum let no reader skip a row group.
 const NO_STATISTICS: [&str; 6] = ["labels", "series_id", "id", "user", "raw", "payload"];
 
-/// What the rows of an object add up to.
+/// What a manifest row says about the rows of its object.
 #[derive(Debug, Default)]
 struct RowSummary {
     windows: BTreeMap<Hour, u64>,
@@ -90,15 +90,15 @@ impl RowSummary {
         }
     }
 
-    /// The manifest row of an object of these bytes and times.
+    /// Builds the manifest row of an object with these bytes and times.
     fn manifest_row(
         self,
-        place: (LogId, ShardId, ObjectName),
+        identity: (LogId, ShardId, ObjectName),
         bytes: &[u8],
         times: ObjectTimes,
         tier: Tier,
     ) -> ManifestRow {
-        let (log, shard, ObjectName { range, epoch }) = place;
+        let (log, shard, ObjectName { range, epoch }) = identity;
         ManifestRow {
             log,
             shard,
@@ -117,7 +117,7 @@ impl RowSummary {
     }
 }
 
-/// Encodes consecutive records as one object.
+/// Encodes consecutive records as one object, and returns its bytes and manifest row.
 ///
 /// # Errors
 /// If there are no records or they are not consecutive.
@@ -137,11 +137,11 @@ pub fn encode(
     let mut writer =
         SerializedFileWriter::new(Vec::with_capacity(reserve), schema, properties).map_err(bad)?;
     let mut summary = RowSummary::default();
-    let (mut maker, mut rows) = (RowEncoder::default(), Vec::new());
+    let (mut encoder, mut rows) = (RowEncoder::default(), Vec::new());
     let mut pending = 0;
     for (at, record) in records.iter().enumerate() {
         let start = rows.len();
-        maker.push_rows(record, &mut rows);
+        encoder.push_rows(record, &mut rows);
         summary.add(&rows[start..]);
         pending += record.payload.len();
         if rows.len() >= GROUP_ROWS || pending >= GROUP_BYTES || at + 1 == records.len() {
@@ -169,6 +169,7 @@ fn range_of(records: &[LogRecord]) -> Result<OffsetRange, CodecError> {
 fn properties(pairs: Vec<(&'static str, String)>) -> Result<WriterProperties, CodecError> {
     let metadata =
         pairs.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect();
+    // The creator would name the library's version, and `encode` ends the row groups itself.
     let mut builder = WriterProperties::builder()
         .set_created_by("rollmill".to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).map_err(bad)?))
@@ -186,7 +187,7 @@ fn properties(pairs: Vec<(&'static str, String)>) -> Result<WriterProperties, Co
 
 type GroupWriter<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
 
-/// Writes the rows, and takes their texts out of them.
+/// Writes the rows as one row group. Moves their texts out of them.
 fn write_group(mut group: GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), ParquetError> {
     write_columns_1(&mut group, rows)?;
     put::<Int64Type>(&mut group, &rows.iter().map(|r| r.appended).collect::<Vec<_>>(), None)?;
@@ -195,7 +196,7 @@ fn write_group(mut group: GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), 
     Ok(())
 }
 
-/// The columns that version 1 had, too.
+/// Writes the columns of version 1, which version 2 begins with.
 fn write_columns_1(group: &mut GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), ParquetError> {
     let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
     put::<Int64Type>(group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;
@@ -240,11 +241,11 @@ fn put<T: DataType>(
     column.close()
 }
 
-/// Reads all records of an object, and checks that it is the object that `row` speaks of. The
-/// checksum has to be checked before: the library may panic on damaged bytes.
+/// Reads all records of an object and checks that it is the one that `row` describes. Verify the
+/// checksum first: the Parquet library may panic on damaged bytes.
 ///
 /// # Errors
-/// If the bytes are no such object.
+/// If the bytes are not that object, or cannot be decoded.
 pub fn decode(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, CodecError> {
     let reader = SerializedFileReader::new(bytes).map_err(bad)?;
     footer_of(&reader).check(
@@ -259,39 +260,37 @@ pub fn decode(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, CodecEr
     Ok(records)
 }
 
-/// An object that was read without its manifest row.
+/// An object that was read without its manifest row, to rebuild a lost store.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct RecoveredObject {
-    /// Its manifest row.
     pub row: ManifestRow,
-    /// Its records.
     pub records: Vec<LogRecord>,
-    /// What was decided about them; `None` if the object was written before that was noted.
+    /// `None` in objects written before decisions were recorded.
     pub decisions: Option<RangeDecisions>,
-    /// Whether it carries its own checksum. Older objects do not: what is damaged in them may be
-    /// taken for good.
+    /// Whether the footer has a checksum. Older objects have none, so damage may go unnoticed.
     pub has_checksum: bool,
 }
 
-/// Reads all of an object that no manifest row speaks of, and checks it as far as it goes.
+/// Reads an object without a manifest row and checks everything that the object itself allows.
 ///
 /// # Errors
-/// If the bytes are no object, or a damaged one.
+/// If the bytes are not an archive object, or are a damaged one.
 pub fn examine(bytes: Bytes, tier: Tier) -> Result<RecoveredObject, CodecError> {
     let sealed = footer::verify_checksum(&bytes)?;
-    // Nothing vouches for the bytes of an older object, and the library may panic on damaged ones.
+    // Older objects have no checksum, and the Parquet library may panic on damaged bytes.
     let read = std::panic::catch_unwind(|| -> Result<RecoveredObject, CodecError> {
         let reader = SerializedFileReader::new(bytes.clone()).map_err(bad)?;
         let footer = footer_of(&reader);
-        let place = footer.object()?;
+        let identity = footer.object()?;
         let (records, summary) = read_all(&reader)?;
-        if range_of(&records)? != place.2.range {
+        if range_of(&records)? != identity.2.range {
             return Err(CodecError::new(
                 "archive object",
                 "the records are not those of the footer",
             ));
         }
-        let row = summary.manifest_row(place, &bytes, ObjectTimes::of(&records)?, tier);
+        let row = summary.manifest_row(identity, &bytes, ObjectTimes::of(&records)?, tier);
         Ok(RecoveredObject { row, records, decisions: footer.decisions()?, has_checksum: sealed })
     });
     read.unwrap_or_else(|_| {
@@ -317,7 +316,7 @@ fn read_all(
     Ok((records, summary))
 }
 
-/// Reads the columns of a group, in the order of the schema.
+/// Reads the columns of a row group in the order of the schema.
 struct GroupColumns<'a> {
     group: &'a dyn RowGroupReader,
     rows: usize,
@@ -363,6 +362,7 @@ impl GroupColumns<'_> {
 fn read_group(group: &dyn RowGroupReader) -> Result<Vec<EventRow>, ParquetError> {
     let rows = usize::try_from(group.metadata().num_rows())
         .map_err(|e| ParquetError::General(e.to_string()))?;
+    // Objects of older releases have a column `shard` in front: skip it.
     let older = group.metadata().column(0).column_descr().name() == "shard";
     let mut columns = GroupColumns { group, rows, next: usize::from(older) };
     let offset = columns.required::<Int64Type>()?;
@@ -380,7 +380,7 @@ fn read_group(group: &dyn RowGroupReader) -> Result<Vec<EventRow>, ParquetError>
     let gateway = columns.optional::<Int64Type>()?;
     let series_index = columns.optional::<Int32Type>()?;
     let mut payload = columns.binary()?;
-    // An object of version 1 ends here: its records have one time, which is both, and no stamp.
+    // Version 1 ends here. Its one time per record is both append and received time.
     let two_times = columns.next < group.num_columns();
     let appended = if two_times { columns.required::<Int64Type>()? } else { received.clone() };
     let stamp = if two_times { columns.optional::<Int64Type>()? } else { vec![None; rows] };
@@ -473,7 +473,7 @@ pub(crate) mod tests {
             damaged[at] ^= 1;
             examine(damaged.into(), Tier::Hot)
         };
-        // What breaks the checksum's own key leaves an object without one, which is said.
+        // Damage to the checksum's own key yields an object that says it has no checksum.
         let passed: Vec<usize> = (0..bytes.len())
             .filter(|at| found(*at).is_ok_and(|object| object.has_checksum))
             .collect();
@@ -481,7 +481,7 @@ pub(crate) mod tests {
         assert_eq!(passed, Vec::<usize>::new());
     }
 
-    /// An object as the release before wrote it: one time, no decisions, no checksum.
+    /// An object as the previous release wrote it: one time, no decisions, no checksum.
     pub(crate) fn older(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Bytes {
         let name = ObjectName { range: range_of(records).expect("a range"), epoch };
         let mut pairs = vec![("rollmill.version", "1".to_owned())];

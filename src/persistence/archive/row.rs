@@ -1,8 +1,8 @@
-//! Records as rows, one for each event, and back, byte for byte.
+//! Records as rows, one per event, and back, byte for byte.
 //!
-//! What always holds: `record(rows(r)) == r`. Where the columns alone would not give the bytes back
-//! (a record that does not decode, or was written by another encoder), the first row carries them
-//! whole.
+//! `decode_record` of the pushed rows always returns the original record. If the columns alone do
+//! not determine the bytes (a record that does not decode, or was written by another encoder), the
+//! first row carries the whole record as well.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,53 +15,46 @@ use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Millis;
 
-/// One event with its envelope. Everything of the event is absent in the row of a record that has
-/// none.
+/// One event with its envelope. A record without events becomes one row in which the event's
+/// columns are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct EventRow {
     /// Offset of the record.
     pub offset: u64,
-    /// Index of the event in the record.
+    /// Index of the event in the record, from 0.
     pub index: u32,
-    /// When the record was received.
     pub received: Millis,
-    /// Append time of the record.
     pub appended: Millis,
-    /// Event time.
     pub event_time: Option<Millis>,
-    /// Whose.
     pub tenant: Option<Bytes>,
-    /// Metric.
     pub metric: Option<Bytes>,
-    /// Labels, as a JSON object.
+    /// A JSON object with sorted keys.
     pub labels: Option<Bytes>,
-    /// Series id, 32 hexadecimal digits.
+    /// The series id as 32 hexadecimal digits.
     pub series_id: Option<Bytes>,
-    /// Event id.
     pub id: Option<Bytes>,
-    /// User.
     pub user: Option<Bytes>,
-    /// Value, in units of 10^-9.
+    /// In units of 10^-9.
     pub value: Option<i128>,
     /// The event as the client sent it.
     pub raw: Option<Bytes>,
-    /// The gateway that took it.
+    /// The gateway that accepted the record.
     pub gateway: Option<u32>,
-    /// Place of the series in the record's table.
+    /// Index of the series in the record's table.
     pub series_index: Option<u32>,
-    /// What the gateway's append clock showed; a record of version 1 has none.
+    /// The gateway's append clock; `None` in records of version 1.
     pub stamp: Option<Millis>,
-    /// The whole record, where its columns do not determine it.
+    /// The whole record, if its columns do not determine it.
     pub payload: Option<Bytes>,
 }
 
-/// Makes rows. Records of one shard repeat their series, so their columns are made once.
+/// Makes rows. Caches the columns of each series, because a shard's records repeat their series.
 #[derive(Debug, Default)]
 pub(super) struct RowEncoder {
     series: HashMap<Bytes, SeriesColumns>,
 }
 
-/// The cells that all events of a series share. They give back exactly its key and id.
+/// The cells that all events of a series share. They determine its key and id exactly.
 #[derive(Debug, Clone)]
 struct SeriesColumns {
     tenant: Bytes,
@@ -72,7 +65,7 @@ struct SeriesColumns {
 }
 
 impl SeriesColumns {
-    /// `None` if the columns would not give back the entry.
+    /// `None` if the columns would not reproduce the entry.
     fn of(entry: &SeriesEntry<'_>) -> Option<Self> {
         let series = Series::from_key(entry.key).ok()?;
         let labels: BTreeMap<&str, &str> =
@@ -91,7 +84,7 @@ impl SeriesColumns {
 }
 
 impl RowEncoder {
-    /// Appends the rows of a record: at least one.
+    /// Appends the rows of a record, at least one.
     pub(super) fn push_rows(&mut self, log_record: &LogRecord, rows: &mut Vec<EventRow>) {
         let start = rows.len();
         let payload = &log_record.payload;
@@ -112,7 +105,8 @@ impl RowEncoder {
         }
     }
 
-    /// Whether the rows determine the record. Rows are pushed only if its series can be read.
+    /// Returns whether the rows determine the record. Pushes none if one of its series is
+    /// unreadable.
     fn push_events(
         &mut self,
         log_record: &LogRecord,
@@ -153,8 +147,8 @@ impl RowEncoder {
                 payload: None,
             });
         }
-        // The columns give back every series that has the record's tenant and an event; what is
-        // left is whether the record is written as our encoder writes it.
+        // The columns reproduce every series that has the record's tenant and at least one event.
+        // What remains is whether the record is written as our encoder writes it.
         used.iter().all(|used| *used)
             && series.iter().all(|of| of.tenant == tenant)
             && is_canonical(record, &log_record.payload)
@@ -165,7 +159,7 @@ impl RowEncoder {
         entry: &SeriesEntry<'_>,
         slice: &impl Fn(&[u8]) -> Bytes,
     ) -> Option<SeriesColumns> {
-        // Nobody checked that the id is the hash of the key.
+        // A record's id is unchecked: two entries may have the same key and different ids.
         if let Some(known) = self.series.get(entry.key)
             && known.id == entry.series_id()
         {
@@ -183,10 +177,10 @@ fn is_canonical(record: &Record<'_>, payload: &[u8]) -> bool {
     bytes == payload
 }
 
-/// The record that the rows, all of one offset, were made of.
+/// Decodes the rows of one record, which all have its offset.
 ///
 /// # Errors
-/// If the rows are no record's.
+/// If the rows cannot come from a record.
 pub(super) fn decode_record(rows: &[EventRow]) -> Result<LogRecord, CodecError> {
     let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
     let payload = match &first.payload {
@@ -205,6 +199,7 @@ fn rebuild_record(rows: &[EventRow]) -> Result<Vec<u8>, CodecError> {
     let mut keys: Vec<Option<(Vec<u8>, [u8; 16])>> = Vec::new();
     for row in rows {
         let at = need(row.series_index, "series_index")? as usize;
+        // Every series has an event. A greater index is damage and must not size the table.
         if at >= rows.len() {
             return Err(bad("a series is not used by any event"));
         }
@@ -275,7 +270,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A record of `events` over up to three series.
+    /// A record of `events` events over up to three series.
     pub(in super::super) fn sample(offset: u64, events: usize) -> LogRecord {
         let series: Vec<Series> = (0..3.min(events))
             .map(|n| Series::new("t", "page_view", [("n".to_owned(), format!("\"{n}\\"))]))
@@ -387,8 +382,12 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_come_back(flips in proptest::collection::vec((0usize..200, any::<u8>()), 0..4), events in 0usize..6) {
-            let mut bytes = if events == 0 { Vec::new() } else { sample(3, events).payload.to_vec() };
+        fn any_bytes_come_back(
+            flips in proptest::collection::vec((0usize..200, any::<u8>()), 0..4),
+            events in 0usize..6,
+        ) {
+            let mut bytes =
+                if events == 0 { Vec::new() } else { sample(3, events).payload.to_vec() };
             for (at, byte) in flips {
                 match bytes.get_mut(at) {
                     Some(there) => *there = byte,

@@ -1,16 +1,15 @@
-//! When to stop asking a server that does not answer. Pure: time is an argument, in milliseconds
-//! since any moment.
+//! A circuit breaker. Pure: time is an argument, in milliseconds since an arbitrary moment.
 //!
-//! After a few failures in a row nobody asks for a while, then one caller tries; each failed trial
-//! doubles the while.
+//! It opens after a few failures in a row. While it is open, one caller per interval may probe the
+//! server, and every failed probe doubles the interval.
 
-/// Failures in a row that open it.
+/// Consecutive failures after which it opens.
 const FAILURES: u32 = 3;
-/// The first while, and the longest.
+/// Interval between probes: the first, and the upper limit.
 const FIRST_MS: u64 = 1_000;
 const LONGEST_MS: u64 = 30_000;
 
-/// Its state.
+/// Closed at first.
 #[derive(Debug, Default)]
 pub struct CircuitBreaker {
     failures: u32,
@@ -24,7 +23,7 @@ struct OpenState {
 }
 
 impl CircuitBreaker {
-    /// Whether to ask now. While it is open, one caller a while may, to try.
+    /// Whether the caller may send a request now. While it is open, one caller per interval may.
     pub fn allow_request(&mut self, now: u64) -> bool {
         match &mut self.open {
             None => true,
@@ -36,21 +35,24 @@ impl CircuitBreaker {
         }
     }
 
-    /// Whether it is closed: all is well.
+    /// Whether the last requests succeeded, so that nothing is held back.
     pub fn is_closed(&self) -> bool {
         self.open.is_none()
     }
 
-    /// An answer came. Whether that closed it.
+    /// Records an answer. Returns true if that closed the breaker.
     pub fn on_success(&mut self) -> bool {
         self.failures = 0;
         self.open.take().is_some()
     }
 
-    /// No answer came. Whether that opened it.
+    /// Records a failure. Returns true if that opened the breaker.
     pub fn on_failure(&mut self, now: u64) -> bool {
         self.failures = self.failures.saturating_add(1);
         let opened = self.open.is_none() && self.failures >= FAILURES;
+        // While open, a failure before `until` is that of a probe (`allow_request` has moved
+        // `until`) or of a request sent before the breaker opened. After `until` the next caller
+        // probes anyway.
         let length = self.open.map_or(FIRST_MS, |open| (open.length * 2).min(LONGEST_MS));
         if opened || self.open.is_some_and(|open| now < open.until) {
             self.open = Some(OpenState { until: now.saturating_add(length), length });

@@ -1,23 +1,23 @@
-//! The port `SharedCache`: a second place for parts of answers, shared by the nodes, behind the cache
+//! The port `SharedCache`: a cache of partial query results that all nodes share, behind the cache
 //! in each process.
 //!
-//! Everything in it can be computed again, and what comes out of it is untrusted bytes that the
-//! caller checks: to lose it, to fill it with rubbish, or to stop it in the middle of an answer is
-//! only slower. Implementation: [`redis`].
+//! Its content can be recomputed and is untrusted: callers verify the bytes they get. Losing it,
+//! filling it with garbage or stopping it halfway through a query only costs time. Implementation:
+//! [`redis`].
 
 pub mod breaker;
 pub mod redis;
 
-/// A name, unique for what is kept under it.
+/// The key of a cached part: a hash of everything that the part depends on.
 pub type PartKey = [u8; 32];
 
-/// A second cache.
+/// A cache shared by all nodes. An implementation never fails a query.
 pub trait SharedCache: Send + Sync + 'static {
-    /// What is kept under the names, in their order. Waits for a few milliseconds at most; what is
-    /// not there by then counts as not kept.
-    fn get(&self, names: &[PartKey]) -> Vec<Option<Vec<u8>>>;
-    /// Keeps bytes under a name, or not. Does not wait.
-    fn put(&self, name: PartKey, bytes: Vec<u8>);
+    /// Looks the keys up and returns the values in the same order. Blocks for a few milliseconds at
+    /// most; what has not arrived by then counts as a miss.
+    fn get(&self, keys: &[PartKey]) -> Vec<Option<Vec<u8>>>;
+    /// Stores the bytes if possible. Does not wait, and may drop them.
+    fn put(&self, key: PartKey, bytes: Vec<u8>);
 }
 
 #[cfg(test)]

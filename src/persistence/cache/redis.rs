@@ -1,10 +1,10 @@
-//! The second cache in Redis.
+//! The shared cache in Redis.
 //!
-//! Nobody waits for a connection: it is made in the background, and until it is there nothing is
-//! kept. A question has a deadline of milliseconds; after a few that fail the breaker keeps
-//! everyone from asking. Values are written in the background, a bounded number at a time; one more
-//! is not kept. Requests run on a runtime of the cache's own, so that any thread may ask. TLS is
-//! not spoken: Redis belongs into the network of the nodes.
+//! No caller waits for a connection: it is made in the background, and until then every lookup is a
+//! miss. A lookup has a deadline of milliseconds, and after a few failures the circuit breaker
+//! skips the server. Values are written in the background; when too many writes are in flight,
+//! further ones are dropped. Requests run on a runtime of the cache's own, so any thread may call
+//! it. TLS is not supported: Redis belongs on the nodes' private network.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -22,30 +22,30 @@ use super::{PartKey, SharedCache};
 use crate::clock::Stopwatch;
 use crate::telemetry;
 
-/// What all our names begin with.
+/// Prefix of every key.
 const PREFIX: &[u8] = b"rollmill:part:";
-/// A connection that is not there by then will not be.
+/// Limit for a connection attempt; a later success is ignored.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A value that is not written by then counts as a failure.
+/// Limit for one write; exceeding it counts as a failure.
 const PUT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Values being written at once; one more is not kept.
+/// Writes in flight; further ones are dropped.
 const MAX_PUTS: usize = 32;
-/// Larger values are not kept: they would not come within the deadline.
+/// Larger values are not stored: they could not be read within the deadline.
 const MAX_VALUE_BYTES: usize = 256 << 10;
 
-/// How it is used.
+/// Limits of the cache, from the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct RedisOptions {
-    /// `query.redis_timeout`.
+    /// Limit for one lookup: `query.redis_timeout`.
     pub deadline: Duration,
-    /// `query.redis_keep`.
+    /// Time to live of a value: `query.redis_keep`.
     pub ttl: Duration,
 }
 
-/// Parts in Redis.
+/// A [`SharedCache`] in Redis.
 pub struct RedisCache {
     shared: Arc<Shared>,
-    /// None only while it is dropped.
+    /// `None` only in `drop`.
     runtime: Option<Runtime>,
 }
 
@@ -59,27 +59,28 @@ struct Shared {
     puts: Arc<Semaphore>,
 }
 
-/// Nobody is connected to yet.
+/// Parses the address without connecting.
 ///
 /// # Errors
-/// If the address is none of Redis; it is not repeated, because a password may be in it.
+/// If `url` is not a Redis address. The message does not quote it, because it may contain a
+/// password.
 fn client(url: &str) -> Result<Client, String> {
     Client::open(url)
         .map_err(|_| "expected redis://[[user]:password@]host[:port][/database]".to_owned())
 }
 
-/// Whether it is an address of Redis; nobody is asked.
+/// Checks that `url` is a Redis address, without connecting.
 ///
 /// # Errors
-/// As [`RedisCache::open`].
+/// If it is not one. The message does not quote it, because it may contain a password.
 pub fn check(url: &str) -> Result<(), String> {
     client(url).map(drop)
 }
 
 impl Drop for RedisCache {
     fn drop(&mut self) {
-        // Dropping a runtime waits for its tasks, which is forbidden where the last owner may be:
-        // inside of another runtime.
+        // Dropping a runtime waits for its tasks, which panics inside another runtime, and the last
+        // owner may live in one.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -87,10 +88,11 @@ impl Drop for RedisCache {
 }
 
 impl RedisCache {
-    /// Begins to connect, and does not wait for it.
+    /// Starts to connect in the background and returns at once.
     ///
     /// # Errors
-    /// If the address is none of Redis; it is not repeated, because a password may be in it.
+    /// If `url` is not a Redis address. The message does not quote it, because it may contain a
+    /// password.
     pub fn open(url: &str, options: RedisOptions) -> Result<Self, String> {
         let client = client(url)?;
         let runtime =
@@ -109,37 +111,40 @@ impl RedisCache {
         Ok(Self { shared, runtime: Some(runtime) })
     }
 
-    fn fetch(&self, names: &[PartKey]) -> Result<Vec<Option<Vec<u8>>>, &'static str> {
+    fn fetch(&self, keys: &[PartKey]) -> Result<Vec<Option<Vec<u8>>>, &'static str> {
         let runtime = self.runtime.as_ref().ok_or("skipped")?.handle();
         if !self.shared.breaker().allow_request(self.shared.now()) {
             return Err("skipped");
         }
         let Some(mut connection) = self.shared.connection(runtime) else { return Err("skipped") };
-        let mut question = ::redis::cmd("MGET");
-        names.iter().for_each(|name| {
-            question.arg(key(name));
+        let mut command = ::redis::cmd("MGET");
+        keys.iter().for_each(|key| {
+            command.arg(redis_key(key));
         });
         let (sender, receiver) = sync_channel(1);
         let (shared, deadline, wanted) =
-            (self.shared.clone(), self.shared.options.deadline, names.len());
+            (self.shared.clone(), self.shared.options.deadline, keys.len());
         runtime.spawn(async move {
             let answer = tokio::time::timeout(
                 deadline,
-                question.query_async::<Vec<Option<Vec<u8>>>>(&mut connection),
+                command.query_async::<Vec<Option<Vec<u8>>>>(&mut connection),
             )
             .await;
+            // A reply of another length cannot be matched to the keys: a miss.
             let answer = shared.report_outcome(answer.ok()).filter(|values| values.len() == wanted);
-            // Nobody waits any more if the thread that asked was kept from running for long.
+            // The receiver is gone if the calling thread gave up first.
             _ = sender.send(answer);
         });
+        // The task enforces the deadline. Twice that bounds the wait if the runtime's only thread
+        // is kept from running, which the task's own timeout cannot notice.
         receiver.recv_timeout(deadline * 2).ok().flatten().ok_or("failed")
     }
 }
 
-fn key(name: &PartKey) -> Vec<u8> {
-    let mut key = PREFIX.to_vec();
-    name.iter().for_each(|byte| key.extend(format!("{byte:02x}").bytes()));
-    key
+fn redis_key(key: &PartKey) -> Vec<u8> {
+    let mut name = PREFIX.to_vec();
+    key.iter().for_each(|byte| name.extend(format!("{byte:02x}").bytes()));
+    name
 }
 
 fn count(outcome: &'static str, number: usize) {
@@ -155,7 +160,7 @@ impl Shared {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection, if there is one; otherwise one is being made.
+    /// The current connection. If there is none, starts to make one.
     fn connection(self: &Arc<Self>, runtime: &Handle) -> Option<MultiplexedConnection> {
         let connection = self.connection.load_full();
         if connection.is_none() {
@@ -165,25 +170,26 @@ impl Shared {
     }
 
     fn connect(self: &Arc<Self>, runtime: &Handle) {
+        // Many threads may find no connection at once; one attempt is enough.
         if self.connecting.swap(true, Ordering::AcqRel) {
             return;
         }
         let shared = self.clone();
         runtime.spawn(async move {
-            let made = tokio::time::timeout(
+            let connected = tokio::time::timeout(
                 CONNECT_TIMEOUT,
                 shared.client.get_multiplexed_async_connection(),
             )
             .await;
-            if let Some(connection) = shared.report_outcome(made.ok()) {
+            if let Some(connection) = shared.report_outcome(connected.ok()) {
                 shared.connection.store(Some(Arc::new(connection)));
             }
             shared.connecting.store(false, Ordering::Release);
         });
     }
 
-    /// Tells the breaker how a request ended; `None` is a deadline that passed. After a failure the
-    /// connection is made anew.
+    /// Reports the outcome of a request to the breaker; `None` means that its deadline passed. A
+    /// failure drops the connection, so that the next lookup makes a new one.
     fn report_outcome<T>(&self, answer: Option<Result<T, RedisError>>) -> Option<T> {
         let why = match answer {
             Some(Ok(value)) => {
@@ -195,25 +201,30 @@ impl Shared {
             Some(Err(error)) => error.to_string(),
             None => "no answer in time".to_owned(),
         };
+        // A multiplexed connection does not reconnect by itself.
         self.connection.store(None);
         if self.breaker().on_failure(self.now()) {
-            tracing::warn!(%why, "the query cache in Redis does not answer, queries go on without it");
+            tracing::warn!(
+                %why,
+                "the query cache in Redis does not answer, queries go on without it"
+            );
         }
         None
     }
 }
 
 impl SharedCache for RedisCache {
-    fn get(&self, names: &[PartKey]) -> Vec<Option<Vec<u8>>> {
-        self.fetch(names).unwrap_or_else(|outcome| {
-            count(outcome, names.len());
-            vec![None; names.len()]
+    fn get(&self, keys: &[PartKey]) -> Vec<Option<Vec<u8>>> {
+        self.fetch(keys).unwrap_or_else(|outcome| {
+            count(outcome, keys.len());
+            vec![None; keys.len()]
         })
     }
 
-    fn put(&self, name: PartKey, bytes: Vec<u8>) {
+    fn put(&self, key: PartKey, bytes: Vec<u8>) {
         let Some(runtime) = &self.runtime else { return };
         let permit = self.shared.puts.clone().try_acquire_owned();
+        // A write uses only what works: it neither probes an open breaker nor starts a connection.
         let usable = bytes.len() <= MAX_VALUE_BYTES && self.shared.breaker().is_closed();
         let connection = self.shared.connection.load_full().filter(|_| usable);
         let (Ok(permit), Some(connection)) = (permit, connection) else {
@@ -222,10 +233,11 @@ impl SharedCache for RedisCache {
         let (shared, mut connection) = (self.shared.clone(), connection.as_ref().clone());
         runtime.spawn(async move {
             let mut command = ::redis::cmd("SET");
-            command.arg(key(&name)).arg(bytes).arg("PX").arg(shared.options.ttl.as_millis() as u64);
-            let kept =
+            let ttl = shared.options.ttl.as_millis() as u64;
+            command.arg(redis_key(&key)).arg(bytes).arg("PX").arg(ttl);
+            let stored =
                 tokio::time::timeout(PUT_TIMEOUT, command.query_async::<()>(&mut connection)).await;
-            count(if shared.report_outcome(kept.ok()).is_some() { "kept" } else { "failed" }, 1);
+            count(if shared.report_outcome(stored.ok()).is_some() { "kept" } else { "failed" }, 1);
             drop(permit);
         });
     }

@@ -1,4 +1,5 @@
-//! The second cache over a real Redis: found again, forgotten, silent, dead, and back.
+//! The shared cache over a real Redis: values that return and expire, and servers that hang, die
+//! and come back.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     let watch = Stopwatch::start();
     while !done() {
         assert!(watch.elapsed() < Duration::from_secs(120), "{what}");
-        // Give the cache's own thread a turn.
+        // Let the cache's own thread run.
         std::thread::yield_now();
     }
 }
@@ -45,7 +46,7 @@ fn values_come_back_in_order_and_expire() {
     );
     let left: i64 = ::redis::cmd("PTTL").arg(&keys[0]).query(&mut connection).expect("a time");
     assert!((1..=60_000).contains(&left), "{left}");
-    // Too large to come in time: not kept.
+    // Too large to arrive within the deadline: not stored.
     cache.put(name(9), vec![7; (256 << 10) + 1]);
     until("a later one", || kept(&cache, 10, b"x"));
     assert_eq!(cache.get(&[name(9)]), [None]);
@@ -61,7 +62,7 @@ fn a_silent_or_dead_one_costs_nothing_after_the_first_failures_and_comes_back() 
     for _ in 0..1_000 {
         assert_eq!(cache.get(&[name(1)]), [None]);
     }
-    // Without a breaker they would wait for 50 s.
+    // Without a breaker, 1000 deadlines of 50 ms would add up to 50 s.
     assert!(
         watch.elapsed() < Duration::from_secs(15),
         "1000 questions to a silent server took {:?}",

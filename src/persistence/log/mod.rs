@@ -3,8 +3,8 @@
 //! [`LogAppender`] is the gateway's, [`LogReader`] the shards' and recompute's, [`LogRetention`] the
 //! archiver's and [`ShardAssignment`] supervision's. [`EventLog`] is their sum.
 //!
-//! Implementations: [`embedded`] (segments on local disk), [`kafka`] (a topic, shard n being
-//! partition n), [`memory`] (the double).
+//! Implementations: [`embedded`] (segments on a local disk), [`kafka`] (a topic in which partition
+//! n is shard n) and [`memory`] (the test double).
 
 #[cfg(test)]
 mod conformance;
@@ -23,54 +23,55 @@ use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
 
-/// One request. The embedded log makes all of its records durable together or none; Kafka may keep
-/// some of a request whose outcome is [`AppendError::Unknown`], and the retry is absorbed by id.
+/// The records of one client request. The embedded log commits all of them or none. Kafka may keep
+/// some of a request that ends as [`AppendError::Unknown`]; the client's retry is de-duplicated by
+/// event id.
 #[derive(Debug, Clone, Default)]
 pub struct AppendRequest {
-    /// The encoded records, each with its shard.
+    /// Encoded records, each with its shard.
     pub records: Vec<(ShardId, Bytes)>,
 }
 
-/// Why an append failed. Only [`AppendError::Unknown`] leaves the outcome open.
+/// Why an append failed. Only [`AppendError::Unknown`] leaves open whether the request is durable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// Too much is waiting already; nothing was written.
+    /// The queue is full. Nothing was written.
     #[error("the log has {waiting_bytes} bytes waiting, its limit is {limit}: retry later")]
+    #[allow(missing_docs, reason = "the names say it")]
     Overloaded {
-        /// Bytes waiting.
         waiting_bytes: u64,
-        /// `log.max_waiting`.
+        /// In bytes, from `log.max_waiting`.
         limit: u64,
     },
-    /// The disk has no space or no inodes left, or a quota is used up; nothing was written.
+    /// The disk is out of space or inodes, or a quota is exhausted. Nothing was written.
     #[error(
         "the disk of the log is full: free space or lower retention, writes continue by themselves"
     )]
     DiskFull,
-    /// The file system of the log is read-only; nothing was written.
+    /// The log's file system is read-only. Nothing was written.
     #[error(
         "the file system of the log is read-only: mount it writable, writes continue by themselves"
     )]
     ReadOnly,
-    /// The process has no file descriptors left; nothing was written.
+    /// The process is out of file descriptors. Nothing was written.
     #[error(
         "no file descriptors are left for the log: raise their limit (ulimit -n, LimitNOFILE), \
          writes continue by themselves"
     )]
     NoDescriptors,
-    /// The disk refused for another reason; nothing was written.
+    /// The disk failed in another way. Nothing was written.
     #[error("the disk of the log fails, nothing was written: {0}")]
     DiskFailed(String),
-    /// The log is closed or failed; nothing of this request was written.
+    /// The log is closed or has failed. Nothing of this request was written.
     #[error("the log takes no more appends: {0}")]
     Closed(String),
-    /// The request may or may not be durable.
+    /// The request may or may not be durable; only a retry with the same event ids is safe.
     #[error("it is unknown whether the append is durable: {0}")]
     Unknown(String),
 }
 
 impl AppendError {
-    /// Why a disk refused a step after which nothing of a request is in the log.
+    /// Classifies an I/O error. Only for steps that leave nothing of the request in the log.
     pub fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull
@@ -84,8 +85,8 @@ impl AppendError {
         }
     }
 
-    /// Its code in answers and metrics. A client does the same about every disk that takes no
-    /// writes; the message says which it is.
+    /// The code in responses and metrics. A read-only file system shares `disk_full`, because
+    /// clients react to it in the same way; the message tells the two apart.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Overloaded { .. } => "overloaded",
@@ -98,48 +99,46 @@ impl AppendError {
     }
 }
 
-/// Why a log that nodes share was not opened.
+/// Why a shared log (Kafka) could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogOpenError {
-    /// It cannot be reached, or is not whole yet: later it may be.
+    /// The log is unreachable or still starting. A retry may succeed.
     #[error("{0}")]
     Unavailable(String),
-    /// No waiting mends it; names the thing and the way out.
+    /// Retrying cannot fix it. The message names the cause and the remedy.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// Why a read failed.
+/// Why a read failed. The offsets in it are record offsets of the shard.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
-    /// The bytes on disk are damaged; names file and position.
+    /// The stored bytes are damaged. The message names the file and the position.
     #[error("the log is corrupt: {0}")]
     Corrupt(String),
-    /// `from` lies below the first record kept.
+    /// `from` is below the first retained record.
     #[error("offset {from} of shard {shard} was released, the log starts at {start}")]
+    #[allow(missing_docs, reason = "the names say it")]
     Released {
-        /// The shard.
         shard: ShardId,
-        /// What was asked for.
         from: Offset,
-        /// First offset kept.
+        /// The first retained offset.
         start: Offset,
     },
-    /// `from` lies above the end.
+    /// `from` is above the end of the log.
     #[error("offset {from} of shard {shard} is above the log's end {end}")]
+    #[allow(missing_docs, reason = "the names say it")]
     BeyondEnd {
-        /// The shard.
         shard: ShardId,
-        /// What was asked for.
         from: Offset,
-        /// The end.
+        /// Exclusive end: the offset that the next record gets.
         end: Offset,
     },
-    /// Records that the log once showed are gone from its end: it lost them, or another log stands
-    /// in its place.
+    /// Records that the log once returned are missing at its end. It lost them, or it is another
+    /// log.
     #[error("the log lost records or was replaced: {0}")]
     Replaced(String),
-    /// Reading failed.
+    /// The read itself failed. A retry may succeed.
     #[error("the log cannot be read: {0}")]
     Io(String),
 }
