@@ -324,9 +324,10 @@ impl Archiver {
         if next > released.from {
             tracing::warn!(
                 shard = shard.0,
-                "the records [{}, {next}) were in the archive already, although the manifest did \
-                 not know: it does now",
-                released.from
+                from = released.from,
+                to = next,
+                "records were in the archive already, although the manifest did not know: it does \
+                 now"
             );
         }
         Ok(next > released.from)

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
 
 use super::gap_reader::GapReader;
 use super::shard_ports::ShardPorts;
 use super::shard_table::ShardEntry;
 use crate::clock::Stopwatch;
 use crate::model::flush::{FlushBatch, FlushGuard};
-use crate::model::offset::ShardId;
+use crate::model::offset::{OffsetRange, ShardId};
 use crate::model::window::Millis;
 use crate::shards::driver::startup::{RunningShard, ShardConfig, ShardStartup, StartupProgress};
 use crate::shards::driver::{
@@ -76,16 +77,20 @@ impl Actor for ShardActor {
         _: ActorRef<ShardMessage>,
         (): (),
     ) -> Result<ShardActorState, ActorProcessingErr> {
-        let actor = self.clone();
+        let (actor, span) =
+            (self.clone(), tracing::info_span!("shard_start", shard = self.ports.shard.0));
         let (started, archived) =
-            tokio::task::spawn_blocking(move || actor.start()).await?.inspect_err(|reason| {
-                if reason.lost_records().is_some() {
-                    metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "refused").increment(1);
-                }
-                ShardNotice::from_end(reason, None)
-                    .into_iter()
-                    .for_each(|report| self.log_notice(report));
-            })?;
+            tokio::task::spawn_blocking(move || span.in_scope(|| actor.start()))
+                .await?
+                .inspect_err(|reason| {
+                    if reason.lost_records().is_some() {
+                        metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "refused")
+                            .increment(1);
+                    }
+                    ShardNotice::from_end(reason, None)
+                        .into_iter()
+                        .for_each(|report| self.log_notice(report));
+                })?;
         self.ports.table.install_owner(self.ports.shard, &started.claim, started.driver);
         started.notices.into_iter().for_each(|report| self.log_notice(report));
         Ok(ShardActorState { gap_reader: archived, ..ShardActorState::default() })
@@ -94,6 +99,29 @@ impl Actor for ShardActor {
     async fn handle(
         &self,
         myself: ActorRef<ShardMessage>,
+        message: ShardMessage,
+        shell: &mut ShardActorState,
+    ) -> Result<(), ActorProcessingErr> {
+        // At debug: there is one for every few records.
+        let span = tracing::debug_span!("shard_step", shard = self.ports.shard.0);
+        self.handle_message(&myself, message, shell).instrument(span).await
+    }
+
+    async fn post_stop(
+        &self,
+        _: ActorRef<ShardMessage>,
+        _: &mut ShardActorState,
+    ) -> Result<(), ActorProcessingErr> {
+        self.entry().drop_memory();
+        Ok(())
+    }
+}
+
+impl ShardActor {
+    /// Tells the driver what happened, and performs its commands until it has none.
+    async fn handle_message(
+        &self,
+        myself: &ActorRef<ShardMessage>,
         message: ShardMessage,
         shell: &mut ShardActorState,
     ) -> Result<(), ActorProcessingErr> {
@@ -111,19 +139,10 @@ impl Actor for ShardActor {
         let mut commands = VecDeque::new();
         self.ports.table.drive(self.ports.shard, event, &mut commands)?;
         while let Some(command) = commands.pop_front() {
-            if let Some(answer) = self.perform(&myself, shell, command).await? {
+            if let Some(answer) = self.perform(myself, shell, command).await? {
                 self.ports.table.drive(self.ports.shard, answer, &mut commands)?;
             }
         }
-        Ok(())
-    }
-
-    async fn post_stop(
-        &self,
-        _: ActorRef<ShardMessage>,
-        _: &mut ShardActorState,
-    ) -> Result<(), ActorProcessingErr> {
-        self.entry().drop_memory();
         Ok(())
     }
 }
@@ -246,20 +265,20 @@ impl ShardActor {
             }
             ShardNotice::RecoveryStarted(lost) => {
                 metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "begun").increment(1);
-                let (from, to) = (lost.from, lost.to);
                 tracing::warn!(
                     shard = shard.0,
-                    "the log lost the records [{from}, {to}) of this shard: they are read from \
-                     the archive"
+                    from = lost.from,
+                    to = lost.to,
+                    "the log lost records of this shard: they are read from the archive"
                 );
             }
             ShardNotice::RecoveryEnded(lost) => {
                 metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "done").increment(1);
-                let (from, to) = (lost.from, lost.to);
                 tracing::warn!(
                     shard = shard.0,
-                    "the records [{from}, {to}) came from the archive; the shard goes on with the \
-                     log"
+                    from = lost.from,
+                    to = lost.to,
+                    "what the log lost came from the archive; the shard reads the log again"
                 );
             }
             ShardNotice::RecoveryDelayed(why) => {
@@ -331,6 +350,9 @@ fn commit(
     batch: &FlushBatch,
     forget_ids_before: Millis,
 ) -> ShardEvent<'static> {
+    let OffsetRange { from, to } = guard.range;
+    let epoch = guard.epoch.counter;
+    let _span = tracing::info_span!("flush", shard = guard.shard.0, epoch, from, to).entered();
     let watch = Stopwatch::start();
     let ended = ports.commit(guard, batch, forget_ids_before);
     if matches!(ended, ShardEvent::CommitEnded(Ok(()))) {

@@ -16,6 +16,7 @@ use ractor::ActorRef;
 use ractor::rpc::CallResult;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
+use tracing::Instrument;
 
 use super::endpoint::EndpointMessage;
 use super::wire::{
@@ -281,7 +282,9 @@ impl MeshPeer {
             return Err(LiveError::Unreachable);
         };
         let sent_at = self.clock.now();
-        let outcome = self.call(question, deadline.saturating_sub(watch.elapsed())).await;
+        let span = tracing::info_span!("peer_call", peer = %self.name, call = next_call());
+        let deadline = deadline.saturating_sub(watch.elapsed());
+        let outcome = self.call(question, deadline).instrument(span).await;
         let label = if outcome.is_ok() { "answered" } else { "failed" };
         metrics::counter!(telemetry::MESH_CALLS, "outcome" => label).increment(1);
         metrics::histogram!(telemetry::MESH_CALL_SECONDS).record(watch.elapsed().as_secs_f64());
@@ -305,6 +308,12 @@ impl MeshPeer {
             _ => Err(LiveError::Unreachable),
         }
     }
+}
+
+/// A number for the calls of this process in its log.
+fn next_call() -> u64 {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    CALLS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Why a heartbeat failed.

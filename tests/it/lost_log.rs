@@ -164,7 +164,9 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     );
     // The archive goes on, too, with what is there.
     at_rest(&server, 40);
-    assert!(said(&data).contains("the log lost the records [20, 30)"), "{}", said(&data));
+    let lost =
+        "the log lost records of this shard: they are read from the archive shard=0 from=20 to=30";
+    assert!(said(&data).contains(lost), "{}", said(&data));
     assert!(said(&data).contains("were in the archive already"), "{}", said(&data));
     let end = 40;
     assert_eq!(server.stop(), Some(0));

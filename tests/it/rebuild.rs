@@ -462,7 +462,8 @@ fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
     let said = std::fs::read_to_string(node.data().with_extension("server.log"))
         .expect("the log of the process");
     assert!(
-        said.contains("the log lost the records") && said.contains("were in the archive already"),
+        said.contains("the log lost records of this shard")
+            && said.contains("were in the archive already"),
         "{said}"
     );
     assert_eq!(server.stop(), Some(0));

@@ -418,11 +418,11 @@ impl KafkaReader {
         };
         tracing::warn!(
             shard = shard.0,
-            "the records [{}, {}) are the broker's own (ends of transactions of another program), \
-             or passed by kafka.passed_gaps: the shard goes on behind them; only Rollmill may \
-             write to the topic",
-            gap.from,
-            gap.to
+            from = gap.from,
+            to = gap.to,
+            "records are the broker's own (ends of transactions of another program), or passed by \
+             kafka.passed_gaps: the shard continues behind them; only Rollmill may write to the \
+             topic"
         );
         let (payload, mut bytes) = (Bytes::from(placeholder_record()), 0);
         for (offset, time) in (gap.from..gap.to).zip(times) {
