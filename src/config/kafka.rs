@@ -1,13 +1,13 @@
-//! `kafka.properties`: settings of Kafka's client, checked against the promises and against what
-//! this build can do.
+//! `kafka.properties`: settings of the Kafka client, checked against what Rollmill promises and
+//! against what this build supports.
 
 use super::lists::list_items;
 use super::values::{ConfigValue, ValueKind};
 
-/// Whether this build speaks TLS and SCRAM with Kafka.
+/// Whether this build has TLS and SCRAM for Kafka.
 const TLS: bool = cfg!(feature = "kafka-tls");
 
-/// Settings that are ours: another value would break a promise without a word.
+/// Settings that Rollmill makes itself: another value would silently break a promise.
 const RESERVED: &[&str] = &[
     "acks",
     "auto.offset.reset",
@@ -27,8 +27,8 @@ const RESERVED: &[&str] = &[
     "transactional.id",
 ];
 
-/// Settings for the clients beyond ours, such as those of SASL and TLS. Never printed: they may
-/// hold passwords.
+/// Additional settings of the Kafka clients, such as those of SASL and TLS. Never printed, because
+/// they may hold passwords.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KafkaProperties(Vec<(String, String)>);
 
@@ -39,10 +39,10 @@ impl std::fmt::Debug for KafkaProperties {
 }
 
 impl KafkaProperties {
-    /// Reads `name=value,name=value`; a comma inside a value is written `\,`.
+    /// Parses `name=value,name=value`; a comma inside a value is written `\,`.
     ///
     /// # Errors
-    /// Names what is wrong, never a value that may be a secret.
+    /// A message that names what is wrong, but never a value that may be a secret.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut found = Vec::new();
         for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {
@@ -59,12 +59,12 @@ impl KafkaProperties {
         properties.check(TLS).map(|()| properties)
     }
 
-    /// Every setting, in the order of the text.
+    /// All settings, in the order of the text.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// The last value of a setting, in capitals; it is compared with names that are no secrets.
+    /// The last value of a setting, in capitals: it is compared with names that are no secrets.
     fn last(&self, names: &[&str]) -> String {
         self.iter()
             .filter(|(name, _)| names.contains(name))
@@ -73,7 +73,7 @@ impl KafkaProperties {
             .unwrap_or_default()
     }
 
-    /// What Kafka's client would refuse late, and in its own words.
+    /// Refuses early what the Kafka client would refuse late, and with obscure messages.
     fn check(&self, tls: bool) -> Result<(), String> {
         let (protocol, mechanism) =
             (self.last(&["security.protocol"]), self.last(&["sasl.mechanism", "sasl.mechanisms"]));
@@ -143,19 +143,19 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
-/// `kafka.passed_gaps`: ranges of offsets of which a person says that Rollmill has written nothing
+/// `kafka.passed_gaps`: ranges of offsets of which an operator asserts that Rollmill wrote nothing
 /// there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PassedGaps(Vec<(u32, std::ops::Range<u64>)>);
 
 impl PassedGaps {
-    /// Whether all of `[from, to)` of the shard is in one of them.
+    /// Whether one of the gaps of the shard covers all of `[from, to)`.
     pub fn covers(&self, shard: u32, from: u64, to: u64) -> bool {
         self.0.iter().any(|(of, range)| *of == shard && range.start <= from && to <= range.end)
     }
 }
 
-/// `shard:from-to,shard:from-to`; the first offset is in the gap, the last one behind it.
+/// `shard:from-to,shard:from-to`; the start is inclusive, the end exclusive.
 impl ConfigValue for PassedGaps {
     const KIND: ValueKind = ValueKind::Text;
 

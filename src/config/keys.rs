@@ -1,5 +1,6 @@
-//! The table of keys: name, type, default, range, and what each is for. Everything else about a key
-//! comes from its row.
+//! The table of keys: name, type, default, range and documentation. Everything else about a key is
+//! derived from its row. The comments of the keys are the text of `docs/configuration.md` and
+//! `config/rollmill.toml`; a test compares them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -100,8 +101,8 @@ config! {
         burst: u64 = 100_000, 1..=1_000_000_000;
         /// Series of each tenant; beyond it events go to the overflow series of their metric.
         max_series: u64 = 2_000_000, 1..=1_000_000_000;
-        /// Metric names of each tenant, as each node with shards counts them (n such nodes may let in
-        /// n times as many); events of further names go to the metric `__overflow__`.
+        /// Metric names of each tenant, as each node with shards counts them (n such nodes may let
+        /// in n times as many); events of further names go to the metric `__overflow__`.
         max_metrics: usize = 10_000, 1..=1_000_000_000;
     }
     /// The log, embedded or on Kafka.

@@ -1,8 +1,8 @@
-//! Lists with commas between: origins of pages, in the form in which browsers name them, and hosts.
+//! Comma-separated lists: origins of web pages, in the form that browsers send, and hosts.
 
 use super::values::{ConfigValue, ValueKind};
 
-/// Origins of pages.
+/// Web origins, in the form of the `Origin` header.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OriginList(pub Vec<String>);
 
@@ -27,7 +27,7 @@ impl ConfigValue for OriginList {
     }
 }
 
-/// Addresses of hosts; whether they are any shows when they are used.
+/// Addresses of hosts. They are not checked here; a wrong one shows when it is dialled.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostList(pub Vec<String>);
 
@@ -43,12 +43,13 @@ impl ConfigValue for HostList {
     }
 }
 
-/// The parts of a list, without those that are empty.
+/// The trimmed items of a comma-separated list, without empty ones.
 pub(super) fn list_items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
-/// A scheme, a host and a port, if it is not that of the scheme.
+/// Whether the text is a scheme, a host and optionally a port, exactly as a browser sends it: lower
+/// case, no path, and no port that is the scheme's default.
 fn is_origin(text: &str) -> bool {
     let (host, default_port) = match text.split_once("://") {
         Some(("https", host)) => (host, ":443"),

@@ -1,9 +1,9 @@
-//! Configuration: one TOML file, then environment variables, then flags; all mistakes reported at
-//! once.
+//! Configuration: one TOML file, then environment variables, then flags. All mistakes are reported
+//! at once.
 //!
-//! One table (`keys.rs`) makes the typed [`Config`], its defaults, its reading, the environment,
-//! and the pages of the keys. The key `accept.max_age` is the field `config.accept.max_age`, and
-//! `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
+//! One table (`keys.rs`) defines the typed [`Config`], its defaults, its parser, the environment
+//! variables and the reference pages. The key `accept.max_age` is the field
+//! `config.accept.max_age`, and `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
 
 mod kafka;
 mod keys;
@@ -29,19 +29,20 @@ pub use values::{ByteSize, SecretUrl, ValueKind, millis};
 
 use crate::model::suggest::nearest_name;
 
-/// Everything that is wrong with a configuration.
+/// Everything that is wrong with a configuration, one message for each mistake.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration has {} mistake(s):\n{}", .0.len(), .0.join("\n"))]
 pub struct ConfigErrors(pub Vec<String>);
 
-/// Every key, with its default.
+/// Every key with its default.
 pub static KEYS: LazyLock<Vec<KeyEntry>> = LazyLock::new(|| Config::defaults().entries());
 
 impl Config {
-    /// Reads the file, if one is given, then the environment, then the flags; later ones win.
+    /// Reads the file, if one is given, then the environment, then the flags. Later sources win.
     ///
     /// # Errors
-    /// All mistakes at once, each with the place, and the nearest known key for an unknown one.
+    /// All mistakes at once, each with its source, and with the nearest known key for an unknown
+    /// one.
     pub fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
@@ -53,11 +54,11 @@ impl Config {
         if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
     }
 
-    /// As [`Config::load`], for a command that needs one of the servers of a cluster: it does not
-    /// ask where the others are.
+    /// Like [`Config::load`], for commands that need only one of a cluster's servers: it does not
+    /// check that log, store and archive are all shared.
     ///
     /// # Errors
-    /// As [`Config::load`].
+    /// All mistakes at once, like [`Config::load`].
     pub fn load_part(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
@@ -86,6 +87,8 @@ impl Config {
         for (name, value) in env.filter(|(name, _)| {
             name.starts_with("ROLLMILL_") && !name.starts_with("ROLLMILL_TEST_")
         }) {
+            // Unknown variables are mistakes, because a typo would silently leave a default in
+            // force.
             match KEYS.iter().find(|key| key.env() == name) {
                 Some(key) => {
                     texts.push((format!("environment {name}"), key.name.to_owned(), value))
@@ -121,7 +124,8 @@ impl Config {
         (config, mistakes)
     }
 
-    /// Shards move between nodes, so what they write must not stay on one.
+    /// Checks that a node on Kafka uses a shared store and archive: shards move between nodes, so
+    /// what they write must not stay on one.
     fn check_shared(&self, mistakes: &mut Vec<String>) {
         if self.kafka.brokers.is_none() {
             return;
@@ -199,20 +203,20 @@ impl Config {
         }
     }
 
-    /// Changed, and not checked.
+    /// A changed copy, unchecked.
     #[cfg(test)]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// Whether log or store belong to this process alone.
+    /// Whether the log or the store belongs to this process alone.
     fn is_embedded(&self) -> bool {
         self.store.url.is_none() || self.kafka.brokers.is_none()
     }
 
-    /// The whole of it as a file that gives the same configuration. A password is not shown: its
-    /// key is a remark.
+    /// The complete configuration as a file that would produce it again. Keys with a password are
+    /// written as comments, with the password masked.
     pub fn to_toml(&self) -> String {
         let line = |entry: &KeyEntry| {
             let remark =
@@ -223,8 +227,8 @@ impl Config {
     }
 }
 
-/// Variables with our prefix that are no keys: the client's address and key, and a secret that no
-/// listing of the keys may show.
+/// Variables with our prefix that are not keys: the client's address and key, and a secret that
+/// must not appear in any listing of the keys.
 const IGNORED: &[&str] = &[
     "ROLLMILL_URL",
     "ROLLMILL_KEY",

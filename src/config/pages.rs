@@ -1,4 +1,4 @@
-//! What people read of the keys: docs/configuration.md and config/rollmill.toml.
+//! The reference pages of the keys: docs/configuration.md and config/rollmill.toml.
 //! `ROLLMILL_WRITE_DOCS=1` writes both.
 
 use std::path::Path;
@@ -22,7 +22,7 @@ fn example(key: &KeyEntry) -> String {
     format!("\n{}{} = {}\n", comment(key.doc), key.name, key.toml())
 }
 
-/// Text as lines of a comment.
+/// Formats text as comment lines.
 fn comment(text: &str) -> String {
     let mut lines = vec!["#".to_owned()];
     for word in text.split(' ') {
@@ -37,7 +37,7 @@ fn comment(text: &str) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-/// The file has `made` from the first of its lines that begins with `mark` on, or gets it.
+/// Asserts that the file continues with `made` after the first occurrence of `mark`, or writes it.
 fn holds(file: &str, mark: &str, made: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let text = std::fs::read_to_string(&path).expect(file);

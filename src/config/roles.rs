@@ -1,15 +1,15 @@
-//! What a node does.
+//! The roles of a node.
 
 use super::lists::list_items;
 use super::nearest_of;
 use super::values::{ConfigValue, ValueKind};
 
-/// The roles of a node; each can be on any node.
+/// The roles of a node. Any node may have any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
-    /// Takes writes.
+    /// Accepts writes.
     pub gateway: bool,
-    /// Owns shards: folds, flushes, archives.
+    /// Owns shards: folds, flushes and archives their records.
     pub shards: bool,
     /// Answers queries.
     pub query: bool,
@@ -17,22 +17,23 @@ pub struct Roles {
 
 const NAMES: [&str; 3] = ["gateway", "shards", "query"];
 
-/// A role that earlier releases accepted and that did nothing.
+/// A role that earlier releases accepted, although it did nothing.
 const REMOVED_ROLE: &str = "replay";
 
 impl Roles {
-    /// Every role.
+    /// All roles, the default.
     pub const ALL: Roles = Roles { gateway: true, shards: true, query: true };
 
-    /// Names with commas between, in any order.
+    /// Parses comma-separated names, in any order.
     ///
     /// # Errors
-    /// If a name is none of a role, with the nearest one, or there is none at all.
+    /// If a name is not a role (with the nearest one), or if there is no name at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = list_items(text).collect();
         if names.contains(&REMOVED_ROLE) {
             return Err(format!(
-                "this release has no role {REMOVED_ROLE} (it did nothing in earlier ones): leave it out"
+                "this release has no role {REMOVED_ROLE} (it did nothing in earlier ones): \
+                 leave it out"
             ));
         }
         if let Some(wrong) = names.iter().find(|name| !NAMES.contains(name)) {
@@ -48,13 +49,13 @@ impl Roles {
         Ok(Self { gateway, shards, query })
     }
 
-    /// Their names.
+    /// The names of the roles, in a fixed order.
     pub fn names(self) -> Vec<&'static str> {
         let has = [self.gateway, self.shards, self.query];
         NAMES.into_iter().zip(has).filter_map(|(name, has)| has.then_some(name)).collect()
     }
 
-    /// Whether the node reads or writes the store; one that only takes writes does not.
+    /// Whether the node reads or writes the store. A node that only accepts writes does not.
     pub fn needs_store(self) -> bool {
         self.shards || self.query
     }

@@ -1,12 +1,13 @@
-//! Variables that Kubernetes sets in every pod of a namespace for each of its Services (the form of
-//! Docker's container links).
+//! Variables that Kubernetes sets in every pod of a namespace for each of its Services (in the form
+//! of Docker's container links).
 //!
-//! A Service named `rollmill` or `rollmill-mesh` makes names that begin as ours do. They are no
+//! A Service called `rollmill` or `rollmill-mesh` produces names with our prefix. They are neither
+//! settings nor mistakes.
 //! settings, and no mistakes.
 
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
-/// Whether this variable is one that Kubernetes sets for a Service.
+/// Whether Kubernetes sets this variable for a Service.
 pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     if name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")

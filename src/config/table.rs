@@ -1,17 +1,20 @@
-//! The macro behind the table of keys, and what it makes of a row.
+//! The macro behind the table of keys, and the parsing and printing of one row.
 
 use std::ops::RangeInclusive;
 
 use super::values::{ConfigValue, ValueKind};
 
-/// Makes of each section a struct with typed fields, and of all of them [`Config`](super::Config):
-/// its defaults, its reading by key, and the list of its keys. A row is `name: Type = default;` or
-/// `name: Type = default, least..=most;`, and its documentation is that of the key.
+/// Generates a struct with typed fields for each section, and [`Config`](super::Config) from all of
+/// them: its defaults, its setter by key, and the list of its keys. A row is `name: Type =
+/// default;` or `name: Type = default, least..=most;`; its documentation is that of the key.
 macro_rules! config {
     ($(
         $(#[doc = $about:literal])+
         $section:ident: $Section:ident {
-            $( $(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr $(, $range:expr)?; )+
+            $(
+                $(#[doc = $doc:literal])+
+                $field:ident: $type:ty = $default:expr $(, $range:expr)?;
+            )+
         }
     )+) => {
         $(
@@ -25,23 +28,28 @@ macro_rules! config {
         pub struct Config { $( $(#[doc = $about])+ pub $section: $Section, )+ }
 
         impl Config {
-            /// The configuration of an empty file: the only place that knows a default.
+            /// The configuration of an empty file. Defaults are defined nowhere else.
             pub fn defaults() -> Self {
                 Self { $( $section: $Section { $( $field: $default, )+ }, )+ }
             }
 
-            /// Reads the text of a key. `None` if there is no such key.
-            pub(super) fn set(&mut self, name: &str, text: &str) -> Option<Result<(), super::table::ValueRefusal>> {
+            /// Sets a key from its text. `None` if there is no such key.
+            pub(super) fn set(
+                &mut self,
+                name: &str,
+                text: &str,
+            ) -> Option<Result<(), super::table::ValueRefusal>> {
                 $($(
                     if name == concat!(stringify!($section), ".", stringify!($field)) {
                         let value = &mut self.$section.$field;
-                        return Some(super::table::read(value, text, &$default, super::table::range!($($range)?)));
+                        let range = super::table::range!($($range)?);
+                        return Some(super::table::read(value, text, &$default, range));
                     }
                 )+)+
                 None
             }
 
-            /// Every key with its value here, in the order of the table.
+            /// Every key with its value in this configuration, in the order of the table.
             pub fn entries(&self) -> Vec<super::table::KeyEntry> {
                 vec![$($(
                     super::table::entry(
@@ -65,7 +73,7 @@ macro_rules! range {
     };
 }
 
-/// The name of a key that the compiler knows: `key!(server.listen)` is `"server.listen"`.
+/// The name of a key, checked by the compiler: `key!(server.listen)` is `"server.listen"`.
 macro_rules! key {
     ($section:ident.$field:ident) => {{
         let _exists = |config: &$crate::config::Config| {
@@ -78,27 +86,27 @@ macro_rules! key {
 pub(crate) use key;
 pub(super) use {config, range};
 
-/// A key and its value in one configuration.
+/// One key and its value in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyEntry {
-    /// The key.
+    /// Section and field, such as `accept.max_age`.
     pub name: &'static str,
-    /// What it is for.
+    /// What the key is for, in one paragraph.
     pub doc: &'static str,
-    /// What it takes.
+    /// How values of the key are written.
     pub kind: ValueKind,
-    /// The value as a file has it, without quotes; a password is `***`.
+    /// The value as written in a file, without quotes; a password is `***`.
     pub text: String,
-    /// Whether the value holds a secret, so that `text` is not all of it.
+    /// Whether the value holds a secret, so that `text` is masked.
     pub is_secret: bool,
-    /// Numbers and sizes; durations in milliseconds.
+    /// The value as a number, for kinds that have one; durations are in milliseconds.
     pub number: Option<u64>,
-    /// Least and largest value, as a file has them.
+    /// Inclusive bounds as written in a file; `None` without a range.
     pub range: Option<(String, String)>,
 }
 
 impl KeyEntry {
-    /// Its environment variable.
+    /// The environment variable that sets the key.
     pub fn env(&self) -> String {
         format!("ROLLMILL_{}", self.name.replace('.', "_").to_uppercase())
     }
@@ -114,11 +122,10 @@ impl KeyEntry {
     }
 }
 
-/// Why a text was not taken.
+/// Why the text of a key was refused.
 pub(super) struct ValueRefusal {
-    /// Why.
     pub why: String,
-    /// Whether the text must not be shown.
+    /// The text may be a secret and must not be shown.
     pub is_secret: bool,
 }
 
@@ -138,7 +145,7 @@ fn checked<T: ConfigValue>(
     default: &T,
     range: Option<RangeInclusive<T>>,
 ) -> Result<T, String> {
-    // Where empty means something, it is the default.
+    // An empty text is accepted only by keys whose default is empty, where it means the default.
     if T::KIND == ValueKind::Text && text.trim().is_empty() && !default.text().is_empty() {
         return Err(format!("must not be empty: leave it out for {}", default.text()));
     }

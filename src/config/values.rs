@@ -1,39 +1,39 @@
-//! The types of keys: how each is read from a text, and written.
+//! The types of values: how each is parsed and printed.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What a key takes.
+/// How values of a key are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
     /// A whole number.
     Number,
-    /// `64MiB`.
+    /// A size with a unit, such as `64MiB`.
     Bytes,
-    /// `10m`.
+    /// A duration with a unit, such as `10m`.
     Duration,
     /// `true` or `false`.
     Bool,
-    /// A text.
+    /// Free text, a string in TOML.
     Text,
 }
 
-/// A type of values.
+/// A type that a key may have.
 pub(super) trait ConfigValue: Sized {
-    /// What a key of this type takes.
+    /// How values of this type are written.
     const KIND: ValueKind;
     /// Whether a text of this type is never shown, not even in the message that refuses it.
     const IS_SECRET: bool = false;
 
-    /// Reads a value.
+    /// Parses a value.
     fn parse(text: &str) -> Result<Self, String>;
-    /// The value as a file has it, without quotes and passwords.
+    /// The value as written in a file, without quotes and with passwords masked.
     fn text(&self) -> String;
-    /// Whether `text` hides a part of the value.
+    /// Whether `text` masks a part of the value.
     fn is_secret(&self) -> bool {
         false
     }
-    /// The value as a number, if it has a range.
+    /// The value as a number, for types that may have a range.
     fn number(&self) -> Option<u64> {
         None
     }
@@ -57,25 +57,25 @@ macro_rules! numbers {
 }
 numbers!(u32 u64 usize);
 
-/// A size in bytes, `64MiB` in a file.
+/// A size in bytes, written `64MiB` in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(u64);
 
 impl ByteSize {
-    /// Nothing.
+    /// No bytes at all.
     pub const ZERO: Self = Self(0);
 
-    /// So many bytes.
+    /// A size of this many bytes.
     pub const fn of(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// The number of bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 
-    /// The bytes, as sizes of memory count them.
+    /// The size as `usize`; saturates on 32-bit machines.
     pub fn in_memory(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -106,7 +106,7 @@ pub(super) const fn days(n: u64) -> Duration {
     hours(n * 24)
 }
 
-/// A duration in the unit of the clock.
+/// A duration in the unit of the model, whole milliseconds; saturates.
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
@@ -144,7 +144,7 @@ impl ConfigValue for Duration {
 }
 
 fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    // Nothing is nothing in every unit.
+    // Zero needs no unit.
     if text == "0" {
         return Some(0);
     }
@@ -192,7 +192,7 @@ impl ConfigValue for PathBuf {
     }
 }
 
-/// What is not there is empty in a file.
+/// `None` is written as an empty text.
 impl<T: ConfigValue> ConfigValue for Option<T> {
     const KIND: ValueKind = T::KIND;
     const IS_SECRET: bool = T::IS_SECRET;
@@ -207,12 +207,12 @@ impl<T: ConfigValue> ConfigValue for Option<T> {
     }
 }
 
-/// The address of a server, which may hold a password. Only [`SecretUrl::expose`] shows that.
+/// The URL of a server, which may hold a password. Only [`SecretUrl::expose`] reveals it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(String);
 
 impl SecretUrl {
-    /// All of it, for whoever connects.
+    /// The URL with its password, to connect with.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -249,9 +249,10 @@ impl ConfigValue for SecretUrl {
     }
 }
 
-/// `scheme://user:***@host` for an address with a password.
+/// Masks the password of an address: `scheme://user:***@host`.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    // The last `@`, because a password may hold one unescaped.
     let Some((user, host)) = rest.rsplit_once('@') else { return text.to_owned() };
     let name = user.split_once(':').map_or("", |(name, _)| name);
     format!("{scheme}://{name}:***@{host}")

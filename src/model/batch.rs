@@ -1,4 +1,4 @@
-//! What a gateway hands over: the valid events of one request, each with its series.
+//! The output of a gateway: the valid events of one request, each with its series.
 
 use std::sync::Arc;
 
@@ -9,19 +9,18 @@ use super::offset::ShardId;
 use super::series::{Series, SeriesId};
 use super::window::Millis;
 
-/// A series as the gateway's interner keeps it: checked, hashed and routed once.
+/// An entry of the gateway's series interner: validated, hashed and routed once.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutedSeries {
-    /// Its id.
     pub id: SeriesId,
-    /// Its canonical bytes.
+    /// The canonical bytes of the series.
     pub key: Box<[u8]>,
-    /// Its shard.
     pub shard: ShardId,
 }
 
 impl RoutedSeries {
-    /// A series among so many shards.
+    /// Routes a series among `shard_count` shards.
     pub fn new(series: &Series, shard_count: u32) -> Self {
         let key = series.key().into_boxed_slice();
         let id = SeriesId::of_key(&key);
@@ -29,31 +28,28 @@ impl RoutedSeries {
     }
 }
 
-/// A valid event of a request. Ranges point into the body, so that nothing is copied before the
-/// record is encoded.
+/// A valid event of a request. Ranges point into the body, so nothing is copied before the record
+/// is encoded.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct ValidEvent {
-    /// Its series.
     pub series: Arc<RoutedSeries>,
-    /// Event time.
     pub timestamp: Millis,
-    /// Its value.
     pub value: Option<Decimal>,
     /// Whom to count as distinct.
     pub user: Option<String>,
-    /// For de-duplication.
     pub id: Option<String>,
-    /// Where the event stands in the body.
+    /// The event's bytes, as a range of [`ValidBatch::body`].
     pub raw: std::ops::Range<usize>,
 }
 
 /// The valid events of one request.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug)]
 pub struct ValidBatch {
-    /// Whose.
     pub tenant: Arc<str>,
-    /// The decompressed body.
+    /// The request body, decompressed.
     pub body: Bytes,
-    /// The events, in order.
+    /// In the order of the request.
     pub events: Vec<ValidEvent>,
 }

@@ -1,31 +1,32 @@
-//! What one query may cost, counted while it runs, and whether it may still go on.
+//! The budget of one query: memory and points, charged while it runs, and whether it was aborted.
 //!
-//! Whoever runs a query charges what it holds and looks now and then whether it has ended; whoever
-//! waits for it ends it. The first reason stays. Nothing here waits, and nothing is counted after
-//! the fact: a query that becomes too large stops there.
+//! The code that runs a query charges what it holds and checks [`QueryBudget::abort_reason`] as it
+//! goes; the caller that waits for the answer may abort it. The first reason wins. Nothing blocks
+//! here, and nothing is accounted after the fact: a query that grows too large stops at that point.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::share::{ShareExceeded, ShareLease};
 
-/// Memory is taken from the share in steps of this.
+/// Memory is reserved from the tenant's share in steps of this many bytes, so that the share's lock
+/// is not taken for every allocation.
 const STEP: u64 = 256 * 1024;
 
 /// Why a query ended before it had an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AbortReason {
-    /// Nobody waits for it any more.
+    /// The client is no longer waiting.
     Abandoned,
-    /// It took longer than a query may.
+    /// It exceeded the time limit of a query.
     TimedOut,
-    /// Its answer has more points than one may have.
+    /// Its answer exceeds the limit of points.
     TooManyPoints,
-    /// It alone needs more memory than its tenant may use for queries.
+    /// The query alone needs more memory than its tenant may use.
     TooMuchMemory,
-    /// The memory for queries is in use by others of its tenant.
+    /// Other queries of the tenant hold the tenant's memory.
     TenantBusy,
-    /// The memory for queries is in use.
+    /// Other tenants hold the memory for queries.
     Busy,
 }
 
@@ -41,40 +42,40 @@ const ALL: [AbortReason; 6] = [
 /// The budget of one query.
 #[derive(Debug, Default)]
 pub struct QueryBudget {
-    /// 0 while it goes on; otherwise one more than the place in [`ALL`].
+    /// 0 while the query runs, otherwise one more than the index of the reason in [`ALL`].
     aborted: Arc<AtomicU8>,
     bytes: AtomicU64,
     points: AtomicU64,
-    /// How much of it is taken from the share.
+    /// Bytes reserved from the share: a copy of the lease's amount that is read without its lock.
     reserved: AtomicU64,
-    /// Memory taken from the tenant's share; without it there is no bound.
+    /// The lease on the tenant's memory. `None` means no limit.
     memory: Option<Mutex<ShareLease>>,
 }
 
-/// Whether a query has ended, for what works for it and may outlive it.
+/// Read-only view of whether a query was aborted, for workers that may outlive it.
 #[derive(Debug, Clone)]
 pub struct CancelFlag(Arc<AtomicU8>);
 
 impl CancelFlag {
-    /// Whether it has ended.
+    /// Whether the query was aborted.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire) != 0
     }
 }
 
 impl QueryBudget {
-    /// A query that takes its memory from a share.
+    /// A budget whose memory comes from a tenant's share.
     pub fn from_share(memory: ShareLease) -> Self {
         Self { memory: Some(Mutex::new(memory)), ..Self::default() }
     }
 
-    /// Ends the query; an earlier reason stays.
+    /// Aborts the query. An earlier reason is kept.
     pub fn abort(&self, why: AbortReason) {
         let code = ALL.iter().position(|other| *other == why).map_or(0, |at| at as u8 + 1);
         let _earlier = self.aborted.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Why it ended, if it has.
+    /// Why the query was aborted, or `None` while it may run.
     pub fn abort_reason(&self) -> Option<AbortReason> {
         match self.aborted.load(Ordering::Acquire) {
             0 => None,
@@ -82,20 +83,22 @@ impl QueryBudget {
         }
     }
 
-    /// What tells whether it has ended.
+    /// A flag that workers of the query can poll.
     pub fn cancel_flag(&self) -> CancelFlag {
         CancelFlag(self.aborted.clone())
     }
 
-    /// Charges memory; the query ends if there is no more.
+    /// Charges memory, and aborts the query if the share has no more.
     pub fn charge(&self, bytes: usize) {
         let now = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        // The common case takes no lock: the charge still fits what is already reserved.
         let Some(memory) =
             self.memory.as_ref().filter(|_| now > self.reserved.load(Ordering::Relaxed))
         else {
             return;
         };
         let mut held = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have reserved enough while this one waited for the lock.
         if now <= held.amount() || self.abort_reason().is_some() {
             return;
         }
@@ -111,25 +114,25 @@ impl QueryBudget {
         self.reserved.store(held.amount(), Ordering::Relaxed);
     }
 
-    /// Gives memory back. What was taken from the share stays with the query until it ends: it will
-    /// need it again.
+    /// Releases charged memory. The reservation stays with the query until it ends, because it will
+    /// need the memory again.
     pub fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Counts a new point of the answer; the query ends if it has more than `max`.
+    /// Counts one point of the answer, and aborts the query beyond `max`.
     pub fn count_point(&self, max: usize) {
         if self.points.fetch_add(1, Ordering::Relaxed) >= max as u64 {
             self.abort(AbortReason::TooManyPoints);
         }
     }
 
-    /// Points that are counted elsewhere from now on.
+    /// Uncounts points that are from now on counted in another budget.
     pub fn release_points(&self, points: usize) {
         self.points.fetch_sub(points as u64, Ordering::Relaxed);
     }
 
-    /// Memory charged now.
+    /// Bytes charged at the moment.
     pub fn charged_bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

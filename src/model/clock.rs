@@ -1,37 +1,37 @@
-//! The append clock: what a log stamps records with, made of two readings of the machine that are
-//! wrong in different ways.
+//! The append clock: the time that a log stamps records with, made of two readings of the machine
+//! that fail in different ways.
 //!
-//! The wall clock knows the date and may leap; the boot clock (which counts suspension) measures
-//! what has passed, and nothing else. The append clock never goes back, and no leap of the wall
-//! clock moves it by more than what has passed: it follows the boot clock, at twice its speed while
-//! the wall clock is ahead and at half of it while the wall clock is behind, until the two meet.
+//! The wall clock knows the date but may leap. The boot clock (which counts suspension) measures
+//! elapsed time and nothing else. The append clock is monotonic, and no leap of the wall clock
+//! moves it by more than the elapsed time: it follows the boot clock, at double speed while the
+//! wall clock is ahead and at half speed while the wall clock is behind, until the two meet.
 
 use super::window::Millis;
 
-/// A leap of the wall clock that is worth a warning.
+/// A leap of the wall clock beyond this is reported, in milliseconds.
 pub const LEAP_MS: i64 = 60_000;
 
-/// What the machine's clocks show at one moment.
+/// The machine's clocks, read at one moment.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ClockReading {
-    /// The wall clock.
     pub wall: Millis,
-    /// The boot clock: milliseconds since the machine began, suspension included.
+    /// Boot clock: milliseconds since the machine booted, suspension included.
     pub uptime: Millis,
-    /// Which start of the machine the boot clock counts from; 0 if that is not known.
+    /// Identifies the boot that `uptime` counts from; 0 if unknown.
     pub boot: u64,
 }
 
 impl ClockReading {
-    /// What has passed since an earlier reading; none if that was before another start of the
-    /// machine.
+    /// Milliseconds since an earlier reading; `None` if the machine was rebooted in between, or if
+    /// that is unknown.
     pub fn elapsed_since(&self, earlier: &ClockReading) -> Option<i64> {
         let same = self.boot == earlier.boot && self.boot != 0;
         Some(self.uptime.saturating_sub(earlier.uptime)).filter(|passed| same && *passed >= 0)
     }
 
-    /// By how much the wall clock has leapt since an earlier reading, if that is more than
-    /// [`LEAP_MS`] and can be told.
+    /// By how much the wall clock leapt since an earlier reading. `None` up to [`LEAP_MS`], or if
+    /// the elapsed time is unknown.
     pub fn leap_since(&self, earlier: &ClockReading) -> Option<i64> {
         let leapt =
             self.wall.saturating_sub(earlier.wall).saturating_sub(self.elapsed_since(earlier)?);
@@ -39,35 +39,35 @@ impl ClockReading {
     }
 }
 
-/// What a frame of the log says of the time at which it was written.
+/// The times that a frame of the log carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppendStamp {
-    /// Append time: for the machine. It never decreases.
+    /// Append time, for the machine. It never decreases within a log.
     pub appended: Millis,
-    /// The clocks: the wall clock is the received time, for people; the boot clock lets the next
-    /// start go on from here.
+    /// The clocks at that time. The wall clock is the received time, for people; the boot clock
+    /// lets the next start resume the append clock from here.
     pub clocks: ClockReading,
 }
 
 impl AppendStamp {
-    /// A stamp of an older format, which has one time that is both.
+    /// The stamp of an older format, whose single time serves as both.
     pub fn from_single_time(time: Millis) -> Self {
         Self { appended: time, clocks: ClockReading { wall: time, ..ClockReading::default() } }
     }
 }
 
-/// The clock; see the module.
+/// The append clock of one log, see the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppendClock {
-    /// In halves of a millisecond, so that half speed loses nothing however often it is read.
+    /// In half milliseconds, so that half speed loses nothing however often the clock is read.
     halves: i128,
     uptime: Millis,
 }
 
 impl AppendClock {
-    /// A clock that goes on behind the last stamp of its log, if there is one. Within one start of
-    /// the machine it goes on as if it had run; otherwise nothing says how long the log was
-    /// closed, and the wall clock counts if it is later.
+    /// Resumes behind the last stamp of the log, if there is one. Within one boot of the machine
+    /// the clock continues as if it had been running. After a reboot the time that the log was
+    /// closed is unknown, so the later of the last stamp and the wall clock counts.
     pub fn start(last: Option<AppendStamp>, now: ClockReading) -> Self {
         let at = |time: Millis, uptime| Self { halves: i128::from(time) * 2, uptime };
         match last {
@@ -79,9 +79,10 @@ impl AppendClock {
         }
     }
 
-    /// What it shows now.
+    /// Advances the clock to `now` and returns the append time.
     pub fn read(&mut self, now: ClockReading) -> Millis {
         let passed = i128::from(now.uptime.saturating_sub(self.uptime).max(0)) * 2;
+        // A reading older than the last one adds nothing.
         self.uptime = self.uptime.max(now.uptime);
         let wall = i128::from(now.wall) * 2;
         let (slow, even, fast) =
@@ -90,7 +91,7 @@ impl AppendClock {
         i64::try_from(self.halves.div_euclid(2)).unwrap_or(i64::MAX)
     }
 
-    /// The stamp of a frame that is written now.
+    /// The stamp of a frame written now.
     pub fn stamp(&mut self, now: ClockReading) -> AppendStamp {
         AppendStamp { appended: self.read(now), clocks: now }
     }
@@ -131,7 +132,7 @@ mod tests {
                     "leap {leap}, after {passed}: {shown}"
                 );
             }
-            // The wall clock is right again: it is met.
+            // The wall clock is right again, and the append clock meets it.
             let shown = clock.read(at(NOW + 240_000, 240_000));
             assert_eq!(shown, NOW + 240_000, "leap {leap}");
         }
@@ -182,7 +183,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the wall clock does.
+        /// Holds whatever the wall clock does.
         #[test]
         fn it_never_goes_back_and_keeps_between_half_and_twice_the_speed_of_time(
             steps in prop::collection::vec((0i64..5_000, prop_oneof![
@@ -198,14 +199,18 @@ mod tests {
                 wall += passed + leap;
                 uptime += passed;
                 let shown = clock.read(at(wall, uptime));
-                // A millisecond for the half that is not shown.
+                // One millisecond for the half that is not shown.
                 prop_assert!(shown >= before && shown - before <= passed * 2 + 1);
                 prop_assert!(shown - first >= uptime / 2 && shown - first <= uptime * 2);
-                prop_assert!(!was_met || shown == wall, "once it has met a clock that does not leap, it stays with it");
+                prop_assert!(
+                    !was_met || shown == wall,
+                    "once it has met a clock that does not leap, it stays with it"
+                );
                 met = shown == wall;
                 before = shown;
             }
-            // With a right clock they meet: an hour behind or ahead is met within two hours.
+            // With a correct wall clock they meet: an hour behind or ahead is made up within two
+            // hours.
             let gap = (before - wall).abs();
             let shown = clock.read(at(wall + gap * 2 + 2, uptime + gap * 2 + 2));
             prop_assert_eq!(shown, wall + gap * 2 + 2);

@@ -1,4 +1,4 @@
-//! Exact decimals: fixed point, 9 fractional digits in 128 bits, so that 0.1 + 0.2 is 0.3 and money
+//! Exact decimals: 128-bit fixed point with 9 fractional digits, so that 0.1 + 0.2 is 0.3 and money
 //! adds up.
 
 /// Units per one: a value is `units / 10^9`.
@@ -7,48 +7,48 @@ const FRACTION_DIGITS: usize = 9;
 /// Largest magnitude of an event's value: 10^18.
 pub const MAX_MAGNITUDE: i128 = 1_000_000_000_000_000_000;
 
-/// An exact decimal of 9 fractional digits.
+/// An exact decimal with 9 fractional digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Decimal(i128);
 
-/// Why text is not a value.
+/// Why a text is not a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecimalError {
-    /// Not a decimal number at all.
+    /// The text is not a decimal number.
     #[error("not a decimal number")]
     Syntax,
-    /// Beyond ±10^18.
+    /// The magnitude exceeds 10^18.
     #[error("beyond ±10^18")]
     OutOfRange,
 }
 
 impl Decimal {
-    /// One.
+    /// The number one.
     pub const ONE: Decimal = Decimal(UNITS_PER_ONE);
-    /// Zero.
+    /// The number zero; also the default.
     pub const ZERO: Decimal = Decimal(0);
 
-    /// From units of 10^-9.
+    /// Takes units of 10^-9, unchecked.
     pub fn from_units(units: i128) -> Self {
         Self(units)
     }
-    /// From units of 10^-9 that somebody else has written: only what [`Self::parse`] accepts too,
-    /// or sums could overflow.
+    /// Takes units of 10^-9 from an untrusted source. `None` outside the range that [`Self::parse`]
+    /// accepts, because sums could overflow.
     pub fn checked_from_units(units: i128) -> Option<Self> {
         (units.unsigned_abs() <= (MAX_MAGNITUDE * UNITS_PER_ONE).unsigned_abs())
             .then_some(Self(units))
     }
-    /// Units of 10^-9.
+    /// The value in units of 10^-9.
     pub fn units(self) -> i128 {
         self.0
     }
-    /// The nearest double, for display on axes only.
+    /// The nearest double; for the axes of a plot, never for sums.
     pub fn to_f64(self) -> f64 {
         self.0 as f64 / UNITS_PER_ONE as f64
     }
 
-    /// Parses a JSON number or a decimal string: `[+-]digits[.digits][(e|E)[+-]digits]`. More than
-    /// 9 fractional digits are rounded half-even, once.
+    /// Parses a JSON number or a decimal string: `[+-]digits[.digits][(e|E)[+-]digits]`. Fractions
+    /// of more than 9 digits are rounded half-even, once.
     ///
     /// # Errors
     /// [`DecimalError::Syntax`] for anything else (NaN, infinities, empty),
@@ -89,15 +89,15 @@ fn parse_exponent(text: &[u8]) -> Result<i64, DecimalError> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(DecimalError::Syntax);
     }
-    // An exponent beyond this is out of range or rounds to zero whatever the mantissa of an event
-    // of 8 KiB says.
+    // Capped so that the sum below cannot overflow. Beyond this exponent a value is out of range or
+    // rounds to zero, whatever mantissa fits into an event of 8 KiB.
     let value = digits.iter().fold(0i64, |n, &d| (n * 10 + i64::from(d - b'0')).min(1_000_000));
     Ok(if negative { -value } else { value })
 }
 
 /// `whole.fraction × 10^exponent` in units, rounded half-even.
 fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalError> {
-    // `point` digits of the mantissa stand before the decimal point of the value in units.
+    // The number of mantissa digits before the decimal point of the value in units.
     let point = whole.len() as i64 + exponent + FRACTION_DIGITS as i64;
     let mut units = 0i128;
     let mut digits = whole.iter().chain(fraction).map(|d| i128::from(d - b'0'));
@@ -106,9 +106,12 @@ fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalEr
     while position < point {
         match digits.next() {
             Some(digit) => units = units * 10 + digit,
+            // A zero mantissa stays zero: without this exit, `0e1000000` would loop a million
+            // times.
             None if units == 0 => return Ok(0),
             None => units *= 10,
         }
+        // Checked per digit, before a long mantissa can overflow the i128.
         if units > limit {
             return Err(DecimalError::OutOfRange);
         }
@@ -123,7 +126,8 @@ fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalEr
     Ok(units + i128::from(up))
 }
 
-/// A quotient of units, to 9 digits, rounded half-even. The divisor is positive.
+/// Divides units by a positive count, rounded half-even to 9 digits. Euclidean, so that negative
+/// sums round like positive ones.
 pub fn divide_half_even(sum: i128, count: i128) -> i128 {
     let (quotient, rest) = (sum.div_euclid(count), sum.rem_euclid(count));
     let up = rest * 2 > count || (rest * 2 == count && quotient.rem_euclid(2) == 1);

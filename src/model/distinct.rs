@@ -1,32 +1,33 @@
-//! Distinct users: sparse and exact first, HyperLogLog with 2^14 registers beyond.
+//! Distinct users: exact and sparse first, HyperLogLog with 2^14 registers beyond.
 //!
-//! The state is a function of the set of hashes alone, so bytes do not depend on order or
-//! splitting: up to 1,024 different hashes are kept as they are, and the 1,025th turns them into
-//! registers for good. No estimator with memory (HIP) is used.
+//! The state is a function of the set of hashes alone, so the bytes do not depend on order or
+//! splitting. Up to 1,024 different hashes are kept exactly; the 1,025th converts them into
+//! registers for good. Estimators that depend on the order of insertion (HIP) are ruled out by
+//! this.
 //!
-//! Serialised, version 1: empty is zero bytes. `[1]` and the hashes, ascending, 8 bytes each,
-//! big-endian; or `[2]` and 16,384 registers of one byte. The estimate of the registers is Ertl's
-//! improved raw estimator ("New cardinality estimation algorithms for HyperLogLog sketches", 2017,
-//! algorithm 6), a function of the registers; its standard error is 1.04/128 = 0.8 %.
+//! Serialised, version 1: an empty sketch is zero bytes. Otherwise `[1]` and the hashes, ascending,
+//! 8 bytes each, big-endian; or `[2]` and 16,384 registers of one byte. The registers' estimate is
+//! Ertl's improved raw estimator ("New cardinality estimation algorithms for HyperLogLog sketches",
+//! 2017, algorithm 6), a function of the registers alone; its standard error is 1.04/128 = 0.8 %.
 
 use super::CodecError;
 
-/// Hashes kept exactly.
+/// Most hashes that are kept exactly.
 const MAX_SPARSE: usize = 1024;
 const PRECISION: u32 = 14;
 const REGISTERS: usize = 1 << PRECISION;
-/// Largest register: 50 bits are left for the rank.
+/// Largest register value: 50 bits of the hash remain for the rank.
 const MAX_RANK: u8 = (64 - PRECISION + 1) as u8;
 const SPARSE_TAG: u8 = 1;
 const DENSE_TAG: u8 = 2;
 
-/// Counts distinct 64-bit hashes.
+/// A count of distinct 64-bit hashes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DistinctSketch(State);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// Ascending.
+    /// The hashes, ascending, without duplicates.
     Sparse(Vec<u64>),
     Dense(Box<[u8]>),
 }
@@ -50,7 +51,7 @@ fn densify(hashes: &[u64]) -> Box<[u8]> {
 }
 
 impl DistinctSketch {
-    /// Adds a hash.
+    /// Adds one hash.
     pub fn insert(&mut self, hash: u64) {
         match &mut self.0 {
             State::Dense(registers) => register(registers, hash),
@@ -63,7 +64,7 @@ impl DistinctSketch {
         }
     }
 
-    /// Adds all of another.
+    /// Adds the hashes of another sketch.
     pub fn merge(&mut self, other: &DistinctSketch) {
         match (&mut self.0, &other.0) {
             (State::Dense(mine), State::Dense(theirs)) => {
@@ -94,7 +95,7 @@ impl DistinctSketch {
         }
     }
 
-    /// How many distinct hashes were added: exact up to 1,024.
+    /// The number of distinct hashes, exact up to 1,024.
     pub fn estimate(&self) -> u64 {
         match &self.0 {
             State::Sparse(hashes) => hashes.len() as u64,
@@ -102,12 +103,12 @@ impl DistinctSketch {
         }
     }
 
-    /// Whether nothing was added.
+    /// Whether no hash was added.
     pub fn is_empty(&self) -> bool {
         matches!(&self.0, State::Sparse(hashes) if hashes.is_empty())
     }
 
-    /// Appends the serialised form; an empty sketch is zero bytes.
+    /// Appends the serialised form; an empty sketch appends nothing.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match &self.0 {
             State::Sparse(hashes) if hashes.is_empty() => {}
@@ -123,10 +124,10 @@ impl DistinctSketch {
         }
     }
 
-    /// Reads the serialised form.
+    /// Decodes the serialised form.
     ///
     /// # Errors
-    /// If the form is unknown, cut off, or not canonical.
+    /// If the tag is unknown, or the bytes are cut off or not canonical.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let bad = |why: &str| CodecError::new("distinct sketch", why);
         let Some((&tag, body)) = bytes.split_first() else { return Ok(Self::default()) };
@@ -150,7 +151,7 @@ impl DistinctSketch {
         }
     }
 
-    /// Bytes on the heap.
+    /// Heap size in bytes.
     pub fn heap_bytes(&self) -> usize {
         match &self.0 {
             State::Sparse(hashes) => hashes.capacity() * 8,
@@ -259,7 +260,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_do_not_depend_on_order_or_splitting(n in 0u64..2500, cut in 0u64..2500, turn in 0u64..2500) {
+        fn bytes_do_not_depend_on_order_or_splitting(
+            n in 0u64..2500,
+            cut in 0u64..2500,
+            turn in 0u64..2500,
+        ) {
             let cut = cut.min(n);
             let whole = of((0..n).map(hash));
             let mut merged = of((cut..n).rev().map(hash));

@@ -5,33 +5,33 @@ use std::borrow::Cow;
 /// Why an event is refused. The names are part of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventErrorCode {
-    /// What was sent is no event: no JSON or MessagePack, no object, an unknown field, a field
+    /// Not an event: neither JSON nor MessagePack, no object, an unknown field, or a field given
     /// twice.
     EventUnreadable,
-    /// No metric, or not a valid name.
+    /// The metric is missing or not a valid name.
     MetricInvalid,
-    /// Labels that break a rule or a limit.
+    /// The labels break a rule or a limit.
     LabelsInvalid,
-    /// A value that is not a finite decimal number.
+    /// The value is not a finite decimal number.
     ValueInvalid,
-    /// A value beyond ±10^18.
+    /// The value is beyond ±10^18.
     ValueOutOfRange,
-    /// A timestamp that is no time.
+    /// The timestamp is neither RFC 3339 nor integer milliseconds.
     TimestampInvalid,
-    /// Later than now + `accept.max_ahead`.
+    /// The timestamp is later than now + `accept.max_ahead`.
     TimestampInFuture,
-    /// Earlier than now − `accept.max_age`.
+    /// The timestamp is earlier than now − `accept.max_age`.
     TimestampTooOld,
-    /// More bytes than `accept.max_event_bytes`.
+    /// The event has more bytes than `accept.max_event_bytes`.
     EventTooLarge,
-    /// An id that breaks a rule.
+    /// The id is not a string of 1 to 128 bytes.
     IdInvalid,
-    /// A user that breaks a rule.
+    /// The user is not a string of at most 256 bytes.
     UserInvalid,
 }
 
 impl EventErrorCode {
-    /// The name in answers and metrics.
+    /// The code's name in answers and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::EventUnreadable => "event_unreadable",
@@ -49,7 +49,7 @@ impl EventErrorCode {
     }
 }
 
-/// How old or new an event may be.
+/// The accepted range of timestamps around now.
 #[derive(Debug, Clone)]
 pub struct EventLimits {
     /// `accept.max_age` in milliseconds.
@@ -60,7 +60,7 @@ pub struct EventLimits {
 
 /// Longest metric name, in bytes.
 pub const MAX_METRIC_BYTES: usize = 128;
-/// Most labels of an event.
+/// Most labels of one event.
 pub const MAX_LABELS: usize = 16;
 /// Longest label name, in bytes.
 pub const MAX_LABEL_NAME_BYTES: usize = 64;
@@ -68,21 +68,21 @@ pub const MAX_LABEL_NAME_BYTES: usize = 64;
 pub const MAX_LABEL_VALUE_BYTES: usize = 256;
 /// Longest user, in bytes.
 pub const MAX_USER_BYTES: usize = 256;
-/// Longest id, in bytes.
+/// Longest event id, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
 
 /// Why one event is refused.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {message}", code.name())]
 pub struct EventError {
-    /// The code in the answer.
     pub code: EventErrorCode,
-    /// What is wrong and the way out.
+    /// For the client: what is wrong and how to fix it.
     pub message: String,
 }
 
 impl EventError {
-    /// An error.
+    /// An error with a code of the API and a message for the client.
     pub fn new(code: EventErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -91,7 +91,7 @@ impl EventError {
 /// Checks a metric name: `[a-zA-Z_:][a-zA-Z0-9_:.-]*`, at most 128 bytes.
 ///
 /// # Errors
-/// `metric_invalid`.
+/// `metric_invalid` if the name breaks this rule.
 pub fn check_metric(metric: &str) -> Result<(), EventError> {
     let first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b':');
     let rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'.' | b'-');
@@ -111,10 +111,10 @@ pub fn check_metric(metric: &str) -> Result<(), EventError> {
     ))
 }
 
-/// Checks one label.
+/// Checks the name and the value of one label. Names that begin with `__` are reserved.
 ///
 /// # Errors
-/// `labels_invalid`.
+/// `labels_invalid` if a rule or a length limit is broken.
 pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
     let bad = |message: String| Err(EventError::new(EventErrorCode::LabelsInvalid, message));
     let first = |b: u8| b.is_ascii_alphabetic() || b == b'_';
@@ -142,10 +142,10 @@ pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
     Ok(())
 }
 
-/// Checks a user.
+/// Checks a user, which may be empty.
 ///
 /// # Errors
-/// `user_invalid`.
+/// `user_invalid` beyond [`MAX_USER_BYTES`].
 pub fn check_user(user: &str) -> Result<(), EventError> {
     if user.len() <= MAX_USER_BYTES {
         return Ok(());
@@ -156,10 +156,10 @@ pub fn check_user(user: &str) -> Result<(), EventError> {
     ))
 }
 
-/// Checks an id.
+/// Checks an event id.
 ///
 /// # Errors
-/// `id_invalid`.
+/// `id_invalid` if it is empty or beyond [`MAX_ID_BYTES`].
 pub fn check_id(id: &str) -> Result<(), EventError> {
     if (1..=MAX_ID_BYTES).contains(&id.len()) {
         return Ok(());
@@ -170,10 +170,10 @@ pub fn check_id(id: &str) -> Result<(), EventError> {
     ))
 }
 
-/// Checks that a time is in the accepted range around `now`.
+/// Checks that a timestamp is within the accepted range around `now`.
 ///
 /// # Errors
-/// `timestamp_in_future`, `timestamp_too_old`.
+/// `timestamp_in_future` or `timestamp_too_old` outside the range.
 pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), EventError> {
     if at > now.saturating_add(limits.max_ahead_ms) {
         let message = format!(
@@ -196,7 +196,7 @@ pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), Ev
 /// Parses RFC 3339 text into milliseconds, rounding down.
 ///
 /// # Errors
-/// `timestamp_invalid`.
+/// `timestamp_invalid` if the text is no RFC 3339 time with a zone.
 pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
     let bad = || {
         EventError::new(
@@ -208,8 +208,7 @@ pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
     Ok(at.as_nanosecond().div_euclid(1_000_000) as i64)
 }
 
-/// The text without what stands behind nine digits of a fraction, of which RFC 3339 allows any
-/// number.
+/// Truncates the fraction to nine digits: RFC 3339 allows any number of them, `jiff` does not.
 fn nine_digits(text: &str) -> Cow<'_, str> {
     let Some((whole, rest)) = text.split_once('.') else { return text.into() };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();

@@ -1,10 +1,10 @@
-//! What expires, and when it may be deleted. Nothing is deleted because a clock says so.
+//! What expires, and when it may be deleted. A wrong clock alone never deletes anything.
 //!
-//! Something is due by received times beside the wall clock, and that is noted. The note gathers
-//! the time that passes while somebody looks, on the boot clock, across restarts and moves; what
-//! was noted may be deleted when a day of it has gathered, if it is due still. If much becomes due
-//! at once, or the wall clock leaps while something is due, the note stops until a person says yes,
-//! or nothing is due any more.
+//! Received times and the wall clock say what is due; that is recorded as a deletion mark. The
+//! state accumulates the time that passes under observation, on the boot clock, across restarts and
+//! changes of owner. A marked range may be deleted once a day of observed time has accumulated and
+//! it is still due. If much becomes due at once, or the wall clock leaps while something is due,
+//! deletion stops until an operator approves, or until nothing is due any more.
 
 use std::collections::BTreeMap;
 
@@ -13,49 +13,50 @@ use serde::{Deserialize, Serialize};
 use super::clock::ClockReading;
 use super::window::Millis;
 
-/// Parts of the time to gather: what becomes due within one of them is noted together.
+/// The grace period is divided into this many parts; what becomes due within one shares a mark.
 const PARTS: i64 = 24;
-/// More than this share of everything, as a divisor, is much.
+/// More than one in this many of all rows is a bulk deletion.
 const BULK_DIVISOR: u64 = 20;
-/// Orphans noted at once; others wait until these are gone.
+/// Most orphans recorded at a time; the others wait until these are gone. The state is written to
+/// the store, so its size is bounded.
 const MAX_ORPHANS: usize = 1_000;
 
-/// When something noted may be deleted.
+/// When a marked range may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpiryRules {
-    /// Time to gather before a deletion.
+    /// Grace period: observed milliseconds between the mark and the deletion.
     pub grace_ms: i64,
-    /// `expiry.max_at_once`: more than this, and more than a twentieth of everything, does not
-    /// become due at once without a person's yes.
+    /// `expiry.max_at_once`: if more than this, and more than a twentieth of everything, becomes
+    /// due at once, an operator has to approve.
     pub max_at_once: u64,
 }
 
 impl ExpiryRules {
-    /// A day.
+    /// One day, in milliseconds.
     pub const DEFAULT_GRACE_MS: i64 = 24 * 3_600_000;
 
-    /// What is noted now may be deleted when so much has gathered: at the end of a part, so that
-    /// notes stay short.
+    /// When something marked at `gathered_ms` may be deleted, in observed time. Rounded up to the
+    /// end of a part, so that the list of marks stays short.
     fn due_at(&self, gathered_ms: i64) -> i64 {
         let part = (self.grace_ms / PARTS).max(1);
         gathered_ms.saturating_add(self.grace_ms).saturating_add(part - 1) / part * part
     }
 }
 
-/// Why nothing is deleted for the time being.
+/// Why deletion is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExpiryStop {
-    /// Much became due at once.
+    /// Too much became due at once.
     AtOnce {
-        /// So many,
+        /// Rows that became due.
         due: u64,
-        /// of so many.
+        /// Rows in total.
         of: u64,
     },
     /// The wall clock leapt while something was due.
     Leapt {
-        /// By so much.
+        /// Signed size of the leap.
         by_ms: i64,
     },
 }
@@ -69,14 +70,14 @@ impl std::fmt::Display for ExpiryStop {
     }
 }
 
-/// Everything below a place that may be deleted when so much has gathered.
+/// Everything below `to` may be deleted once the observed time reaches `at_ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct DeletionMark {
     to: i64,
     at_ms: i64,
 }
 
-/// Who looked last, and what the clocks showed.
+/// The last observer and its clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct LastSample {
     run: u64,
@@ -91,83 +92,83 @@ impl LastSample {
     }
 }
 
-/// What is noted of one shard, or of the weeks of rollups.
+/// The expiry state of one shard, or of the weekly rollup partitions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpiryState {
     gathered_ms: i64,
     marks: Vec<DeletionMark>,
     stopped: Option<ExpiryStop>,
-    /// How often a person had said yes when it was heard last.
+    /// The number of approvals at the last update.
     said: i64,
     seen: Option<LastSample>,
-    /// Orphans, each with the gathered time at which it may be removed.
+    /// Orphaned objects by path, each with the observed time at which it may be removed.
     #[serde(default)]
     orphans: BTreeMap<String, i64>,
 }
 
-/// What somebody sees who looks.
+/// One observation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpirySample {
-    /// Tells the life of who looks from every other: only within one is the time known that passes
-    /// between two looks.
+    /// Identifies one run of the observer. The time between two observations is known only within
+    /// one run.
     pub run_id: u64,
-    /// The clocks.
+    /// The clocks of the observer.
     pub now: ClockReading,
-    /// Where what there is begins: everything below is gone.
+    /// Start of the existing data: everything below is deleted already.
     pub floor: i64,
-    /// Everything below is due.
+    /// Exclusive end of what is due; `None` if nothing is.
     pub due_to: Option<i64>,
-    /// How many of it are not noted yet.
+    /// The number of due rows that are not marked yet.
     pub newly_due: u64,
-    /// How many there are in all.
+    /// The number of rows in total.
     pub total: u64,
-    /// How often a person has said yes.
+    /// How often an operator has approved, counted since ever.
     pub approvals: i64,
 }
 
-/// What follows from a look.
+/// The result of an observation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ExpiryDecision {
     /// Everything below may be deleted now.
     pub delete_below: Option<i64>,
-    /// It stopped in this look.
+    /// Set if this observation stopped the deletion.
     pub new_stop: Option<ExpiryStop>,
 }
 
 impl ExpiryState {
-    /// Everything below is noted.
+    /// Exclusive end of what is marked.
     pub fn recorded_to(&self) -> Option<i64> {
         self.marks.last().map(|mark| mark.to)
     }
 
-    /// Why nothing is deleted.
+    /// Why deletion is stopped, or `None`.
     pub fn stop(&self) -> Option<ExpiryStop> {
         self.stopped
     }
 
-    /// Whether somebody looked within the last so many milliseconds.
+    /// Whether the last observation is at most `ms` milliseconds old.
     pub fn is_recent(&self, now: &ClockReading, ms: i64) -> bool {
         self.seen
             .and_then(|seen| now.elapsed_since(&seen.reading()))
             .is_some_and(|since| since <= ms)
     }
 
-    /// Who looked last.
+    /// The run of the last observer.
     pub fn run_id(&self) -> Option<u64> {
         self.seen.map(|seen| seen.run)
     }
 
-    /// How much has still to gather until something of what is noted may be deleted.
+    /// Observed time that is missing until the first mark may be deleted.
     pub fn remaining_ms(&self) -> Option<i64> {
         self.marks.first().map(|mark| mark.at_ms.saturating_sub(self.gathered_ms).max(0))
     }
 
-    /// Whether a look may change more than the time that has gathered.
+    /// Whether nothing is marked, orphaned or stopped: an observation then only adds time.
     pub fn is_idle(&self) -> bool {
         self.marks.is_empty() && self.orphans.is_empty() && self.stopped.is_none()
     }
 
-    /// Looks once more.
+    /// Takes one observation into account.
     pub fn update(&mut self, rules: &ExpiryRules, look: &ExpirySample) -> ExpiryDecision {
         let leapt = self.add_elapsed(look);
         self.retain_due(look);
@@ -179,15 +180,19 @@ impl ExpiryState {
                 Some(mark) => mark.to = to,
                 None => self.marks.push(DeletionMark { to, at_ms }),
             }
+            // Both limits: the absolute one lets small stores expire freely, the share lets large
+            // ones.
             let much = look.newly_due > rules.max_at_once
                 && look.newly_due.saturating_mul(BULK_DIVISOR) > look.total;
             stop = much.then_some(ExpiryStop::AtOnce { due: look.newly_due, of: look.total });
         }
+        // A leap counts only while something is marked: otherwise there is nothing to protect.
         if !self.marks.is_empty() {
             stop = stop.or(leapt.map(|by_ms| ExpiryStop::Leapt { by_ms }));
         }
         let stopped = stop.filter(|_| self.stopped.is_none());
         self.stopped = self.stopped.or(stop);
+        // Last, so that one approval covers whatever stopped the deletion in this very update.
         if look.approvals > self.said {
             (self.said, self.stopped) = (look.approvals, None);
         }
@@ -199,8 +204,8 @@ impl ExpiryState {
         }
     }
 
-    /// Gathers what has passed since the last look of this life; by how much the wall clock has
-    /// leapt since the last one of any.
+    /// Adds the time since the last observation of the same run. Returns by how much the wall clock
+    /// leapt since the last observation of any run.
     fn add_elapsed(&mut self, look: &ExpirySample) -> Option<i64> {
         let ClockReading { wall, uptime, boot } = look.now;
         let before = self.seen.replace(LastSample { run: look.run_id, wall, uptime, boot })?;
@@ -211,7 +216,7 @@ impl ExpiryState {
         look.now.leap_since(&before.reading())
     }
 
-    /// Forgets what is gone, and what is not due any more.
+    /// Drops marks of what is deleted, and of what is not due any more.
     fn retain_due(&mut self, look: &ExpirySample) {
         let due_to = look.due_to.unwrap_or(look.floor);
         let mut from = look.floor;
@@ -221,12 +226,14 @@ impl ExpiryState {
             from = from.max(mark.to);
             holds
         });
+        // Nothing is due any more, so there is nothing left to approve.
         if self.marks.is_empty() {
             self.stopped = None;
         }
     }
 
-    /// Notes the objects that nothing needs, and forgets the others; those that may be removed.
+    /// Records the objects that nothing refers to and forgets the rest. Returns those that may be
+    /// removed.
     pub fn record_orphans(&mut self, rules: &ExpiryRules, needless: &[&str]) -> Vec<String> {
         self.orphans.retain(|path, _| needless.contains(&path.as_str()));
         for path in needless {
@@ -242,22 +249,22 @@ impl ExpiryState {
     }
 }
 
-/// Which of the first rows are due, each being where it ends and when the last of it was received,
-/// in order.
+/// Counts the leading rows that are due. A row is its exclusive end and the latest received time in
+/// it; rows come in order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DueRows {
-    /// How many.
+    /// The number of due rows.
     pub rows: u64,
-    /// Where the last of them ends.
+    /// Exclusive end of the last due row.
     pub to: Option<i64>,
-    /// Rows behind them that are not decided: those that come may make them due.
+    /// Rows behind them that are undecided: later rows may make them due.
     pub undecided: u64,
 }
 
 impl DueRows {
-    /// Goes on with further rows; whether those behind may be due as well. What was received before
-    /// `before` is due. A row that was received in the future says nothing of its age, because
-    /// its clock was ahead: it was received before the row behind it.
+    /// Continues with further rows, and returns whether the rows after them may be due too. Rows
+    /// received before `before` are due. A received time in the future says nothing about a row's
+    /// age, because the clock that wrote it was ahead: the row was received before the next one.
     pub fn add(&mut self, rows: &[(i64, Millis)], before: Millis, now: Millis) -> bool {
         for (to, received) in rows {
             if *received > now {
@@ -283,7 +290,7 @@ mod tests {
     const DAY: i64 = 24 * HOUR;
     const RULES: ExpiryRules = ExpiryRules { grace_ms: DAY, max_at_once: 100 };
 
-    /// A shard of objects, one an hour, that is looked at every five minutes.
+    /// A shard with one object an hour, observed every five minutes.
     struct Shard {
         note: ExpiryState,
         wall: i64,
@@ -298,8 +305,8 @@ mod tests {
     }
 
     impl Shard {
-        /// Objects 0 to `of` were received an hour after each other, the last one now; those older
-        /// than `keep` hours are due.
+        /// Objects 0 to `of` were received an hour apart, the last one now; those older than `keep`
+        /// hours are due.
         fn new(of: i64, keep: i64) -> Self {
             let wall = of * HOUR;
             let (note, stops) = (ExpiryState::default(), Vec::new());
@@ -329,7 +336,7 @@ mod tests {
             self.floor = verdict.delete_below.unwrap_or(self.floor);
         }
 
-        /// Hours pass, in which objects are written.
+        /// Lets hours pass in which objects are written.
         fn pass(&mut self, hours: i64) {
             for _ in 0..hours * 12 {
                 self.wall += HOUR / 12;
@@ -345,7 +352,7 @@ mod tests {
         let mut shard = Shard::new(1_000, 1_000);
         shard.pass(10);
         assert_eq!((shard.floor, shard.note.recorded_to()), (0, Some(10)));
-        // Restarts and moves take nothing away, and nobody counts what passes between.
+        // Restarts and changes of owner lose nothing, but the time between them is not counted.
         for run in 2..=5 {
             shard.run = run;
             (shard.wall, shard.uptime) = (shard.wall + 9 * HOUR, shard.uptime + 9 * HOUR);
@@ -370,7 +377,7 @@ mod tests {
     fn a_start_with_a_clock_ahead_deletes_nothing_within_a_day_and_its_correction_forgets_it() {
         let mut shard = Shard::new(8_000, 8_760);
         shard.pass(5);
-        // The machine starts again: how long it was off, nobody knows.
+        // The machine reboots: nobody knows how long it was off.
         (shard.run, shard.boot, shard.uptime) = (2, 10, 1);
         shard.wall += 400 * DAY;
         shard.look();
@@ -479,10 +486,19 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the clocks do, whoever looks: nothing goes before a day has passed since it was first due, and nothing that is not due.
+        /// Whatever the clocks do, whoever observes: nothing is deleted before a day has passed
+        /// since it was first due, and nothing that is not due.
         #[test]
         fn nothing_goes_before_a_day_of_elapsed_time(
-            steps in prop::collection::vec((0i64..4 * HOUR, prop_oneof![6 => Just(0i64), 1 => -500 * DAY..500 * DAY], any::<bool>(), 0u8..20), 1..150),
+            steps in prop::collection::vec(
+                (
+                    0i64..4 * HOUR,
+                    prop_oneof![6 => Just(0i64), 1 => -500 * DAY..500 * DAY],
+                    any::<bool>(),
+                    0u8..20,
+                ),
+                1..150,
+            ),
         ) {
             let mut shard = Shard::new(2_000, 1_900);
             let mut first_due: BTreeMap<i64, i64> = BTreeMap::new();
@@ -492,12 +508,18 @@ mod tests {
                 shard.said += i64::from(said == 0);
                 let due = (shard.wall / HOUR - shard.keep).min(shard.of);
                 first_due.retain(|object, _| *object < due);
-                (shard.floor..due).for_each(|object| _ = first_due.entry(object).or_insert(shard.uptime));
+                for object in shard.floor..due {
+                    first_due.entry(object).or_insert(shard.uptime);
+                }
                 let before = shard.floor;
                 shard.look();
                 for object in before..shard.floor {
                     let since = first_due.get(&object).copied();
-                    prop_assert!(since.is_some_and(|since| shard.uptime - since >= DAY), "{object}: {since:?} at {}", shard.uptime);
+                    prop_assert!(
+                        since.is_some_and(|since| shard.uptime - since >= DAY),
+                        "{object}: {since:?} at {}",
+                        shard.uptime
+                    );
                 }
             }
         }

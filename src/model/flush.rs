@@ -1,5 +1,5 @@
-//! What a shard hands to the store, and what the store hands to a starting shard: the nouns of the
-//! flush transaction.
+//! The nouns of the flush transaction: what a shard hands to the store, and what the store hands to
+//! a starting shard.
 
 use std::sync::Arc;
 
@@ -9,29 +9,28 @@ use super::series::{Series, SeriesId};
 use super::window::{Hour, Millis};
 
 /// A series and its id.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeriesInfo {
-    /// BLAKE3 of the key.
     pub id: SeriesId,
-    /// The parsed key.
     pub series: Series,
 }
 
-/// The rules of a shard, each with the offset of the first record that it decides, ascending. What
-/// a store has noted of them decides again whenever its records are folded once more, whatever the
-/// configuration says by then.
+/// The de-duplication rules of a shard, each with the offset of the first record that it decides,
+/// ascending. Recorded in the store, so that records that are folded again are decided by the rule
+/// of that time, whatever the configuration says by then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DedupRules(pub Vec<(Offset, DedupRule)>);
 
-/// `dedup.max_ids` by default before stores noted the rules.
+/// The default of `dedup.max_ids` before stores recorded the rules.
 const MAX_IDS_BEFORE_RULES: usize = 262_144;
-/// `dedup.max_ids` by default.
+/// The default of `dedup.max_ids`.
 pub const DEFAULT_MAX_IDS: usize = 1_000_000;
 
 impl DedupRules {
-    /// What has to be noted so that the configured rule holds from `next` on. Of a shard from
-    /// before rules were noted it is assumed that it had the same configuration all the time,
-    /// or the default.
+    /// The rules to record so that the configured one holds from `next` on. A shard from before
+    /// rules were recorded is assumed to have always had the same configuration, or the default of
+    /// that time.
     pub fn pending_changes(&self, next: Offset, configured: DedupRule) -> Vec<(Offset, DedupRule)> {
         let before = match self.0.last() {
             Some((_, last)) => Some(*last),
@@ -41,27 +40,28 @@ impl DedupRules {
             None if next > 0 => Some(configured),
             None => None,
         };
+        // The assumed earlier rule is recorded too, from offset 0: nothing has to be assumed again.
         let first = before.filter(|_| self.0.is_empty()).map(|rule| (0, rule));
         let change = (before != Some(configured)).then_some((next, configured));
         first.into_iter().chain(change).collect()
     }
 
-    /// With a rule from an offset on, instead of those from there on.
+    /// Sets the rule from an offset on, replacing all rules from there on.
     pub fn record(&mut self, from: Offset, rule: DedupRule) {
         self.0.retain(|(noted, _)| *noted < from);
         self.0.push((from, rule));
     }
 
-    /// The longest horizon, if any rule is noted.
+    /// The longest horizon of any recorded rule; `None` without rules.
     pub fn longest_horizon_ms(&self) -> Option<i64> {
         self.0.iter().map(|(_, rule)| rule.horizon_ms).max()
     }
 }
 
-/// What an owner knows of ids when it begins.
+/// The de-duplication state that a new owner starts from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecentIds {
-    /// The rules; none noted: the limits' own, all the time.
+    /// The recorded rules. Empty means that the owner's configured rule has always held.
     pub rules: DedupRules,
     /// The blocks of earlier flushes within the horizon, in log order.
     pub blocks: Vec<DedupBlock>,
@@ -73,64 +73,60 @@ impl From<Vec<DedupBlock>> for RecentIds {
     }
 }
 
-/// When equal ids count once: at append times at most `horizon_ms` apart, and among the last
-/// `max_ids` ids of the shard.
+/// Equal ids count once if their append times are at most `horizon_ms` apart and both are among the
+/// last `max_ids` ids of the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DedupRule {
     /// `dedup.horizon` in milliseconds.
     pub horizon_ms: i64,
-    /// `dedup.max_ids`, per shard.
+    /// `dedup.max_ids`, which holds per shard.
     pub max_ids: usize,
 }
 
-/// One flush: everything that one store transaction writes, guarded by a compare-and-set on (log,
-/// `range.from`, epoch).
+/// One flush: everything that one store transaction writes. Guarded by a compare-and-set on (log,
+/// `range.from`, epoch), see [`FlushGuard`].
 #[derive(Debug, Clone, Default)]
 pub struct FlushBatch {
-    /// Growth of rollups, in key order: tenant, metric, hour, series id.
+    /// Deltas, ordered by tenant, metric, hour and series id.
     pub deltas: Vec<Delta>,
-    /// Series seen for the first time by this owner, with the offset at which each was admitted.
-    /// Those already in the catalogue are skipped.
+    /// Series that this owner sees for the first time, each with the offset at which it was
+    /// admitted. Those already in the catalogue are skipped.
     pub admitted: Vec<(Arc<SeriesInfo>, Offset)>,
     /// The ids applied, for the next owner; `None` if there were none.
     pub dedup: Option<DedupBlock>,
     /// Accounting by tenant and hour of receipt.
     pub accounting: Vec<AccountingDelta>,
-    /// Events set aside in this range.
+    /// Events of this range that were quarantined.
     pub quarantined: Vec<QuarantineRow>,
-    /// Append time of the last record; none if there was none.
+    /// Append time of the last record; `None` if the range is empty.
     pub appended: Option<Millis>,
 }
 
-/// Growth of one rollup.
+/// The growth of one rollup since the last flush.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct Delta {
-    /// The series.
     pub series: Arc<SeriesInfo>,
-    /// The window.
     pub hour: Hour,
-    /// The growth.
     pub rollup: Rollup,
 }
 
-/// Where and by whom a flush may be written.
+/// Which records a flush covers, and which owner may write it.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlushGuard {
-    /// The shard.
     pub shard: ShardId,
-    /// The log of the offsets.
     pub log: LogId,
-    /// The records folded into the batch.
+    /// The records folded into the batch. `from` must equal the checkpoint.
     pub range: OffsetRange,
-    /// The owner.
     pub epoch: Epoch,
 }
 
 impl FlushGuard {
-    /// The revision of every (tenant, metric, day) that this flush writes. A flush of this guard
-    /// commits at most once, whatever is restored or fails over, because a new owner has a new
-    /// nonce: equal revisions mean equal rows, in another store too. A transaction that leaves
-    /// the checkpoint where it is must not use it twice.
+    /// The revision of every (tenant, metric, day) that this flush writes. A flush with this guard
+    /// commits at most once, even after a restore or a failover, because every owner draws a new
+    /// nonce: equal revisions mean equal rows, in another store too. A transaction that leaves the
+    /// checkpoint unchanged must not use the same revision twice.
     pub fn revision(&self) -> u64 {
         let FlushGuard { shard, log, range, epoch } = self;
         digest(&[
@@ -142,8 +138,8 @@ impl FlushGuard {
     }
 }
 
-/// The revision of a day after a quarantined event was merged into it. It has no epoch, so it goes
-/// on from the revision before.
+/// The revision of a day after a quarantined event was merged into it. A release has no epoch, so
+/// the revision is derived from the one before.
 pub fn revision_after_release(
     before: u64,
     log: LogId,
@@ -168,7 +164,7 @@ fn numbers(of: [u64; 4]) -> [u8; 32] {
     bytes
 }
 
-/// 64 bits of the hash; 0 is kept for days that were never written.
+/// The first 64 bits of the hash. 0 is reserved for days that were never written.
 fn digest(parts: &[&[u8]]) -> u64 {
     let mut hasher = blake3::Hasher::new();
     parts.iter().for_each(|part| {
@@ -182,18 +178,18 @@ fn digest(parts: &[&[u8]]) -> u64 {
 /// The ids of one flush, in log order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DedupBlock {
-    /// The records that carried them.
+    /// The records that carried the ids.
     pub range: OffsetRange,
-    /// Append time of the first and of the last id.
+    /// Append times of the first and of the last id.
     pub appended: (Millis, Millis),
-    /// `(append time, ids)` in log order: ids appended at the same time stand together.
+    /// `(append time, ids)` in log order: ids with the same append time share a run.
     pub runs: Vec<(Millis, Vec<u128>)>,
 }
 
-/// Growth of one accounting row.
+/// The growth of one accounting row: a tenant in an hour of receipt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountingDelta {
-    /// Whose events.
+    /// The tenant that sent the events.
     pub tenant: String,
     /// Hour of receipt.
     pub hour: Hour,
@@ -201,57 +197,55 @@ pub struct AccountingDelta {
     pub aggregated: u64,
     /// Events dropped as duplicates.
     pub deduplicated: u64,
-    /// Events set aside.
+    /// Events that were quarantined.
     pub quarantined: u64,
 }
 
-/// One event set aside.
+/// A quarantined event.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuarantineRow {
-    /// Its shard.
     pub shard: ShardId,
-    /// Offset of its record.
+    /// Offset of the event's record.
     pub offset: Offset,
-    /// Index in its record.
+    /// Index of the event in its record.
     pub index: u32,
-    /// Whose it is.
     pub tenant: String,
     /// When its record was received.
     pub received: Millis,
-    /// Why it was set aside.
     pub reason: String,
-    /// Given up by a person: kept, because recomputing must leave the event out, but not offered
-    /// for release any more.
+    /// An operator gave the event up. The row stays, because recomputing must leave the event out,
+    /// but it can no longer be released.
     pub discarded: bool,
-    /// The event: a record of one event, in the record format, so that release can fold it.
+    /// The event as a record of one event, in the record format, so that a release can fold it.
     pub record: Vec<u8>,
 }
 
-/// What a starting shard learns from the store. Starting counts an attempt at the checkpoint; a
-/// flush clears it.
+/// What the store returns to a starting shard. Claiming counts an attempt at the checkpoint; a
+/// flush resets the count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The checkpoint, with the epoch just minted.
     pub checkpoint: Checkpoint,
     /// Starts at this checkpoint without a flush since, this one included: 1 on a clean start.
     pub attempts: u32,
-    /// The events above the checkpoint that were being applied alone when the shard died.
+    /// Events above the checkpoint that were being applied alone when the shard crashed.
     pub suspects: Vec<SuspectEvent>,
 }
 
-/// An event that was being applied alone when its shard died.
+/// An event that was being applied alone when its shard crashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SuspectEvent {
-    /// Offset of its record.
+    /// Offset of the event's record.
     pub offset: Offset,
-    /// Index in its record.
+    /// Index of the event in its record.
     pub index: u32,
-    /// How often.
+    /// Crashes counted against this event; `u32::MAX` if it is quarantined already.
     pub deaths: u32,
 }
 
 impl SuspectEvent {
-    /// An event that is known to be set aside.
+    /// A suspect that is already known to be poison.
     pub fn quarantined(offset: Offset, index: u32) -> Self {
         Self { offset, index, deaths: u32::MAX }
     }
@@ -260,14 +254,14 @@ impl SuspectEvent {
 /// A record as read from the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRecord {
-    /// Its offset.
+    /// The record's offset in its shard.
     pub offset: Offset,
-    /// When the log took it, for the machine. The append time of a record is the running maximum
-    /// over its shard: a log may show less for a record whose clock was behind, never more.
+    /// Append time, for the machine. A record's effective append time is the running maximum over
+    /// its shard: where a clock was behind, a log may report less for a record, never more.
     pub appended: Millis,
-    /// When the log took it, for people: what the wall clock showed. It may go back.
+    /// Received time, for people: the wall clock at the append. It may go backwards.
     pub received: Millis,
-    /// The record, encoded (`model::record`).
+    /// The encoded record, see [`super::record`].
     pub payload: bytes::Bytes,
 }
 

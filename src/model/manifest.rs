@@ -1,20 +1,20 @@
-//! Rows of the archive manifest.
+//! Rows of the archive manifest, and the names of archive objects.
 
 use super::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use super::series::SeriesId;
 use super::window::{Hour, Millis};
 
-/// Which of the two stores of the archive an object is in.
+/// Which of the archive's two object stores holds an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
-    /// Where objects are written.
+    /// The tier that objects are written to.
     Hot,
-    /// The cheaper one, where they go when they are old.
+    /// The cheaper tier that old objects are moved to.
     Cold,
 }
 
 impl Tier {
-    /// Its name in messages.
+    /// The tier's name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Tier::Hot => "hot",
@@ -22,7 +22,7 @@ impl Tier {
         }
     }
 
-    /// The other one.
+    /// The tier that this one is not.
     pub fn other(self) -> Self {
         match self {
             Tier::Hot => Tier::Cold,
@@ -31,20 +31,20 @@ impl Tier {
     }
 }
 
-/// Where the archive of a shard begins, since older objects expired.
+/// Where a shard's archive begins after older objects have expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArchiveFloor {
-    /// The records below are gone.
+    /// First record that is kept; those below are deleted.
     pub offset: Offset,
-    /// Append time of the newest of them.
+    /// Append time of the newest deleted record.
     pub appended: Millis,
-    /// The first window that none of them touched, nor any window behind it. Those before cannot
-    /// be recomputed.
+    /// First hour that no deleted record touched, nor any later hour. Earlier hours cannot be
+    /// recomputed.
     pub hour: Hour,
 }
 
 impl ArchiveFloor {
-    /// The floor when `row`, the first of its shard, is gone too.
+    /// The floor once `row`, the first object of its shard, is deleted too.
     pub fn after_expiry(before: Option<Self>, row: &ManifestRow) -> Self {
         let touched =
             row.windows.last().map_or(Hour(i32::MIN), |(hour, _)| Hour(hour.0.saturating_add(1)));
@@ -56,87 +56,87 @@ impl ArchiveFloor {
     }
 }
 
-/// What was decided about the records of a range and does not follow from them: a store that is
-/// rebuilt decides alike.
+/// Decisions about the records of a range that do not follow from the records themselves. They are
+/// archived, so that a rebuilt store decides alike.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RangeDecisions {
-    /// The series that the shard admitted there, each with the offset of its admission.
+    /// The series that the shard admitted in the range, each with the offset of its admission.
     pub admitted: Vec<(SeriesId, Offset)>,
-    /// The events that were set aside, as offset and index, and whether they were given up by
-    /// then.
+    /// The quarantined events as (offset, index, discarded): whether an operator had given the
+    /// event up by then.
     pub quarantined: Vec<(Offset, u32, bool)>,
 }
 
-/// What a rebuild writes of a shard beside its flushes.
+/// What a rebuild writes for a shard in addition to its flushes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardRestore {
-    /// The shard.
+    /// The shard that is restored.
     pub shard: ShardId,
-    /// Where it stands. `next` counts only where the shard is not known yet: from then on, flushes
-    /// move it.
+    /// Its checkpoint. `next` matters only while the store does not know the shard yet: from then
+    /// on, flushes advance it.
     pub checkpoint: Checkpoint,
-    /// Where its archive begins, if something expired.
+    /// Its archive floor, if objects have expired.
     pub floor: Option<ArchiveFloor>,
-    /// Objects of its archive: each replaces those at and behind its first record.
+    /// Objects of its archive. Each replaces the rows at and above its first record.
     pub manifest: Vec<ManifestRow>,
-    /// Series of the catalogue that this shard admitted, another one having flushed them first.
+    /// Series of the catalogue that this shard admitted although another shard flushed them first.
     pub admitted: Vec<(SeriesId, Offset)>,
 }
 
-/// What an object's name says.
+/// An object's name, parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObjectName {
-    /// The records inside.
+    /// The records in the object.
     pub range: OffsetRange,
     /// Epoch of the owner that wrote it.
     pub epoch: Epoch,
 }
 
-/// One archive object.
+/// One archive object, as the manifest lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestRow {
-    /// The log of the offsets.
+    /// The log that the offsets belong to.
     pub log: LogId,
-    /// The shard.
+    /// The shard whose records it holds.
     pub shard: ShardId,
-    /// The records inside.
+    /// The records in the object.
     pub range: OffsetRange,
     /// Epoch of the owner that wrote it.
     pub epoch: Epoch,
-    /// Path below the archive's root.
+    /// Path relative to the archive's root.
     pub path: String,
-    /// Append time of the first and last record.
+    /// Append times of the first and of the last record.
     pub appended: (Millis, Millis),
-    /// The least and the greatest time at which a record was received.
+    /// Smallest and largest received time of its records.
     pub received: (Millis, Millis),
-    /// The windows touched, ascending, with the number of events each.
+    /// The hours touched, ascending, each with its number of events.
     pub windows: Vec<(Hour, u64)>,
-    /// Events.
+    /// The number of events.
     pub rows: u64,
-    /// Raw bytes of the events.
+    /// Size of the raw events in bytes, before compression.
     pub raw_bytes: u64,
-    /// Size of the object.
+    /// Size of the object in bytes.
     pub bytes: u64,
-    /// CRC32C of the object.
+    /// CRC32C of the whole object.
     pub crc32c: u32,
-    /// Where the object was verified last. It is a hint where to look first: while it is being
-    /// moved it is in both places.
+    /// Where the object was last verified. A hint which tier to read first: while the object is
+    /// being moved, it is in both.
     pub tier: Tier,
 }
 
 impl ManifestRow {
-    /// What the names of all objects of a log begin with.
+    /// The common prefix of all objects of a log.
     pub fn log_prefix(log: LogId) -> String {
         format!("raw/log={log}/")
     }
 
-    /// What the names of all objects of a shard begin with.
+    /// The common prefix of all objects of a shard.
     pub fn shard_prefix(log: LogId, shard: ShardId) -> String {
         format!("{}shard={:04}/", Self::log_prefix(log), shard.0)
     }
 
-    /// The object's name: log, shard, range and epoch, so that two owners can never overwrite each
-    /// other.
+    /// The object's path: log, shard, range and epoch, so that two owners can never overwrite each
+    /// other's objects.
     pub fn object_path(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> String {
         format!(
             "{}{:020}-{:020}-{:010}-{:016x}.parquet",
@@ -148,7 +148,7 @@ impl ManifestRow {
         )
     }
 
-    /// What the name of an object of this shard says; `None` if it is not the name of one.
+    /// Parses the path of an object of this shard; `None` for any other path.
     pub fn parse_name(log: LogId, shard: ShardId, path: &str) -> Option<ObjectName> {
         let name = path.strip_prefix(&Self::shard_prefix(log, shard))?.strip_suffix(".parquet")?;
         let mut parts = name.split('-');
@@ -158,6 +158,7 @@ impl ManifestRow {
             nonce: u64::from_str_radix(parts.next()?, 16).ok()?,
         };
         let range = OffsetRange::new(from, to).filter(|range| !range.is_empty())?;
+        // Compared whole, so that no second spelling (`+5`, missing zeros) names the same object.
         (Self::object_path(log, shard, range, epoch) == path).then_some(ObjectName { range, epoch })
     }
 }
@@ -165,7 +166,7 @@ impl ManifestRow {
 /// Whether the ranges tile `[floor, archived)` without gap or overlap.
 ///
 /// # Errors
-/// Names the first place where they do not.
+/// A message that names the first gap or overlap.
 pub fn check_tiling<'a>(
     rows: impl IntoIterator<Item = &'a ManifestRow>,
     floor: Offset,

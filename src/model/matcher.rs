@@ -1,9 +1,9 @@
-//! Label matchers, which the store, the live deltas and the peers all apply alike.
+//! Label matchers, applied alike by the store, the live deltas and the peers.
 
 use super::series::Series;
 
-/// A matcher on one label, in the manner of Prometheus; regular expressions are anchored. An absent
-/// label reads as empty.
+/// A matcher on one label, as in Prometheus; regular expressions are anchored. A missing label
+/// reads as empty.
 #[derive(Debug, Clone)]
 pub enum Matcher {
     /// `name="value"`
@@ -17,7 +17,7 @@ pub enum Matcher {
 }
 
 impl Matcher {
-    /// The label that it looks at.
+    /// The name of the label that is matched.
     pub fn label(&self) -> &str {
         match self {
             Matcher::Equal(name, _)
@@ -27,7 +27,7 @@ impl Matcher {
         }
     }
 
-    /// Whether the label set of `series` passes.
+    /// Whether the labels of `series` match.
     pub fn matches(&self, series: &Series) -> bool {
         match self {
             Matcher::Equal(name, value) => series.label(name) == value,

@@ -1,9 +1,9 @@
 //! Nouns, checked at construction, and the algebra over them. Pure: no async, no I/O, no clock, no
 //! randomness.
 //!
-//! Everything here is a function of its arguments, to the bit, on every machine: rollups are
-//! rebuilt from the archive and compared byte by byte. All serialised forms carry a version and are
-//! pinned by golden bytes in their tests.
+//! Everything here is a function of its arguments, to the bit, on every machine, because rollups
+//! are rebuilt from the archive and compared byte by byte. All serialised forms carry a version and
+//! are pinned by golden bytes in their tests.
 
 pub mod batch;
 pub mod budget;
@@ -24,18 +24,17 @@ pub mod share;
 pub mod suggest;
 pub mod window;
 
-/// Bytes that do not decode: names the format and what is wrong with them.
+/// Bytes that do not decode: names the expected format and what is wrong.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot decode {what}: {why}")]
 pub struct CodecError {
-    /// The format that was expected.
     pub what: &'static str,
-    /// What is wrong.
     pub why: String,
 }
 
 impl CodecError {
-    /// An error about `what`.
+    /// An error about the format `what`.
     pub fn new(what: &'static str, why: impl Into<String>) -> Self {
         Self { what, why: why.into() }
     }

@@ -9,7 +9,7 @@
 
 use super::window::Millis;
 
-/// Place of a record in its shard's log. The first record has offset 0.
+/// Position of a record in its shard's log. The first record has offset 0.
 pub type Offset = u64;
 
 /// Number of a shard, `0..shard_count`.
@@ -22,7 +22,7 @@ impl std::fmt::Display for ShardId {
     }
 }
 
-/// Random identity of a log, made when the log is created.
+/// Random identity of a log, drawn when the log is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogId(pub [u8; 16]);
 
@@ -32,22 +32,22 @@ impl std::fmt::Display for LogId {
     }
 }
 
-/// Fencing token of a shard's owner, compared whole: a store that was rolled back re-issues a
-/// counter, never the nonce with it.
+/// Fencing token of a shard's owner, always compared whole: a store that was rolled back may issue
+/// a counter again, but never with the same nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch {
     /// Counts the starts of the shard.
     pub counter: u64,
-    /// Random, drawn by the owner at its start.
+    /// Random; drawn by the owner when it starts.
     pub nonce: u64,
 }
 
 /// Half-open range of offsets `[from, to)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OffsetRange {
-    /// First offset inside.
+    /// First offset in the range.
     pub from: Offset,
-    /// First offset behind; never below `from`.
+    /// Exclusive end, never below `from`.
     pub to: Offset,
 }
 
@@ -56,91 +56,92 @@ impl OffsetRange {
     pub fn new(from: Offset, to: Offset) -> Option<Self> {
         (from <= to).then_some(Self { from, to })
     }
-    /// Whether it holds no offset.
+    /// Whether the range holds no offset.
     pub fn is_empty(self) -> bool {
         self.from == self.to
     }
-    /// Number of offsets inside.
+    /// The number of offsets in the range.
     pub fn len(self) -> u64 {
         self.to - self.from
     }
 }
 
-/// Where a shard stands in the store.
+/// How far a shard is applied and archived, and who owns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The log that the offsets speak of.
+    /// The log that the offsets belong to.
     pub log: LogId,
     /// Next offset to apply: everything below is in the rollups.
     pub next: Offset,
-    /// Everything below is in the archive.
+    /// Exclusive end of what is in the archive.
     pub archived: Offset,
-    /// The owner.
+    /// The fencing token of the current owner.
     pub epoch: Epoch,
-    /// Append time of the record before `next`, and so of the latest one that is in the rollups;
-    /// none if there is none, or an older release wrote it.
+    /// Append time of the record before `next`, the latest one in the rollups. `None` if there is
+    /// none, or if an older release wrote the checkpoint.
     pub appended: Option<Millis>,
 }
 
-/// A log that does not continue where the store stands. The shard stops: it never resets itself.
+/// The log does not continue at the store's checkpoint. The shard stops; it never resets itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LogDivergence {
-    /// The log begins above the checkpoint.
+    /// Records are missing between the checkpoint and the next record of the log.
     #[error(
         "the log continues at offset {found}, the store expects {expected}: records are missing"
     )]
     Gap {
-        /// The checkpoint.
+        /// The offset that was due.
         expected: Offset,
-        /// What the log has.
+        /// The offset that the log has instead.
         found: Offset,
     },
-    /// The log begins above the checkpoint, and the archive does not fill the hole.
+    /// The log begins above the checkpoint, and the archive does not fill the gap.
     #[error(
-        "the log lost the records [{}, {}), and [{}, {}) of them are not in the archive either: put back the log that has them, or a \
+        "the log lost the records [{}, {}), and [{}, {}) of them are not in the archive either: \
+         put back the log that has them, or a \
          store whose checkpoint lies beyond them",
         lost.from, lost.to, missing.from, missing.to
     )]
     LostRecords {
-        /// From the checkpoint to where the log begins.
+        /// From the checkpoint to the start of the log.
         lost: OffsetRange,
-        /// The first part that is nowhere.
+        /// The first part that is in the archive neither.
         missing: OffsetRange,
     },
-    /// The log ends below the checkpoint, or below what it gave to the archive.
+    /// The log ends below the checkpoint, or below what was archived from it.
     #[error(
         "the log ends at offset {end}, below {checkpoint}, up to where the store or the archive \
          has its records: the log lost its tail or was replaced; put back the log that belongs to \
          the store, or the store that belongs to the log"
     )]
     ShortLog {
-        /// End of the log.
+        /// Exclusive end of the log.
         end: Offset,
         /// The checkpoint, or the end of the archive.
         checkpoint: Offset,
     },
-    /// A record of a version that this build does not read. Bytes that are no record at all are set
-    /// aside instead.
+    /// A record of a version that this build cannot read. Bytes that are no record at all are
+    /// quarantined instead.
     #[error(
         "the record at offset {offset} is of version {version}, which this build does not read: \
          run the release of Rollmill that wrote it, or a newer one; the shard stands still before \
          it, and nothing is passed over"
     )]
     UnsupportedVersion {
-        /// Where it is.
+        /// The offset of the record.
         offset: Offset,
-        /// Its version.
+        /// The version that the record claims.
         version: u64,
     },
-    /// Another log altogether.
+    /// The log's identity is not the one in the store.
     #[error(
         "the store belongs to log {expected}, but the log is {found}: put back the one that \
          belongs to the other"
     )]
     OtherLog {
-        /// The store's.
+        /// The log id in the store's checkpoint.
         expected: LogId,
-        /// The log's.
+        /// The id of the log that was opened.
         found: LogId,
     },
 }
@@ -148,7 +149,7 @@ pub enum LogDivergence {
 /// What to do with a record found at `found` when `next` is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordAction {
-    /// Apply it.
+    /// It is the next one: apply it.
     Apply,
     /// It is already in the store.
     Skip,
@@ -166,11 +167,12 @@ pub fn check_offset(next: Offset, found: Offset) -> Result<RecordAction, LogDive
     }
 }
 
-/// Whether a log that holds `[start, end)` continues where the store stands.
+/// Whether a log that holds `[start, end)` continues at the checkpoint `next`.
 ///
 /// # Errors
-/// [`LogDivergence::ShortLog`] or [`LogDivergence::Gap`].
+/// [`LogDivergence::ShortLog`] if it ends below, [`LogDivergence::Gap`] if it begins above.
 pub fn check_continuity(next: Offset, start: Offset, end: Offset) -> Result<(), LogDivergence> {
+    // A log that lost its tail is refused first: its `start` may be below `next` as well as above.
     if end < next {
         return Err(LogDivergence::ShortLog { end, checkpoint: next });
     }

@@ -1,15 +1,16 @@
-//! Quantiles: a DDSketch (Masson, Rim, Lee, 2019) of relative accuracy better than 1 %, for
-//! negative values and zero too.
+//! Quantiles: a DDSketch (Masson, Rim, Lee, 2019) with a relative error below 1 %, also for
+//! negative values and zero.
 //!
-//! Buckets are log-linear: each power of two of the magnitude, in units of 10^-9, is cut into 64
-//! equal parts, so a bucket's index is the position of the highest bit and the six bits below it:
-//! integer arithmetic, the same on every machine. A bucket's middle is within 1/128 = 0.79 % of
-//! everything in it; magnitudes below 128 units have a bucket each. Counts are 64 bits and buckets
-//! never collapse, so merging is adding, and bytes do not depend on order or splitting.
+//! Buckets are log-linear: each power of two of the magnitude, in units of 10^-9, is divided into
+//! 64 equal parts, so a bucket's index is the position of the highest bit and the six bits below
+//! it. That is integer arithmetic, the same on every machine. A bucket's midpoint is within 1/128 =
+//! 0.79 % of every value in it; magnitudes below 128 units have a bucket each. Counts have 64 bits
+//! and buckets never collapse, so merging is addition, and the bytes do not depend on order or
+//! splitting.
 //!
-//! Serialised, version 1: empty is zero bytes; otherwise `[1]`, then for each bucket in ascending
-//! order of value its signed index (2 bytes, big-endian: negative values have negative indices,
-//! zero has 0) and its count as LEB128.
+//! Serialised, version 1: an empty sketch is zero bytes. Otherwise `[1]`, then for each bucket in
+//! ascending order of value its signed index (2 bytes, big-endian; negative values have negative
+//! indices, zero has 0) and its count as LEB128.
 
 use super::CodecError;
 use super::decimal::Decimal;
@@ -27,7 +28,7 @@ struct Bucket {
     count: u64,
 }
 
-/// The bucket of a value.
+/// The index of the bucket that holds a value.
 fn index_of(value: Decimal) -> i16 {
     let magnitude = value.units().unsigned_abs();
     let index = if magnitude < 2 << LINEAR_BITS {
@@ -41,7 +42,7 @@ fn index_of(value: Decimal) -> i16 {
     if value.units() < 0 { -index } else { index }
 }
 
-/// The middle of a bucket, in units.
+/// The midpoint of a bucket, in units.
 fn middle_of(index: i16) -> i128 {
     let magnitude = i128::from(index.unsigned_abs());
     let middle = if magnitude < 2 << LINEAR_BITS {
@@ -55,7 +56,7 @@ fn middle_of(index: i16) -> i128 {
 }
 
 impl QuantileSketch {
-    /// Adds a value.
+    /// Adds one value.
     pub fn insert(&mut self, value: Decimal) {
         self.add(index_of(value), 1);
     }
@@ -67,14 +68,14 @@ impl QuantileSketch {
         }
     }
 
-    /// Adds all of another.
+    /// Adds the counts of another sketch.
     pub fn merge(&mut self, other: &QuantileSketch) {
         other.0.iter().for_each(|bucket| self.add(bucket.index, bucket.count));
     }
 
-    /// The nearest-rank quantile, `ceil(q × n)`-th smallest, within 1 %; `None` if empty. The
-    /// middle of a bucket may lie beyond everything in it: whoever knows the smallest and the
-    /// largest value keeps it between them.
+    /// The nearest-rank quantile, the `ceil(q × n)`-th smallest value, within 1 %; `None` if empty.
+    /// A bucket's midpoint may lie outside the values in it: callers that know the minimum and the
+    /// maximum clamp to them.
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
         let count: u64 = self.0.iter().map(|bucket| bucket.count).sum();
         let rank = ((q * count as f64).ceil() as u64).clamp(1, count.max(1));
@@ -86,12 +87,12 @@ impl QuantileSketch {
         found.map(|bucket| Decimal::from_units(middle_of(bucket.index)))
     }
 
-    /// Whether nothing was added.
+    /// Whether no value was added.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Appends the serialised form; an empty sketch is zero bytes.
+    /// Appends the serialised form; an empty sketch appends nothing.
     pub fn encode(&self, out: &mut Vec<u8>) {
         if !self.0.is_empty() {
             out.push(VERSION);
@@ -107,7 +108,7 @@ impl QuantileSketch {
         }
     }
 
-    /// Reads the serialised form.
+    /// Decodes the serialised form.
     ///
     /// # Errors
     /// If the version is unknown, or the bytes are cut off or not canonical.
@@ -134,7 +135,7 @@ impl QuantileSketch {
         Ok(Self(buckets))
     }
 
-    /// Bytes on the heap.
+    /// Heap size in bytes.
     pub fn heap_bytes(&self) -> usize {
         self.0.capacity() * size_of::<Bucket>()
     }
@@ -144,9 +145,11 @@ fn take_count(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut count = 0u64;
     for (at, &byte) in bytes.iter().enumerate().take(10) {
         let part = u64::from(byte & 0x7f);
+        // `checked_shl` checks the distance only, so bits that were shifted out are looked for.
         count |=
             part.checked_shl(7 * at as u32).filter(|shifted| shifted >> (7 * at as u32) == part)?;
         if byte & 0x80 == 0 {
+            // A final zero byte would be a second spelling of the same count.
             return (byte != 0 || at == 0).then_some((count, &bytes[at + 1..]));
         }
     }
@@ -199,7 +202,14 @@ mod tests {
     proptest! {
         #[test]
         fn every_quantile_is_within_one_percent_of_the_nearest_rank(
-            values in proptest::collection::vec(prop_oneof![-2_000i128..2_000, -(1i128 << 89)..(1 << 89), any::<i32>().prop_map(i128::from)], 1..200),
+            values in proptest::collection::vec(
+                prop_oneof![
+                    -2_000i128..2_000,
+                    -(1i128 << 89)..(1 << 89),
+                    any::<i32>().prop_map(i128::from)
+                ],
+                1..200,
+            ),
             q in 0.0f64..=1.0,
         ) {
             let mut sorted = values.clone();
@@ -211,7 +221,10 @@ mod tests {
         }
 
         #[test]
-        fn bytes_do_not_depend_on_order_or_splitting(values in proptest::collection::vec(any::<i64>(), 0..100), cut in 0usize..100) {
+        fn bytes_do_not_depend_on_order_or_splitting(
+            values in proptest::collection::vec(any::<i64>(), 0..100),
+            cut in 0usize..100,
+        ) {
             let values: Vec<i128> = values.into_iter().map(i128::from).collect();
             let cut = cut.min(values.len());
             let mut merged = of(&values[cut..]);

@@ -1,14 +1,14 @@
 //! The record: those events of one request that fall on one shard, and its MessagePack form,
 //! version 2.
 //!
-//! A MessagePack array `[version, tenant, gateway, series, events, stamp]`: `series` is an array of
+//! A MessagePack array `[version, tenant, gateway, series, events, stamp]`. `series` is an array of
 //! `[id: bin16, key: bin]`, `events` an array of `[series index, timestamp ms, value, user, id,
-//! raw]`. `value` is nil, or the units of 10^-9 as an integer when they fit 64 bits and as 16
-//! big-endian bytes otherwise; `user` and `id` are str or nil; `raw` is the event as the client
-//! sent it (JSON text, or the MessagePack of that event). `stamp` is what the gateway's append
-//! clock showed, in milliseconds, as bin of 8 bytes, big-endian, so that it can be read off the
-//! end; version 1 has none. The append time is the log's affair: Kafka's is made of the stamp
-//! and of the broker's clock, the embedded log writes its own.
+//! raw]`. `value` is nil, or the units of 10^-9: an integer if they fit 64 bits, otherwise 16
+//! big-endian bytes. `user` and `id` are str or nil. `raw` is the event as the client sent it (JSON
+//! text, or the MessagePack of that event). `stamp` is the reading of the gateway's append clock in
+//! milliseconds, a bin of 8 bytes, big-endian, so that it can be read from the end of the bytes;
+//! version 1 has none. The append time is up to the log: Kafka's is derived from the stamp and the
+//! broker's clock, the embedded log writes its own.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -17,30 +17,30 @@ use super::decimal::Decimal;
 use super::series::SeriesId;
 use super::window::Millis;
 
-/// The version written.
+/// The version that is written.
 pub const VERSION: u8 = 2;
 /// The version without a stamp, which is still read.
 pub const VERSION_1: u8 = 1;
-/// Records above this are split, in order.
+/// Larger records are split, keeping the order of events.
 pub const MAX_RECORD_BYTES: usize = 512 * 1024;
 
-/// A record, borrowing from its bytes.
+/// A record that borrows from its encoded bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record<'a> {
-    /// Format version: [`VERSION`], or [`VERSION_1`] without a stamp; [`decode`] refuses others.
+    /// Format version: [`VERSION`], or [`VERSION_1`] without a stamp. [`decode`] refuses others.
     pub version: u8,
-    /// Whose events these are.
+    /// The tenant that sent the events.
     #[serde(borrow)]
     pub tenant: &'a str,
-    /// Which gateway took them.
+    /// The number of the gateway that accepted them.
     pub gateway: u32,
-    /// The series that the events name by index.
+    /// The series that events refer to by index.
     #[serde(borrow)]
     pub series: Vec<SeriesEntry<'a>>,
     /// The events, in the order of the request.
     #[serde(borrow)]
     pub events: Vec<RecordEvent<'a>>,
-    /// What the gateway's append clock showed; none in version 1.
+    /// The reading of the gateway's append clock; `None` in version 1.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "stamp")]
     pub stamp: Option<Millis>,
 }
@@ -51,13 +51,13 @@ pub struct SeriesEntry<'a> {
     /// BLAKE3 of the key, 16 bytes.
     #[serde(borrow, with = "serde_bytes")]
     pub id: &'a [u8],
-    /// The canonical bytes.
+    /// The canonical bytes of the series.
     #[serde(borrow, with = "serde_bytes")]
     pub key: &'a [u8],
 }
 
 impl SeriesEntry<'_> {
-    /// The id; zero-padded if the bytes are of another length, which [`decode`] refuses.
+    /// The id. Zero-padded if it is not 16 bytes, which [`decode`] refuses.
     pub fn series_id(&self) -> SeriesId {
         let mut id = [0; 16];
         let n = self.id.len().min(16);
@@ -71,15 +71,15 @@ impl SeriesEntry<'_> {
 pub struct RecordEvent<'a> {
     /// Index into the record's series.
     pub series: u32,
-    /// Event time.
+    /// Event time, as the client gave it.
     pub timestamp: Millis,
-    /// The value, if it has one.
+    /// `None` if the event has no value.
     #[serde(serialize_with = "put_value", deserialize_with = "take_value")]
     pub value: Option<Decimal>,
-    /// Whom to count as distinct.
+    /// The user to count as distinct.
     #[serde(borrow)]
     pub user: Option<&'a str>,
-    /// For de-duplication.
+    /// The client's id for de-duplication.
     #[serde(borrow)]
     pub id: Option<&'a str>,
     /// The event as the client sent it.
@@ -88,13 +88,13 @@ pub struct RecordEvent<'a> {
 }
 
 impl RecordEvent<'_> {
-    /// The hash that the distinct sketch takes: XXH3-64 of the user.
+    /// XXH3-64 of the user, the input of the distinct sketch.
     pub fn user_hash(&self) -> Option<u64> {
         self.user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()))
     }
-    /// The hash that de-duplication takes: XXH3-128 of the event id, seeded with the first 8 bytes
-    /// of the series id, then XORed with the whole series id, so that equal ids of different
-    /// series never meet.
+    /// The hash for de-duplication: XXH3-128 of the event id, seeded with the first 8 bytes of the
+    /// series id and XORed with the whole series id, so that equal ids of different series never
+    /// collide.
     pub fn id_hash(&self, series: SeriesId) -> Option<u128> {
         self.id.map(|id| {
             xxhash_rust::xxh3::xxh3_128_with_seed(id.as_bytes(), series.prefix())
@@ -103,9 +103,9 @@ impl RecordEvent<'_> {
     }
 }
 
-/// The version of a record that this build does not read, if the bytes are such a record. Every
-/// version is an array that begins with its number and the tenant; whatever else the bytes are,
-/// they are no record at all.
+/// The version of a record that this build cannot read, if the bytes are such a record. Records of
+/// every version are arrays that begin with the version and the tenant; other bytes are not
+/// records.
 pub fn unknown_version(bytes: &[u8]) -> Option<u64> {
     let rest = match bytes {
         [0x92..=0x9f, rest @ ..] | [0xdc, _, _, rest @ ..] | [0xdd, _, _, _, _, rest @ ..] => rest,
@@ -130,16 +130,16 @@ fn is_known(version: u64) -> bool {
 
 /// Appends the MessagePack form.
 pub fn encode(record: &Record<'_>, out: &mut Vec<u8>) {
-    // Writing to a Vec cannot fail and the types hold nothing that MessagePack cannot express.
+    // Writing to a Vec cannot fail, and the types hold nothing that MessagePack cannot express.
     #[allow(clippy::expect_used)]
     rmp_serde::encode::write(out, record).expect("a record always encodes");
 }
 
-/// Reads the MessagePack form.
+/// Decodes the MessagePack form.
 ///
 /// # Errors
-/// If the version is unknown, the bytes do not decode, an id is not 16 bytes or a series index
-/// points nowhere.
+/// If the version is unknown, the bytes do not decode, an id is not 16 bytes, or an event refers to
+/// a series that is not in the record.
 pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
     let bad = |why: String| CodecError::new("record", why);
     if let Some(version) = unknown_version(bytes) {
@@ -164,16 +164,16 @@ pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
     Ok(record)
 }
 
-/// The stamp of a record in its MessagePack form, without decoding it; none in version 1.
+/// The stamp of an encoded record, read from its end without decoding; `None` in version 1.
 pub fn stamp_of(bytes: &[u8]) -> Option<Millis> {
     let (_, end) = bytes.split_at_checked(bytes.len().checked_sub(STAMP_MARK.len() + 8)?)?;
     let stamped = bytes.starts_with(&VERSION_2_MARK) && end.starts_with(&STAMP_MARK);
     Some(i64::from_be_bytes(*end.last_chunk()?)).filter(|_| stamped)
 }
 
-/// What a record of version 2 begins with: an array of six, and the version.
+/// The first bytes of a version 2 record: an array of six, and the version.
 const VERSION_2_MARK: [u8; 2] = [0x96, VERSION];
-/// What stands before the 8 bytes of a stamp: bin of that length.
+/// The bytes before a stamp: a bin of 8 bytes.
 const STAMP_MARK: [u8; 2] = [0xc4, 8];
 
 mod stamp {
@@ -234,6 +234,7 @@ fn take_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decim
         fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
             let units: [u8; 16] =
                 bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
+            // Checked, because sums of values are not: see `RollupFigures::sum`.
             let value = Decimal::checked_from_units(i128::from_be_bytes(units));
             value.map(Some).ok_or_else(|| E::custom("a value beyond ±10^18"))
         }
@@ -271,7 +272,7 @@ mod tests {
             let why = decode(&bytes(version)).expect_err("refused").to_string();
             assert!(why.contains(&format!("version {version} is unknown")), "{why}");
         }
-        // Of a form that this build knows nothing of: more elements, wider numbers, a longer head.
+        // Forms that this build does not know: more elements, wider numbers, a longer header.
         assert_eq!(unknown_version(b"\x97\x63\xa4shop\xc0\xc0\xc0\xc0\xc0"), Some(99));
         assert_eq!(unknown_version(b"\xdc\x00\x02\xcd\x01\x00\xd9\x01t"), Some(256));
         assert_eq!(unknown_version(b"\xdd\x00\x00\x00\x02\xce\x00\x01\x00\x00\xa0"), Some(65_536));
@@ -316,7 +317,7 @@ mod tests {
         bytes
     }
 
-    /// Golden: what was written once must be read for ever.
+    /// Golden bytes: what was written once must stay readable for ever.
     #[test]
     fn both_versions_are_pinned() {
         let body = [
@@ -376,10 +377,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_stamp_is_read_off_the_end(stamp in any::<i64>(), flips in proptest::collection::vec((0usize..80, any::<u8>()), 0..3)) {
+        fn a_stamp_is_read_off_the_end(
+            stamp in any::<i64>(),
+            flips in proptest::collection::vec((0usize..80, any::<u8>()), 0..3),
+        ) {
             prop_assert_eq!(stamp_of(&encoded(VERSION, Some(stamp))), Some(stamp));
             prop_assert_eq!(stamp_of(&encoded(VERSION_1, None)), None);
-            // Whatever the bytes are, a record that decodes has the stamp that is read off its end.
+            // Whatever the bytes are: the stamp of a record that decodes is the one read from its
+            // end.
             let mut bytes = encoded(VERSION, Some(stamp));
             for (at, byte) in flips {
                 if let Some(there) = bytes.get_mut(at) {

@@ -6,30 +6,30 @@ use super::distinct::DistinctSketch;
 use super::quantiles::QuantileSketch;
 
 /// Count, sum, min, max, distinct users and quantiles of a set of events. Merging is commutative
-/// and associative, in its bytes too.
+/// and associative, down to the bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rollup {
     /// The figures of the hot table.
     pub figures: RollupFigures,
-    /// Distinct users.
+    /// The sketch of distinct users.
     pub distinct: DistinctSketch,
-    /// Distribution of the values.
+    /// The sketch of the values.
     pub quantiles: QuantileSketch,
 }
 
-/// The part of a rollup without sketches.
+/// A rollup without its sketches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RollupFigures {
-    /// Events.
+    /// The number of events.
     pub count: u64,
-    /// Events with a value.
+    /// The number of events with a value.
     pub value_count: u64,
-    /// Sum of the values in units of 10^-9. Cannot overflow: a value is at most 10^27 units and a
+    /// Sum of the values in units of 10^-9. Cannot overflow: a value is at most 10^27 units, and a
     /// shard's window holds fewer than 10^11 events.
     pub sum: i128,
-    /// Smallest value.
+    /// Smallest value; `None` without values.
     pub min: Option<Decimal>,
-    /// Largest value.
+    /// Largest value; `None` without values.
     pub max: Option<Decimal>,
 }
 
@@ -45,7 +45,7 @@ impl RollupFigures {
         }
     }
 
-    /// Adds another part.
+    /// Adds the figures of another part.
     pub fn merge(&mut self, other: &RollupFigures) {
         self.count += other.count;
         self.value_count += other.value_count;
@@ -56,7 +56,7 @@ impl RollupFigures {
 }
 
 impl Rollup {
-    /// Adds one event; `user` is the user's hash.
+    /// Adds one event; `user` is the hash of its user.
     pub fn add(&mut self, value: Option<Decimal>, user: Option<u64>) {
         self.figures.add(value);
         if let Some(value) = value {
@@ -74,8 +74,8 @@ impl Rollup {
         self.quantiles.merge(&other.quantiles);
     }
 
-    /// A quantile of the values within 1 %, never below the smallest or above the largest of them;
-    /// `None` if there is none.
+    /// A quantile of the values within 1 %, clamped to the minimum and the maximum; `None` if there
+    /// are no values.
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
         let found = self.quantiles.quantile(q)?;
         let found = self.figures.min.map_or(found, |min| found.max(min));
@@ -83,8 +83,8 @@ impl Rollup {
     }
 
     /// Appends the canonical bytes, which `verify` compares: count and value count (u64), sum
-    /// (i128), min and max (a flag byte, then i128), then both sketches, each with its length
-    /// (u32) before it. All big-endian.
+    /// (i128), min and max (a flag byte, then i128), then both sketches, each preceded by its
+    /// length (u32). All big-endian.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let figures = &self.figures;
         out.extend(figures.count.to_be_bytes());
@@ -103,7 +103,7 @@ impl Rollup {
         out.append(&mut sketch);
     }
 
-    /// Replaces the sketches by those stored in bytes; an empty slice is an empty sketch.
+    /// Builds a rollup from figures and serialised sketches; an empty slice is an empty sketch.
     ///
     /// # Errors
     /// If the bytes are of an unknown version or do not decode.

@@ -1,18 +1,18 @@
-//! Series: tenant + metric + sorted labels, its canonical bytes, its stable id and its shard.
+//! Series: tenant + metric + sorted labels, with its canonical bytes, its stable id and its shard.
 //!
-//! The series key is, in this order, each string with its length before it as an unsigned LEB128
-//! number: tenant, metric, then name and value of each label in ascending byte order of the names.
-//! A label with an empty value equals an absent label. The series id is BLAKE3 of the key,
-//! truncated to 128 bits; the shard is its first 8 bytes, big-endian, modulo the shard count.
+//! The series key is a sequence of strings, each preceded by its length as unsigned LEB128: tenant,
+//! metric, then name and value of each label in ascending byte order of the names. A label with an
+//! empty value equals an absent label. The series id is BLAKE3 of the key, truncated to 128 bits;
+//! the shard is its first 8 bytes, big-endian, modulo the shard count.
 
 use super::CodecError;
 use super::offset::ShardId;
 
-/// Label set of the series that takes what exceeds the cardinality limit.
+/// Label of the series that collects events beyond the cardinality limit.
 pub const OVERFLOW_LABEL: (&str, &str) = ("__overflow__", "true");
-/// Metric of what exceeds the limit of metric names.
+/// Metric that collects events beyond the limit of metric names.
 pub const OVERFLOW_METRIC: &str = "__overflow__";
-/// Label that tells apart the overflow series of shards.
+/// Label that distinguishes the overflow series of different shards.
 const OVERFLOW_SHARD: &str = "shard";
 
 /// Stable 128-bit hash of a series key.
@@ -45,19 +45,18 @@ impl std::fmt::Display for SeriesId {
 }
 
 /// A series, parsed.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Series {
-    /// Whose it is.
     pub tenant: String,
-    /// Its metric.
     pub metric: String,
-    /// Its labels, ascending by name, no empty values.
+    /// Ascending by name, without empty values.
     pub labels: Vec<(String, String)>,
 }
 
 impl Series {
-    /// A series from labels in any order; empty values are dropped, of equal names the last one
-    /// wins.
+    /// A series from labels in any order. Labels with an empty value are dropped; of equal names,
+    /// the last one wins.
     pub fn new(
         tenant: &str,
         metric: &str,
@@ -80,25 +79,26 @@ impl Series {
         }
     }
 
-    /// The overflow series of the same metric that one shard alone writes to.
+    /// The overflow series of the same metric to which only one shard writes.
     pub fn overflow_of_shard(&self, shard: ShardId) -> Self {
         let mut overflow = self.overflow();
         overflow.labels.push((OVERFLOW_SHARD.to_owned(), shard.to_string()));
         overflow
     }
 
-    /// The series that takes the events of the tenant's metrics beyond the limit of names, of one
-    /// shard.
+    /// The series, one per shard, that collects the events of the tenant's metrics beyond the limit
+    /// of metric names.
     pub fn overflow_of_tenant(&self, shard: ShardId) -> Self {
         Self { metric: OVERFLOW_METRIC.to_owned(), ..self.overflow_of_shard(shard) }
     }
 
-    /// Whether it stands in for series beyond a limit. Labels of clients never begin with `__`.
+    /// Whether this is an overflow series. Clients cannot send it: their labels never begin with
+    /// `__`.
     pub fn is_overflow(&self) -> bool {
         self.label(OVERFLOW_LABEL.0) == OVERFLOW_LABEL.1
     }
 
-    /// The canonical bytes.
+    /// The canonical bytes of the series.
     pub fn key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(64);
         put(&mut key, &self.tenant);
@@ -113,7 +113,7 @@ impl Series {
     /// Parses canonical bytes.
     ///
     /// # Errors
-    /// If the bytes are cut, not UTF-8, or not canonical (labels out of order or empty).
+    /// If the bytes are cut off, not UTF-8, or not canonical (labels out of order or empty).
     pub fn from_key(mut key: &[u8]) -> Result<Self, CodecError> {
         let tenant = take(&mut key)?.to_owned();
         let metric = take(&mut key)?.to_owned();
@@ -130,24 +130,24 @@ impl Series {
         Ok(Self { tenant, metric, labels })
     }
 
-    /// Whether these are its canonical bytes.
+    /// Whether `key` is this series' key. Compares without allocating.
     pub fn has_key(&self, mut key: &[u8]) -> bool {
         let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);
         let mut strings = [&self.tenant, &self.metric].into_iter().chain(labels);
         strings.all(|string| take(&mut key).is_ok_and(|found| found == string)) && key.is_empty()
     }
 
-    /// Whether canonical bytes are of this tenant.
+    /// Whether a series key belongs to the tenant.
     pub fn key_is_of_tenant(mut key: &[u8], tenant: &str) -> bool {
         take(&mut key).is_ok_and(|found| found == tenant)
     }
 
-    /// Whether canonical bytes are of this tenant and metric.
+    /// Whether a series key belongs to the tenant and the metric.
     pub fn key_is_of(mut key: &[u8], tenant: &str, metric: &str) -> bool {
         [tenant, metric].iter().all(|name| take(&mut key).is_ok_and(|found| found == *name))
     }
 
-    /// The value of a label; an absent label reads as empty.
+    /// The value of a label; a missing label reads as empty.
     pub fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
     }
@@ -169,6 +169,7 @@ fn take<'a>(key: &mut &'a [u8]) -> Result<&'a str, CodecError> {
     for shift in (0..35).step_by(7) {
         let (&byte, rest) = key.split_first().ok_or_else(|| bad("cut off"))?;
         *key = rest;
+        // A second spelling of a length would give the same series a second id.
         if byte == 0 && shift > 0 {
             return Err(bad("a length is longer than it need be"));
         }
@@ -182,8 +183,8 @@ fn take<'a>(key: &mut &'a [u8]) -> Result<&'a str, CodecError> {
     Err(bad("a length is too long"))
 }
 
-/// What stands for a metric of a tenant where its name would be too long. Two may share one: it
-/// says "perhaps", never "no" by mistake.
+/// A short stand-in for a metric of a tenant. Two metrics may share a hash, so a match means
+/// "perhaps", but a mismatch always means "no".
 pub fn metric_hash(tenant: &str, metric: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64_with_seed(
         metric.as_bytes(),

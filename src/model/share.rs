@@ -1,9 +1,9 @@
-//! Shares: how much of something a node has, and how much of it one tenant may hold.
+//! Shares: how much of a resource a node has, and how much of it one tenant may hold.
 //!
-//! Queries, bytes in flight, unread answers, connections and subscriptions are all counted like
-//! this. What always holds: the whole is never exceeded; while there are several tenants, none
-//! holds more than its part, so that the others find room whatever it does; what was taken is given
-//! back when it is dropped.
+//! Queries, bytes in flight, unread answers, connections and subscriptions are all limited this
+//! way. Three things always hold: the total is never exceeded; while there are several tenants,
+//! none holds more than its share, so that the others find room whatever it does; what was taken is
+//! returned when the lease is dropped.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,37 +13,37 @@ use hashbrown::HashMap;
 
 use crate::invariants::{Invariant, check};
 
-/// One tenant's part is the whole divided by this.
+/// One tenant's share is the total divided by this.
 const PARTS: u64 = 4;
 
 /// How much there is, and how much of it one tenant may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShareLimits {
-    /// For all together.
+    /// The limit for all tenants together.
     pub total: u64,
-    /// For each tenant.
+    /// The limit for each tenant.
     pub per_tenant: u64,
 }
 
-/// What is exceeded.
+/// Which limit a request would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShareExceeded {
-    /// The tenant's own part.
+    /// The tenant's own share.
     Own,
-    /// The whole.
+    /// The total of all tenants.
     Total,
 }
 
 impl ShareLimits {
-    /// A quarter for each tenant; all of it, if there is only one.
+    /// A quarter of the total per tenant, or all of it if there is only one tenant.
     pub fn divided(total: u64, one_tenant: bool) -> Self {
         Self { total, per_tenant: if one_tenant { total } else { total.div_ceil(PARTS) } }
     }
 
-    /// Whether `more` may be taken, of which all hold `held`, and the tenant `own`.
+    /// Whether `more` may be taken while all tenants hold `held` and this tenant holds `own`.
     ///
     /// # Errors
-    /// What would be exceeded.
+    /// The limit that would be exceeded; the tenant's own is reported first.
     pub fn admits(&self, held: u64, own: u64, more: u64) -> Result<(), ShareExceeded> {
         if own.saturating_add(more) > self.per_tenant && self.per_tenant < self.total {
             Err(ShareExceeded::Own)
@@ -55,10 +55,10 @@ impl ShareLimits {
     }
 }
 
-/// Who holds how much of one thing.
+/// A resource that tenants share, and who holds how much of it.
 #[derive(Debug)]
 pub struct SharePool {
-    /// What it is, as in the names of limits and metrics.
+    /// The resource's name in limits and metrics.
     pub name: &'static str,
     total: u64,
     one_tenant: Arc<AtomicBool>,
@@ -72,37 +72,37 @@ struct HeldAmounts {
     tenants: HashMap<Arc<str>, u64, FixedState>,
 }
 
-/// How much is held, of how much.
+/// How much of a resource is held, and by this tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShareUsage {
-    /// What there is.
+    /// The limits at the time of reading.
     pub limits: ShareLimits,
-    /// What all hold.
+    /// Held by all tenants together.
     pub held: u64,
-    /// What the tenant holds.
+    /// Held by the tenant in question.
     pub held_by_tenant: u64,
 }
 
 impl SharePool {
-    /// So much in all. `one_tenant` says at any moment whether there is nobody to share with.
+    /// A pool of `total`. `one_tenant` says at any moment whether there is nobody to share with.
     pub fn new(name: &'static str, total: u64, one_tenant: Arc<AtomicBool>) -> Arc<Self> {
         Arc::new(Self { name, total, one_tenant, books: Mutex::default() })
     }
 
     fn books(&self) -> MutexGuard<'_, HeldAmounts> {
-        // Two numbers are changed under the lock and nothing in between can panic.
+        // Poison is ignored: two numbers change under the lock, and nothing in between can panic.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How much there is now.
+    /// The limits as of now: the number of tenants may change while the server runs.
     pub fn limits(&self) -> ShareLimits {
         ShareLimits::divided(self.total, self.one_tenant.load(Ordering::Relaxed))
     }
 
-    /// Takes for a tenant.
+    /// Takes an amount for a tenant.
     ///
     /// # Errors
-    /// What would be exceeded.
+    /// The limit that would be exceeded.
     pub fn take(
         self: &Arc<Self>,
         tenant: &Arc<str>,
@@ -113,7 +113,7 @@ impl SharePool {
         Ok(held)
     }
 
-    /// How much is held, and by this tenant.
+    /// How much is held in total and by this tenant.
     pub fn usage(&self, tenant: &str) -> ShareUsage {
         let books = self.books();
         ShareUsage {
@@ -129,7 +129,7 @@ fn check_bound(name: &str, held: u64, total: u64) {
     check(Invariant::Bounded, held <= total, || format!("{held} of {total} {name} are held"));
 }
 
-/// What a tenant holds, until dropped.
+/// An amount held by a tenant, returned on drop.
 #[derive(Debug)]
 pub struct ShareLease {
     pool: Arc<SharePool>,
@@ -138,21 +138,22 @@ pub struct ShareLease {
 }
 
 impl ShareLease {
-    /// How much.
+    /// The amount held at the moment.
     pub fn amount(&self) -> u64 {
         self.amount
     }
 
-    /// What it is taken from.
+    /// The pool that the amount was taken from.
     pub fn pool(&self) -> &Arc<SharePool> {
         &self.pool
     }
 
-    /// Takes more.
+    /// Takes more in addition.
     ///
     /// # Errors
-    /// What would be exceeded; what was held is still held.
+    /// The limit that would be exceeded; the lease is unchanged.
     pub fn grow(&mut self, more: u64) -> Result<(), ShareExceeded> {
+        // Read before the lock: the limits are an atomic of their own, and the lock stays short.
         let share = self.pool.limits();
         let mut books = self.pool.books();
         let own = books.tenants.get(&self.tenant).copied().unwrap_or(0);
@@ -164,7 +165,7 @@ impl ShareLease {
         Ok(())
     }
 
-    /// Gives back all beyond `amount`.
+    /// Returns everything beyond `amount`.
     pub fn shrink_to(&mut self, amount: u64) {
         let less = self.amount.saturating_sub(amount);
         if less == 0 {
@@ -174,6 +175,7 @@ impl ShareLease {
         books.held = books.held.saturating_sub(less);
         if let Some(own) = books.tenants.get_mut(&self.tenant) {
             *own = own.saturating_sub(less);
+            // Tenants without a lease leave the map, so it holds active tenants only.
             if *own == 0 {
                 books.tenants.remove(&self.tenant);
             }
@@ -236,7 +238,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_dropped_is_given_back(steps in prop::collection::vec((0_u8..5, 0_u64..40, 0_u8..3), 1..60)) {
+        fn what_is_dropped_is_given_back(
+            steps in prop::collection::vec((0_u8..5, 0_u64..40, 0_u8..3), 1..60),
+        ) {
             let shares = shares(100, false);
             let mut held: Vec<(u8, ShareLease)> = Vec::new();
             for (tenant, amount, what) in steps {
@@ -245,15 +249,21 @@ mod tests {
                     1 => if let Some((_, last)) = held.last_mut() && last.grow(amount).is_err() {
                         last.shrink_to(last.amount() / 2);
                     },
-                    _ => held.extend(shares.take(&format!("{tenant}").into(), amount).ok().map(|h| (tenant, h))),
+                    _ => {
+                        let taken = shares.take(&format!("{tenant}").into(), amount);
+                        held.extend(taken.ok().map(|h| (tenant, h)));
+                    }
                 }
                 for tenant in 0..5 {
-                    let own: u64 = held.iter().filter(|(of, _)| *of == tenant).map(|(_, h)| h.amount()).sum();
+                    let own = held.iter().filter(|(of, _)| *of == tenant);
+                    let own: u64 = own.map(|(_, h)| h.amount()).sum();
                     let of = shares.usage(&format!("{tenant}"));
                     prop_assert_eq!(of.held_by_tenant, own);
-                    prop_assert!(of.held_by_tenant <= of.limits.per_tenant && of.held <= of.limits.total);
+                    prop_assert!(of.held_by_tenant <= of.limits.per_tenant);
+                    prop_assert!(of.held <= of.limits.total);
                 }
-                prop_assert_eq!(shares.usage("0").held, held.iter().map(|(_, h)| h.amount()).sum::<u64>());
+                let all = held.iter().map(|(_, h)| h.amount()).sum::<u64>();
+                prop_assert_eq!(shares.usage("0").held, all);
             }
         }
     }

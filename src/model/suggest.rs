@@ -1,9 +1,9 @@
-//! The name that somebody may have meant.
+//! The known name that a mistyped one probably stands for.
 
-/// How much of a name has to be the same, in edits per character: with less, a hint misleads.
+/// Least similarity of a suggestion (1 is equal, 0 shares nothing): below it, a hint misleads.
 const NEAR: f64 = 0.6;
 
-/// The known name that is nearest to `name`, if it is near at all.
+/// The known name most similar to `name`, if any is similar enough to suggest.
 pub fn nearest_name(name: &str, known: impl IntoIterator<Item = String>) -> Option<String> {
     let likeness = |known: String| (strsim::normalized_damerau_levenshtein(name, &known), known);
     let best = known.into_iter().map(likeness).max_by(|a, b| a.0.total_cmp(&b.0));
