@@ -1,19 +1,20 @@
-//! Columns that every SQL store keeps as versioned bytes: blocks of ids, windows of a manifest row.
+//! Columns that the SQL stores keep as versioned bytes: blocks of ids, and the windows of a
+//! manifest row.
 //!
-//! Blocks begin with a version, and since version 2 end with a checksum: SQLite has none, and a
-//! flipped bit in an id would count an event twice. Bytes that do not decode are an error that
-//! names the format.
+//! They begin with a version and, since version 2, end with a checksum: SQLite has none of its own,
+//! and a flipped bit in an id would count an event twice. Bytes that do not decode are an error
+//! that names the format.
 
 use crate::model::CodecError;
 use crate::model::manifest::Tier;
 use crate::model::window::{Hour, Millis};
 
 const VERSION: u8 = 2;
-/// Without a checksum.
+/// The version without a checksum, which is still read.
 const UNCHECKED: u8 = 1;
 const CHECKSUM: usize = 4;
 
-/// A tier as its column holds it.
+/// The number that stands for a tier in its column.
 pub(super) fn tier_number(tier: Tier) -> i16 {
     match tier {
         Tier::Hot => 0,
@@ -29,7 +30,7 @@ pub(super) fn tier(number: i16) -> Result<Tier, CodecError> {
     }
 }
 
-/// Version, then per run: append time, number of ids, ids.
+/// Version, then per run: append time, number of ids, ids; then the checksum.
 pub(super) fn encode_runs(runs: &[(Millis, Vec<u128>)]) -> Vec<u8> {
     let bytes: usize = runs.iter().map(|(_, ids)| 12 + 16 * ids.len()).sum();
     let mut out = Vec::with_capacity(1 + bytes + CHECKSUM);
@@ -56,7 +57,7 @@ pub(super) fn decode_runs(bytes: &[u8]) -> Result<Vec<(Millis, Vec<u128>)>, Code
     Ok(runs)
 }
 
-/// Version, then per window: hour, events.
+/// Version, then per window: hour, number of events; then the checksum.
 pub(super) fn encode_windows(windows: &[(Hour, u64)]) -> Vec<u8> {
     let mut out = vec![VERSION];
     for (hour, events) in windows {

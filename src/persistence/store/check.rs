@@ -1,10 +1,10 @@
-//! Looks for what contradicts itself in a store of tables: the catalogue against the series' keys,
-//! rows that belong to nothing, blocks and objects against what they say of themselves, and
-//! everything against the checkpoints.
+//! Finds contradictions in a store of tables: the catalogue against the keys of the series,
+//! orphaned rows, blocks and objects against their own metadata, and everything against the
+//! checkpoints.
 //!
-//! The statements are the same for every SQL store; how they are run is [`TableReader`]. All is of one
-//! state, so a node may be writing meanwhile. What cannot be read is damage too: the rest is still
-//! looked at.
+//! The statements are the same for every SQL store; [`TableReader`] runs them. All of them read one
+//! state, so a node may keep writing meanwhile. A table that cannot be read is reported as damage,
+//! and the rest is still checked.
 
 #[cfg(test)]
 mod tests;
@@ -20,18 +20,18 @@ use crate::model::manifest::{ManifestRow, ObjectName};
 use crate::model::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::{Series, SeriesId};
 
-/// Places of one kind that are named; of more, the number is.
+/// Most findings per table that are reported one by one; the rest is reported as a number.
 const MAX_REPORTED: usize = 10;
 
-/// Hands over what was found, no more than [`MAX_REPORTED`] of each table.
+/// Passes findings on, at most [`MAX_REPORTED`] for each table.
 pub(super) struct DamageCollector<'a> {
     sink: &'a mut dyn FnMut(StoreDamage),
     counts: BTreeMap<&'static str, usize>,
 }
 
 impl<'a> DamageCollector<'a> {
-    pub(super) fn new(tell: &'a mut dyn FnMut(StoreDamage)) -> Self {
-        Self { sink: tell, counts: BTreeMap::new() }
+    pub(super) fn new(sink: &'a mut dyn FnMut(StoreDamage)) -> Self {
+        Self { sink, counts: BTreeMap::new() }
     }
 
     pub(super) fn add(&mut self, table: &'static str, why: impl std::fmt::Display) {
@@ -52,15 +52,15 @@ impl<'a> DamageCollector<'a> {
     }
 }
 
-/// The columns of a row.
+/// One row of a result, by column index.
 pub(super) trait TableRow {
     fn int(&self, at: usize) -> Result<Option<i64>, StoreError>;
     fn text(&self, at: usize) -> Result<&str, StoreError>;
-    /// Bytes, and ids, which some stores have a type for.
+    /// A column of bytes, or an id, for which some stores have a type of its own.
     fn bytes(&self, at: usize) -> Result<Vec<u8>, StoreError>;
 }
 
-/// An integer that is never absent.
+/// A column that must not be null.
 fn number(row: &dyn TableRow, at: usize) -> Result<i64, StoreError> {
     row.int(at)?.ok_or_else(|| StoreError::Invalid(format!("column {at} is absent")))
 }
@@ -77,20 +77,20 @@ fn offset(row: &dyn TableRow, at: usize) -> Result<Offset, StoreError> {
 
 pub(super) type RowVisitor<'v> = dyn FnMut(&dyn TableRow) -> Result<(), StoreError> + 'v;
 
-/// The tables of a store, in one state.
+/// Reads the tables of a store, all in the same state.
 pub(super) trait TableReader {
     /// Visits the rows of a statement.
     fn for_each_row(&mut self, sql: &str, visit: &mut RowVisitor<'_>) -> Result<(), StoreError>;
-    /// Ranges of hours, with the first behind, that hold all rollups and sketches together: each is
-    /// as much as one statement should read.
+    /// Half-open ranges of hours that together cover all rollups and sketches. Each is as much as
+    /// one statement should read.
     fn hour_ranges(&mut self) -> Result<Vec<(i64, i64)>, StoreError>;
-    /// After a statement has failed: whether another one can be tried.
+    /// Called after a failed statement; fails if no further statement can run.
     fn recover(&mut self) -> Result<(), StoreError>;
 }
 
 type TableCheck = fn(&mut dyn TableReader, &mut DamageCollector<'_>) -> Result<(), StoreError>;
 
-/// What is looked at, with the table that is named if it cannot be read.
+/// All checks, each with the table that is named if it cannot be read.
 const TABLE_CHECKS: [(&str, TableCheck); 11] = [
     ("series", catalogue),
     ("rollups", orphan_rollups),
@@ -105,10 +105,10 @@ const TABLE_CHECKS: [(&str, TableCheck); 11] = [
     ("expiry", expiry),
 ];
 
-/// Looks at everything.
+/// Runs all checks.
 ///
 /// # Errors
-/// If it can look no further.
+/// If a failed statement leaves the store unreadable ([`TableReader::recover`]).
 pub(super) fn find_contradictions(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,
@@ -132,8 +132,8 @@ struct MetricTally {
     seen: (Option<i64>, Option<i64>),
 }
 
-/// The labels of a series as the index has them: the wrapping sum of their hashes, and their
-/// number.
+/// A digest of the labels of a series, independent of their order: the wrapping sum of their
+/// hashes, and their number.
 type LabelDigest = (u64, u64);
 
 fn add_label(labels: &mut LabelDigest, metric_no: i64, name: &str, value: &str) {
@@ -141,7 +141,7 @@ fn add_label(labels: &mut LabelDigest, metric_no: i64, name: &str, value: &str) 
     *labels = (labels.0.wrapping_add(hash), labels.1 + 1);
 }
 
-/// Keys of series say everything that tenants, metrics and the index of labels say.
+/// Compares tenants, metrics and the label index with what the keys of the series say.
 fn catalogue(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,
@@ -254,6 +254,7 @@ fn for_each_hour(
     tables: &mut dyn TableReader,
     visit: &mut dyn FnMut(i64, i64),
 ) -> Result<(), StoreError> {
+    // One statement per range: a DISTINCT over years of rollups would outlast its time limit.
     for (from, to) in tables.hour_ranges()? {
         let sql = format!(
             "SELECT DISTINCT metric_no, hour FROM rollups WHERE hour >= {from} AND hour < {to}"
@@ -310,7 +311,7 @@ fn labels(
     })
 }
 
-/// Rows that belong to nothing, by a statement that selects their metric, hour and series.
+/// Reports the rows of a statement that selects metric, hour and series of orphaned rows.
 fn report_orphans(
     tables: &mut dyn TableReader,
     sql: &str,
@@ -391,7 +392,7 @@ fn revisions(
     Ok(())
 }
 
-/// A shard's checkpoint, as far as other rows can contradict it.
+/// The offsets of a shard's checkpoint that other rows can contradict.
 struct CheckpointOffsets {
     next: Offset,
     archived: Offset,
@@ -400,28 +401,29 @@ struct CheckpointOffsets {
 fn checkpoint_offsets(
     tables: &mut dyn TableReader,
 ) -> Result<BTreeMap<i64, CheckpointOffsets>, StoreError> {
-    let mut stands = BTreeMap::new();
+    let mut checkpoints = BTreeMap::new();
     tables.for_each_row("SELECT shard, next, archived FROM shards", &mut |row| {
-        stands.insert(
+        checkpoints.insert(
             number(row, 0)?,
             CheckpointOffsets { next: offset(row, 1)?, archived: offset(row, 2)? },
         );
         Ok(())
     })?;
-    Ok(stands)
+    Ok(checkpoints)
 }
 
-/// What was written with a flush is of a record below the checkpoint, which moved with it.
+/// Checks that a row written by a flush belongs to a record below the checkpoint: both were written
+/// in one transaction.
 fn below_checkpoint(
-    stands: &BTreeMap<i64, CheckpointOffsets>,
+    checkpoints: &BTreeMap<i64, CheckpointOffsets>,
     shard: i64,
     at: Offset,
 ) -> Result<(), String> {
-    match stands.get(&shard) {
+    match checkpoints.get(&shard) {
         None => Err(format!("shard {shard} has no checkpoint")),
-        Some(stand) if at >= stand.next => Err(format!(
+        Some(checkpoint) if at >= checkpoint.next => Err(format!(
             "it is of offset {at} of shard {shard}, and everything there is below {}",
-            stand.next
+            checkpoint.next
         )),
         Some(_) => Ok(()),
     }
@@ -431,16 +433,17 @@ fn admissions(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
-    let stands = checkpoint_offsets(tables)?;
+    let checkpoints = checkpoint_offsets(tables)?;
     tables.for_each_row(
         "SELECT shard, max(admitted_offset), min(admitted_offset) FROM series GROUP BY shard",
         &mut |row| {
-            // The same bits as unsigned: those that are negative are the greatest.
+            // Offsets are stored as signed integers with the same bits: negative ones are the
+            // greatest.
             let at = match offset(row, 2)? {
                 least if (least as i64) < 0 => least,
                 _ => offset(row, 1)?,
             };
-            if let Err(why) = below_checkpoint(&stands, number(row, 0)?, at) {
+            if let Err(why) = below_checkpoint(&checkpoints, number(row, 0)?, at) {
                 found.add("series", format!("an admission contradicts the checkpoint: {why}"));
             }
             Ok(())
@@ -449,19 +452,19 @@ fn admissions(
 }
 
 fn dedup(tables: &mut dyn TableReader, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
-    let stands = checkpoint_offsets(tables)?;
+    let checkpoints = checkpoint_offsets(tables)?;
     let mut shards = Vec::new();
     tables.for_each_row("SELECT DISTINCT shard FROM dedup", &mut |row| {
         shards.push(number(row, 0)?);
         Ok(())
     })?;
-    // Blocks are large: those of one shard at a time.
+    // Blocks are large, so only those of one shard are read at a time.
     for shard in shards {
         let sql = format!(
             "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup WHERE \
              shard = {shard} ORDER BY from_offset"
         );
-        let mut behind = 0;
+        let mut previous_end = 0;
         tables.for_each_row(&sql, &mut |row| {
             let (from, to) = (offset(row, 0)?, offset(row, 1)?);
             let mut wrong = |why: &dyn std::fmt::Display| {
@@ -469,13 +472,13 @@ fn dedup(tables: &mut dyn TableReader, found: &mut DamageCollector<'_>) -> Resul
             };
             if from >= to {
                 wrong(&"its offsets are no range");
-            } else if let Err(why) = below_checkpoint(&stands, shard, to - 1) {
+            } else if let Err(why) = below_checkpoint(&checkpoints, shard, to - 1) {
                 wrong(&why);
             }
-            if from < behind {
-                wrong(&format!("the block before it ends at {behind}"));
+            if from < previous_end {
+                wrong(&format!("the block before it ends at {previous_end}"));
             }
-            behind = to;
+            previous_end = to;
             match blocks::decode_runs(&row.bytes(4)?) {
                 Err(why) => wrong(&why),
                 Ok(runs) => {
@@ -500,7 +503,7 @@ fn manifest(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
-    let stands = checkpoint_offsets(tables)?;
+    let checkpoints = checkpoint_offsets(tables)?;
     let mut next: BTreeMap<i64, Offset> = BTreeMap::new();
     tables.for_each_row("SELECT shard, \"offset\" FROM archive_floors", &mut |row| {
         next.insert(number(row, 0)?, offset(row, 1)?);
@@ -525,37 +528,40 @@ fn manifest(
         Ok(())
     })?;
     for (shard, at) in &next {
-        if !stands.contains_key(shard) {
+        if !checkpoints.contains_key(shard) {
             found.add(
                 "manifest",
                 format!("there are objects of shard {shard}, which has no checkpoint"),
             );
-        } else if let Some(stand) = stands.get(shard).filter(|stand| stand.archived != *at) {
+        } else if let Some(checkpoint) =
+            checkpoints.get(shard).filter(|checkpoint| checkpoint.archived != *at)
+        {
             found.add(
                 "manifest",
                 format!(
                     "shard {shard}: the archive ends at {at}, and the checkpoint says {}",
-                    stand.archived
+                    checkpoint.archived
                 ),
             );
         }
     }
-    for (shard, stand) in
-        stands.iter().filter(|(shard, stand)| stand.archived > 0 && !next.contains_key(shard))
+    for (shard, checkpoint) in checkpoints
+        .iter()
+        .filter(|(shard, checkpoint)| checkpoint.archived > 0 && !next.contains_key(shard))
     {
         found.add(
             "manifest",
             format!(
                 "shard {shard}: it is archived up to {}, and there is no object",
-                stand.archived
+                checkpoint.archived
             ),
         );
     }
     Ok(())
 }
 
-/// What a row of the manifest says twice: its name holds log, range and epoch, and its windows hold
-/// its events.
+/// Checks what a manifest row says twice: its path contains log, range and epoch, and its windows
+/// add up to its number of events.
 fn check_object(row: &dyn TableRow, range: OffsetRange) -> Result<(), String> {
     let unreadable = |why: StoreError| why.to_string();
     let log = <[u8; 16]>::try_from(row.bytes(3).map_err(unreadable)?)
@@ -585,15 +591,15 @@ fn check_object(row: &dyn TableRow, range: OffsetRange) -> Result<(), String> {
 }
 
 fn floors(tables: &mut dyn TableReader, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
-    let stands = checkpoint_offsets(tables)?;
+    let checkpoints = checkpoint_offsets(tables)?;
     tables.for_each_row("SELECT shard, \"offset\", hour FROM archive_floors", &mut |row| {
         let (shard, at) = (number(row, 0)?, offset(row, 1)?);
-        // A window is an hour of 32 bits.
+        // Checks the type only: an hour has 32 bits.
         number_32(row, 2)?;
-        match stands.get(&shard) {
+        match checkpoints.get(&shard) {
             None => found.add("archive_floors", format!("shard {shard} has no checkpoint")),
-            Some(stand) if at > stand.archived => {
-                let archived = stand.archived;
+            Some(checkpoint) if at > checkpoint.archived => {
+                let archived = checkpoint.archived;
                 found.add(
                     "archive_floors",
                     format!("shard {shard}: the archive begins at {at}, and ends at {archived}"),
@@ -609,9 +615,9 @@ fn quarantine(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
-    let stands = checkpoint_offsets(tables)?;
+    let checkpoints = checkpoint_offsets(tables)?;
     tables.for_each_row("SELECT shard, \"offset\", idx FROM quarantine", &mut |row| {
-        if let Err(why) = below_checkpoint(&stands, number(row, 0)?, offset(row, 1)?) {
+        if let Err(why) = below_checkpoint(&checkpoints, number(row, 0)?, offset(row, 1)?) {
             found.add("quarantine", format!("event {}: {why}", number(row, 2)?));
         }
         Ok(())

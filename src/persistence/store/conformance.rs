@@ -1,5 +1,5 @@
-//! What every store must do. The double, SQLite, PostgreSQL and, if one is named, TimescaleDB run
-//! the same suite.
+//! What every store must do. The double, SQLite, PostgreSQL and, if one is configured, TimescaleDB
+//! run the same suite.
 
 use std::sync::Arc;
 
@@ -481,7 +481,7 @@ fn postgres_conforms() {
     }
 }
 
-/// Runs where `ROLLMILL_TEST_TIMESCALE_URL` names a TimescaleDB, as a role that may create
+/// Runs only if `ROLLMILL_TEST_TIMESCALE_URL` names a TimescaleDB, with a role that may create
 /// databases.
 #[test]
 fn timescale_conforms() {
@@ -530,7 +530,7 @@ fn sqlite_survives_reopening() {
 
 #[test]
 fn sqlite_takes_over_stores_of_older_versions() {
-    // What takes a new file back to what an older version had.
+    // Turns a new file back into what an older version had written.
     let few = "ALTER TABLE suspects DROP COLUMN sum; ";
     let back_to_6 = format!(
         "{few} ALTER TABLE dedup_rules DROP COLUMN sum; ALTER TABLE expiry DROP COLUMN sum; \
@@ -579,11 +579,14 @@ fn taken_over(back: &str, of_two_times: bool) {
     let raw = rusqlite::Connection::open(&path).expect("open");
     raw.execute_batch(back).expect("as the older version had it");
     drop(raw);
-    // Who only reads cannot bring it up to date, and is told who can: no older version is needed,
-    // and no rebuild.
+    // A read-only process cannot migrate the file. The error says who can: neither an older release
+    // nor a rebuild is needed.
     let unread = sqlite::SqliteStore::open_read_only(&path).map(drop);
     assert!(
-        matches!(&unread, Err(StoreError::Invalid(why)) if why.contains("start a node of this build")),
+        matches!(
+            &unread,
+            Err(StoreError::Invalid(why)) if why.contains("start a node of this build")
+        ),
         "{unread:?}"
     );
     let store = sqlite::SqliteStore::open(&path).expect("a store");

@@ -1,9 +1,8 @@
-//! Which series match a query, remembered: bounded in bytes, the least recently used forgotten
-//! first.
+//! A cache of which series match a query: LRU, bounded in bytes.
 //!
-//! What always holds: what was refused is remembered nowhere; a series that several lists name is
-//! one object; a list is weighed as if it shared nothing, so that the bound holds whatever is
-//! forgotten.
+//! Three things always hold: a refused query leaves nothing in the cache; a series in several lists
+//! is one object in memory; a list is weighed as if it shared nothing, so that the bound holds
+//! whichever lists are evicted.
 
 use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,24 +16,25 @@ use crate::invariants::{Invariant, check};
 use crate::model::flush::SeriesInfo;
 use crate::model::series::{Series, SeriesId};
 
-/// Series by number, ascending.
+/// Matching series with their numbers, ascending by number.
 pub(super) type MatchedSeries = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
 
-/// Bytes of a series in a list, beside its strings: its entry, counters, id, and the heads of its
-/// strings and labels.
+/// Bytes of a series in a list, without its strings: its entry, reference counts, id, and the
+/// headers of its strings and labels.
 const SERIES_BYTES: usize = 176;
-/// Bytes of a label beside its text.
+/// Bytes of a label, without its text.
 const LABEL_BYTES: usize = 64;
-/// Bytes of a list beside its series.
+/// Bytes of a list, without its series.
 const LIST_BYTES: usize = 256;
-/// Series that are gone are looked for when so many are known, and from then on when there are
-/// twice as many as are left.
+/// Dropped series are swept once this many are known, and then whenever twice as many are known as
+/// were left by the last sweep: the cost per series stays constant.
 const EVICT_FROM: usize = 4_096;
 
-/// Lists of series by what was asked for, each with the metric's number of series at that time.
+/// Lists of matching series by query, each with the metric's number of series at that time. Series
+/// are only ever added to a metric, so an equal number means an equal list.
 pub(super) struct MatchCache<K> {
     lists: moka::sync::Cache<K, (i64, MatchedSeries)>,
-    /// The series of the lists, and some that are gone.
+    /// The series of all lists, to share them between lists; also some that were dropped meanwhile.
     known: DashMap<SeriesId, Weak<SeriesInfo>, RandomState>,
     evict_at: AtomicUsize,
 }
@@ -49,7 +49,7 @@ fn weight(list: &[(i64, Arc<SeriesInfo>)]) -> usize {
     LIST_BYTES + list.iter().map(|(_, info)| series_bytes(&info.series)).sum::<usize>()
 }
 
-/// Roughly the memory of a series.
+/// Approximate memory of a series.
 fn series_bytes(series: &Series) -> usize {
     let labels: usize =
         series.labels.iter().map(|(name, value)| LABEL_BYTES + name.len() + value.len()).sum();
@@ -57,7 +57,7 @@ fn series_bytes(series: &Series) -> usize {
 }
 
 impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
-    /// A cache of so many bytes; 0 keeps nothing.
+    /// A cache of at most `bytes`; with 0 it keeps nothing.
     pub(super) fn new(bytes: u64) -> Self {
         let weigher = |_: &K, (_, list): &(i64, MatchedSeries)| {
             u32::try_from(weight(list)).unwrap_or(u32::MAX)
@@ -69,11 +69,11 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         }
     }
 
-    /// The list that was kept when the metric had so many series, or the one that `find` collects,
-    /// which is kept.
+    /// The cached list, if the metric had `count` series when it was collected; otherwise the list
+    /// that `find` collects, which is then cached.
     ///
     /// # Errors
-    /// As `find`: what it refuses is not kept.
+    /// What `find` returns; its failures are not cached.
     pub(super) fn get(
         &self,
         key: K,
@@ -81,12 +81,14 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         find: impl FnOnce() -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError>,
     ) -> Result<MatchedSeries, StoreError> {
         if let Some((_, matched)) = self.lists.get(&key).filter(|(then, _)| *then == count) {
+            // Sorted, because the stores look series up by binary search.
             return Ok(matched);
         }
         let mut found = find()?;
         found.sort_unstable_by_key(|(no, _)| *no);
         found.shrink_to_fit();
         let matched = Arc::new(found);
+        // A list that exceeds the cache alone is not inserted: the cache would only evict it again.
         if weight(&matched) as u64 <= self.lists.policy().max_capacity().unwrap_or(0) {
             for (_, info) in matched.iter() {
                 self.known.entry(info.id).or_insert_with(|| Arc::downgrade(info));
@@ -97,8 +99,7 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         Ok(matched)
     }
 
-    /// The series of an id and its key, which is parsed only if no list has it.
-    ///
+    /// The series with an id and a key. The key is parsed only if no list has the series.
     /// # Errors
     /// If the key does not decode.
     pub(super) fn series(&self, id: SeriesId, key: &[u8]) -> Result<Arc<SeriesInfo>, StoreError> {
@@ -112,12 +113,13 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         if self.known.len() < self.evict_at.load(Ordering::Relaxed) {
             return;
         }
+        // Evicted lists hold their series until the cache has done its pending work.
         self.lists.run_pending_tasks();
         self.known.retain(|_, info| info.strong_count() > 0);
         self.evict_at.store((2 * self.known.len()).max(EVICT_FROM), Ordering::Relaxed);
     }
 
-    /// Bytes of the lists that are kept.
+    /// Bytes of the cached lists.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         self.lists.run_pending_tasks();
@@ -125,22 +127,23 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
     }
 }
 
-/// Collects the series that pass, and no more of them than a query may read.
+/// Collects matching series, up to the limit of the query.
 pub(super) struct SeriesCollector<'q> {
     query: &'q RollupQuery<'q>,
     found: Vec<(i64, Arc<SeriesInfo>)>,
 }
 
 impl<'q> SeriesCollector<'q> {
-    /// For this query.
+    /// A collector for one query.
     pub(super) fn new(query: &'q RollupQuery<'q>) -> Self {
         Self { query, found: Vec::new() }
     }
 
-    /// Takes a series if it passes.
+    /// Adds a series if it matches.
     ///
     /// # Errors
-    /// [`StoreError::TooManySeries`] with the first one too many; [`StoreError::QueryEnded`].
+    /// [`StoreError::TooManySeries`] at the first series beyond the limit;
+    /// [`StoreError::QueryEnded`] if the query was aborted.
     pub(super) fn offer(&mut self, no: i64, info: Arc<SeriesInfo>) -> Result<(), StoreError> {
         self.query.check_budget()?;
         let tenant = &info.series.tenant;
@@ -153,13 +156,14 @@ impl<'q> SeriesCollector<'q> {
         if self.found.len() >= self.query.max_series {
             return Err(too_many_series(self.query));
         }
-        // What a list holds already is charged too: it may be forgotten while the query holds it.
+        // Series that a cached list holds are charged too: the cache may evict it while the query
+        // runs.
         self.query.charge(series_bytes(&info.series));
         self.found.push((no, info));
         Ok(())
     }
 
-    /// What was taken.
+    /// The collected series, in the order in which they were offered.
     pub(super) fn finish(self) -> Vec<(i64, Arc<SeriesInfo>)> {
         self.found
     }

@@ -1,8 +1,8 @@
 //! The port `RollupStore`: rollups, catalogue, checkpoints, manifest, accounting and quarantine,
-//! moved in one transaction.
+//! all changed in the same transactions.
 //!
-//! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it), [`memory`]
-//! (the double). All methods block.
+//! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it) and [`memory`]
+//! (the test double). All methods block.
 
 mod blocks;
 mod check;
@@ -28,85 +28,85 @@ use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
-/// Why the store failed. Ask one question of it: [`StoreError::outcome_unknown`].
+/// Why a call to the store failed. Callers first ask [`StoreError::outcome_unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The compare-and-set touched no row: the shard is someone else's. Nothing was written.
+    /// The compare-and-set matched no row: another owner has the shard. Nothing was written.
     #[error("refused: shard {shard} is not at the expected checkpoint and epoch any more")]
     Refused {
-        /// The shard.
+        /// The shard that the caller no longer owns.
         shard: ShardId,
     },
-    /// Certainly not applied; may work later.
+    /// Certainly not applied. A retry may succeed.
     #[error("the store failed, nothing was written: {0}")]
     Failed(String),
-    /// Certainly not applied: nobody answers, or the server says that it cannot now. Works again by
-    /// itself.
+    /// Certainly not applied: the server is unreachable, or reports that it cannot serve now.
+    /// Recovers without intervention.
     #[error("the store is away, nothing was written: {0}")]
     Unavailable(String),
-    /// Certainly not applied: it takes longer than it may. The store is there; the same question
-    /// has the same answer later.
+    /// Certainly not applied: the statement exceeded its time limit. The server is up, and the same
+    /// statement would exceed it again.
     #[error("it takes longer than it may, nothing was written: {0}")]
     TooLong(String),
-    /// May have been applied.
+    /// The transaction may or may not have been applied.
     #[error("the outcome of the transaction is unknown: {0}")]
     Unknown(String),
-    /// What is stored contradicts itself or this build; names the thing and the way out.
+    /// What is stored contradicts itself or this build. The message names it and says what to do.
     #[error("the store is unusable: {0}")]
     Invalid(String),
-    /// More series match than a query may read.
+    /// More series match than one query may read.
     #[error(
         "more than {max} series of metric {metric} match, the limit query.max_series: add label \
          matchers or raise the limit"
     )]
     TooManySeries {
-        /// Of which metric.
+        /// The metric of the query.
         metric: String,
-        /// The limit.
+        /// The limit, `query.max_series`.
         max: usize,
     },
-    /// The query that was being read for has ended: its [`QueryBudget`] says why.
+    /// The query was aborted while it was being read; its [`QueryBudget`] says why.
     #[error("the query has ended")]
     QueryEnded,
 }
 
 impl StoreError {
-    /// Whether the transaction may have been applied. The shard then forgets its memory and reloads
-    /// the checkpoint.
+    /// Whether the transaction may have been applied. The shard then discards its state in memory
+    /// and reloads from the checkpoint.
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, StoreError::Unknown(_))
     }
 }
 
-/// What a query reads of the rollups.
+/// Which rollups a query reads.
 #[derive(Debug, Clone)]
 pub struct RollupQuery<'a> {
-    /// Whose.
+    /// The tenant of the API key.
     pub tenant: &'a str,
-    /// Which metric.
+    /// The metric to read; a query reads one.
     pub metric: &'a str,
-    /// All must match.
+    /// A series must satisfy all of them.
     pub matchers: &'a [Matcher],
-    /// First hour.
+    /// First hour to read.
     pub from: Hour,
-    /// First hour behind.
+    /// Exclusive end of the hours.
     pub to: Hour,
-    /// Whether distinct users are wanted; otherwise the sketch is left empty.
+    /// Whether to read the sketches of distinct users; they stay empty otherwise.
     pub distinct: bool,
-    /// Whether quantiles are wanted; otherwise the sketch is left empty.
+    /// Whether to read the quantile sketches; they stay empty otherwise.
     pub quantiles: bool,
-    /// More matching series than this is [`StoreError::TooManySeries`]; no more than one beyond it
-    /// are looked at.
+    /// Limit of matching series: with more, the result is [`StoreError::TooManySeries`]. At most
+    /// one series beyond the limit is looked at.
     pub max_series: usize,
-    /// What the query may cost; once it has ended, reading ends with [`StoreError::QueryEnded`].
+    /// The budget to charge. Once it is aborted, reading ends with [`StoreError::QueryEnded`].
     pub budget: Option<&'a QueryBudget>,
 }
 
 impl RollupQuery<'_> {
-    /// Whether reading may go on.
+    /// Whether reading may continue.
     ///
     /// # Errors
-    /// [`StoreError::QueryEnded`].
+    /// [`StoreError::QueryEnded`] if the query was aborted.
     pub fn check_budget(&self) -> Result<(), StoreError> {
         match self.budget.and_then(QueryBudget::abort_reason) {
             None => Ok(()),
@@ -114,7 +114,7 @@ impl RollupQuery<'_> {
         }
     }
 
-    /// Charges memory that is held until the query ends.
+    /// Charges memory that the query holds until it ends.
     fn charge(&self, bytes: usize) {
         if let Some(budget) = self.budget {
             budget.charge(bytes);
@@ -122,35 +122,35 @@ impl RollupQuery<'_> {
     }
 }
 
-/// A part of an ascending list of names.
+/// One page of an ascending list of names.
 #[derive(Debug, Clone, Copy)]
 pub struct NameRange<'a> {
-    /// They begin with this.
+    /// Only names with this prefix.
     pub prefix: &'a str,
-    /// They come after this one.
+    /// Only names greater than this one, exclusive.
     pub after: &'a str,
-    /// At most so many.
+    /// The page holds at most this many names.
     pub limit: usize,
-    /// What the query may cost; once it has ended, reading ends with [`StoreError::QueryEnded`].
+    /// The budget of the query. Once it is aborted, reading ends with [`StoreError::QueryEnded`].
     pub budget: Option<&'a QueryBudget>,
 }
 
 impl NameRange<'_> {
-    /// Everything.
+    /// The whole list as one page.
     pub const ALL: NameRange<'static> =
         NameRange { prefix: "", after: "", limit: usize::MAX, budget: None };
 
-    /// The first name that may be of the page, and one behind all that begin with its prefix.
+    /// Bounds for a range scan: the prefix itself, and a string above all names that begin with it.
     fn bounds(&self) -> (&str, String) {
         (self.prefix, format!("{}{}", self.prefix, char::MAX))
     }
 
-    /// Whether a name is of the page, but for its limit.
+    /// Whether a name belongs to the page, its limit aside.
     pub fn contains(&self, name: &str) -> bool {
         name > self.after && name.starts_with(self.prefix)
     }
 
-    /// The limit as a number of rows.
+    /// The limit as an SQL parameter.
     fn rows(&self) -> i64 {
         i64::try_from(self.limit).unwrap_or(i64::MAX)
     }
@@ -166,48 +166,47 @@ impl NameRange<'_> {
 /// A metric of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricInfo {
-    /// Its name.
     pub metric: String,
-    /// The label names of its series, ascending.
+    /// Label names of its series, ascending.
     pub labels: Vec<String>,
-    /// Number of series.
+    /// The number of series.
     pub series: u64,
-    /// First window with data.
+    /// First hour with data.
     pub first: Option<Hour>,
-    /// Last window with data.
+    /// Last hour with data, inclusive.
     pub last: Option<Hour>,
 }
 
-/// How large things are, in bytes.
+/// Sizes in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreSizes {
-    /// The store: the file with its journal, or the tables; 0 if nothing of it is on disk, or it
-    /// was not measured yet.
+    /// Size of the store: the file with its journal, or the tables. 0 if nothing is on disk, or if
+    /// it was not measured yet.
     pub store: u64,
-    /// The objects that the manifest lists.
+    /// Total size of the objects in the manifest.
     pub archive: u64,
 }
 
-/// Something in the store that contradicts the rest of it, or its own checksum.
+/// A contradiction in the store, or a row whose checksum does not match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreDamage {
-    /// The table, or the file.
+    /// The name of the table, or the file.
     pub location: String,
-    /// What is wrong there.
+    /// For people: which row, and what is wrong with it.
     pub reason: String,
 }
 
-/// What expires as one.
+/// A unit that expiry is decided for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ExpiryTarget {
-    /// The weeks of rollups, of all shards.
+    /// The weekly partitions of rollups, of all shards together.
     Weeks,
-    /// The archive objects of a shard.
+    /// The archive objects of one shard.
     Archive(ShardId),
 }
 
 impl ExpiryTarget {
-    /// Its number in the tables.
+    /// The key of the target in the expiry table: the shard's number, or -1.
     fn code(self) -> i32 {
         match self {
             ExpiryTarget::Archive(shard) => shard.0.cast_signed(),
@@ -224,19 +223,20 @@ impl ExpiryTarget {
     }
 }
 
-/// What is noted of expiry.
+/// The stored expiry state of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpiryRow {
-    /// The note ([`crate::model::expiry::ExpiryState`]), as text.
+    /// An [`ExpiryState`](crate::model::expiry::ExpiryState) as JSON; the store compares it as
+    /// text.
     pub note: String,
-    /// How often a person has said yes.
+    /// How often an operator has approved.
     pub approvals: i64,
 }
 
-/// Shown each rollup with its stored bytes.
+/// Called with each rollup and its stored bytes.
 pub type RollupBytesVisitor<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
 
-/// Memory for the series that queries match, unless the configuration says otherwise.
+/// Size in bytes of the cache of matching series, unless the configuration sets another.
 pub const DEFAULT_MATCH_CACHE: u64 = 32 << 20;
 
 /// One consistent view of everything in the store.
@@ -479,12 +479,12 @@ pub trait RollupStore: Send + Sync + 'static {
     fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError>;
 }
 
-/// A rebuild writes over what is there: never into a store that others may use.
+/// A rebuild overwrites what is stored, so it never runs on a store that others may be using.
 fn not_being_rebuilt() -> StoreError {
     StoreError::Invalid("it is not being rebuilt: `rollmill rebuild` makes a store anew".to_owned())
 }
 
-/// Two series of one id: a hash collision, or a damaged catalogue.
+/// Two series with one id: a hash collision, or a damaged catalogue.
 fn collision(known: &SeriesInfo, new: &SeriesInfo) -> StoreError {
     StoreError::Invalid(format!(
         "series id {} already belongs to {:?}, so {:?} cannot be stored: rename a label of the \

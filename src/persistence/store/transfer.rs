@@ -1,8 +1,8 @@
-//! A whole store in pieces, to be carried from one implementation into an empty one: every row as
-//! it is, numbers of series apart, which each store gives by itself.
+//! A whole store in batches, to be copied from one implementation into an empty one: all rows
+//! unchanged, except the numbers of series, which each store assigns itself.
 //!
-//! It is no part of the port: nothing that serves uses it. [`super::sqlite`] exports,
-//! [`super::postgres`] imports, `rollmill migrate` stands between them.
+//! Not part of the port: no server uses it. [`super::sqlite`] exports, [`super::postgres`] imports,
+//! and `rollmill migrate` connects the two.
 
 use std::sync::Arc;
 
@@ -16,91 +16,84 @@ use crate::model::rollup::RollupFigures;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 
-/// Rows of a piece, at most: bounds what is in memory at once.
+/// Most rows of a batch: bounds the memory of a transfer.
 pub const BATCH_ROWS: usize = 8_192;
 
-/// What takes the pieces, one after the other.
+/// Receives the batches one after the other; an error ends the export.
 pub type TransferSink<'a> = &'a mut dyn FnMut(TransferBatch) -> Result<(), StoreError>;
 
-/// Where a shard stands, and how often it was started there.
+/// A shard's checkpoint, and how often it was started there.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardRow {
-    /// The shard.
     pub shard: ShardId,
-    /// Its checkpoint.
     pub checkpoint: Checkpoint,
-    /// Starts without progress.
+    /// Starts at this checkpoint without a flush since.
     pub attempts: u32,
 }
 
-/// The figures of a rollup.
+/// The figures of a rollup, as stored.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FiguresRow {
-    /// Its series.
     pub series: SeriesId,
-    /// Its window.
     pub hour: Hour,
-    /// As stored.
     pub figures: RollupFigures,
 }
 
-/// The sketches of a rollup.
+/// The sketches of a rollup, byte for byte as stored.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SketchesRow {
-    /// Its series.
     pub series: SeriesId,
-    /// Its window.
     pub hour: Hour,
-    /// As stored, byte for byte.
     pub distinct_users: Vec<u8>,
-    /// As stored, byte for byte.
     pub quantiles: Vec<u8>,
 }
 
-/// The revision of a day.
+/// The revision of a tenant's metric on one day.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevisionRow {
-    /// Whose.
     pub tenant: String,
-    /// Which metric.
     pub metric: String,
-    /// Which UTC day.
+    /// UTC day, in days since the Unix epoch.
     pub day: i32,
-    /// As stored: a cache filled before stays right.
+    /// Unchanged, so that caches that were filled before stay correct.
     pub revision: u64,
 }
 
-/// Some rows of a store. All series come before what names them.
+/// Rows of one kind. All series come before the rows that refer to them.
 #[derive(Debug, Clone)]
 pub enum TransferBatch {
-    /// Series of a shard, each with the offset at which it was admitted.
+    /// Series that the shard admitted, each with the offset of its admission.
     Series(ShardId, Vec<(Arc<SeriesInfo>, Offset)>),
-    /// Figures of rollups.
+    /// Figures of rollups, all shards together.
     Figures(Vec<FiguresRow>),
-    /// Sketches of rollups.
+    /// Sketches of rollups, all shards together.
     Sketches(Vec<SketchesRow>),
-    /// Revisions.
+    /// Revisions of all tenants.
     Revisions(Vec<RevisionRow>),
     /// Blocks of ids of a shard, in log order.
     DedupBlocks(ShardId, Vec<DedupBlock>),
-    /// Rules of de-duplication of a shard.
+    /// De-duplication rules of a shard.
     DedupRules(ShardId, Vec<(Offset, DedupRule)>),
-    /// Accounting: whole rows, not growth.
+    /// Accounting as whole rows, not as growth.
     Accounting(Vec<AccountingDelta>),
-    /// Events set aside, discarded ones too.
+    /// Quarantined events, discarded ones too.
     Quarantine(Vec<QuarantineRow>),
-    /// Events under suspicion of a shard.
+    /// The suspects of a shard, see [`SuspectEvent`].
     Suspects(ShardId, Vec<SuspectEvent>),
-    /// The manifest.
+    /// Rows of the manifest, of all shards.
     Manifest(Vec<ManifestRow>),
-    /// Archive floors.
+    /// Archive floors of the shards that have one.
     ArchiveFloors(Vec<(ShardId, ArchiveFloor)>),
-    /// Checkpoints.
+    /// The checkpoints of all shards.
     Shards(Vec<ShardRow>),
 }
 
 impl TransferBatch {
-    /// Number of its rows.
+    /// The number of rows.
     pub fn len(&self) -> usize {
         match self {
             TransferBatch::Series(_, rows) => rows.len(),
@@ -118,19 +111,18 @@ impl TransferBatch {
         }
     }
 
-    /// Whether it has none.
+    /// Whether the batch has no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 /// How much a store holds.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreCounts {
-    /// Series.
     pub series: u64,
-    /// Rollups.
     pub rollups: u64,
-    /// Rows of all pieces.
+    /// All rows of all batches.
     pub rows: u64,
 }

@@ -1,4 +1,4 @@
-//! Whatever contradicts itself is found and named, in every store of tables alike.
+//! Every contradiction is found and named, in every store of tables alike.
 
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ fn object(range: OffsetRange, epoch: Epoch) -> ManifestRow {
     }
 }
 
-/// Something in every table.
+/// Writes something into every table.
 fn fill(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 11).expect("a claim").checkpoint.epoch;
     store.note_dedup_rule(SHARD, epoch, 0, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
@@ -110,8 +110,8 @@ fn fill(store: &dyn RollupStore) {
     assert_eq!(store.swap_expiry(ExpiryTarget::Weeks, None, &note), Ok(true));
 }
 
-/// What has to be named, the table that is changed, and how. ZERO_ID and ONE_BYTE are written as
-/// the store's SQL has them.
+/// The finding expected, the table that is changed, and the statement. ZERO_ID and ONE_BYTE are
+/// replaced by the literals of the store's SQL.
 const CONTRADICTIONS: &[(&str, &str, &str)] = &[
     ("label_pairs", "label_pairs", "UPDATE label_pairs SET value = 'zz' WHERE value = 'b'"),
     (
@@ -200,7 +200,7 @@ const CONTRADICTIONS: &[(&str, &str, &str)] = &[
     ("expiry", "expiry", "UPDATE expiry SET note = 'x'"),
 ];
 
-/// What contradicts nothing, where rows have a checksum.
+/// Changes that contradict nothing, for stores whose rows have checksums.
 const CHANGES: &[(&str, &str, &str)] = &[
     ("series", "series", "UPDATE series SET admitted_offset = 1 - admitted_offset WHERE shard = 3"),
     ("revisions", "revisions", "UPDATE revisions SET revision = revision + 1"),
@@ -223,8 +223,8 @@ fn look(store: &dyn RollupStore) -> Vec<StoreDamage> {
     found
 }
 
-/// Plants every damage by itself; `run` runs statements, `back` puts the rows of the table `kept`
-/// back into another.
+/// Plants each damage on its own. `run` runs statements; `back` restores the rows of a table from
+/// the copy `kept`.
 fn each_is_found(
     store: &dyn RollupStore,
     plants: &[&[(&str, &str, &str)]],
@@ -261,7 +261,7 @@ fn every_damage_is_found_in_sqlite() {
     each_is_found(&*store, &[CONTRADICTIONS, CHANGES], &run, &back);
 }
 
-/// On each kind of server that there is.
+/// Runs on every kind of server that is available.
 #[test]
 fn every_contradiction_is_found_in_postgres() {
     for own in timescale::TestDatabase::on_each() {
@@ -281,7 +281,7 @@ fn every_contradiction_is_found_in_postgres() {
     }
 }
 
-/// Numbers of tables are given by PostgreSQL alone, unless one insists.
+/// PostgreSQL assigns the numbers of tables itself, unless told to override.
 fn overriding(sql: &str) -> String {
     sql.split("; ")
         .map(|one| {
@@ -295,7 +295,7 @@ fn overriding(sql: &str) -> String {
         .join("; ")
 }
 
-/// A page that cannot be read is named, and does not hide what else is wrong.
+/// An unreadable page is named, and does not hide other damage.
 #[test]
 fn a_damaged_page_of_postgres_is_found_beside_the_rest() {
     let mut server = server::Postgres::start("damage");

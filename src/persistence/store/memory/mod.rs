@@ -1,11 +1,11 @@
-//! The store's double: maps behind a mutex, one transaction at a time, with faults for the
-//! simulation.
+//! The test double of the store: maps behind a mutex, one transaction at a time, with faults for
+//! the simulation.
 //!
-//! It exists so that whole-node simulations run without a disk. It passes the same conformance
-//! suite as the real store. What always holds: a write is checked completely before the first map
-//! changes, so it is applied whole or not at all; a snapshot is an immutable copy of everything
-//! (copied only when a write happens while the snapshot lives). When a fault is armed the write
-//! fails as asked: before, after it was applied with the reply lost, or with the reply lost and
+//! It lets simulations run whole nodes without a disk, and passes the same conformance suite as the
+//! real stores. A write is validated completely before the first map changes, so it is applied in
+//! full or not at all. A snapshot is an immutable copy of everything (copied only if a write
+//! happens while the snapshot lives). An armed fault makes a write fail in one of three ways:
+//! before it is applied, after it was applied with the reply lost, or with the reply lost and
 //! nothing applied.
 
 mod snapshot;
@@ -55,17 +55,17 @@ pub enum StoreWrite {
 /// How a write fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreFault {
-    /// [`StoreError::Failed`], nothing applied.
+    /// [`StoreError::Failed`]; nothing is applied.
     Before,
-    /// [`StoreError::Unknown`], applied.
+    /// [`StoreError::Unknown`], although the write is applied.
     AppliedReplyLost,
-    /// [`StoreError::Unknown`], not applied.
+    /// [`StoreError::Unknown`], and nothing is applied.
     NotAppliedReplyLost,
 }
 
 type FaultHook = Box<dyn FnMut(StoreWrite) -> Option<StoreFault> + Send>;
 
-/// The double.
+/// The double of a store.
 #[derive(Default)]
 pub struct MemoryStore {
     state: Mutex<Arc<State>>,
@@ -112,17 +112,17 @@ struct State {
     rebuilding: bool,
 }
 
-/// All that a store says at some moment.
+/// The complete contents of a store at some moment.
 #[derive(Debug, Clone)]
 pub struct StoreBackup(Arc<State>);
 
 impl MemoryStore {
-    /// All that it says now.
+    /// The contents as of now, without copying.
     pub fn backup(&self) -> StoreBackup {
         StoreBackup(Arc::clone(&self.lock()))
     }
 
-    /// Says what it said then, as after a failover that lost commits.
+    /// Replaces the contents by an earlier state, like a failover that lost commits.
     pub fn restore_backup(&self, backup: &StoreBackup) {
         *self.lock() = Arc::clone(&backup.0);
     }
@@ -132,31 +132,31 @@ impl MemoryStore {
         Arc::new(Self::default())
     }
 
-    /// An empty store that is being rebuilt.
+    /// An empty store in the state of a rebuild, in which it accepts `restore`.
     pub fn rebuilding() -> Arc<Self> {
         let store = Self::new();
         Arc::make_mut(&mut store.lock()).rebuilding = true;
         store
     }
 
-    /// Asks `hook` before every write whether and how it shall fail.
+    /// Calls `hook` before every write to decide whether and how it fails.
     pub fn set_faults(&self, hook: impl FnMut(StoreWrite) -> Option<StoreFault> + Send + 'static) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
     }
 
-    /// Lets the next write of this kind fail, once; replaces the hook.
+    /// Makes the next write of this kind fail, once. Replaces the hook.
     pub fn fail_next(&self, write: StoreWrite, fault: StoreFault) {
         let mut armed = Some(fault);
         self.set_faults(move |w| if w == write { armed.take() } else { None });
     }
 
-    /// No more faults.
+    /// Removes the hook: writes succeed again.
     pub fn clear_faults(&self) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    // Every write checks before it changes anything, so a panic cannot leave a half-applied state
-    // behind: the poison says nothing.
+    // Poison is ignored: every write is validated before it changes anything, so a panic cannot
+    // leave a half-applied state.
     fn lock(&self) -> MutexGuard<'_, Arc<State>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,6 +166,7 @@ impl MemoryStore {
         write: StoreWrite,
         apply: impl FnOnce(&mut Arc<State>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        // The hook decides before the state is locked: it may look at the store itself.
         let fault = self
             .faults
             .lock()
@@ -182,6 +183,8 @@ impl MemoryStore {
                 Err(StoreError::Unknown(format!("injected, {write:?} not applied")))
             }
             Some(StoreFault::AppliedReplyLost) => {
+                // A write that is refused anyway is refused with its own error, not reported as
+                // unknown.
                 apply(&mut state)?;
                 Err(StoreError::Unknown(format!("injected, {write:?} applied")))
             }
@@ -511,7 +514,7 @@ impl RollupStore for MemoryStore {
     }
 
     fn check(&self, _: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
-        // It has no second place that could contradict the first.
+        // The double stores everything once, so nothing can contradict.
         Ok(())
     }
 

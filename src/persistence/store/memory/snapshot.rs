@@ -1,4 +1,4 @@
-//! What a snapshot of the double answers.
+//! Reads of the double's snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::persistence::store::{
     ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreError, StoreSnapshot,
 };
 
-/// A copy of all that the store said at some moment.
+/// An immutable view of the store's state at one moment.
 pub(super) struct MemorySnapshot(pub(super) Arc<State>);
 
 impl MemorySnapshot {
@@ -57,6 +57,7 @@ impl StoreSnapshot for MemorySnapshot {
         else {
             return Ok(());
         };
+        // `BTreeMap::range` panics if the start is above the end.
         if query.from >= query.to {
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! Claims, blocks of ids, the archive's progress, and what a starting shard reads.
+//! Claims, blocks of ids, progress of the archive, checksums of rows, and what a starting shard
+//! reads.
 
 use rusqlite::{Connection, params};
 
@@ -23,6 +24,7 @@ pub(super) fn claim(
     {
         return Err(super::super::other_log(shard, found, log));
     }
+    // A mark that is still set means that the last owner crashed while applying that event.
     tx.execute(
         "INSERT INTO suspects (shard, offset, idx, deaths) SELECT shard, marked_offset, \
          marked_index, 1 FROM shards
@@ -103,6 +105,7 @@ pub(super) fn set_dedup_rule(
     if query_optional(tx, sql, place, |r| r.get::<_, bool>(0))? != Some(true) {
         return Err(StoreError::Refused { shard });
     }
+    // Rules from here on have decided nothing yet: no record above `from` is committed.
     tx.execute(
         "DELETE FROM dedup_rules WHERE shard = ? AND from_offset >= ?",
         params![shard.0, from as i64],
@@ -157,14 +160,14 @@ pub(super) fn insert_manifest_row(
     write_manifest_row(tx, row)
 }
 
-/// The checksum of the row of a shard as it stands.
+/// The checksum of a shard's row as stored at the moment.
 pub(super) fn shard_checksum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
     let columns = "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, \
                    marked_index, appended FROM shards WHERE shard = ?";
     let sum = query_optional(sql, columns, [shard.0], |r| {
         let mut bytes: Vec<u8> = r.get(0)?;
         for column in 1..9 {
-            // One that is absent is told from every number.
+            // NULL is distinguished from every number.
             let number: Option<i64> = r.get(column)?;
             bytes.push(u8::from(number.is_some()));
             bytes.extend(number.unwrap_or(0).to_be_bytes());
@@ -174,7 +177,7 @@ pub(super) fn shard_checksum(sql: &Connection, shard: ShardId) -> Result<i64, St
     Ok(sum.unwrap_or(0))
 }
 
-/// Writes the checksum of a shard's row: whoever has changed the row does.
+/// Updates the checksum of a shard's row. Every change of the row must call it.
 pub(super) fn update_checksum(tx: &Connection, shard: ShardId) -> Result<(), StoreError> {
     let sum = shard_checksum(tx, shard)?;
     tx.prepare_cached("UPDATE shards SET sum = ? WHERE shard = ?")?
@@ -182,7 +185,7 @@ pub(super) fn update_checksum(tx: &Connection, shard: ShardId) -> Result<(), Sto
     Ok(())
 }
 
-/// The checksum of where a block of ids stands; the block has its own.
+/// The checksum of a block's metadata; the block itself has its own.
 pub(super) fn block_checksum(
     shard: ShardId,
     range: OffsetRange,
@@ -197,8 +200,7 @@ pub(super) fn block_checksum(
     ])
 }
 
-/// The checksum of an event that was set aside; whether it is given up is not in it, because that
-/// changes.
+/// The checksum of a quarantined event, without `discarded`, which may change.
 pub(super) fn quarantine_checksum(row: &QuarantineRow) -> i64 {
     let of = [
         &row.shard.0.to_be_bytes()[..],
@@ -250,15 +252,15 @@ pub(super) fn floor_checksum(shard: ShardId, floor: ArchiveFloor) -> i64 {
     ])
 }
 
-/// The checksum of a rule of de-duplication.
+/// The checksum of a de-duplication rule.
 pub(super) fn rule_checksum(shard: ShardId, from: Offset, rule: DedupRule) -> i64 {
     let numbers =
         [from, rule.horizon_ms as u64, rule.max_ids as u64].map(u64::to_be_bytes).concat();
     codec::row_checksum(&[&shard.0.to_be_bytes(), &numbers])
 }
 
-/// Every rule, with the checksum of its row.
-#[allow(clippy::type_complexity)] // a row
+/// All de-duplication rules, each with its row's checksum.
+#[allow(clippy::type_complexity)] // One row of the table.
 pub(super) fn all_dedup_rules(
     sql: &Connection,
 ) -> Result<Vec<(ShardId, Offset, DedupRule, Option<i64>)>, StoreError> {
@@ -294,7 +296,7 @@ fn update_suspect_checksum(
     Ok(())
 }
 
-/// Every suspect, with the checksum of its row.
+/// All suspects, each with its row's checksum.
 pub(super) fn all_suspects(
     sql: &Connection,
 ) -> Result<Vec<(ShardId, SuspectEvent, Option<i64>)>, StoreError> {
@@ -310,12 +312,12 @@ pub(super) fn all_suspects(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The checksum of what is noted of expiry.
+/// The checksum of an expiry state.
 pub(super) fn expiry_checksum(of: i32, note: &str, said: i64) -> i64 {
     codec::row_checksum(&[&of.to_be_bytes(), note.as_bytes(), &said.to_be_bytes()])
 }
 
-/// Writes the checksum of a note: whoever has changed the note does.
+/// Updates the checksum of an expiry state. Every change of the row must call it.
 fn update_expiry_checksum(tx: &Connection, of: i32) -> Result<(), StoreError> {
     let sum = query_optional(tx, "SELECT note, said FROM expiry WHERE shard = ?", [of], |r| {
         Ok(expiry_checksum(of, &r.get::<_, String>(0)?, r.get(1)?))
@@ -324,10 +326,10 @@ fn update_expiry_checksum(tx: &Connection, of: i32) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Where a block of ids stands, with its checksum.
+/// The key of a block of ids, its append times, and the checksum of its metadata.
 type BlockLocation = (ShardId, OffsetRange, (Millis, Millis), Option<i64>);
 
-/// Where every block of ids stands.
+/// The metadata of all blocks of ids.
 pub(super) fn block_locations(sql: &Connection) -> Result<Vec<BlockLocation>, StoreError> {
     let mut statement = sql.prepare(
         "SELECT shard, from_offset, to_offset, first_appended, last_appended, sum FROM dedup",
@@ -340,7 +342,7 @@ pub(super) fn block_locations(sql: &Connection) -> Result<Vec<BlockLocation>, St
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Gives every row a checksum that an older version left without.
+/// Writes the checksums of all rows, after a migration from a version without them.
 pub(super) fn update_all_checksums(tx: &Connection) -> Result<(), StoreError> {
     let revisions: Vec<(i64, i32, i64)> = tx
         .prepare("SELECT metric_no, day, revision FROM revisions")?
@@ -428,7 +430,7 @@ fn write_manifest_row(tx: &Connection, row: &ManifestRow) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Bytes of all objects that the manifest lists.
+/// Total size of the objects in the manifest.
 pub(super) fn archived_bytes(connection: &Connection) -> Result<u64, StoreError> {
     let sum =
         query_optional(connection, "SELECT coalesce(sum(bytes), 0) FROM manifest", [], |r| {
@@ -536,7 +538,7 @@ pub(super) fn restore(tx: &Connection, of: &ShardRestore) -> Result<(), StoreErr
     Ok(())
 }
 
-/// The columns of a floor, from the given one on.
+/// Reads an archive floor from the columns that begin at `at`.
 pub(super) fn floor(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<ArchiveFloor> {
     Ok(ArchiveFloor {
         offset: row.get::<_, i64>(at)? as Offset,

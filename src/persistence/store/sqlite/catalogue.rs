@@ -1,9 +1,9 @@
-//! Series and metrics, numbered.
+//! The catalogue: numbers of series and metrics.
 //!
-//! What always holds: a number is remembered only after the transaction that gave it committed. An
-//! id that belongs to another series is refused, and with it the whole transaction. What is
-//! remembered of a series is no more than tells it from another one of its id, or a million series
-//! would take as much memory here as everywhere else together.
+//! A number is cached only after the transaction that assigned it has committed. An id that belongs
+//! to another series is refused, and with it the whole transaction. The cache keeps only what
+//! distinguishes a series from another one with the same id: with full keys, a million series would
+//! take as much memory here as in the rest of the process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -17,27 +17,27 @@ use crate::model::flush::SeriesInfo;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 
-/// Numbers of a series.
+/// A series as the cache knows it.
 #[derive(Debug, Clone, Copy)]
 struct CachedSeries {
     metric_no: i64,
     series_no: i64,
-    /// Of its tenant, metric and labels, in this process: another hash than the id, so that one
-    /// collision is not also one of this.
+    /// Hash of tenant, metric and labels, valid in this process only. It is not derived from the
+    /// id, so that a collision of ids is not also one of fingerprints.
     fingerprint: u64,
 }
 
 type CachedNumbers = HashMap<SeriesId, CachedSeries, RandomState>;
 
-/// What is committed, as far as it was asked for.
+/// Committed series that were used recently.
 #[derive(Debug, Default)]
 pub(super) struct SqliteSeriesCache(CachedNumbers);
 
-/// What a transaction looked up or admitted.
+/// Series that a transaction looked up or admitted.
 #[derive(Debug, Default)]
 pub(super) struct UncommittedSeries(CachedNumbers);
 
-/// Beyond this many the memory is emptied and filled anew by what is in use.
+/// At this size the cache is emptied and refills with the series in use.
 const CACHE_MAX_SERIES: usize = 2_000_000;
 
 impl SqliteSeriesCache {
@@ -48,26 +48,26 @@ impl SqliteSeriesCache {
         self.0.extend(fresh.0);
     }
 
-    /// See [`CachedSeries::fingerprint`].
+    /// The hash that [`CachedSeries::fingerprint`] holds.
     fn fingerprint(&self, info: &SeriesInfo) -> u64 {
         self.0.hasher().hash_one(&info.series)
     }
 }
 
-/// The catalogue inside one transaction.
+/// The catalogue as seen by one transaction.
 pub(super) struct SeriesCatalogue<'a> {
     tx: &'a Connection,
     known: &'a SqliteSeriesCache,
     uncommitted: UncommittedSeries,
-    /// Numbers of metrics and label pairs that this transaction looked up: a flush that admits
-    /// many series meets few of them.
+    /// Numbers of the metrics and label pairs that this transaction looked up: a flush that admits
+    /// many series meets few distinct ones.
     metrics: HashMap<(String, String), i64>,
     pairs: HashMap<(i64, String, String), i64>,
-    /// Series admitted by metric, added to its row once.
+    /// Series admitted per metric, added to the metric's row once at the end.
     growth: BTreeMap<i64, i64>,
 }
 
-/// The checksum of an admission: the rest of the row follows from the series' key.
+/// The checksum of an admission. The rest of the row follows from the series' key.
 pub(super) fn admission_checksum(id: SeriesId, shard: ShardId, at: Offset) -> i64 {
     codec::row_checksum(&[&id.0, &shard.0.to_be_bytes(), &at.to_be_bytes()])
 }
@@ -84,8 +84,8 @@ impl<'a> SeriesCatalogue<'a> {
         }
     }
 
-    /// Writes what is written once a transaction. What was looked up or admitted is to be
-    /// remembered after the commit.
+    /// Writes the new numbers of series of the metrics. Returns the series to cache after the
+    /// commit.
     pub(super) fn finish(self) -> Result<UncommittedSeries, StoreError> {
         for (metric_no, admitted) in self.growth {
             self.tx
@@ -95,7 +95,7 @@ impl<'a> SeriesCatalogue<'a> {
         Ok(self.uncommitted)
     }
 
-    /// The numbers of a series; a new one is admitted.
+    /// The numbers of a series, which is admitted if it is new.
     pub(super) fn number_series(
         &mut self,
         info: &Arc<SeriesInfo>,

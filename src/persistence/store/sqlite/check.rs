@@ -1,5 +1,5 @@
-//! Looks for damage: SQLite's own structures, what contradicts itself ([`super::super::check`]),
-//! and rows that nothing else gives again against their checksums.
+//! Looks for damage: SQLite's own structures, contradictions ([`super::super::check`]), and rows
+//! whose checksum does not match.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
@@ -12,7 +12,8 @@ use crate::persistence::store::check::{self, DamageCollector, RowVisitor, TableR
 
 type ChecksumCheck = fn(&Connection, &mut DamageCollector<'_>) -> Result<(), StoreError>;
 
-/// Rows that have a checksum, with the table that is named if they cannot be read.
+/// The checks of rows against their checksums, each with the table that is named if it cannot be
+/// read.
 const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 11] = [
     ("the file", structure),
     ("series", series),
@@ -27,15 +28,15 @@ const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 11] = [
     ("quarantine", quarantine),
 ];
 
-/// Looks at everything.
+/// Runs all checks.
 ///
 /// # Errors
-/// If no transaction can be begun.
+/// If no transaction can be started.
 pub(super) fn check(
     connection: &Connection,
     tell: &mut dyn FnMut(StoreDamage),
 ) -> Result<(), StoreError> {
-    // Read only: it ends by being rolled back.
+    // A read transaction, so all checks see one state; dropping it rolls back.
     let tx = connection.unchecked_transaction()?;
     let mut found = DamageCollector::new(tell);
     for (table, look) in CHECKSUM_CHECKS {
@@ -89,7 +90,7 @@ impl TableRow for Row<'_> {
     }
 }
 
-/// Trees, and whether every index has the rows of its table.
+/// Runs SQLite's own check of its trees, and of every index against its table.
 fn structure(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     let mut statement = sql.prepare("PRAGMA integrity_check(100)")?;
     let mut rows = statement.query([])?;
@@ -228,7 +229,7 @@ fn manifest(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Sto
                     format!("shard {}, {}: damaged (checksum)", row.shard, row.path),
                 );
             }
-            // What does not decode is told with what contradicts itself.
+            // Rows that do not decode are reported by the check for contradictions.
             Ok(_) | Err(_) => {}
         }
     }

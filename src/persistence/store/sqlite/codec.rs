@@ -1,5 +1,5 @@
-//! Columns that are not plain integers: 128-bit units; blocks of ids and windows of a manifest row
-//! as every store keeps them.
+//! Columns that are not plain integers: 128-bit units, and the blocks of ids and windows that all
+//! SQL stores encode alike.
 
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
@@ -10,14 +10,15 @@ pub(super) use super::super::blocks::{
 use crate::model::decimal::Decimal;
 use crate::model::rollup::RollupFigures;
 
-/// The checksum of a row, over its columns in order.
+/// The checksum of a row: CRC32C over its columns in order, each preceded by its length, so that
+/// bytes cannot move between columns unnoticed.
 pub(super) fn row_checksum(columns: &[&[u8]]) -> i64 {
     i64::from(columns.iter().fold(0, |crc, column| {
         crc32c::crc32c_append(crc32c::crc32c_append(crc, &[column.len() as u8]), column)
     }))
 }
 
-/// Units of 10^-9: an integer when they fit 64 bits, 16 big-endian bytes otherwise.
+/// Units of 10^-9: an integer if they fit 64 bits, otherwise 16 big-endian bytes.
 pub(super) struct SqliteUnits(pub(super) i128);
 
 impl ToSql for SqliteUnits {
@@ -43,7 +44,7 @@ fn units(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<i128>> {
     }
 }
 
-/// Count, value count, sum, min, max from five columns.
+/// Count, value count, sum, min and max from five columns.
 pub(super) fn figures(row: &Row<'_>, first: usize) -> rusqlite::Result<RollupFigures> {
     Ok(RollupFigures {
         count: row.get::<_, i64>(first)? as u64,

@@ -1,4 +1,4 @@
-//! The whole store in pieces, from one read transaction. See [`super::super::transfer`].
+//! Exports the whole store in batches from one read transaction. See [`super::super::transfer`].
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::persistence::store::transfer::{
     TransferSink,
 };
 
-/// Tables whose rows are pieces.
+/// The tables that are exported.
 const TABLES: [&str; 12] = [
     "series",
     "rollups",
@@ -35,7 +35,7 @@ impl SqliteStore {
     /// How much there is to export.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// If the file cannot be read.
     pub fn counts(&self) -> Result<StoreCounts, StoreError> {
         let reader = self.readers.take()?;
         let count = |table: &str| -> Result<u64, StoreError> {
@@ -46,11 +46,11 @@ impl SqliteStore {
         Ok(StoreCounts { series: count("series")?, rollups: count("rollups")?, rows })
     }
 
-    /// The UTC days in which there are rollups: every flush moves the revisions of the days that it
-    /// writes to.
+    /// The UTC days that have rollups: every flush updates the revisions of the days that it
+    /// writes.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// If the file cannot be read.
     pub fn rollup_days(&self) -> Result<Vec<i32>, StoreError> {
         let reader = self.readers.take()?;
         let mut statement =
@@ -59,13 +59,14 @@ impl SqliteStore {
         Ok(days)
     }
 
-    /// Hands over everything, of one moment.
+    /// Passes the whole store to `take`, as of one moment.
     ///
     /// # Errors
-    /// See [`StoreError`], and what `take` says.
+    /// If the file cannot be read, and any error of `take`, which ends the export.
     pub fn export(&self, take: TransferSink<'_>) -> Result<(), StoreError> {
         let mut snapshot =
             snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?;
+        // Series first: an importer resolves the series ids of all later rows.
         let shards = shards(snapshot.connection()?)?;
         for row in &shards {
             series(snapshot.connection()?, row.shard, take)?;
@@ -109,7 +110,7 @@ fn in_batches<T>(
     }
 }
 
-/// Reads rows one by one and hands them over in parts.
+/// Streams the rows of a statement in batches, so that only one batch is in memory.
 fn stream_rows<T>(
     connection: &Connection,
     sql: &str,
@@ -165,8 +166,8 @@ fn series(
     })
 }
 
-// CROSS JOIN keeps the order of the tables: the rollups as they lie, each with its series by
-// number.
+// CROSS JOIN fixes the order of the tables: rollups are read in storage order, and each one's
+// series is looked up by number.
 fn figures(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreError> {
     let sql = "SELECT s.id, r.hour, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r \
                CROSS JOIN series s ON s.no = r.series_no";

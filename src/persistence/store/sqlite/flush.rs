@@ -43,6 +43,7 @@ pub(super) fn flush(
     if moved != 1 {
         return Err(StoreError::Refused { shard });
     }
+    // The row above changed, so its checksum is stale within this transaction.
     admin::update_checksum(tx, shard)?;
     tx.prepare_cached("DELETE FROM suspects WHERE shard = ?")?.execute([shard.0])?;
     for (info, offset) in &batch.admitted {
@@ -87,8 +88,8 @@ pub(super) fn flush(
     Ok(())
 }
 
-/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself:
-/// the batch's is not used.
+/// Releases (`Some`) or discards (`None`) a quarantined event. The store adjusts the accounting
+/// itself; that of the batch is not used.
 pub(super) fn settle(
     tx: &Connection,
     catalogue: &mut SeriesCatalogue<'_>,
@@ -131,7 +132,7 @@ fn account(tx: &Connection, tenant: &str, hour: Hour, growth: [i64; 3]) -> Resul
     Ok(())
 }
 
-/// Merges growth into rows, in the order in which the rows lie.
+/// Merges deltas into their rows, in the order of the primary key, so that pages are visited once.
 fn merge(
     tx: &Connection,
     catalogue: &mut SeriesCatalogue<'_>,
@@ -147,6 +148,7 @@ fn merge(
     rows.sort_by_key(|(key, _)| *key);
     let mut days = BTreeSet::new();
     let mut hours: BTreeMap<i64, (i32, i32)> = BTreeMap::new();
+    // Prepared once: a flush merges thousands of rows with the same five statements.
     let mut statements = Statements::prepare(tx)?;
     for (key, delta) in &rows {
         statements.merge_figures(*key, &delta.rollup.figures)?;
@@ -179,7 +181,7 @@ fn merge(
 
 type RowKey = (i64, i32, i64);
 
-/// What is asked for each row, prepared once for all of them.
+/// The statements that run for every row of a flush.
 struct Statements<'a> {
     figures: CachedStatement<'a>,
     put_figures: CachedStatement<'a>,

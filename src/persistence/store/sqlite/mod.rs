@@ -1,12 +1,12 @@
-//! The embedded store: one SQLite file, one writer connection, a few read-only connections for
+//! The embedded store: one SQLite file, one writer connection, and a few read-only connections for
 //! snapshots.
 //!
-//! What always holds: every write is one IMMEDIATE transaction with `synchronous=FULL`, and begins
-//! with its compare-and-set; nothing derived from a transaction is remembered before it committed.
-//! A snapshot is a read transaction in WAL mode: it sees one state. On failure: an error before
-//! COMMIT is [`StoreError::Failed`] (rolled back), and so is a full disk in COMMIT; any other error
-//! of COMMIT is [`StoreError::Unknown`].
-//! Unsigned 64-bit numbers are stored as the integer of the same bits.
+//! Every write is one IMMEDIATE transaction with `synchronous=FULL` and begins with its
+//! compare-and-set; nothing derived from a transaction is cached before it committed. A snapshot is
+//! a read transaction in WAL mode, so it sees one state. An error before COMMIT is
+//! [`StoreError::Failed`] (rolled back), and so is a full disk during COMMIT; any other error of
+//! COMMIT is [`StoreError::Unknown`]. Unsigned 64-bit numbers are stored as signed integers with
+//! the same bits.
 
 mod admin;
 mod catalogue;
@@ -40,8 +40,8 @@ use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 
-/// Twice as many connections for reading as the machine has cores, at least these: a query may read
-/// with two, and starts of shards and looks at the store must not wait until queries end.
+/// Least number of read connections; otherwise twice the number of cores. A query may use two, and
+/// starting shards and status reads must not wait until queries end.
 const MIN_READERS: usize = 8;
 
 impl From<rusqlite::Error> for StoreError {
@@ -62,7 +62,7 @@ impl From<CodecError> for StoreError {
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
-    /// `None` if opened to be read only; nothing inside while the disk takes no writes.
+    /// `None` if opened read-only. The inner `Option` is empty while the disk refuses writes.
     writer: Option<Mutex<Option<Writer>>>,
     readers: ReaderPool,
     match_cache: snapshot::SqliteMatchCache,
@@ -73,11 +73,11 @@ pub struct SqliteStore {
 struct Writer {
     connection: Connection,
     series_cache: SqliteSeriesCache,
-    /// Bytes of the archive's objects, once somebody has asked.
+    /// Total size of the archive's objects; `None` until it is first needed.
     archived_bytes: Option<u64>,
 }
 
-/// The writer, until dropped.
+/// Exclusive access to the writer, until dropped.
 struct WriterGuard<'a>(MutexGuard<'a, Option<Writer>>);
 
 impl Writer {
@@ -88,8 +88,8 @@ impl Writer {
                 path.display()
             ))
         })?;
-        // SQLite gives a connection that only reads where a file cannot be written, and it never
-        // writes, whatever becomes of the disk.
+        // SQLite falls back to a read-only connection if the file cannot be written, and that
+        // connection stays read-only even when the disk recovers.
         if connection.is_readonly(rusqlite::MAIN_DB)? {
             return Err(StoreError::Failed(format!("{} cannot be written", path.display())));
         }
@@ -99,8 +99,8 @@ impl Writer {
 }
 
 impl SqliteStore {
-    /// Opens the store, or creates it. One that is there is opened also if the disk takes no
-    /// writes: it can be read, and writes fail until the disk takes them.
+    /// Opens or creates the store. An existing one is opened even if the disk refuses writes: reads
+    /// work, and writes fail until the disk accepts them.
     ///
     /// # Errors
     /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if
@@ -109,10 +109,10 @@ impl SqliteStore {
         Self::open_with_cache(path, DEFAULT_MATCH_CACHE)
     }
 
-    /// As [`SqliteStore::open`], with so many bytes for the series that queries match.
+    /// Like [`SqliteStore::open`], with `match_cache` bytes for the cache of matching series.
     ///
     /// # Errors
-    /// As [`SqliteStore::open`].
+    /// Like [`SqliteStore::open`].
     pub fn open_with_cache(
         path: impl AsRef<Path>,
         match_cache: u64,
@@ -120,11 +120,11 @@ impl SqliteStore {
         Self::open_as(path.as_ref(), schema::StoreState::Complete, match_cache)
     }
 
-    /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`]
-    /// nothing else opens it; a store that is complete is being rebuilt again.
+    /// Opens or creates a store for a rebuild. Until [`SqliteStore::finish_rebuild`] nothing else
+    /// can open it. A complete store is marked as being rebuilt again.
     ///
     /// # Errors
-    /// As [`SqliteStore::open`], and if a rebuild of an older release has begun it.
+    /// Like [`SqliteStore::open`], and if another version of Rollmill began the rebuild.
     pub fn open_rebuilding(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         Self::open_as(path.as_ref(), schema::StoreState::Rebuilding, DEFAULT_MATCH_CACHE)
     }
@@ -140,8 +140,12 @@ impl SqliteStore {
             Err(StoreError::Failed(why))
                 if state == schema::StoreState::Complete && path.is_file() =>
             {
+                // Readable, so the node can serve queries; only the writer is opened later.
                 schema::check_version(readers.take()?.connection()?, path)?;
-                tracing::warn!(%why, "the store can be read and not written: writing is tried again by itself");
+                tracing::warn!(
+                    %why,
+                    "the store can be read and not written: writing is tried again by itself"
+                );
                 None
             }
             Err(error) => return Err(error),
@@ -160,10 +164,10 @@ impl SqliteStore {
         }))
     }
 
-    /// The rebuild is done: from now on the file is a store like any other, all of it in one file.
+    /// Ends the rebuild: the file becomes an ordinary store, with an empty journal.
     ///
     /// # Errors
-    /// See [`StoreError`]; it may be repeated.
+    /// If the store is not being rebuilt, or the file cannot be written. May be repeated.
     pub fn finish_rebuild(&self) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
@@ -171,10 +175,10 @@ impl SqliteStore {
         schema::complete(&self.writer()?.get()?.connection)
     }
 
-    /// Copies the store as it is at this moment into a new file, beside the process that writes it.
+    /// Copies the current state into a new file, while another process may be writing the store.
     ///
     /// # Errors
-    /// If the file is there or cannot be written.
+    /// If the file exists or cannot be written.
     pub fn back_up(&self, to: &Path) -> Result<(), StoreError> {
         let failed = |why: &dyn std::fmt::Display| {
             StoreError::Failed(format!("cannot write {}: {why}", to.display()))
@@ -186,7 +190,7 @@ impl SqliteStore {
         if part.exists() {
             std::fs::remove_file(&part).map_err(|e| failed(&e))?;
         }
-        // SQLite writes into an empty file that is there, and leaves its rights as they are.
+        // Created here for its permissions: `VACUUM INTO` accepts an empty file and keeps its mode.
         File::options()
             .write(true)
             .create_new(true)
@@ -199,14 +203,16 @@ impl SqliteStore {
             .connection()?
             .execute("VACUUM INTO ?", [part.to_string_lossy()])
             .map_err(|e| failed(&e))?;
+        // Synced before the rename, so that a file with the final name is always complete.
         File::open(&part).and_then(|file| file.sync_all()).map_err(|e| failed(&e))?;
         std::fs::rename(&part, to).map_err(|e| failed(&e))
     }
 
-    /// Opens an existing store to read it, beside the process that writes it. All writes fail.
+    /// Opens an existing store for reading, while another process may be writing it. All writes
+    /// fail.
     ///
     /// # Errors
-    /// As [`SqliteStore::open`], and if there is no store.
+    /// Like [`SqliteStore::open`], and if there is no store.
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         let path = path.as_ref();
         let (readers, matched) = (
@@ -223,8 +229,8 @@ impl SqliteStore {
         }))
     }
 
-    // A panic inside a transaction rolls it back as the transaction is dropped, so the poison says
-    // nothing.
+    // Poison is ignored: a panic inside a transaction rolls it back when the transaction is
+    // dropped.
     fn writer(&self) -> Result<WriterGuard<'_>, StoreError> {
         let writer = self.writer.as_ref().ok_or_else(|| {
             StoreError::Failed(
@@ -252,7 +258,7 @@ impl WriterGuard<'_> {
             .ok_or_else(|| StoreError::Failed("the store is not open for writing".to_owned()))
     }
 
-    /// Runs `body` in one transaction. What it returns is trusted only after the commit.
+    /// Runs `body` in one transaction. Its result is returned only after the commit.
     fn transaction<T>(
         &mut self,
         body: impl FnOnce(&Connection, &mut catalogue::SeriesCatalogue<'_>) -> Result<T, StoreError>,
@@ -263,7 +269,7 @@ impl WriterGuard<'_> {
         let answer = body(&tx, &mut catalogue)?;
         let fresh = catalogue.finish()?;
         tx.commit().map_err(|e| match e.sqlite_error_code() {
-            // It is rolled back, and the next transaction writes over what a part of it may have
+            // SQLite rolls back, and the next transaction overwrites what a part of it may have
             // left in the journal.
             Some(rusqlite::ErrorCode::DiskFull) => e.into(),
             _ => StoreError::Unknown(format!("sqlite: COMMIT: {e}")),
@@ -391,7 +397,8 @@ impl RollupStore for SqliteStore {
         Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?))
     }
 
-    /// The file waits for nobody: reading looks at the budget row by row.
+    /// SQLite never makes a reader wait, so nothing is cancelled: reads check the budget row by
+    /// row.
     fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         self.snapshot()
     }
@@ -409,7 +416,7 @@ impl RollupStore for SqliteStore {
     }
 
     fn sizes(&self) -> Result<StoreSizes, StoreError> {
-        // With its journal: what the disk holds.
+        // The journal is part of the size on disk.
         let file = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
         let mut journal = self.path.clone().into_os_string();
         journal.push("-wal");
@@ -439,7 +446,7 @@ fn reader_count() -> usize {
         .map_or(MIN_READERS, |cores| (2 * cores.get()).max(MIN_READERS))
 }
 
-/// One row, or none.
+/// Runs a query that returns at most one row.
 fn query_optional<T>(
     connection: &Connection,
     sql: &str,

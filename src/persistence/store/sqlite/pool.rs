@@ -1,13 +1,13 @@
-//! A few read-only connections; whoever finds none free waits.
+//! A pool of read-only connections; callers wait while none is free.
 //!
-//! A connection goes back only after its transaction ended. One that cannot end it is dropped, and
-//! opened anew on next use.
+//! A connection returns to the pool only after its transaction ended. One that cannot end it is
+//! closed and reopened on next use.
 //!
-//! Where a disk takes no writes, SQLite cannot lay the journal that a reader of a file in use
-//! needs. While this process does not write either, the file is then read as it stands (frozen).
-//! And what SQLite shares between the connections of a process cannot be written for as long as one
-//! of them is open that was opened there. So the writer is opened while no reader is
-//! ([`ReaderPool::exclusively`]).
+//! On a disk that refuses writes, SQLite cannot create the journal that readers of a live file
+//! need. As long as this process has no writer, the file is then read without a journal
+//! (immutable). Also, the shared memory between SQLite's connections stays unwritable for as long
+//! as any connection is open that was opened on a read-only disk. The writer is therefore opened
+//! while no reader is open ([`ReaderPool::exclusively`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,10 +17,10 @@ use rusqlite::Connection;
 
 use super::{StoreError, schema};
 
-/// How long readers may take to end before the writer is opened.
+/// How long to wait for readers to finish before giving up on opening the writer.
 const WRITER_WAIT: Duration = Duration::from_secs(1);
 
-/// The connections that are free; `None` is one not opened yet.
+/// The idle connections. A `None` in a slot is a connection that is not open yet.
 #[derive(Debug)]
 pub(super) struct ReaderPool {
     path: PathBuf,
@@ -31,15 +31,15 @@ pub(super) struct ReaderPool {
 #[derive(Debug)]
 struct ReaderSlots {
     slots: Vec<Option<Connection>>,
-    /// Connections in use.
+    /// Connections handed out.
     in_use: usize,
-    /// Nobody gets one now.
+    /// Set while the writer is opened: no connection is handed out.
     blocked: bool,
-    /// Whether this process may be writing.
+    /// Whether this process may be writing. If so, the file is never read as immutable.
     has_writer: bool,
 }
 
-/// A connection, until dropped.
+/// A connection on loan, until dropped.
 pub(super) struct ReadConnection<'a> {
     pool: &'a ReaderPool,
     connection: Option<Connection>,
@@ -57,7 +57,7 @@ impl ReaderPool {
         Self { path: path.to_owned(), free, returned: Condvar::new() }
     }
 
-    /// A free connection; blocks while there is none.
+    /// Takes a connection; blocks while none is free.
     pub(super) fn take(&self) -> Result<ReadConnection<'_>, StoreError> {
         let mut free = self.lock();
         let slot = loop {
@@ -70,7 +70,7 @@ impl ReaderPool {
         self.open(slot)
     }
 
-    /// A connection that is free now.
+    /// Takes a connection if one is free now.
     pub(super) fn take_at_once(&self) -> Result<Option<ReadConnection<'_>>, StoreError> {
         let slot = self.lock().take_slot();
         slot.map(|slot| self.open(slot)).transpose()
@@ -81,7 +81,7 @@ impl ReaderPool {
     }
 
     fn open(&self, slot: Option<Connection>) -> Result<ReadConnection<'_>, StoreError> {
-        // From here on dropping `reader` returns the slot, also if opening fails.
+        // From here on, dropping `reader` returns the slot, even if opening fails.
         let mut reader = ReadConnection { pool: self, connection: slot, immutable: false };
         if reader.connection.is_none() {
             match schema::open_reader(&self.path) {
@@ -92,11 +92,11 @@ impl ReaderPool {
         Ok(reader)
     }
 
-    /// Opens what writes the file, while nobody reads it; if that works, nobody reads it as it
-    /// stands any more.
+    /// Runs `open`, which opens the writer, while no reader is open. On success the file is no
+    /// longer read as immutable.
     ///
     /// # Errors
-    /// Those of `open`; and if readers do not end in time: it may be tried again.
+    /// The errors of `open`, and a failure that may be retried if readers do not finish in time.
     pub(super) fn exclusively<T>(
         &self,
         open: impl FnOnce() -> Result<T, StoreError>,
@@ -113,8 +113,10 @@ impl ReaderPool {
                 "queries still read the store: it is written when they have ended".to_owned(),
             ))
         } else {
+            // Also closes idle connections: one opened on the read-only disk would block the
+            // writer.
             free.slots.iter_mut().for_each(|slot| *slot = None);
-            // Nobody gets a connection meanwhile.
+            // The lock is not held while the disk is slow; `blocked` keeps readers out.
             drop(free);
             let opened = open();
             free = self.lock();
@@ -137,13 +139,13 @@ impl ReaderSlots {
 }
 
 impl ReadConnection<'_> {
-    /// Reads the file as it stands, if nobody in this process may be writing; what was the matter
-    /// otherwise.
+    /// Opens the file as immutable, unless this process may be writing. On failure returns `why`,
+    /// the reason for which the ordinary open failed.
     fn open_immutable(&mut self, why: StoreError) -> Result<(), StoreError> {
         if self.pool.lock().has_writer {
             return Err(why);
         }
-        // While it is in use, nobody begins to write.
+        // No writer can be opened while this connection is on loan.
         self.connection = Some(schema::open_immutable(&self.pool.path).map_err(|_| why)?);
         self.immutable = true;
         Ok(())
@@ -158,14 +160,14 @@ impl ReadConnection<'_> {
 
 impl Drop for ReadConnection<'_> {
     fn drop(&mut self) {
-        // A frozen one is opened anew each time, so that there is none between two queries.
+        // Immutable connections are not kept: between two queries the writer must be able to open.
         let ended = |c: &Connection| c.is_autocommit() || c.execute_batch("ROLLBACK").is_ok();
         let connection = self.connection.take().filter(|c| !self.immutable && ended(c));
         let mut free = self.pool.lock();
         free.in_use -= 1;
         free.slots.push(connection);
         drop(free);
-        // All: one may wait for a connection, another one for all to be back.
+        // Wakes all: some wait for one connection, another may wait for all of them.
         self.pool.returned.notify_all();
     }
 }

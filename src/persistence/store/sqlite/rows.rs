@@ -1,5 +1,5 @@
-//! Rows that more than one part reads: the manifest, what was set aside, the books; and the
-//! checksum of a revision.
+//! Rows that several parts read: the manifest, the quarantine and the accounting; and the checksum
+//! of a revision.
 
 use rusqlite::{Connection, Row};
 
@@ -9,7 +9,7 @@ use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::Hour;
 
-/// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
+/// Selects the columns of a manifest row, in the order in which [`manifest_rows`] reads them.
 macro_rules! manifest_columns {
     () => {
         "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, \
@@ -19,7 +19,7 @@ macro_rules! manifest_columns {
 }
 pub(super) use manifest_columns;
 
-/// Every event that was set aside, with the checksum of its row.
+/// All quarantined events, each with its row's checksum.
 pub(super) fn quarantine_rows(
     connection: &Connection,
 ) -> Result<Vec<(QuarantineRow, Option<i64>)>, StoreError> {
@@ -42,14 +42,15 @@ pub(super) fn quarantine_rows(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Every row of the manifest, or why it does not decode, with its checksum.
-#[allow(clippy::type_complexity)] // a pair
+/// All rows of the manifest, or why they do not decode, each with its checksum.
+#[allow(clippy::type_complexity)] // A pair that is taken apart at once.
 pub(super) fn manifest_checksums(
     connection: &Connection,
 ) -> Result<Vec<(Result<ManifestRow, StoreError>, Option<i64>)>, StoreError> {
     let mut statement =
         connection.prepare(concat!(manifest_columns!(), " ORDER BY shard, from_offset"))?;
     let mut rows = statement.query([])?;
+    // A second statement in the same order, because the shared list of columns has no checksum.
     let mut sums = connection.prepare("SELECT sum FROM manifest ORDER BY shard, from_offset")?;
     let mut sums = sums.query([])?;
     let mut all = Vec::new();
@@ -59,7 +60,7 @@ pub(super) fn manifest_checksums(
     Ok(all)
 }
 
-/// The rows of [`manifest_columns`].
+/// Reads rows that were selected with [`manifest_columns`].
 pub(super) fn manifest_rows(mut rows: rusqlite::Rows<'_>) -> Result<Vec<ManifestRow>, StoreError> {
     let mut manifest = Vec::new();
     while let Some(row) = rows.next()? {
@@ -89,7 +90,7 @@ fn manifest_row(r: &Row<'_>) -> Result<ManifestRow, StoreError> {
     })
 }
 
-/// The books, by tenant and hour.
+/// The accounting of all tenants, by tenant and hour.
 pub(super) fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>, StoreError> {
     let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER \
                BY tenant, hour";
@@ -106,7 +107,7 @@ pub(super) fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The checksum of a revision: nothing else gives its number again.
+/// The checksum of a revision, which no other data could restore.
 pub(super) fn revision_checksum(metric_no: i64, day: i32, revision: i64) -> i64 {
     codec::row_checksum(&[&metric_no.to_be_bytes(), &day.to_be_bytes(), &revision.to_be_bytes()])
 }

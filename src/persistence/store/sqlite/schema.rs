@@ -1,9 +1,9 @@
 //! The tables, their version, and how connections are set up.
 //!
-//! Series are numbered in order of admission, so that the series of a shard and metric stand
-//! together, and rollups lie by metric, hour and series: a query over a range of hours is one scan.
-//! Sketches lie apart, so that figures stay dense. A file of an older version is brought up to
-//! date; one of an unknown version is refused and never changed.
+//! Series are numbered in order of admission, so that the series of a shard and metric are close
+//! together. Rollups are clustered by metric, hour and series, so that a range of hours is one
+//! scan. Sketches have a table of their own, which keeps the figures dense. Files of an older
+//! version are migrated; files of an unknown version are refused and never changed.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -79,7 +79,7 @@ CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER
                       0, sum INTEGER);
 ";
 
-/// From version 3: rows that nothing else gives again have a checksum.
+/// From version 3: rows that cannot be derived from other data get a checksum.
 const FROM_3: &str = "
 ALTER TABLE series ADD COLUMN sum INTEGER;
 ALTER TABLE dedup ADD COLUMN sum INTEGER;
@@ -90,8 +90,8 @@ ALTER TABLE manifest ADD COLUMN sum INTEGER;
 ALTER TABLE archive_floors ADD COLUMN sum INTEGER;
 ";
 
-/// From version 2: the manifest knows tiers and where the archive begins. Revisions were counted
-/// there, which other stores did alike.
+/// From version 2: the manifest gets tiers and archive floors. Revisions were counters, which
+/// repeat in other stores, so they are replaced by random numbers.
 const FROM_2: &str = "
 UPDATE revisions SET revision = random() | 1;
 ALTER TABLE manifest ADD COLUMN tier INTEGER NOT NULL DEFAULT 0;
@@ -100,9 +100,9 @@ CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL,
                       NOT NULL, hour INTEGER NOT NULL);
 ";
 
-/// From version 4: two times, and what is noted before anything expires. What was written before
-/// has one time, which is both. The column `appended` of the quarantine keeps its name; it has the
-/// received time, which was the same until then.
+/// From version 4: append time and received time are separate, and expiry state is stored. Older
+/// rows have one time, which serves as both. The quarantine's column `appended` keeps its name but
+/// holds the received time, which was the same until then.
 const FROM_4: &str = "
 ALTER TABLE shards ADD COLUMN appended INTEGER;
 ALTER TABLE manifest ADD COLUMN first_received INTEGER NOT NULL DEFAULT 0;
@@ -112,30 +112,30 @@ CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER
                       0);
 ";
 
-/// From version 5: the rules of de-duplication are noted.
+/// From version 5: the de-duplication rules are stored.
 const FROM_5: &str = "
 CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER \
                       NOT NULL, max_ids INTEGER NOT NULL,
   PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
 ";
 
-/// From version 6: what had no checksum yet has one.
+/// From version 6: the remaining tables get a checksum.
 const FROM_6: &str = "
 ALTER TABLE suspects ADD COLUMN sum INTEGER;
 ALTER TABLE dedup_rules ADD COLUMN sum INTEGER;
 ALTER TABLE expiry ADD COLUMN sum INTEGER;
 ";
 
-/// What leads from each version to the next, from the oldest that is brought up to date.
+/// The migrations, each from its version to the next.
 const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5), (6, FROM_6)];
 
-/// What a file is opened as. One that is being rebuilt has the negative version: no build takes it
-/// for a store.
+/// The state that a file is opened in. A rebuild uses the negative version, so that no build
+/// mistakes an unfinished file for a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreState {
-    /// A store.
+    /// An ordinary store.
     Complete,
-    /// What a rebuild has not finished.
+    /// The output of an unfinished rebuild.
     Rebuilding,
 }
 
@@ -148,7 +148,8 @@ impl StoreState {
     }
 }
 
-/// Sets up the writing connection and creates the tables of an empty file.
+/// Configures the writer connection, creates the tables of an empty file, and migrates an older
+/// one.
 pub(super) fn prepare(
     connection: &mut Connection,
     path: &Path,
@@ -160,6 +161,7 @@ pub(super) fn prepare(
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
     connection.pragma_update(None, "cache_size", -65_536)?;
+    // One transaction around it all: a crash leaves the file at its old version.
     let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
     if tables == 0 {
@@ -175,8 +177,8 @@ pub(super) fn prepare(
         super::admin::update_all_checksums(&tx)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     } else if state == StoreState::Rebuilding && version(&tx)? == VERSION {
-        // The rebuild ended, and was ended before its file was moved into place: it goes on, and
-        // finds nothing left to do.
+        // The rebuild had finished, but was killed before its file was moved into place. It is
+        // resumed and finds nothing left to do.
         tx.pragma_update(None, "user_version", state.version())?;
     }
     check_state(&tx, path, state)?;
@@ -184,7 +186,7 @@ pub(super) fn prepare(
     Ok(())
 }
 
-/// Makes a store of what was rebuilt, and empties its journal.
+/// Turns a rebuilt file into a store, and empties its journal.
 pub(super) fn complete(connection: &Connection) -> Result<(), StoreError> {
     connection.pragma_update(None, "user_version", VERSION)?;
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
@@ -196,9 +198,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     set_up(open_to_read(path, OpenFlags::empty(), path.as_os_str().to_owned())?)
 }
 
-/// Opens a connection that reads the file as it stands, without the journal beside it, which a full
-/// disk may not take. Right only while nobody writes to the file, and if there is nothing in a
-/// journal.
+/// Opens a connection that reads the file without a journal, which a full disk may not be able to
+/// create. Correct only while nobody writes the file, and only if the journal is empty.
 pub(super) fn open_immutable(path: &Path) -> Result<Connection, StoreError> {
     let mut journal = path.as_os_str().to_owned();
     journal.push("-wal");
@@ -232,7 +233,7 @@ fn set_up(connection: Connection) -> Result<Connection, StoreError> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "cache_size", -65_536)?;
-    // What opens the journal beside the file.
+    // The first read opens the journal: a failure shows here and not in the first query.
     version(&connection)?;
     Ok(connection)
 }
@@ -241,7 +242,7 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row("PRAGMA user_version", [], |r| r.get(0))?)
 }
 
-/// Refuses what this build does not read.
+/// Refuses files of a version that this build does not read.
 pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     check_state(connection, path, StoreState::Complete)
 }

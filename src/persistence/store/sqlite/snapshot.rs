@@ -1,8 +1,8 @@
 //! One consistent view: a read transaction on a connection of the pool.
 //!
-//! Which series match a query is remembered per metric and matchers, together with the number of
-//! series of the metric: series are only ever added, so an equal number is an equal set. Rollups
-//! are read by seeks when few series match, by one scan otherwise.
+//! Matching series are cached per metric and matchers, together with the metric's number of series:
+//! series are only ever added, so an equal number means an equal set. Rollups are read by seeks if
+//! few series match, otherwise by one scan.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -25,7 +25,7 @@ use crate::persistence::store::{
     ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreSnapshot, too_many_series,
 };
 
-/// By metric and matchers.
+/// Keyed by metric number and matchers.
 pub(super) type SqliteMatchCache = MatchCache<(i64, String)>;
 
 pub(super) struct SqliteSnapshot<'a> {
@@ -33,11 +33,11 @@ pub(super) struct SqliteSnapshot<'a> {
     cache: &'a SqliteMatchCache,
 }
 
-/// Takes the number, the id and the key of a series.
+/// Receives the number, the id and the key of a series.
 type EachSeries<'a> = dyn FnMut(i64, SeriesId, &[u8]) -> Result<(), StoreError> + 'a;
 
 impl<'a> SqliteSnapshot<'a> {
-    /// Begins the read transaction; the first read pins the state it sees.
+    /// Begins the read transaction; the first read pins the state that it sees.
     pub(super) fn begin(
         reader: ReadConnection<'a>,
         cache: &'a SqliteMatchCache,
@@ -67,7 +67,7 @@ impl<'a> SqliteSnapshot<'a> {
         }
         let key = (metric_no, format!("{:?}", query.matchers));
         let matched = self.cache.get(key, count, || self.match_series(query, metric_no))?;
-        // It may have been kept when a query was allowed more.
+        // The list may have been cached by a query with a higher limit.
         if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
     }
 
@@ -76,7 +76,7 @@ impl<'a> SqliteSnapshot<'a> {
         query: &RollupQuery<'_>,
         metric_no: i64,
     ) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
-        // An empty value also matches series without the label, which the index does not hold.
+        // An empty value also matches series without the label, which the index does not contain.
         let indexed = query.matchers.iter().find_map(|m| match m {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name, value)),
             _ => None,
@@ -156,7 +156,7 @@ impl<'a> SqliteSnapshot<'a> {
         );
         let mut statement = self.connection()?.prepare_cached(&sql)?;
         let mut rows = statement.query(params![metric_no, query.from.0, query.to.0])?;
-        // Rows of an hour come by ascending number, as the series do: one walk along both.
+        // Within an hour, rows and series both ascend by number: one merge pass suffices.
         let (mut at, mut current) = (0, None);
         while let Some(row) = rows.next()? {
             query.check_budget()?;
@@ -176,7 +176,7 @@ impl<'a> SqliteSnapshot<'a> {
     }
 }
 
-/// Hour, series number, figures, and sketches if wanted.
+/// Selects hour, series number and figures, and the sketches if wanted.
 fn select(sketches: bool) -> &'static str {
     if sketches {
         "SELECT r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, \
@@ -254,8 +254,8 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
-        // A seek costs about as much as eight rows of a scan; a far longer range than data exists
-        // is no reason to seek.
+        // A seek costs about as much as eight rows of a scan. For a range much longer than any
+        // data, seeks for every hour would cost more than the scan.
         let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
         let few = (matched.len() as i64) < count / 8
             || (matched.len() as i64).saturating_mul(hours) <= 32;
@@ -297,7 +297,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
             );
             let mut statement = self.connection()?.prepare_cached(&sql)?;
             let mut rows = statement.query(params![metric_no, from.0, to.0])?;
-            // Numbers are not in the order of ids: one hour at a time is sorted.
+            // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
             let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
                 (from, BTreeMap::new());
             loop {
@@ -396,8 +396,8 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         metric: Option<&str>,
         page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
-        // One metric after the other, each in the order of its index, so that nothing is sorted
-        // that is not on the page.
+        // Metric by metric, each in the order of its index, so that values beyond the page are
+        // never sorted.
         let sql = "SELECT m.no FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = \
                    ?1 AND (?2 IS NULL OR m.name = ?2)";
         let mut metrics = self.connection()?.prepare_cached(sql)?;
