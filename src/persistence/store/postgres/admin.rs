@@ -1,4 +1,4 @@
-//! Claims with takeover, blocks of ids, the archive's progress, and what a starting shard reads.
+//! Claims with takeover, blocks of ids, progress of the archive, and what a starting shard reads.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,12 +14,12 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::{ExpiryTarget, blocks};
 
-/// How long a claim waits for a transaction of the previous owner to end by itself, before it is
-/// ended.
+/// How long a claim waits for the previous owner's transaction to end by itself before terminating
+/// it.
 pub(super) const CLAIM_WAIT: Duration = Duration::from_millis(250);
 
-/// Locks the shard's row. The log that it speaks of, if the shard was ever claimed; `None` if it
-/// stays locked by another transaction.
+/// Locks the shard's row. Returns its log, if the shard was ever claimed; `None` if the row stays
+/// locked by another transaction.
 pub(super) fn lock_shard(
     session: &mut PostgresSession,
     shard: ShardId,
@@ -35,7 +35,7 @@ pub(super) fn lock_shard(
     }
 }
 
-/// The claim, once the shard's row is locked.
+/// Claims the shard, whose row is locked by this transaction.
 pub(super) fn claim(
     session: &mut PostgresSession,
     shard: ShardId,
@@ -46,6 +46,7 @@ pub(super) fn claim(
     if let Some(found) = found.filter(|found| *found != log) {
         return Err(super::super::other_log(shard, found, log));
     }
+    // A mark that is still set means that the last owner did not get past that event.
     session.execute(
         "INSERT INTO suspects AS s SELECT shard, marked_offset, marked_index, 1 FROM shards WHERE \
          shard = $1 AND marked_offset IS NOT NULL
@@ -67,7 +68,8 @@ pub(super) fn claim(
     let row = rows
         .first()
         .ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
-    // Two first claims may meet: the second finds the row of the first.
+    // Two first claims may race: there is no row to lock, so the second one finds the first one's
+    // log.
     let found = LogId(get::<UuidBytes>(row, 4)?.0);
     if found != log {
         return Err(super::super::other_log(shard, found, log));
@@ -97,8 +99,9 @@ fn suspects(session: &mut PostgresSession, shard: i32) -> Result<Vec<SuspectEven
     session.query(sql, params![shard])?.iter().map(suspect).collect()
 }
 
-/// Ends the backends that are inside a transaction of the shard, each known by process, start and
-/// name, so that none that took over the number of a process is hit. How many there were.
+/// Terminates the backends that are inside a transaction of the shard. Each is identified by
+/// process id, start time and name, so that a process that reuses an id is never hit. Returns how
+/// many were found.
 pub(super) fn terminate_holders(
     session: &mut PostgresSession,
     names: &str,
@@ -165,7 +168,7 @@ pub(super) fn set_dedup_rule(
     Ok(())
 }
 
-/// The statement that notes a rule.
+/// The statement that records a rule.
 pub(super) fn dedup_rule_insert(
     shard: ShardId,
     from: Offset,
@@ -357,7 +360,7 @@ pub(super) fn restore(session: &mut PostgresSession, of: &ShardRestore) -> Resul
     Ok(())
 }
 
-/// The columns of a floor, from the given one on.
+/// Reads an archive floor from the columns that begin at `at`.
 pub(super) fn floor(row: &tokio_postgres::Row, at: usize) -> Result<ArchiveFloor, StoreError> {
     Ok(ArchiveFloor {
         offset: get::<i64>(row, at)? as Offset,

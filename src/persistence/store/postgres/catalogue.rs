@@ -1,10 +1,9 @@
-//! Series and metrics, numbered.
+//! The catalogue: numbers of series and metrics.
 //!
-//! What always holds: a number is remembered only after the transaction that gave it committed, and
-//! only for as long as sessions speak with the same start of the same server: a failover may lose
-//! commits, and give the same numbers to other series. An id that belongs to another series is
-//! refused, and with it the whole transaction. New rows of tables that shards share are inserted in
-//! the order of their keys, so that two flushes never wait for each other.
+//! A number is cached only after the transaction that assigned it has committed, and only for one
+//! start of one server: a failover may lose commits and assign the same numbers to other series. An
+//! id that belongs to another series is refused, and with it the whole transaction. New rows of
+//! tables that shards share are inserted in key order, so that two flushes never deadlock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +15,7 @@ use crate::model::flush::{Delta, SeriesInfo};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 
-/// Numbers of a series.
+/// A series with its numbers.
 #[derive(Debug, Clone)]
 pub(super) struct NumberedSeries {
     pub(super) metric_no: i32,
@@ -24,20 +23,20 @@ pub(super) struct NumberedSeries {
     info: Arc<SeriesInfo>,
 }
 
-/// The series of one transaction, numbered.
+/// The series of one transaction with their numbers.
 pub(super) type SeriesNumbers = HashMap<SeriesId, NumberedSeries>;
 
-/// What is committed, as far as it was asked for, on one start of a server.
+/// Committed series that were used recently, for one start of a server.
 #[derive(Debug, Default)]
 pub(super) struct PostgresSeriesCache(Mutex<(i64, SeriesNumbers)>);
 
-/// Beyond this many the memory is emptied and filled anew by what is in use.
+/// At this size the cache is emptied and refills with the series in use.
 const CACHE_MAX_SERIES: usize = 2_000_000;
-/// Rows of one statement.
+/// Most rows of one statement.
 const PART: usize = 10_000;
 
 impl PostgresSeriesCache {
-    /// The series among `wanted` that are known, and the rest.
+    /// Splits `wanted` into cached series and the rest.
     fn split<'a>(
         &self,
         server: i64,
@@ -57,7 +56,7 @@ impl PostgresSeriesCache {
         Ok((found, rest))
     }
 
-    /// Remembers what a committed transaction used.
+    /// Caches the series of a committed transaction.
     pub(super) fn remember(&self, server: i64, numbers: SeriesNumbers) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.0 != server || known.1.len() + numbers.len() > CACHE_MAX_SERIES {
@@ -67,7 +66,7 @@ impl PostgresSeriesCache {
     }
 }
 
-/// A series that a transaction writes, with the offset at which it is admitted if it is new.
+/// A series of a transaction, with the offset at which it is admitted if it is new.
 #[derive(Clone, Copy)]
 struct SeriesWrite<'a> {
     info: &'a Arc<SeriesInfo>,
@@ -78,11 +77,11 @@ fn check_same_series(known: &SeriesInfo, new: &SeriesInfo) -> Result<(), StoreEr
     if known.series == new.series { Ok(()) } else { Err(super::super::collision(known, new)) }
 }
 
-/// How many series each metric gained.
+/// The number of new series per metric.
 pub(super) type SeriesGrowth = BTreeMap<i32, i64>;
 
-/// Numbers all series of a transaction; new ones are admitted. `admitted` come with their offset,
-/// other new ones are admitted at `at`.
+/// The numbers of all series of a transaction; new ones are admitted. Those in `admitted` have
+/// their own offset, other new ones are admitted at `at`.
 pub(super) fn number_series(
     session: &mut PostgresSession,
     known: &PostgresSeriesCache,
@@ -198,7 +197,7 @@ fn insert_series(
     rows.iter().map(|row| Ok((SeriesId(get::<UuidBytes>(row, 0)?.0), get(row, 1)?))).collect()
 }
 
-/// Numbers of the metrics of some series, by tenant and name.
+/// The numbers of the metrics of some series, by tenant and name.
 fn metrics(
     session: &mut PostgresSession,
     series: &[SeriesWrite<'_>],
@@ -212,6 +211,7 @@ fn metrics(
         JOIN tenants t ON t.name = w.tenant JOIN metrics m ON m.tenant_no = t.no AND m.name = \
                   w.metric";
     let mut found = BTreeMap::new();
+    // The second round reads what the inserts left, including rows of a concurrent transaction.
     for again in [false, true] {
         for row in session.query(select, params![tenants.clone(), metrics.clone()])? {
             found.insert((get(&row, 0)?, get(&row, 1)?), get(&row, 2)?);
@@ -219,7 +219,7 @@ fn metrics(
         if again || found.len() == names.len() {
             break;
         }
-        // Sorted and without repetition: each statement locks in the order of the keys.
+        // Sorted and without repetition: every statement locks rows in key order.
         let new = "INSERT INTO tenants (name) SELECT DISTINCT name FROM unnest($1::text[]) AS w \
                    (name)
             WHERE NOT EXISTS (SELECT FROM tenants t WHERE t.name = w.name) ORDER BY name ON \
@@ -235,7 +235,7 @@ fn metrics(
     Ok(found)
 }
 
-/// Notes which series carry which label.
+/// Records which series carry which labels.
 fn insert_labels(
     session: &mut PostgresSession,
     labels: &[(Label<'_>, Vec<i64>)],

@@ -1,8 +1,7 @@
-//! How PostgreSQL is looked through for damage ([`super::super::check`]): in one snapshot, week by
-//! week.
+//! Looks for damage in PostgreSQL ([`super::super::check`]): in one snapshot, week by week.
 //!
-//! Rows have no checksum of ours: pages have the server's (`initdb --data-checksums`), and a
-//! damaged one fails the statement that reads it, which is found here and named (ADR 31).
+//! Rows have no checksum of ours, because pages have the server's (`initdb --data-checksums`). A
+//! damaged page fails the statement that reads it, which is reported here (ADR 31).
 
 use std::time::Duration;
 
@@ -14,14 +13,14 @@ use super::session::{PostgresSession, params};
 use super::{PostgresStore, StoreDamage, StoreError, snapshot};
 use crate::persistence::store::check::{self, DamageCollector, RowVisitor, TableReader, TableRow};
 
-/// No statement of a week takes so long, unless it is stuck.
+/// No statement about one week takes this long unless it is stuck.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
-/// Joins of whole weeks are what the planner's own ways are for; queries have them off.
+/// Joins of whole weeks need the planner's own choice of methods; queries have these disabled.
 const SETTINGS: &str = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET \
                         LOCAL enable_sort = on; SAVEPOINT look";
 
-/// First hour and the one behind the last of every partition.
+/// First hour and exclusive end of every native partition.
 const PARTITIONS: &str = "SELECT DISTINCT substring(bound FROM 'FROM \\(''?(-?\\d+)')::bigint, \
                           substring(bound FROM 'TO \\(''?(-?\\d+)')::bigint
     FROM (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound FROM pg_inherits i JOIN pg_class c ON \
@@ -54,8 +53,8 @@ impl TableReader for SessionTables<'_> {
     fn for_each_row(&mut self, sql: &str, visit: &mut RowVisitor<'_>) -> Result<(), StoreError> {
         self.0.set_time_limit(STATEMENT_TIMEOUT);
         let mut failed = None;
-        // A row that cannot be used is no reason to leave the others unread: the session serves the
-        // next statement.
+        // One bad row does not stop the statement: all rows are consumed, so that the session stays
+        // usable for the next one.
         self.0.for_each_row(sql, params![], |row| {
             failed = failed.take().or_else(|| visit(row).err());
             Ok(())

@@ -1,8 +1,8 @@
 //! Columns that are not plain numbers: exact decimals, 128-bit ids, and rows of a binary COPY.
 //!
-//! A decimal travels as `numeric`: groups of four decimal digits, the first of weight 10000^w.
-//! Units of 10^-9 are no whole number of such groups, so the fraction is written as twelve digits,
-//! of which the last three are zero.
+//! A decimal is sent as `numeric`: groups of four decimal digits, the first of weight 10000^w.
+//! Units of 10^-9 do not fill whole groups, so the fraction is written as twelve digits, the last
+//! three of which are zero.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::Row;
@@ -14,7 +14,7 @@ use crate::model::rollup::RollupFigures;
 
 type BoxError = Box<dyn std::error::Error + Sync + Send>;
 
-/// 16 bytes as a `uuid`.
+/// 16 bytes, stored as a `uuid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct UuidBytes(pub(super) [u8; 16]);
 
@@ -34,13 +34,13 @@ impl<'a> FromSql<'a> for UuidBytes {
     accepts!(UUID);
 }
 
-/// Units of 10^-9 as a `numeric`.
+/// Units of 10^-9, stored as a `numeric`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NumericUnits(pub(super) i128);
 
 const GROUP: u128 = 10_000;
 const NEGATIVE: u16 = 0x4000;
-/// Groups of the fraction.
+/// Number of groups of the fraction.
 const FRACTION: usize = 3;
 
 impl NumericUnits {
@@ -58,7 +58,8 @@ impl NumericUnits {
             groups.push((whole % GROUP) as u16);
             whole /= GROUP;
         }
-        // Least significant first until here. Neither end may be zero.
+        // The groups are least significant first up to here. PostgreSQL strips zero groups at both
+        // ends.
         while groups.last() == Some(&0) {
             groups.pop();
         }
@@ -86,7 +87,7 @@ impl<'a> FromSql<'a> for NumericUnits {
         let mut units: i128 = 0;
         for at in 0..count {
             let group = i128::from(field(4 + usize::from(at))?);
-            // Group `at` counts 10^(4 (weight - at)) ones, a one is 10^9 units.
+            // Group `at` counts multiples of 10^(4 (weight - at)), and one is 10^9 units.
             let exponent = 4 * (i32::from(weight) - i32::from(at)) + 9;
             let part = match u32::try_from(exponent) {
                 Ok(up) => 10_i128.checked_pow(up).and_then(|factor| factor.checked_mul(group)),
@@ -106,7 +107,7 @@ impl<'a> FromSql<'a> for NumericUnits {
     accepts!(NUMERIC);
 }
 
-/// Count, value count, sum, min, max from five columns.
+/// Count, value count, sum, min and max from five columns.
 pub(super) fn figures(row: &Row, first: usize) -> Result<RollupFigures, StoreError> {
     let bound = |at: usize| -> Result<Option<Decimal>, StoreError> {
         Ok(get::<Option<NumericUnits>>(row, at)?
@@ -121,7 +122,7 @@ pub(super) fn figures(row: &Row, first: usize) -> Result<RollupFigures, StoreErr
     })
 }
 
-/// One column.
+/// Reads one column. A value that does not decode means a damaged database.
 pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, at: usize) -> Result<T, StoreError> {
     row.try_get(at).map_err(|e| {
         let cause =
@@ -133,10 +134,10 @@ pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, at: usize) -> Result<T, Stor
     })
 }
 
-/// Bytes sent at once.
+/// Size in bytes at which a chunk of a COPY is sent.
 const CHUNK: usize = 256 * 1024;
 
-/// Rows of a binary COPY.
+/// Encodes the rows of a binary COPY.
 #[derive(Debug)]
 pub(super) struct CopyRows {
     done: Vec<Bytes>,
@@ -147,7 +148,7 @@ impl CopyRows {
     pub(super) fn new() -> Self {
         let mut open = BytesMut::with_capacity(CHUNK);
         open.put_slice(b"PGCOPY\n\xff\r\n\0");
-        // No flags, no extension of the header.
+        // No flags, no header extension.
         open.put_i64(0);
         Self { done: Vec::new(), open }
     }
@@ -190,7 +191,7 @@ impl CopyRows {
         self.open[at..at + 4].copy_from_slice(&length.to_be_bytes());
     }
 
-    /// The chunks, with the trailer.
+    /// The encoded chunks, including the trailer.
     pub(super) fn finish(mut self) -> Vec<Bytes> {
         self.open.put_i16(-1);
         self.done.push(self.open.freeze());

@@ -1,5 +1,5 @@
 //! Which weeks TimescaleDB has compressed. A look-up there unpacks a batch of rows, so they are
-//! read and written in other portions.
+//! read and written in smaller parts.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +11,16 @@ use super::schema::WEEK;
 use super::session::{PostgresSession, params};
 use crate::clock::Stopwatch;
 
-/// What is older is asked again. A week that is taken for another kind costs time, and nothing
+/// Older results are queried again. Mistaking a week for the other kind costs time and nothing
 /// else.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Compressed weeks, as they were a short time ago.
+/// Compressed weeks, cached.
 #[derive(Debug, Default)]
 pub(super) struct CompressedWeeks(Mutex<Option<(Stopwatch, Arc<BTreeSet<i32>>)>>);
 
 impl CompressedWeeks {
-    /// Weeks of which something is compressed; none without the extension.
+    /// Weeks with at least one compressed chunk; empty without the extension.
     pub(super) fn weeks(
         &self,
         session: &mut PostgresSession,
@@ -47,7 +47,7 @@ impl CompressedWeeks {
         Ok(weeks)
     }
 
-    /// Something was compressed or dropped: the next one asks.
+    /// Forgets the cached weeks, after something was compressed or dropped.
     pub(super) fn invalidate(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

@@ -1,5 +1,5 @@
-//! Makes sessions: connects to the host that takes writes, with TLS if asked for, and sets the
-//! session up.
+//! Opens sessions: connects to the host that accepts writes, with TLS if configured, and applies
+//! the session settings.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use super::runtime::{RuntimeHandle, WaitError};
 use super::session::{ConnectionTask, PostgresSession, ServerBackend};
 use crate::model::budget::CancelFlag;
 
-/// The oldest server with all settings that sessions use (`client_connection_check_interval`).
+/// The oldest server that knows all settings of our sessions (`client_connection_check_interval`).
 const MIN_SERVER_VERSION: i32 = 140_000;
 
-/// Who this session is to the server, and which start of which server it speaks with.
+/// Identifies the session's backend, and the server start that it belongs to.
 const BACKEND_SQL: &str =
     "SELECT pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE \
                        pid = pg_backend_pid()),
     pg_postmaster_start_time(), current_setting('server_version_num')::integer,
     EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')";
 
-/// What sessions of one pool have in common.
+/// What the sessions of a pool have in common.
 #[derive(Clone)]
 pub(super) struct SessionConnector {
     pub(super) config: Config,
@@ -42,10 +42,10 @@ pub(super) struct SessionConnector {
 }
 
 impl SessionConnector {
-    /// `setup` is run first in every session.
+    /// `setup` is the first SQL that every session runs.
     ///
     /// # Errors
-    /// If TLS is asked for and the authorities cannot be read.
+    /// If TLS is configured and the certificate authorities cannot be read.
     pub(super) fn new(
         config: Config,
         tls_ca: Option<&Path>,
@@ -56,24 +56,24 @@ impl SessionConnector {
             .then(|| tls_connector(tls_ca))
             .transpose()?;
         let each = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5));
-        // A host that does not answer must not use up the time of the one behind it.
+        // One share of time per host, so that a dead host does not use up the time of the next one.
         let limit = each.saturating_mul(config.get_hosts().len().max(1) as u32 + 1);
         Ok(Self { address: StoreAddress::of(&config), config, tls, setup, runtime: hands, limit })
     }
 
-    /// A new session.
+    /// Opens a session.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if no host takes it, [`StoreError::Invalid`] if the server is too
+    /// [`StoreError::Failed`] if no host accepts it, [`StoreError::Invalid`] if the server is too
     /// old.
     pub(super) fn connect(&self) -> Result<PostgresSession, StoreError> {
         self.connect_for(None)
     }
 
-    /// As [`SessionConnector::connect`], but no longer than until the query ends that it is for.
+    /// Like [`SessionConnector::connect`], but gives up when the query that it is for is aborted.
     ///
     /// # Errors
-    /// As there, and [`StoreError::QueryEnded`].
+    /// Those of `connect`, and [`StoreError::QueryEnded`].
     pub(super) fn connect_for(
         &self,
         query: Option<&CancelFlag>,
@@ -139,7 +139,7 @@ where
 {
     let (client, connection) = config.connect(tls).await?;
     let task = tokio::spawn(async move {
-        // Whoever uses the session is told; idle ones are replaced.
+        // The next statement of a session reports the loss; idle sessions are replaced.
         if let Err(why) = connection.await {
             tracing::debug!(%why, "a connection to the store ended");
         }

@@ -1,15 +1,15 @@
-//! From what the server or the connection says to [`StoreError`].
+//! Translates errors of the server and of the connection into [`StoreError`].
 //!
-//! | when | what | answer |
-//! |---|---|---|
-//! | before COMMIT was sent | anything | `Failed`: a transaction that was not committed is rolled back, by us or by the end of its connection |
-//! | … | nobody answers, or the server says that it starts, stops, or is full | `Unavailable`: the same, and waiting mends it |
-//! | … | the server cut a statement at its time limit | `TooLong`: the same; waiting does not mend it |
-//! | at COMMIT | the server says that it rolled back (class 40, class 23) | `Unavailable`, `Failed` |
-//! | at COMMIT | anything else: connection lost, deadline, the server shutting down | `Unknown` |
-//! | any time | data or index damaged (XX001, XX002), tables not as this build knows them (42P01, 42703) | `Invalid` |
+//! - Any error before COMMIT was sent is `Failed`: the transaction is rolled back, by us or by the
+//!   end of its connection. Exceptions with the same guarantee: `Unavailable` if the server is
+//!   unreachable, starting, stopping or full, because waiting helps; `TooLong` if the server cut a
+//!   statement at its time limit, because waiting does not help.
+//! - At COMMIT, a rollback reported by the server (class 40, class 23) is `Unavailable` or
+//!   `Failed`; anything else (connection lost, deadline, server shutting down) is `Unknown`.
+//! - At any time, damaged data or indexes (XX001, XX002) and tables that this build does not know
+//!   (42P01, 42703) are `Invalid`.
 //!
-//! After every error but a plain one of a statement the session is thrown away.
+//! After every error except a plain statement error the session is discarded.
 
 use std::io::ErrorKind;
 
@@ -18,19 +18,19 @@ use tokio_postgres::error::{Severity, SqlState};
 
 use super::StoreError;
 
-/// Why a step failed.
+/// Why a step of a session failed.
 #[derive(Debug)]
 pub(super) enum SessionError {
-    /// The server or the connection said so.
+    /// An error of the server or of the connection.
     Postgres(Error),
     /// No answer within the deadline.
     TimedOut,
-    /// The query that it was done for has ended.
+    /// The query that the step worked for was aborted.
     QueryEnded,
 }
 
 impl SessionError {
-    /// The state that the server named.
+    /// The SQLSTATE, if the server reported one.
     pub(super) fn sql_state(&self) -> Option<&SqlState> {
         match self {
             SessionError::Postgres(error) => error.code(),
@@ -38,10 +38,12 @@ impl SessionError {
         }
     }
 
-    /// Whether the session can go on after a rollback.
+    /// Whether the session can be used again after a rollback.
     pub(super) fn session_survives(&self) -> bool {
         let SessionError::Postgres(error) = self else { return false };
         let Some(said) = error.as_db_error() else { return false };
+        // Read-only means that the server became a standby; an unsupported feature means that a
+        // prepared statement no longer fits. Both need a new session.
         let stale = *said.code() == SqlState::READ_ONLY_SQL_TRANSACTION
             || *said.code() == SqlState::FEATURE_NOT_SUPPORTED;
         said.parsed_severity() == Some(Severity::Error)
@@ -49,15 +51,15 @@ impl SessionError {
             && !stale
     }
 
-    /// Whether it passes by itself. A password, a certificate or a database that is not there is no
-    /// matter of time.
+    /// Whether the failure passes without intervention. A wrong password, a bad certificate or a
+    /// missing database does not.
     fn is_transient(&self) -> bool {
         let SessionError::Postgres(error) = self else { return true };
         match error.code().map(SqlState::code) {
-            // A limit of the server's configuration: it stays until a person raises it.
+            // A limit in the server's configuration: it persists until somebody raises it.
             Some("53400") => false,
-            // Shutting down, starting up, crashed; too many connections; the connection broke;
-            // another transaction was in the way.
+            // 57P: shutting down, starting up, crashed; 53: too many connections; 08: connection
+            // lost; 40, 55P03: another transaction was in the way.
             Some(state) => {
                 ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class))
             }
@@ -65,7 +67,7 @@ impl SessionError {
         }
     }
 
-    /// The answer of a transaction whose COMMIT was sent.
+    /// The error of a transaction whose COMMIT was sent.
     pub(super) fn into_commit_error(self) -> StoreError {
         match self.sql_state().map(|state| &state.code()[..2]) {
             Some("40" | "23") => self.into(),
@@ -88,8 +90,8 @@ impl SessionError {
     }
 }
 
-/// Whether it is the connection that failed, and not what was said over it: a certificate that is
-/// refused is `InvalidData`.
+/// Whether the connection failed, rather than what was sent over it: a refused certificate is
+/// `InvalidData`.
 fn is_connection_error(error: &Error) -> bool {
     let cause =
         std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
@@ -124,7 +126,7 @@ impl From<SessionError> for StoreError {
     }
 }
 
-/// What a person can do about a state.
+/// What an operator can do about a SQLSTATE.
 fn remedy(state: &SqlState) -> &'static str {
     match state.code() {
         "53100" => ": free space on the server's disk; what is not flushed waits in the log",

@@ -1,10 +1,10 @@
 //! The flush transaction, and the release of a quarantined event, which merges in the same way.
 //!
 //! The compare-and-set comes first: a flush that does not own its range writes nothing at all. From
-//! then on the shard's row is locked, and with it all rollups of the shard: their sketches may be
-//! read, merged here and written back. Rows that shards share (accounting, revisions, metrics) come
-//! last and in key order, so that they are locked for a moment only and no two flushes wait for
-//! each other.
+//! then on the shard's row is locked, which protects all rollups of the shard, so their sketches
+//! can be read, merged here and written back. Rows that shards share (accounting, revisions,
+//! metrics) come last and in key order, so that they are locked only briefly and no two flushes
+//! deadlock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::blocks;
 
-/// Staged rows, per session; every commit empties them.
+/// Temporary tables for staged rows, one set per session; every commit empties them.
 pub(super) const STAGING_TABLES: &str = "
     CREATE TEMPORARY TABLE staged_rollups (metric_no integer, hour integer, series_no bigint, \
                                   count bigint, value_count bigint,
@@ -43,9 +43,9 @@ const MERGE_ROLLUPS: &str = "INSERT INTO rollups AS r (metric_no, hour, series_n
     value_count = r.value_count + excluded.value_count, sum = r.sum + excluded.sum, min = \
                              least(r.min, excluded.min),
     max = greatest(r.max, excluded.max)";
-// The hours are of one week, so that no other is looked at: without them every row of the statement
-// goes through all weeks there are. OFFSET 0 makes it one look-up in the key per row, whatever the
-// planner believes of tables that were never analysed.
+// The hours belong to one week and are named, so that only this week's partition is read: without
+// them every row of the statement would visit all weeks. OFFSET 0 forces one key look-up per row,
+// whatever the planner assumes about tables that were never analysed.
 pub(super) const READ_SKETCHES: &str = "SELECT s.metric_no, s.hour, s.series_no, \
                                         k.distinct_users, k.quantiles FROM pg_temp.staged_rollups \
                                         s
@@ -53,11 +53,16 @@ pub(super) const READ_SKETCHES: &str = "SELECT s.metric_no, s.hour, s.series_no,
                                         s.metric_no AND k.hour = s.hour
     AND k.series_no = s.series_no AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k WHERE s.hour >= $1 \
                                         AND s.hour <= $2";
-// The same in a compressed week: a look-up unpacks a batch, so it is one for each hour of a metric.
-pub(super) const READ_PACKED_SKETCHES: &str = "SELECT k.metric_no, k.hour, k.series_no, k.distinct_users, k.quantiles
-    FROM (SELECT metric_no, hour, array_agg(series_no) AS nos FROM pg_temp.staged_rollups WHERE hour >= $1 AND hour <= $2
-    GROUP BY metric_no, hour OFFSET 0) s CROSS JOIN LATERAL (SELECT * FROM sketches k WHERE k.metric_no = s.metric_no
-    AND k.hour = s.hour AND k.series_no = ANY (s.nos) AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k";
+// The same for a compressed week, where every look-up unpacks a batch: one look-up for each hour of
+// a metric.
+pub(super) const READ_PACKED_SKETCHES: &str = "SELECT k.metric_no, k.hour, k.series_no, \
+                                               k.distinct_users, k.quantiles
+    FROM (SELECT metric_no, hour, array_agg(series_no) AS nos FROM pg_temp.staged_rollups WHERE \
+                                               hour >= $1 AND hour <= $2
+    GROUP BY metric_no, hour OFFSET 0) s CROSS JOIN LATERAL (SELECT * FROM sketches k WHERE \
+                                               k.metric_no = s.metric_no
+    AND k.hour = s.hour AND k.series_no = ANY (s.nos) AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) \
+                                               k";
 const STAGE_SKETCHES: &str = "COPY pg_temp.staged_sketches FROM STDIN BINARY";
 const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, distinct_users, \
                               quantiles)
@@ -67,26 +72,27 @@ const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, 
                               excluded.distinct_users, quantiles = excluded.quantiles";
 const CLEAR: &str = "TRUNCATE pg_temp.staged_rollups, pg_temp.staged_sketches";
 
-/// Rows merged at once: bounds the memory of sketches read back, which are 16 KiB at most each.
+/// Most rows merged at a time. Bounds the memory of the sketches that are read back, each of which
+/// has up to 16 KiB.
 const PART_ROWS: usize = 8_192;
-/// Of these, rows that fall into compressed weeks. Each may unpack a batch of a thousand rows, and
-/// all that is done within `store.timeout`.
+/// Most rows of a part that fall into compressed weeks. Each may unpack a batch of a thousand rows,
+/// and the part has to finish within `store.timeout`.
 const PACKED_PART_ROWS: usize = 512;
 
-/// Late events unpack as much of a compressed week as they need: the server's limit (100,000 rows)
-/// would fail the flush for ever. Versions of the extension that know no limit refuse to hear of
-/// it.
+/// Lifts TimescaleDB's limit of rows that a transaction may decompress (100,000 by default): late
+/// events of a compressed week would otherwise fail the flush for ever. Versions of the extension
+/// without this limit do not know the setting, hence the exception handler.
 pub(super) const NO_DECOMPRESS_LIMIT: &str = "
     DO $$ BEGIN PERFORM set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', \
                                     false);
     EXCEPTION WHEN undefined_object OR invalid_name THEN NULL; END $$;";
 
-/// Weeks that a flush writes to, as the partitions count them.
+/// The weeks that a flush writes to, as the partitions number them.
 pub(super) fn touched_weeks(deltas: &[Delta]) -> BTreeSet<i32> {
     deltas.iter().map(|delta| delta.hour.0.div_euclid(WEEK)).collect()
 }
 
-/// Writes one flush; what was numbered is to be remembered after the commit.
+/// Writes one flush. Returns the numbers to cache after the commit.
 pub(super) fn flush(
     session: &mut PostgresSession,
     (known, compressed): (&PostgresSeriesCache, &CompressedWeeks),
@@ -116,6 +122,7 @@ pub(super) fn flush(
         return Err(StoreError::Refused { shard: guard.shard });
     }
     let at = (guard.shard, guard.range.from);
+    // Sketches cannot be merged in SQL, so the rows below are merged here, under the shard's lock.
     let (numbers, growth) =
         catalogue::number_series(session, known, &batch.admitted, &batch.deltas, at)?;
     let touched = merge(session, compressed, &batch.deltas, &numbers)?;
@@ -145,15 +152,15 @@ pub(super) fn flush(
     Ok(numbers)
 }
 
-/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself:
-/// the batch's is not used.
+/// Releases (`Some`) or discards (`None`) a quarantined event. The store adjusts the accounting
+/// itself; that of the batch is not used.
 pub(super) fn settle(
     session: &mut PostgresSession,
     (known, compressed): (&PostgresSeriesCache, &CompressedWeeks),
     (shard, offset, index): (ShardId, Offset, u32),
     delta: Option<&FlushBatch>,
 ) -> Result<Option<SeriesNumbers>, StoreError> {
-    // The shard's row stands for its rollups: no flush may merge them meanwhile.
+    // The shard's row guards its rollups: no flush may merge them at the same time.
     let owned = session.query(
         "SELECT log FROM shards WHERE shard = $1 FOR UPDATE",
         params![shard.0.cast_signed()],
@@ -196,7 +203,7 @@ pub(super) fn quarantine_upsert(row: &QuarantineRow) -> (&'static str, Vec<Param
         tenant = excluded.tenant, appended = excluded.appended, reason = excluded.reason, \
                discarded = excluded.discarded,
         record = excluded.record";
-    // A panic may say anything; text of PostgreSQL holds no NUL.
+    // The message of a panic may contain anything, but PostgreSQL's text cannot hold NUL.
     let reason = row.reason.replace('\0', "\u{fffd}");
     let (shard, offset, index) =
         (row.shard.0.cast_signed(), row.offset as i64, i64::from(row.index));
@@ -216,6 +223,7 @@ pub(super) fn quarantine_upsert(row: &QuarantineRow) -> (&'static str, Vec<Param
 }
 
 pub(super) fn accounting_upsert(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {
+    // Summed first: one statement must not touch a row twice, and the map is in key order.
     let mut rows: BTreeMap<(&str, i32), [i64; 3]> = BTreeMap::new();
     for delta in growth {
         let row = rows.entry((&delta.tenant, delta.hour.0)).or_default();
@@ -239,10 +247,10 @@ pub(super) fn accounting_upsert(growth: &[AccountingDelta]) -> Option<(&'static 
     Some((sql, params![tenants, hours, column(0), column(1), column(2)]))
 }
 
-/// Metric number, hour, series number.
+/// Metric number, hour and series number: the primary key of a rollup.
 type RowKey = (i32, i32, i64);
 
-/// What a merge touched, to move revisions and the metrics' spans.
+/// The days and hours that a merge touched, for the revisions and the metrics' ranges.
 #[derive(Default)]
 struct TouchedRows {
     days: BTreeSet<(i32, i32)>,
@@ -250,7 +258,7 @@ struct TouchedRows {
 }
 
 impl TouchedRows {
-    /// The revisions so far, which are locked from now on.
+    /// The current revisions of the touched days. Locks their rows.
     fn revisions(
         &self,
         session: &mut PostgresSession,
@@ -266,7 +274,7 @@ impl TouchedRows {
             .collect()
     }
 
-    /// `revise` gives each day its new revision.
+    /// The statements for revisions and metrics; `revise` returns the new revision of a day.
     fn writes(
         &self,
         growth: &SeriesGrowth,
@@ -299,8 +307,8 @@ impl TouchedRows {
             metrics.iter().map(|no| self.hours.get(no).map(|span| span.0)).collect();
         let last: Vec<Option<i32>> =
             metrics.iter().map(|no| self.hours.get(no).map(|span| span.1)).collect();
-        // Most flushes change nothing here, and then lock nothing: every shard has series of the
-        // same metrics.
+        // The condition lets most flushes lock no metric at all. That matters, because every shard
+        // has series of the same metrics.
         let sql = "WITH grown AS MATERIALIZED (SELECT m.no, w.grown, w.first, w.last
             FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::integer[]) AS w (no, \
                    grown, first, last) JOIN metrics m ON m.no = w.no
@@ -315,7 +323,7 @@ impl TouchedRows {
     }
 }
 
-/// Merges growth into rows, in the order of their keys.
+/// Merges deltas into their rows, in key order and in parts.
 fn merge(
     session: &mut PostgresSession,
     compressed: &CompressedWeeks,
@@ -338,7 +346,7 @@ fn merge(
         *span = (span.0.min(delta.hour.0), span.1.max(delta.hour.0));
     }
     rows.sort_by_key(|(key, _)| *key);
-    // One statement touches a row once.
+    // One statement must not touch a row twice.
     rows.dedup_by(|next, kept| {
         let equal = next.0 == kept.0;
         if equal {
@@ -355,7 +363,8 @@ fn merge(
         if !behind.is_empty() {
             session.batch_execute(CLEAR.to_owned())?;
         }
-        // A flush that makes progress is not to be begun anew, which would never end.
+        // Every part gets the full time: a flush that makes progress must not time out, because its
+        // retry would start over and never finish.
         session.restart_time_limit();
         rest = behind;
     }
@@ -368,7 +377,7 @@ fn week(row: &Row<'_>) -> i32 {
     row.0.1.div_euclid(WEEK)
 }
 
-/// How many of the rows are merged next.
+/// The number of rows in the next part.
 fn part_len(rows: &[Row<'_>], packed: &BTreeSet<i32>) -> usize {
     let most = rows.len().min(PART_ROWS);
     if packed.is_empty() {
@@ -405,7 +414,7 @@ fn has_sketches(row: &Row<'_>) -> bool {
     !row.1.distinct.is_empty() || !row.1.quantiles.is_empty()
 }
 
-/// The first and last hour of each week in which rows have sketches.
+/// For each week with sketches among the rows, the first and the last hour of them.
 fn spans(rows: &[Row<'_>]) -> BTreeMap<i32, (i32, i32)> {
     let mut spans: BTreeMap<i32, (i32, i32)> = BTreeMap::new();
     for row in rows.iter().filter(|row| has_sketches(row)) {
@@ -474,7 +483,7 @@ mod tests {
             (0..20_000).map(|n| row(n / 10, i64::from(n % 10), false)).collect();
         assert_eq!(part_len(&rows, &BTreeSet::new()), PART_ROWS);
         assert_eq!(part_len(&rows[..9], &BTreeSet::new()), 9);
-        // The week 2 begins at hour 336, which is row 3,360.
+        // Week 2 begins at hour 336, which is row 3,360.
         assert_eq!(part_len(&rows, &BTreeSet::from([2])), 3_360 + PACKED_PART_ROWS);
         assert_eq!(part_len(&rows[3_360..], &BTreeSet::from([2])), PACKED_PART_ROWS);
         assert_eq!(part_len(&rows, &BTreeSet::from([90])), PART_ROWS);

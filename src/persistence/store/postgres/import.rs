@@ -1,9 +1,9 @@
-//! A whole store, taken over in one transaction: afterwards everything is there, or nothing. See
+//! Imports a whole store in one transaction: afterwards everything is there, or nothing. See
 //! [`super::super::transfer`].
 //!
-//! Series get numbers of this database; everything else is written as it comes. Weeks get their
-//! partitions before the transaction, so that it does not hold a lock for each of them; what is
-//! left of an import that died is such partitions, empty.
+//! Series get numbers of this database; everything else is written as it comes. The partitions of
+//! the weeks are created before the transaction, so that it does not hold a lock for each of them;
+//! a crashed import leaves only such partitions, empty.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,29 +24,29 @@ use crate::persistence::store::transfer::{
     FiguresRow, RevisionRow, ShardRow, SketchesRow, TransferBatch, TransferSink,
 };
 
-/// Who is said to own the shards until a node claims them.
+/// Recorded as the owner of the shards until a node claims them.
 const OWNER: &str = "rollmill:migrate";
 
-/// The silence of the other side is the reading of the source, so the server must not end the
-/// session for it.
+/// While the source is being read, the session is silent inside its transaction, so the server must
+/// not end it for that.
 const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0;";
 
 /// What a store holds already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreContents {
-    /// Nothing.
+    /// No data in any table.
     Empty,
-    /// What a log was folded into.
+    /// Checkpoints, which belong to this log.
     Log(LogId),
-    /// Rows without a checkpoint.
+    /// Rows, but no checkpoint.
     OrphanRows,
 }
 
 impl PostgresStore {
-    /// Connects, and lays nothing: `None` if there are no tables yet.
+    /// Connects without creating anything: `None` if there are no tables yet.
     ///
     /// # Errors
-    /// As [`PostgresStore::open`].
+    /// Like [`PostgresStore::open`].
     pub fn open_if_created(options: &PostgresOptions) -> Result<Option<Arc<Self>>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.writers.connector.address;
@@ -54,24 +54,24 @@ impl PostgresStore {
         Ok(laid.then(|| Arc::new(store)))
     }
 
-    /// What is in it.
+    /// What the store holds.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// If the database cannot be read.
     pub fn contents(&self) -> Result<StoreContents, StoreError> {
         contents(self.writers.take()?.session()?)
     }
 
-    /// Every shard goes on in another log, which begins at these offsets: where the store and the
-    /// archive stand, or nothing is changed.
+    /// Switches every shard to another log that begins at these offsets. They must equal the
+    /// shard's checkpoint and archived offset, or nothing is changed.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if a shard stands elsewhere; [`StoreError::Unknown`] if the outcome
-    /// is: [`PostgresStore::contents`] then says it.
+    /// [`StoreError::Failed`] if a shard is at another offset; [`StoreError::Unknown`] if the
+    /// outcome is unknown, which [`PostgresStore::contents`] then resolves.
     pub fn switch_log(&self, from: LogId, to: LogId, ends: &[Offset]) -> Result<(), StoreError> {
         let mut lease = self.writers.begin(BEGIN)?;
         let session = lease.session()?;
-        // Owners that still run wait here, and then find another epoch.
+        // Owners that are still running wait here, and are then refused for their old epoch.
         session.batch_execute("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
         for row in &session
             .query("SELECT shard, log, next, archived FROM shards ORDER BY shard", params![])?
@@ -94,12 +94,12 @@ impl PostgresStore {
         session.commit()
     }
 
-    /// Takes over what `source` hands over, with rollups of these UTC days, and the checkpoints as
-    /// those of `log`.
+    /// Imports what `source` provides, with rollups on these UTC days. The checkpoints become those
+    /// of `log`.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if it is not empty; [`StoreError::Unknown`] if the outcome is:
-    /// [`PostgresStore::contents`] then says it.
+    /// [`StoreError::Failed`] if the store is not empty; [`StoreError::Unknown`] if the outcome is
+    /// unknown, which [`PostgresStore::contents`] then resolves.
     pub fn import(
         &self,
         log: LogId,
@@ -123,7 +123,7 @@ impl PostgresStore {
             metrics: HashMap::new(),
             spans: BTreeMap::new(),
         };
-        // Two imports at once: the second waits here and then finds the rows of the first.
+        // Of two imports at once, the second waits here and then finds the rows of the first.
         import.session.batch_execute("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
         if contents(import.session)? != StoreContents::Empty {
             let place = &self.writers.connector.address;
@@ -132,6 +132,7 @@ impl PostgresStore {
             )));
         }
         source(&mut |piece| {
+            // A fresh time limit per batch: reading the source must not count.
             import.session.set_time_limit(self.limit);
             import.write_batch(piece)
         })?;
@@ -155,14 +156,14 @@ fn contents(session: &mut PostgresSession) -> Result<StoreContents, StoreError> 
     Ok(if any { StoreContents::OrphanRows } else { StoreContents::Empty })
 }
 
-/// One import under way.
+/// An import in progress.
 struct Import<'a> {
     session: &'a mut PostgresSession,
     log: LogId,
-    /// Metric and series numbers given here.
+    /// Metric and series numbers that this import assigned.
     series: HashMap<SeriesId, (i32, i64)>,
     metrics: HashMap<(String, String), i32>,
-    /// First and last window of the metrics.
+    /// First and last hour of the metrics, by number; written at the end.
     spans: BTreeMap<i32, (i32, i32)>,
 }
 

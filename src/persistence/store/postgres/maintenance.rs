@@ -1,10 +1,11 @@
-//! What keeps the store small: dropping rollups older than `rollups.keep`, and compressing old
-//! chunks where that is wanted.
+//! Keeps the store small: drops rollups older than `rollups.keep`, and compresses old chunks if
+//! configured.
 //!
-//! It is the node that does it, not a job of the database: jobs fail on some servers, and a policy
-//! on the database's clock would drop what a replay has just put back. One node at a time: it holds
-//! an advisory lock as long as its session lives, and the others pass. A chunk is compressed in a
-//! transaction of its own, so that nothing waits for more than one, and what was done is done.
+//! A node does this, not a job of the database: jobs fail on some servers, and a policy on the
+//! database's clock would drop what a replay has just restored. One node at a time: it holds an
+//! advisory lock for as long as its session lives, and the others skip the round. Every chunk is
+//! compressed in a transaction of its own, so that nothing waits for more than one chunk, and
+//! finished chunks stay compressed.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -17,28 +18,27 @@ use crate::model::clock::ClockReading;
 use crate::model::expiry::ExpiryRules;
 use crate::model::window::Hour;
 
-/// The first round comes soon after the start, the others at this distance: weeks do not end more
-/// often.
+/// The first round follows soon after the start. Later ones are an hour apart: weeks do not end
+/// more often.
 const FIRST_ROUND: Duration = Duration::from_secs(60);
 const ROUND_EVERY: Duration = Duration::from_secs(3600);
-/// Nodes that start together come one after the other.
+/// Spreads nodes that start together.
 const MAX_JITTER: Duration = Duration::from_secs(60);
 
-/// Held for a round.
+/// Session-level lock: held for the round, and released if the session dies.
 const ROUND_LOCK: &str = "SELECT pg_try_advisory_lock(7094703)";
 
-/// How long things are kept.
+/// How long rollups are kept, and when they are compressed.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionPolicy {
-    /// Rollups of windows older than this are dropped, whole weeks at a time; `None` keeps them
-    /// for ever.
+    /// Rollups of hours older than this are dropped, in whole weeks; `None` keeps them for ever.
     pub rollups: Option<Duration>,
-    /// Weeks older than this are compressed; `None` compresses nothing.
+    /// Weeks older than this are compressed; `None` never compresses.
     pub compress: Option<Duration>,
 }
 
 impl RetentionPolicy {
-    /// Whether there is anything to do, ever.
+    /// Whether there is never anything to do.
     pub fn is_idle(self) -> bool {
         self.rollups.is_none() && self.compress.is_none()
     }
@@ -48,7 +48,7 @@ fn oldest_hour(now: Millis, age: Duration) -> Hour {
     Hour::of(now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
 }
 
-/// A part of [`MAX_JITTER`] that is a node's own.
+/// This node's share of [`MAX_JITTER`]. A hash of the name, so it survives restarts.
 fn node_jitter(node: &str) -> Duration {
     let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -57,12 +57,12 @@ fn node_jitter(node: &str) -> Duration {
 }
 
 impl PostgresStore {
-    /// Compresses the chunks that end at or before `before`, and those again that got late rows, if
-    /// the server is a TimescaleDB whose licence has compression. How many. A chunk that is in
-    /// use for long is left to the next round.
+    /// Compresses the chunks that end at or before `before`, and again those that received late
+    /// rows, if the server is a TimescaleDB whose licence has compression. A chunk that stays in
+    /// use is left to the next round. Returns the number of chunks compressed.
     ///
     /// # Errors
-    /// See [`StoreError`]; what was compressed before stays so.
+    /// If the server fails or a chunk takes too long; finished chunks stay compressed.
     pub fn compress_before(&self, before: Hour) -> Result<u32, StoreError> {
         let mut session = self.writers.connector.connect()?;
         session.set_time_limit(self.limit);
@@ -77,7 +77,11 @@ impl PostgresStore {
                     if !session.is_reusable() {
                         return Err(why);
                     }
-                    tracing::info!(chunk, %why, "a chunk could not be compressed now, it is left to the next round");
+                    tracing::info!(
+                        chunk,
+                        %why,
+                        "a chunk could not be compressed now, it is left to the next round"
+                    );
                     failed = failed.or(Some(why));
                 }
             }
@@ -102,7 +106,7 @@ impl PostgresStore {
         Ok(rows.first().is_some_and(|row| row.get::<_, bool>(0)))
     }
 
-    /// The right to do a round, as long as the session lives; none while another node has it.
+    /// Takes the lock of a round, held while the session lives; `None` while another node has it.
     pub(super) fn try_lock_round(&self) -> Result<Option<PostgresSession>, StoreError> {
         let mut session = self.writers.connector.connect()?;
         session.set_time_limit(self.limit);
@@ -111,10 +115,10 @@ impl PostgresStore {
         Ok(is_ours.then_some(session))
     }
 
-    /// One round. Dropped and compressed partitions or chunks.
+    /// Runs one round. Returns the numbers of dropped and of compressed partitions or chunks.
     ///
     /// # Errors
-    /// See [`StoreError`]; a partition that is in use for long is left to the next round.
+    /// If the server fails. A partition that stays in use is left to the next round.
     pub fn maintain(&self, now: Millis, keep: RetentionPolicy) -> Result<(u32, u32), StoreError> {
         let dropped = keep.rollups.map_or(Ok(0), |age| self.drop_before(oldest_hour(now, age)))?;
         let compressed =
@@ -122,11 +126,11 @@ impl PostgresStore {
         Ok((dropped, compressed))
     }
 
-    /// Rounds until the store is dropped. What is due is dropped a day of the nodes' time later
-    /// ([`WeekExpiry`]).
+    /// Starts rounds that run until the store is dropped. Due weeks are dropped a day of observed
+    /// time later ([`WeekExpiry`]).
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if the store is closed.
+    /// [`StoreError::Failed`] if the store is closed, or without a source of randomness.
     pub fn spawn_maintenance(
         self: &Arc<Self>,
         clock: Arc<dyn Clock>,
@@ -143,10 +147,14 @@ impl PostgresStore {
                 tokio::time::sleep(pause).await;
                 pause = ROUND_EVERY;
                 let (store, weeks, now) = (store.clone(), weeks.clone(), clock.reading());
-                match tokio::task::spawn_blocking(move || run_round(&store, &weeks, now, keep)).await {
+                let round = move || run_round(&store, &weeks, now, keep);
+                match tokio::task::spawn_blocking(round).await {
                     Ok(true) => {}
                     Ok(false) => return,
-                    Err(why) => tracing::error!(%why, "a round of the store's maintenance died; the next one comes in an hour"),
+                    Err(why) => tracing::error!(
+                        %why,
+                        "a round of the store's maintenance died; the next one comes in an hour"
+                    ),
                 }
             }
         });
@@ -160,7 +168,7 @@ fn maintain_once(
     now: ClockReading,
     keep: RetentionPolicy,
 ) -> Result<(u32, u32), StoreError> {
-    // What it holds is whole after every round: the poison says nothing.
+    // Poison is ignored: a round that panicked leaves a complete state.
     let mut weeks = weeks.lock().unwrap_or_else(PoisonError::into_inner);
     let droppable = keep.rollups.map_or(Ok(None), |age| store.droppable(&mut weeks, now, age))?;
     let dropped = droppable.map_or(Ok(0), |hour| store.drop_before(hour))?;
@@ -168,7 +176,7 @@ fn maintain_once(
     Ok((dropped, compressed))
 }
 
-/// Whether the store still lives.
+/// Runs a round if no other node does. Returns whether the store is still in use.
 fn run_round(
     store: &Weak<PostgresStore>,
     weeks: &Mutex<WeekExpiry>,
@@ -189,7 +197,10 @@ fn run_round(
             tracing::info!(dropped, compressed, "maintained the store's old weeks")
         }
         Err(why) => {
-            tracing::warn!(%why, "the store's old weeks could not be maintained; the next round comes in an hour")
+            tracing::warn!(
+                %why,
+                "the store's old weeks could not be maintained; the next round comes in an hour"
+            )
         }
     }
     true

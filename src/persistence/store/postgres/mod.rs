@@ -1,12 +1,12 @@
-//! The store of a cluster: TimescaleDB, or PostgreSQL 14 and newer with native partitions where the
+//! The store of a cluster: TimescaleDB, or PostgreSQL 14 and newer with native partitions if the
 //! extension is missing.
 //!
-//! What always holds: every write is one READ COMMITTED transaction that begins with its
-//! compare-and-set, which locks the shard's row, and nothing derived from a transaction is
-//! remembered before it committed. Inside it the session is named after the shard, so that a new
-//! owner finds the backend of one that froze there, and ends it. A snapshot is a REPEATABLE READ
-//! transaction on the primary: it sees one state, and everything that was committed before it
-//! began. On failure: see [`errors`]. A transaction is never tried twice.
+//! Every write is one READ COMMITTED transaction that begins with its compare-and-set, which locks
+//! the shard's row; nothing derived from a transaction is cached before it committed. Inside the
+//! transaction the session carries the name of the shard, so that a new owner can find the backend
+//! of a frozen predecessor and terminate it. A snapshot is a REPEATABLE READ transaction on the
+//! primary: it sees one state, with everything that was committed before it began. For failures see
+//! [`errors`]. A transaction is never retried here.
 
 mod admin;
 mod catalogue;
@@ -59,15 +59,16 @@ pub struct PostgresStore {
     writers: SessionPool,
     readers: SessionPool,
     series_cache: PostgresSeriesCache,
-    /// Weeks that have their partitions, by the start of the server that said so.
+    /// Weeks known to have partitions, and the server start (see `ServerBackend`) that this is true
+    /// for.
     partitioned_weeks: Mutex<(i64, BTreeSet<i32>)>,
     match_cache: snapshot::PostgresMatchCache,
     compressed_weeks: CompressedWeeks,
     size_cache: sizes::SizeCache,
     claim_lock_timeout: String,
-    /// `store.timeout`: of a transaction, and of each step of an import.
+    /// `store.timeout`: the time limit of a transaction, and of each step of an import.
     limit: Duration,
-    /// `store.compress_timeout`.
+    /// `store.compress_timeout`, for one chunk.
     compress_limit: Duration,
     runtime: BlockingRuntime,
     rebuilding: bool,
@@ -82,16 +83,17 @@ impl std::fmt::Debug for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Connects, and lays or migrates the tables if this role may.
+    /// Connects, and creates or migrates the tables if the role may.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] if the URL, the server or the schema cannot be used, or the rollups
-    /// were lost; [`StoreError::Failed`] if no host takes writes.
+    /// [`StoreError::Invalid`] if the URL, the server or the schema is unusable, or if the rollups
+    /// were lost; [`StoreError::Failed`] if no host accepts writes.
     pub fn open(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.writers.connector.address;
         let mut lease = store.writers.take()?;
         if !schema::is_current(lease.session()?, place)? {
+            // Checked again inside, under the migration lock: another node may have been faster.
             drop(lease);
             lease = store.writers.begin("BEGIN")?;
             schema::migrate(lease.session()?, place)?;
@@ -99,16 +101,16 @@ impl PostgresStore {
         }
         schema::refuse_lost_rollups(lease.session()?, place)?;
         drop(lease);
-        // A reader that may not connect is a mistake of the start, not of the first query.
+        // Connects a reader once: a wrong `store.read_url` fails the start, not the first query.
         store.readers.take()?;
         Ok(Arc::new(store))
     }
 
-    /// Connects to a database that holds no store, or one that a rebuild has not finished; the
-    /// tables are laid. Until [`PostgresStore::finish_rebuild`] nothing else opens it.
+    /// Connects to a database without a store, or with an unfinished rebuild, and creates the
+    /// tables. Until [`PostgresStore::finish_rebuild`] nothing else can open it.
     ///
     /// # Errors
-    /// As [`PostgresStore::open`], and if the database holds a store, or this role may not lay
+    /// Like [`PostgresStore::open`], and if the database holds a store, or the role may not create
     /// tables.
     pub fn open_rebuilding(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self { rebuilding: true, ..Self::new(options)? };
@@ -120,10 +122,10 @@ impl PostgresStore {
         Ok(Arc::new(store))
     }
 
-    /// The rebuild is done: from now on the database holds a store like any other.
+    /// Ends the rebuild: the database becomes an ordinary store.
     ///
     /// # Errors
-    /// See [`StoreError`]; it may be repeated.
+    /// If the store is not being rebuilt, or the transaction fails. May be repeated.
     pub fn finish_rebuild(&self) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
@@ -133,19 +135,19 @@ impl PostgresStore {
         lease.session()?.commit()
     }
 
-    /// What the database holds; nothing is written.
+    /// What the database holds. Writes nothing.
     ///
     /// # Errors
-    /// If it cannot be reached.
+    /// If the database cannot be reached.
     pub fn database_state(options: &PostgresOptions) -> Result<DatabaseState, StoreError> {
         let store = Self::new(options)?;
         schema::database_state(store.writers.take()?.session()?)
     }
 
-    /// Connects to read, beside the nodes that write; tables are not laid.
+    /// Connects for reading, while nodes may be writing. Never creates or migrates tables.
     ///
     /// # Errors
-    /// As [`PostgresStore::open`], and if the tables are not those of this version.
+    /// Like [`PostgresStore::open`], and if the tables are not those of this version.
     pub fn open_read_only(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.readers.connector.address;
@@ -158,7 +160,7 @@ impl PostgresStore {
         Ok(Arc::new(store))
     }
 
-    /// Database, hosts and user, without a password.
+    /// Database, hosts and user, without the password.
     pub fn address(&self) -> String {
         self.writers.connector.address.to_string()
     }
@@ -181,7 +183,8 @@ impl PostgresStore {
         let writing = options.settings(options.idle_timeout)
             + flush::NO_DECOMPRESS_LIMIT
             + flush::STAGING_TABLES;
-        // A query may think between two reads; it holds no lock that a flush waits for.
+        // Queries may pause between reads for the whole timeout: they hold no lock that a flush
+        // needs.
         let reading = options.settings(options.timeout)
             + "SET default_transaction_read_only = on; SET enable_sort = off;";
         let (read_key, read_url) = options
@@ -222,13 +225,13 @@ impl PostgresStore {
         self.runtime.handle()
     }
 
-    /// What sessions are named inside a transaction of the shard, up to the node.
+    /// The role part of a session's name inside a transaction of the shard.
     fn session_name(shard: ShardId) -> String {
         format!("shard-{:04}", shard.0)
     }
 
-    /// The words that begin a transaction of the shard. The name is set before the row is locked,
-    /// and seen by others at once.
+    /// The SQL that begins a transaction of the shard. The name is set before the row is locked,
+    /// and other sessions see it at once.
     fn begin_sql(&self, shard: ShardId) -> String {
         format!(
             "BEGIN; SET LOCAL application_name = '{}';",
@@ -236,8 +239,7 @@ impl PostgresStore {
         )
     }
 
-    /// Runs `body` in one transaction of the shard. What it returns is trusted only after the
-    /// commit.
+    /// Runs `body` in one transaction of the shard. Its result is returned only after the commit.
     fn transaction<T>(
         &self,
         shard: ShardId,
@@ -250,7 +252,7 @@ impl PostgresStore {
         Ok(answer)
     }
 
-    /// As [`Self::transaction`], remembering what was numbered.
+    /// Like [`Self::transaction`], and caches the numbers of series after the commit.
     fn numbered_transaction<T>(
         &self,
         shard: ShardId,
@@ -262,9 +264,11 @@ impl PostgresStore {
         Ok(answer)
     }
 
-    /// Makes the partitions that a transaction needs, before it begins, so that no flush waits for
-    /// a table to be made by another.
+    /// Creates the partitions that a transaction needs, in a transaction of their own before it, so
+    /// that no flush waits while another one creates a table.
     fn ensure_weeks(&self, wanted: &BTreeSet<i32>) -> Result<(), StoreError> {
+        // The lock is not held during the queries, so two flushes may both create: `ensure_week` is
+        // idempotent.
         let known = self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if wanted.is_subset(&known.1) {
             return Ok(());
@@ -289,8 +293,8 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// Partitions may have been dropped meanwhile, by retention or by a failover to an older state:
-    /// the next flush looks again.
+    /// Forgets the known partitions after a failure: retention or a failover to an older state may
+    /// have dropped them, so the next flush checks again.
     fn forget_weeks<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         if matches!(
             outcome,
@@ -302,12 +306,12 @@ impl PostgresStore {
         outcome
     }
 
-    /// Drops the rollups of whole weeks that end at or before `before`: partitions or chunks, of
-    /// figures and of sketches. How many.
+    /// Drops the rollups of whole weeks that end at or before `before`, figures and sketches alike.
+    /// Returns the number of partitions or chunks dropped.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if `before` is within the last day, or a partition is in use for
-    /// long.
+    /// [`StoreError::Failed`] if `before` is within the last day, or if a partition stays in use
+    /// for too long.
     pub fn drop_before(&self, before: Hour) -> Result<u32, StoreError> {
         self.drop_weeks("SELECT rollmill.drop_before($1)", before)
     }
@@ -323,7 +327,7 @@ impl PostgresStore {
         Ok(rows.first().map_or(0, |row| row.get::<_, i32>(0)).unsigned_abs())
     }
 
-    /// One claim; `None` if the shard's row is locked for longer than patience allows.
+    /// Tries to claim once. `None` if the shard's row stays locked beyond the lock timeout.
     fn try_claim(
         &self,
         shard: ShardId,
@@ -344,7 +348,7 @@ impl PostgresStore {
     }
 }
 
-/// Whose session writes a note.
+/// The shard under whose name the session writes an expiry state.
 fn shard_of(of: ExpiryTarget) -> ShardId {
     match of {
         ExpiryTarget::Archive(shard) => shard,
@@ -353,7 +357,8 @@ fn shard_of(of: ExpiryTarget) -> ShardId {
 }
 
 impl RollupStore for PostgresStore {
-    /// The transaction of a previous owner that does not end by itself at once is ended.
+    /// If the previous owner's transaction does not end within `admin::CLAIM_WAIT`, its backend
+    /// is terminated.
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
         let patient = format!("{} {}", self.begin_sql(shard), self.claim_lock_timeout);
         if let Some(claim) = self.try_claim(shard, log, nonce, &patient)? {

@@ -1,7 +1,7 @@
-//! How the store is reached: URL, pools, deadlines.
+//! How the store is reached: URLs, pools and time limits.
 //!
-//! A URL may hold a password. It is parsed once; messages show [`StoreAddress`], which holds hosts,
-//! database and user, never the URL.
+//! A URL may hold a password. It is parsed once; messages show a [`StoreAddress`] (hosts, database
+//! and user), never the URL.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,30 +16,29 @@ use super::StoreError;
 pub struct PostgresOptions {
     /// `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`.
     pub url: String,
-    /// The same, of a role that may only read; `None` reads as the writer.
+    /// The same for a role that may only read. `None` reads with `url`.
     pub read_url: Option<String>,
-    /// Name of this node, for `application_name`.
+    /// Name of this node, shown in `application_name`.
     pub node: String,
-    /// Connections for writes.
+    /// Size of the pool for writes.
     pub flush_connections: usize,
-    /// Connections for snapshots.
+    /// Size of the pool for snapshots.
     pub read_connections: usize,
-    /// Time to connect, and to find a host that takes writes.
+    /// Time to connect to one host, including the check that it accepts writes.
     pub connect_timeout: Duration,
-    /// Time of one transaction, waiting for a connection included; each part of a large flush has
-    /// it anew.
+    /// Time limit of a transaction, including the wait for a connection. Each part of a large flush
+    /// starts it again.
     pub timeout: Duration,
-    /// Time to compress one chunk of TimescaleDB.
+    /// Time limit for compressing one chunk of TimescaleDB.
     pub compress_timeout: Duration,
-    /// Time to wait for a lock.
+    /// Time to wait for a lock of another transaction.
     pub lock_timeout: Duration,
-    /// Silence inside a transaction after which the server ends it, and after which a connection
-    /// counts as broken.
+    /// After this much silence the server ends an open transaction, and a connection without
+    /// acknowledgements counts as broken.
     pub idle_timeout: Duration,
-    /// PEM file of the authorities that may have signed the server's certificate; `None` takes
-    /// those of the system.
+    /// PEM file of the authorities for the server's certificate; `None` uses those of the system.
     pub tls_ca: Option<PathBuf>,
-    /// Bytes for the series that queries match.
+    /// Size in bytes of the cache of matching series.
     pub match_cache: u64,
 }
 
@@ -79,13 +78,13 @@ impl StoreAddress {
 }
 
 impl PostgresOptions {
-    /// The parsed URL with what every connection of ours has.
+    /// Parses a URL and adds what all our connections have in common.
     ///
     /// # Errors
-    /// If it is no URL of PostgreSQL. The text is not repeated.
+    /// If it is not a PostgreSQL URL. The message does not repeat it.
     pub(super) fn config(&self, key: &str, url: &str, role: &str) -> Result<Config, StoreError> {
         let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
-        // Where a password may stand is known, so that nothing shows it: before the @.
+        // Only passwords before the `@` are masked everywhere, so `password=` is refused.
         let parsed: Option<Config> =
             url.parse().ok().filter(|_| is_url && !url.contains("password="));
         let mut config = parsed.ok_or_else(|| {
@@ -106,33 +105,33 @@ impl PostgresOptions {
             .connect_timeout(self.connect_timeout)
             .tcp_user_timeout(self.idle_timeout)
             .keepalives_idle(self.idle_timeout)
-            // After a failover the URL's other host takes the writes; a standby is passed over.
+            // After a failover the URL's other host accepts the writes; standbys are skipped.
             .target_session_attrs(TargetSessionAttrs::ReadWrite);
-        // A role of which all transactions are read-only looks like a standby. What the role may do
-        // is the business of its grants.
+        // A role whose transactions are read-only by default looks like a standby. Its grants
+        // decide what it may do, not this default.
         let options = format!(
             "{} -c default_transaction_read_only=off",
             config.get_options().unwrap_or_default()
         );
         config.options(options.trim_start());
-        // TLS is asked for, not tried: what falls back to plain text when someone interferes
-        // protects nothing.
+        // TLS is required, never just preferred: a fallback to plain text protects nothing from an
+        // attacker who interferes.
         if config.get_ssl_mode() != SslMode::Require {
             config.ssl_mode(SslMode::Disable);
         }
         Ok(config)
     }
 
-    /// Hosts, database and user, for messages.
+    /// Hosts, database and user of `url`, for messages.
     ///
     /// # Errors
-    /// If it is no URL of PostgreSQL.
+    /// If it is not a PostgreSQL URL.
     pub fn address(&self) -> Result<String, StoreError> {
         Ok(StoreAddress::of(&self.config("store.url", &self.url, "writer")?).to_string())
     }
 
-    /// What a session is told first. Plans are made for the hours that a statement names: one for
-    /// all hours locks every week there is.
+    /// The settings of every session. Plans are made for the actual hours of a statement: a generic
+    /// plan for all hours would lock the partitions of all weeks.
     pub(super) fn settings(&self, silence: Duration) -> String {
         format!(
             "SET search_path = rollmill, pg_temp; SET statement_timeout = {statement}; SET \

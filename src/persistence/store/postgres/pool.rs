@@ -1,9 +1,9 @@
-//! A bounded number of sessions; whoever finds none free waits, not longer than a transaction may
-//! take.
+//! A bounded pool of sessions. Callers wait while none is free, but no longer than a transaction
+//! may take.
 //!
-//! A session goes back only when no transaction is open and no answer is missing. Others are thrown
-//! away, which ends their transaction on the server, and the next caller connects anew: to whatever
-//! host takes writes then.
+//! A session returns to the pool only without an open transaction or a pending answer. Others are
+//! discarded, which ends their transaction on the server, and the next caller connects again, to
+//! whichever host accepts writes by then.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,27 +15,27 @@ use super::session::PostgresSession;
 use crate::clock::Stopwatch;
 use crate::model::budget::CancelFlag;
 
-/// How often who waits for a session looks whether the query has ended that it is for.
+/// How often a waiting caller checks whether its query was aborted.
 const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// The sessions of one purpose.
+/// The sessions of one purpose: writing or reading.
 pub(super) struct SessionPool {
     pub(super) connector: SessionConnector,
     free: Mutex<SessionSlots>,
     returned: Condvar,
     size: usize,
     limit: Duration,
-    /// The key that says how many.
+    /// The configuration key of the size, for messages.
     key: &'static str,
 }
 
 struct SessionSlots {
     idle: Vec<PostgresSession>,
-    /// Idle or lent.
+    /// Sessions that are idle or on loan, including slots reserved for connecting.
     open: usize,
 }
 
-/// A session, until dropped.
+/// A session on loan, until dropped.
 pub(super) struct SessionLease<'a> {
     pool: &'a SessionPool,
     session: Option<PostgresSession>,
@@ -53,11 +53,11 @@ impl SessionPool {
         Self { connector, free, returned: Condvar::new(), size, limit, key }
     }
 
-    /// A session with a full allowance of time.
+    /// Takes a session, with the full time limit of a transaction.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if none comes free in time, or the server refuses;
-    /// [`StoreError::Unavailable`] if it cannot be reached.
+    /// [`StoreError::Failed`] if none becomes free in time or the server refuses;
+    /// [`StoreError::Unavailable`] if the server is unreachable.
     pub(super) fn take(&self) -> Result<SessionLease<'_>, StoreError> {
         self.take_for(None)
     }
@@ -66,13 +66,13 @@ impl SessionPool {
         self.lend(self.wait_for_slot(query)?, query)
     }
 
-    /// Lends a place that was taken.
+    /// Turns a reserved slot into a lease, connecting if the slot has no session.
     fn lend(
         &self,
         idle: Option<PostgresSession>,
         query: Option<&CancelFlag>,
     ) -> Result<SessionLease<'_>, StoreError> {
-        // From here on dropping `lease` gives the place back, also if connecting fails.
+        // From here on, dropping `lease` returns the slot, even if connecting fails.
         let mut lease = SessionLease { pool: self, is_new: idle.is_none(), session: idle };
         if lease.session.is_none() {
             lease.session = Some(self.connector.connect_for(query)?);
@@ -83,20 +83,20 @@ impl SessionPool {
         Ok(lease)
     }
 
-    /// A session inside a transaction that begins with `words`. Idle sessions may have died without
-    /// a word, at a failover all at once; nothing was done yet, so the next one is tried.
+    /// Takes a session and begins a transaction with `words`. Idle sessions may have died silently,
+    /// all of them after a failover. Nothing was done in them yet, so the next one is tried.
     ///
     /// # Errors
-    /// As [`SessionPool::take`], and what the server says to `words`.
+    /// Those of [`SessionPool::take`], and any error of the server on `words`.
     pub(super) fn begin(&self, words: &str) -> Result<SessionLease<'_>, StoreError> {
         self.begin_for(words, None)
     }
 
-    /// As [`SessionPool::begin`]: waiting for it and all that is done with it ends with the query that it
-    /// is for.
+    /// Like [`SessionPool::begin`], for a query: the wait and everything done with the session end
+    /// when the query is aborted.
     ///
     /// # Errors
-    /// As there, and [`StoreError::QueryEnded`].
+    /// Those of `begin`, and [`StoreError::QueryEnded`].
     pub(super) fn begin_for(
         &self,
         words: &str,
@@ -109,7 +109,7 @@ impl SessionPool {
         }
     }
 
-    /// As [`SessionPool::begin_for`], but none where that would wait for a place.
+    /// Like [`SessionPool::begin_for`], but `None` instead of waiting for a slot.
     pub(super) fn begin_at_once(
         &self,
         words: &str,
@@ -125,7 +125,7 @@ impl SessionPool {
         }
     }
 
-    /// The session inside its transaction; none if it had died while it was idle.
+    /// Begins the transaction; `None` if the session had died while it was idle.
     fn begin_lease<'a>(
         mut lease: SessionLease<'a>,
         words: &str,
@@ -133,6 +133,7 @@ impl SessionPool {
         let fresh = lease.is_new;
         match lease.session()?.begin(words.to_owned()) {
             Ok(()) => Ok(Some(lease)),
+            // Only a stale idle session is worth another try: these failures would only repeat.
             Err(failure)
                 if fresh
                     || matches!(failure, SessionError::TimedOut | SessionError::QueryEnded)
@@ -144,7 +145,7 @@ impl SessionPool {
         }
     }
 
-    /// Takes a place that is free: with an idle session, or with none, to connect one.
+    /// Reserves a free slot: with an idle session, or with `None`, to connect one.
     fn reserve_slot(&self, free: &mut SessionSlots) -> Option<Option<PostgresSession>> {
         while let Some(session) = free.idle.pop() {
             if session.is_reusable() {
@@ -157,7 +158,7 @@ impl SessionPool {
         room.then_some(None)
     }
 
-    /// Takes a place, and waits until one is free or the query has ended.
+    /// Reserves a slot, waiting until one is free or the query is aborted.
     fn wait_for_slot(
         &self,
         query: Option<&CancelFlag>,
@@ -178,6 +179,7 @@ impl SessionPool {
                     self.size, self.connector.address, self.limit, self.key
                 )));
             }
+            // The pool is not notified when a query is aborted, so the flag is polled.
             let left = query.map_or(left, |_| left.min(POLL_EVERY));
             free = self.returned.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -185,7 +187,7 @@ impl SessionPool {
 }
 
 impl SessionLease<'_> {
-    /// The session.
+    /// The session on loan.
     pub(super) fn session(&mut self) -> Result<&mut PostgresSession, StoreError> {
         self.session
             .as_mut()

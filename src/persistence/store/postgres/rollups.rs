@@ -1,16 +1,16 @@
-//! Reading rollups: which statements a range of hours is cut into, and how figures meet their
-//! sketches.
+//! Reads rollups: how a range of hours is split into statements, and how figures are joined with
+//! their sketches.
 //!
-//! Figures and sketches are two tables. A join of them was one look-up a row, which on TimescaleDB
-//! excludes every chunk anew and unpacks a batch where the chunk is compressed. So each is read by
-//! itself, in the order of its hours, by statements that name their hours; figures wait here for
-//! their sketches, a bounded number at a time.
+//! Figures and sketches are two tables. A join of them in SQL was one look-up per row, which on
+//! TimescaleDB repeats the chunk exclusion and unpacks a batch wherever the chunk is compressed. So
+//! each table is read on its own, in the order of its hours, by statements that name their hours; a
+//! bounded number of figures waits here for their sketches.
 //!
-//! | way | when | statement |
+//! | path | when | statement |
 //! |---|---|---|
 //! | scan | most series of the metric match | the range, in the order of the key |
-//! | seek | few match | one look-up for each hour and series, which is what an index is for |
-//! | sift | few match, in a compressed week | the range with a filter: each batch is unpacked once |
+//! | seek | few match | one index look-up for each hour and series |
+//! | filter | few match, in a compressed week | the range with a filter: each batch is unpacked once |
 
 use super::StoreError;
 use super::codec::{self, get};
@@ -20,29 +20,29 @@ use super::session::{Param, PostgresSession, params};
 use crate::model::rollup::{Rollup, RollupFigures};
 use crate::model::window::Hour;
 
-/// Rows that wait for their sketches at a time, about; a statement of more hours costs nothing, one
-/// of fewer rows does.
+/// Approximate number of figures that wait for their sketches at a time. Statements over more hours
+/// cost nothing, statements with fewer rows do.
 const ROWS: u64 = 32_768;
 
-/// What is read of one metric.
+/// What to read of one metric.
 pub(super) struct RollupScan<'r> {
     pub(super) metric_no: i32,
-    /// First hour, and the one behind the last.
+    /// First hour, and the exclusive end.
     pub(super) hours: (Hour, Hour),
-    /// Series of the metric: more rows an hour cannot have.
+    /// Number of series of the metric, the most rows that an hour can have.
     pub(super) series: u64,
-    /// Numbers of the series that are wanted, if they are few.
+    /// Numbers of the matching series if they are few, ascending; `None` reads all.
     pub(super) series_nos: Option<&'r [i64]>,
-    /// Whether the sketch of distinct users is wanted.
+    /// Whether to read the sketches of distinct users.
     pub(super) distinct: bool,
-    /// Whether the sketch of quantiles is wanted.
+    /// Whether to read the quantile sketches.
     pub(super) quantiles: bool,
-    /// Whether each part has the time of a transaction anew: of what reads a whole store, as long
-    /// as it takes.
+    /// Whether each part gets the full time limit of a transaction: for reads of a whole store,
+    /// which may take as long as they need.
     pub(super) renews_time_limit: bool,
 }
 
-/// Where rows go: hour, number of the series, rollup; of one series in ascending hours.
+/// Receives hour, series number and rollup; those of one series come in ascending hours.
 pub(super) type RollupVisitor<'v> = dyn FnMut(Hour, i64, Rollup) -> Result<(), StoreError> + 'v;
 
 /// How a statement finds its rows.
@@ -54,10 +54,10 @@ pub(super) enum AccessPath {
 }
 
 impl RollupScan<'_> {
-    /// Reads it all, in parts that stay small.
+    /// Reads everything, in parts that stay small.
     ///
     /// # Errors
-    /// See [`StoreError`], and what `visit` says.
+    /// Errors of the server, and any error of `visit`, which ends the read.
     pub(super) fn run(
         &self,
         session: &mut PostgresSession,
@@ -82,14 +82,14 @@ impl RollupScan<'_> {
         }
     }
 
-    /// Part after part, each as long as the one before leads to expect: how full the hours are is
-    /// not known, and may change.
+    /// Reads part after part. How full the hours are is unknown and may change, so the length of a
+    /// part is adapted to what the last one found.
     fn scan(
         &self,
         session: &mut PostgresSession,
         visit: &mut RollupVisitor<'_>,
     ) -> Result<(), StoreError> {
-        // Lets at least one whole hour through, if the catalogue counts its series right.
+        // Admits at least one whole hour, if the catalogue counts its series correctly.
         let mut limit = ROWS + self.series;
         let (mut from, to) = (self.hours.0.0, self.hours.1.0);
         let mut hours = (ROWS / self.series.max(1)).max(1);
@@ -113,8 +113,10 @@ impl RollupScan<'_> {
             )?;
             let found = waiting.rows.len() as u64;
             if found >= limit {
-                // The last hour may be cut: it is the first of the next part.
+                // The last hour may be incomplete, so the next part begins with it.
                 end = waiting.drop_last_hour().unwrap_or(end);
+                // A single hour exceeds the limit: the count of series was outdated. Reads it
+                // again.
                 if end <= from {
                     limit = limit.saturating_mul(2);
                     continue;
@@ -134,8 +136,7 @@ impl RollupScan<'_> {
         Ok(())
     }
 
-    /// A part for each week, because every look-up goes through the chunks that its statement
-    /// names.
+    /// Reads one part per week, because every look-up visits all chunks that its statement names.
     fn read_by_week(
         &self,
         session: &mut PostgresSession,
@@ -200,7 +201,7 @@ impl RollupScan<'_> {
         })
     }
 
-    /// Reads the sketches of a part and hands out its rows.
+    /// Reads the sketches of a part and passes its rows on.
     fn sketches(
         &self,
         session: &mut PostgresSession,
@@ -235,8 +236,8 @@ impl RollupScan<'_> {
     }
 }
 
-/// $1 metric, $2 first hour, $3 the one behind the last, $4 series. Naming the range in every scan
-/// spares the plan all other weeks.
+/// $1 metric, $2 first hour, $3 exclusive end, $4 series. Every scan names the range, so that the
+/// plan excludes all other weeks.
 pub(super) fn statement(table: &str, columns: &str, way: AccessPath) -> String {
     let range = "r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3";
     match way {
@@ -247,8 +248,8 @@ pub(super) fn statement(table: &str, columns: &str, way: AccessPath) -> String {
             "SELECT {columns} FROM {table} r WHERE {range} AND r.series_no = ANY($4) ORDER BY \
              r.hour"
         ),
-        // OFFSET 0 makes it one look-up in the key for every hour and series, in the order of the
-        // hours, whatever the planner believes of tables that were never analysed.
+        // OFFSET 0 forces one key look-up per hour and series, in the order of the hours, whatever
+        // the planner assumes about tables that were never analysed.
         AccessPath::Seek => format!(
             "SELECT {columns} FROM generate_series($2::integer, $3::integer - 1) AS h (hour)
              CROSS JOIN LATERAL (SELECT r.* FROM unnest($4::bigint[]) AS w (no)
@@ -259,7 +260,7 @@ pub(super) fn statement(table: &str, columns: &str, way: AccessPath) -> String {
     }
 }
 
-/// Cuts hours into parts of at most `most`, and at the ends of weeks if wanted.
+/// Splits hours into parts of at most `most` hours, and at the ends of weeks if `by_week`.
 fn split_hours(
     (from, to): (i32, i32),
     most: u64,
@@ -281,13 +282,13 @@ fn split_hours(
     })
 }
 
-/// Figures that wait for their sketches, by hour and number of the series.
+/// Figures that wait for their sketches, by hour and series number.
 #[derive(Debug, Default)]
 struct PendingFigures {
     rows: Vec<((i32, i64), Option<RollupFigures>)>,
-    /// Rows before this one were handed out.
+    /// Rows below this index were passed on.
     done: usize,
-    /// Hour of the last sketches.
+    /// The hour of the last sketches seen.
     last: Option<i32>,
 }
 
@@ -296,14 +297,15 @@ impl PendingFigures {
         self.rows.push((key, Some(figures)));
     }
 
-    /// Forgets the last hour, which is then the first that is missing.
+    /// Drops the rows of the last hour, and returns that hour.
     fn drop_last_hour(&mut self) -> Option<i32> {
         let last = self.rows.iter().map(|(key, _)| key.0).max()?;
         self.rows.retain(|(key, _)| key.0 < last);
         Some(last)
     }
 
-    /// Hands out what these sketches belong to, and before it what has none in earlier hours.
+    /// Joins sketches with their figures and passes the row on, after all rows of earlier hours
+    /// that have no sketches.
     fn merge_sketches(
         &mut self,
         key: (i32, i64),
@@ -318,7 +320,7 @@ impl PendingFigures {
         }
         self.last = Some(key.0);
         self.emit(|row| row.0 < key.0, visit)?;
-        // Sketches without figures, or of a series that is not wanted, belong to nobody.
+        // Sketches without figures, or of series that do not match, are skipped.
         let Ok(at) = self.rows[self.done..].binary_search_by_key(&key, |(key, _)| *key) else {
             return Ok(());
         };
@@ -330,7 +332,7 @@ impl PendingFigures {
         }
     }
 
-    /// Hands out what is left: it has no sketches.
+    /// Passes on the remaining rows, which have no sketches.
     fn finish(&mut self, visit: &mut RollupVisitor<'_>) -> Result<(), StoreError> {
         self.emit(|_| true, visit)
     }
@@ -361,7 +363,7 @@ mod tests {
         rollup
     }
 
-    /// What comes out for figures of these keys, and sketches of those.
+    /// The rows that result from figures with these keys and sketches with those.
     fn merged(
         figures: &[(i32, i64)],
         sketches: &[(i32, i64)],

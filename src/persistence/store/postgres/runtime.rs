@@ -1,8 +1,8 @@
-//! The store's own runtime, and how a blocking caller waits for it.
+//! The store's own async runtime, and how blocking callers wait for it.
 //!
-//! Callers are threads of all kinds, some of them inside another runtime, where blocking on a
-//! future panics. So the future runs on two threads of the store's own, and the caller waits on a
-//! channel, never longer than its deadline.
+//! Callers are threads of all kinds. Some are inside another runtime, where blocking on a future
+//! panics. The future therefore runs on two threads of the store, and the caller waits on a
+//! channel, never beyond its deadline.
 
 use std::future::Future;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -14,28 +14,29 @@ use super::StoreError;
 use crate::clock::Stopwatch;
 use crate::model::budget::CancelFlag;
 
-/// Threads that speak with the server. They move bytes; merging is done by the callers.
+/// Threads that talk to the server. They only move bytes; merging is done by the callers.
 const THREADS: usize = 2;
-/// The runtime keeps deadlines itself; if its threads are starved, the caller goes this much later.
+/// The runtime enforces deadlines itself. If its threads are starved, callers give up this much
+/// later.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The runtime.
+/// Owns the runtime; its threads stop when it is dropped.
 #[derive(Debug)]
 pub(super) struct BlockingRuntime(Option<Runtime>);
 
-/// A way to the runtime.
+/// Runs work on the store's runtime.
 #[derive(Debug, Clone)]
 pub(super) struct RuntimeHandle(Handle);
 
-/// How often a caller looks whether the query that it works for has ended.
+/// How often a waiting caller checks whether its query was aborted.
 const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// Why there is no answer.
+/// Why there is no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WaitError {
-    /// The work did not end in time, or its thread died.
+    /// The work did not finish in time, or its thread panicked.
     TimedOut,
-    /// The query that it was done for has ended.
+    /// The query that the work was for was aborted.
     QueryEnded,
 }
 
@@ -59,7 +60,7 @@ impl BlockingRuntime {
 
 impl Drop for BlockingRuntime {
     fn drop(&mut self) {
-        // The last owner may be a thread of another runtime, which must not wait here.
+        // The last owner may be a thread of another runtime, which must not block here.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
@@ -67,8 +68,7 @@ impl Drop for BlockingRuntime {
 }
 
 impl RuntimeHandle {
-    /// Runs `work` and waits for it, at most `limit`, and not beyond the end of the query that it
-    /// is for.
+    /// Runs `work` and waits for it, at most `limit`, and not beyond the end of its query.
     pub(super) fn run<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -77,7 +77,7 @@ impl RuntimeHandle {
     ) -> Result<T, WaitError> {
         let (answer, answered) = sync_channel(1);
         let task = self.0.spawn(async move {
-            // A caller that has gone needs no answer.
+            // The caller may have given up; the result is then dropped.
             _ = answer.send(tokio::time::timeout(limit, work).await);
         });
         let (watch, most) = (Stopwatch::start(), limit + GRACE);
@@ -100,7 +100,7 @@ impl RuntimeHandle {
         }
     }
 
-    /// Runs `work` beside the callers, until the store is dropped.
+    /// Runs `work` in the background until the store is dropped.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn(work);
     }

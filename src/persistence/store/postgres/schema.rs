@@ -1,6 +1,6 @@
-//! The tables, their version, and who may lay them.
+//! The tables, their version, and who may create them.
 //!
-//! Every start reads the version. An older schema is migrated by whoever may (the owner of the
+//! Every start reads the version. An older schema is migrated by a role that may (the owner of the
 //! schema, or the only role of a small installation), one node at a time; a newer one is refused
 //! and never changed.
 
@@ -9,8 +9,8 @@ use super::errors::SessionError;
 use super::options::StoreAddress;
 use super::session::{PostgresSession, params};
 
-/// Migrations in order; the number of the last is the version of this build. What was released is
-/// never changed.
+/// Migrations in order; the number of the last one is the version of this build. Released
+/// migrations never change.
 const MIGRATIONS: &[&str] = &[
     include_str!("sql/0001_tables.sql"),
     include_str!("sql/0002_comments.sql"),
@@ -20,15 +20,15 @@ const MIGRATIONS: &[&str] = &[
 const FUNCTIONS: &str = include_str!("sql/functions.sql");
 const VIEWS: &str = include_str!("sql/views.sql");
 const GRANTS: &str = include_str!("sql/grants.sql");
-/// Creates the roles; run by a person, before the first start.
+/// Creates the roles; an administrator runs it before the first start.
 pub const ROLES: &str = include_str!("sql/roles.sql");
 
-/// Stands beside the versions while a rebuild has not finished.
+/// The version row that marks an unfinished rebuild.
 const REBUILDING: i32 = 0;
 
-/// Serialises migrations within a database.
+/// Serialises migrations within a database, across nodes.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7094701)";
-/// Hours of a chunk; native partitions are as wide (`functions.sql`).
+/// Hours of a chunk; native partitions have the same width (`functions.sql`).
 pub(super) const WEEK: i32 = 168;
 
 /// The version that this build reads and writes.
@@ -41,9 +41,9 @@ fn newest_version() -> i32 {
 pub enum DatabaseState {
     /// No tables, or empty ones.
     Empty,
-    /// What a rebuild has not finished.
+    /// The output of an unfinished rebuild.
     Rebuilding,
-    /// A store.
+    /// A store with data.
     Complete,
 }
 
@@ -51,7 +51,7 @@ fn is_true(session: &mut PostgresSession, sql: &str) -> Result<bool, StoreError>
     Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
 }
 
-/// Whether there are tables. Asked of the catalogue: to_regclass is an error for a role without
+/// Whether there are tables. Reads `pg_class`, because `to_regclass` fails for a role without
 /// rights on the schema.
 fn tables_exist(session: &mut PostgresSession) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -66,7 +66,7 @@ fn is_rebuilding(session: &mut PostgresSession) -> Result<bool, StoreError> {
     )
 }
 
-/// What the database holds.
+/// What the database holds, as seen by this session.
 pub(super) fn database_state(session: &mut PostgresSession) -> Result<DatabaseState, StoreError> {
     if !tables_exist(session)? {
         return Ok(DatabaseState::Empty);
@@ -78,10 +78,10 @@ pub(super) fn database_state(session: &mut PostgresSession) -> Result<DatabaseSt
     Ok(if is_true(session, sql)? { DatabaseState::Complete } else { DatabaseState::Empty })
 }
 
-/// Lays the tables and notes that what is in them is not whole, inside the session's transaction.
+/// Creates the tables and marks their contents as incomplete, inside the session's transaction.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if the database holds a store, or this role may not.
+/// [`StoreError::Invalid`] if the database holds a store, or the role may not create tables.
 pub(super) fn begin_rebuild(
     session: &mut PostgresSession,
     place: &StoreAddress,
@@ -102,20 +102,20 @@ pub(super) fn begin_rebuild(
     }
 }
 
-/// What was rebuilt is whole, inside the session's transaction.
+/// Removes the mark of [`begin_rebuild`], inside the session's transaction.
 pub(super) fn end_rebuild(session: &mut PostgresSession) -> Result<(), StoreError> {
     session.execute("DELETE FROM rollmill.migrations WHERE version = $1", params![REBUILDING])?;
     Ok(())
 }
 
-/// The catalogue speaks of rollups, but there is none: what a dump leaves that has only our schema,
-/// because the chunks of TimescaleDB are in another. Answers would be empty and say that they are
-/// whole. Or the rows are there, but the tables are hypertables no more: what a dump of all those
-/// schemas leaves without the extension's own catalogue. Rows would be written beside those that
-/// they belong to.
+/// Refuses a store that lost rollups in an incomplete restore. There are two cases. The catalogue
+/// lists rollups but there are none: a dump of our schema alone leaves this, because the chunks of
+/// TimescaleDB are in another schema; answers would be empty and claim to be complete. Or the rows
+/// exist, but the tables are no hypertables any more: a dump of all those schemas without the
+/// extension's own catalogue leaves this; new rows would be written beside the old ones.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if that is so.
+/// [`StoreError::Invalid`] in either case.
 pub(super) fn refuse_lost_rollups(
     session: &mut PostgresSession,
     place: &StoreAddress,
@@ -146,7 +146,7 @@ pub(super) fn refuse_lost_rollups(
     )))
 }
 
-/// Whether the views are missing where this role may lay them: an administrator has made their
+/// Whether the views are missing although this role may create them: an administrator created their
 /// schema after the migration.
 fn lacks_views(session: &mut PostgresSession) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'rollmill_views'
@@ -156,10 +156,10 @@ fn lacks_views(session: &mut PostgresSession) -> Result<bool, StoreError> {
     is_true(session, sql)
 }
 
-/// Whether the version is the one of this build, and nothing is left to be laid by this role.
+/// Whether the version is that of this build, and this role has nothing left to create.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if the version is newer, or a rebuild has not finished.
+/// [`StoreError::Invalid`] if the version is newer, or if a rebuild is unfinished.
 pub(super) fn is_current(
     session: &mut PostgresSession,
     place: &StoreAddress,
@@ -194,11 +194,11 @@ fn is_newest(session: &mut PostgresSession, place: &StoreAddress) -> Result<bool
     Ok(found == newest_version())
 }
 
-/// Brings the schema to the version of this build, inside the session's transaction; nothing if
-/// another node was faster.
+/// Migrates the schema to the version of this build, inside the session's transaction. Does nothing
+/// if another node was faster.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if this role may not, or the version is newer.
+/// [`StoreError::Invalid`] if the role may not, or if the version is newer.
 pub(super) fn migrate(
     session: &mut PostgresSession,
     place: &StoreAddress,
@@ -225,8 +225,8 @@ fn create_tables(session: &mut PostgresSession) -> Result<(), SessionError> {
     let is = |session: &mut PostgresSession, sql: &str| -> Result<bool, SessionError> {
         Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
     };
-    // Everything belongs to the owner, also if a superuser does the work: the functions run with
-    // the rights of their owner.
+    // Everything belongs to the owner, even if a superuser runs this: the functions run with the
+    // rights of their owner.
     let owner = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_owner'
         AND pg_has_role(current_user, oid, 'MEMBER') AND has_schema_privilege(oid, 'rollmill', \
                  'CREATE'))";
@@ -235,7 +235,8 @@ fn create_tables(session: &mut PostgresSession) -> Result<(), SessionError> {
     if is_new {
         session.batch_execute("CREATE SCHEMA rollmill".to_owned())?;
     }
-    // Who may not make a schema lays the tables all the same; `store roles` makes this one.
+    // A role that may not create a schema still creates the tables; `store roles` creates this
+    // schema.
     if is(
         session,
         "SELECT has_database_privilege(current_database(), 'CREATE') AND \
@@ -287,7 +288,7 @@ fn create_tables(session: &mut PostgresSession) -> Result<(), SessionError> {
     Ok(())
 }
 
-/// The schema of the extension, quoted; `None` without it.
+/// The schema of the extension, quoted; `None` without the extension.
 fn timescale(session: &mut PostgresSession) -> Result<Option<String>, SessionError> {
     let sql = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = \
                e.extnamespace
@@ -295,7 +296,8 @@ fn timescale(session: &mut PostgresSession) -> Result<Option<String>, SessionErr
     Ok(session.query(sql, params![])?.first().map(|row| row.get(0)))
 }
 
-/// Our own primary keys lead to the hour, so the index that the extension would add is of no use.
+/// SQL that makes the tables hypertables. Their primary keys already lead to the hour, so the index
+/// that the extension would add by default is useless.
 fn hypertables(schema: &str) -> String {
     let one = |table: &str| {
         format!(

@@ -1,8 +1,8 @@
-//! One connection, used by one caller at a time, statement by statement, each within what is left
-//! of the transaction's time.
+//! One connection, used by one caller at a time. Every statement runs within what is left of the
+//! transaction's time.
 //!
-//! What always holds: a session inside a transaction, or of which an answer is missing, never
-//! serves another caller.
+//! A session that is inside a transaction, or that still expects an answer, never serves another
+//! caller.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,37 +23,40 @@ use super::runtime::{RuntimeHandle, WaitError};
 use crate::clock::Stopwatch;
 use crate::model::budget::CancelFlag;
 
-/// A parameter that outlives its caller's borrow.
+/// An owned parameter: statements run on the store's runtime and outlive the caller's borrow.
 pub(super) type Param = Box<dyn ToSql + Sync + Send>;
 
-/// Parameters of a statement.
+/// Builds the parameters of a statement.
 macro_rules! params {
-    ($($value:expr),* $(,)?) => { vec![$(Box::new($value) as $crate::persistence::store::postgres::session::Param),*] };
+    ($($value:expr),* $(,)?) => {
+        vec![$(Box::new($value) as $crate::persistence::store::postgres::session::Param),*]
+    };
 }
 pub(super) use params;
 
-/// Rows fetched at once.
+/// Rows fetched at a time.
 const FETCH_ROWS: usize = 1024;
-/// A rollback that takes longer costs the session.
+/// A session whose rollback takes longer is discarded.
 const ROLLBACK: Duration = Duration::from_secs(2);
-/// What takes longer to reach the server is left to the server's own limits.
+/// A cancel request that takes longer is given up; the server's own time limits then end the
+/// statement.
 const CANCEL: Duration = Duration::from_secs(5);
 
 /// The server's side of a session.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ServerBackend {
-    /// Its process.
+    /// Process id of the backend.
     pub(super) pid: i32,
-    /// When that was started.
+    /// When the backend was started. With the process id it identifies the backend.
     pub(super) started: SystemTime,
-    /// When the server was started, in microseconds. What is committed stays true until the server
-    /// is started again or another takes its place: then this number differs.
+    /// When the server was started, in microseconds. Cached numbers stay valid until the server
+    /// restarts or another one takes its place: then this value differs.
     pub(super) server_started: i64,
-    /// Whether the database has the extension.
+    /// Whether the database has the TimescaleDB extension.
     pub(super) timescale: bool,
 }
 
-/// Ends the connection when dropped, whatever it is waiting for.
+/// Closes the connection when dropped, whatever it is waiting for.
 #[derive(Debug)]
 pub(super) struct ConnectionTask(pub(super) JoinHandle<()>);
 
@@ -63,7 +66,7 @@ impl Drop for ConnectionTask {
     }
 }
 
-/// A connection.
+/// A connection to the server.
 pub(super) struct PostgresSession {
     client: Arc<Client>,
     _connection: ConnectionTask,
@@ -74,12 +77,12 @@ pub(super) struct PostgresSession {
     limit: Duration,
     in_transaction: bool,
     is_usable: bool,
-    /// The query that it works for.
+    /// The query that the session works for; its end aborts the current statement.
     query: Option<CancelFlag>,
     tls: Option<MakeRustlsConnect>,
 }
 
-/// Rows that are still coming.
+/// A result that is still being fetched; `None` after the last row.
 pub(super) struct PendingRows(Option<Pin<Box<RowStream>>>);
 
 impl PostgresSession {
@@ -105,40 +108,40 @@ impl PostgresSession {
         }
     }
 
-    /// Gives the next statements, together, this much time.
+    /// Starts a time limit for the following statements together.
     pub(super) fn set_time_limit(&mut self, limit: Duration) {
         (self.watch, self.limit) = (Stopwatch::start(), limit);
     }
 
-    /// What it does from now on ends with this query, until it is rolled back.
+    /// Ties the session to a query: its end aborts whatever the session does, until the rollback.
     pub(super) fn set_query(&mut self, query: Option<&CancelFlag>) {
         self.query = query.cloned();
     }
 
-    /// Gives the next statements the same time again: what makes progress may take longer than one
-    /// part of it.
+    /// Starts the same time limit again, for work that makes progress in parts.
     pub(super) fn restart_time_limit(&mut self) {
         self.watch = Stopwatch::start();
     }
 
-    /// Whether the time is over, or so nearly that a statement was not begun or was cut for it.
+    /// Whether the time is up, or nearly so that a statement was not started or was cut.
     pub(super) fn is_timed_out(&self) -> bool {
         self.watch.elapsed() >= self.limit
     }
 
-    /// Whether the next caller may have it.
+    /// Whether the session can go back to the pool.
     pub(super) fn is_reusable(&self) -> bool {
         self.is_usable && !self.in_transaction && !self.client.is_closed()
     }
 
-    /// Begins a transaction with these words, which begin with BEGIN.
+    /// Begins a transaction; `words` is SQL that starts with BEGIN.
     pub(super) fn begin(&mut self, words: String) -> Result<(), SessionError> {
         self.in_transaction = true;
         self.batch_execute(words)
     }
 
-    /// Commits. What fails here is unknown, unless the server says that it rolled back.
+    /// Commits. A failure here has an unknown outcome, unless the server reports a rollback.
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        // Out of time: rolling back is certain, whereas a COMMIT sent now might be left unknown.
         if self.limit <= self.watch.elapsed() {
             self.rollback();
             return Err(SessionError::TimedOut.into());
@@ -150,9 +153,10 @@ impl PostgresSession {
         committed
     }
 
-    /// Rolls back, if a transaction is open. A session that cannot is not used again, and its end
-    /// rolls back.
+    /// Rolls back if a transaction is open. A session that cannot is discarded, and the end of its
+    /// connection rolls back.
     pub(super) fn rollback(&mut self) {
+        // Unset first: an aborted query must not abort its own rollback.
         self.query = None;
         if self.in_transaction && self.is_usable {
             self.set_time_limit(ROLLBACK);
@@ -178,12 +182,13 @@ impl PostgresSession {
                 SessionError::QueryEnded
             }
         };
+        // Only a plain error of the statement leaves the session in a known state.
         self.is_usable = failure.session_survives();
         Err(failure)
     }
 
-    /// Asks the server to stop what it does for this session, which is not used again. Nobody waits
-    /// for it.
+    /// Asks the server to stop the current statement of this session, which is discarded. Does not
+    /// wait.
     fn cancel(&self) {
         let (token, tls) = (self.client.cancel_token(), self.tls.clone());
         self.runtime.spawn(async move {
@@ -194,12 +199,15 @@ impl PostgresSession {
                 }
             };
             if let Ok(Err(why)) = tokio::time::timeout(CANCEL, asked).await {
-                tracing::debug!(%why, "what the server does for a query that has ended could not be cancelled");
+                tracing::debug!(
+                    %why,
+                    "what the server does for a query that has ended could not be cancelled"
+                );
             }
         });
     }
 
-    /// Statements without parameters.
+    /// Runs statements without parameters.
     pub(super) fn batch_execute(&mut self, sql: String) -> Result<(), SessionError> {
         let client = Arc::clone(&self.client);
         self.run_step(async move { client.batch_execute(&sql).await })
@@ -215,7 +223,7 @@ impl PostgresSession {
         Ok(statement)
     }
 
-    /// The rows of a statement that has few.
+    /// Runs a statement with few rows and returns them all.
     pub(super) fn query(
         &mut self,
         sql: &str,
@@ -232,13 +240,13 @@ impl PostgresSession {
         })
     }
 
-    /// The number of rows changed.
+    /// Runs a statement and returns the number of rows changed.
     pub(super) fn execute(&mut self, sql: &str, params: Vec<Param>) -> Result<u64, SessionError> {
         let (client, statement) = (Arc::clone(&self.client), self.prepare(sql)?);
         self.run_step(async move { client.execute_raw(&statement, params).await })
     }
 
-    /// Sends all statements at once; they run in this order.
+    /// Sends all statements without waiting for answers in between; they run in this order.
     pub(super) fn execute_all(
         &mut self,
         statements: Vec<(&str, Vec<Param>)>,
@@ -256,7 +264,7 @@ impl PostgresSession {
         })
     }
 
-    /// Sends the rows of a COPY.
+    /// Runs a COPY from the client with these rows.
     pub(super) fn copy_in(&mut self, sql: &str, chunks: Vec<Bytes>) -> Result<u64, SessionError> {
         let (client, statement) = (Arc::clone(&self.client), self.prepare(sql)?);
         self.run_step(async move {
@@ -268,8 +276,8 @@ impl PostgresSession {
         })
     }
 
-    /// Begins a statement whose rows are fetched in parts. Until the last was fetched the session
-    /// serves nothing else.
+    /// Starts a statement whose rows are fetched in parts. The session serves nothing else until
+    /// the last row was fetched.
     pub(super) fn stream(
         &mut self,
         sql: &str,
@@ -281,7 +289,7 @@ impl PostgresSession {
         Ok(PendingRows(Some(stream)))
     }
 
-    /// The next rows; none after the last.
+    /// The next rows; an empty result means that there are no more.
     pub(super) fn next_rows(&mut self, rows: &mut PendingRows) -> Result<Vec<Row>, SessionError> {
         let Some(mut stream) = rows.0.take() else { return Ok(Vec::new()) };
         let (fetched, rest) = self.run_step(async move {
@@ -298,7 +306,7 @@ impl PostgresSession {
         Ok(fetched)
     }
 
-    /// Visits every row, in parts.
+    /// Visits all rows of a statement, fetching them in parts.
     pub(super) fn for_each_row(
         &mut self,
         sql: &str,
@@ -312,7 +320,7 @@ impl PostgresSession {
                 return Ok(());
             }
             for row in &part {
-                // Rows that nobody reads to their end would stand in the way of the next statement.
+                // Rows left unread would block the next statement of the session.
                 visit(row).inspect_err(|_| self.is_usable &= rows.0.is_none())?;
             }
         }

@@ -1,9 +1,8 @@
-//! One consistent view: a REPEATABLE READ READ ONLY transaction on a session of the readers' pool.
+//! One consistent view: a REPEATABLE READ READ ONLY transaction on a session of the read pool.
 //!
-//! Which series match a query is remembered per metric and matchers, together with the number of
-//! series of the metric: series are only ever added, in an order in which the number grows, so an
-//! equal number on the same start of a server is an equal set. How rollups are
-//! read says [`super::rollups`].
+//! Matching series are cached per metric and matchers, together with the metric's number of series.
+//! Series are only ever added, in an order in which the number grows, so an equal number on the
+//! same start of a server means an equal set. [`super::rollups`] describes how rollups are read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -30,10 +29,10 @@ use crate::persistence::store::{
     too_many_series,
 };
 
-/// The words that begin a snapshot; its first statement pins the state.
+/// The SQL that begins a snapshot; its first statement pins the state.
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
-/// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
+/// Selects the columns of a manifest row, in the order in which [`manifest_rows`] reads them.
 macro_rules! manifest_columns {
     () => {
         "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, \
@@ -42,10 +41,10 @@ macro_rules! manifest_columns {
     };
 }
 
-/// By start of the server, metric, matchers.
+/// Keyed by start of the server, metric number and matchers.
 pub(super) type PostgresMatchCache = MatchCache<(i64, i32, String)>;
 
-/// A view, until dropped.
+/// A consistent view, held until dropped.
 pub(super) struct PostgresSnapshot<'a> {
     lease: SessionLease<'a>,
     cache: &'a PostgresMatchCache,
@@ -55,12 +54,13 @@ pub(super) struct PostgresSnapshot<'a> {
 type BytesVisitor<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
 
 impl<'a> PostgresSnapshot<'a> {
-    /// `lease` is inside a transaction that began with [`BEGIN_SNAPSHOT`].
+    /// `lease` must be inside a transaction that began with [`BEGIN_SNAPSHOT`].
     pub(super) fn new(
         mut lease: SessionLease<'a>,
         cache: &'a PostgresMatchCache,
         compressed: &'a CompressedWeeks,
     ) -> Result<Self, StoreError> {
+        // BEGIN alone takes no snapshot: the first statement does.
         lease.session()?.query("SELECT FROM shards LIMIT 1", params![])?;
         Ok(Self { lease, cache, compressed_weeks: compressed })
     }
@@ -89,7 +89,7 @@ impl<'a> PostgresSnapshot<'a> {
             (self.session()?.backend.server_started, metric_no, format!("{:?}", query.matchers));
         let cache = self.cache;
         let matched = cache.get(key, count, || self.match_series(query, metric_no))?;
-        // It may have been kept when a query was allowed more.
+        // The list may have been cached by a query with a higher limit.
         if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
     }
 
@@ -98,14 +98,14 @@ impl<'a> PostgresSnapshot<'a> {
         query: &RollupQuery<'_>,
         metric_no: i32,
     ) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
-        // An empty value also matches series without the label, which the index does not hold.
+        // An empty value also matches series without the label, which the index does not contain.
         let indexed = query.matchers.iter().find_map(|m| match m {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name.clone(), value.clone())),
             _ => None,
         });
         let mut collector = SeriesCollector::new(query);
         match indexed {
-            // Text of PostgreSQL holds no NUL, and so no label does.
+            // PostgreSQL's text cannot hold NUL, so no stored label value contains one.
             Some((_, value)) if value.contains('\0') => {}
             Some((name, value)) => {
                 let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON \
@@ -137,7 +137,7 @@ impl<'a> PostgresSnapshot<'a> {
         })
     }
 
-    /// All rollups of a metric, of one hour after the other, of one series id after the other.
+    /// Visits all rollups of a metric, ordered by hour and then by series id.
     fn visit_metric_bytes(
         &mut self,
         metric_no: i32,
@@ -164,7 +164,7 @@ impl<'a> PostgresSnapshot<'a> {
             quantiles: true,
             renews_time_limit: true,
         };
-        // Numbers are not in the order of ids: one hour at a time is sorted.
+        // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
         let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
             (from, BTreeMap::new());
         let mut bytes = Vec::new();
@@ -194,7 +194,7 @@ impl<'a> PostgresSnapshot<'a> {
     }
 }
 
-/// The server answered when the view began, so it is the question that takes long.
+/// The server answered when the snapshot began, so a timeout now is due to the query.
 fn too_long(why: StoreError) -> StoreError {
     match why {
         StoreError::Unavailable(why) => StoreError::TooLong(why),
@@ -261,8 +261,8 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
-        // A seek costs about as much as eight rows of a scan; a far longer range than data exists
-        // is no reason to seek.
+        // A seek costs about as much as eight rows of a scan. For a range much longer than any
+        // data, seeks for every hour would cost more than the scan.
         let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
         let few = (matched.len() as i64) < count / 8
             || (matched.len() as i64).saturating_mul(hours) <= 32;

@@ -1,8 +1,8 @@
-//! Which weeks of rollups may be dropped: those that were due a day ago already, as the boot clocks
-//! of the nodes measure it.
+//! Which weeks of rollups may be dropped: those that have been due for a day, as measured by the
+//! boot clocks of the nodes.
 //!
-//! Every node looks, but one at a time gathers: who finds that another has looked since its own
-//! last look leaves it to that one.
+//! Every node observes, but only one at a time accumulates: a node that finds that another one has
+//! observed since its own last look leaves it to that one.
 
 use std::time::Duration;
 
@@ -16,29 +16,30 @@ use crate::model::window::Hour;
 use crate::persistence::store::{ExpiryTarget, RollupStore};
 use crate::telemetry;
 
-/// What one node knows of it.
+/// One node's view of the expiry of weeks.
 #[derive(Debug, Clone)]
 pub struct WeekExpiry {
-    /// Random: tells this node from every other.
+    /// Random; distinguishes this run of the node from all others.
     pub run: u64,
-    /// When what is due may go.
+    /// When a marked week may be dropped.
     pub rules: ExpiryRules,
-    /// The note as this node saw it last.
+    /// The state as this node last saw it, as text.
     pub last_seen: Option<String>,
 }
 
 impl WeekExpiry {
-    /// Nothing was seen yet.
+    /// The view of a node that has seen nothing yet.
     pub fn new(run: u64, rules: ExpiryRules) -> Self {
         Self { run, rules, last_seen: None }
     }
 }
 
 impl PostgresStore {
-    /// The weeks before this hour may be dropped now, if rollups older than `age` are not kept.
+    /// The hour below which weeks may be dropped now, if rollups older than `age` are not kept;
+    /// `None` if there is none.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// If the store fails, or the stored state does not decode.
     pub fn droppable(
         &self,
         weeks: &mut WeekExpiry,
@@ -73,6 +74,7 @@ impl PostgresStore {
         let verdict = note.update(&weeks.rules, &look);
         let written =
             serde_json::to_string(&note).map_err(|e| StoreError::Failed(e.to_string()))?;
+        // Lost the race against another node: its observation counts, not this one.
         if !self.swap_expiry(ExpiryTarget::Weeks, text.as_deref(), &written)? {
             return Ok(None);
         }
@@ -92,7 +94,7 @@ impl PostgresStore {
         Ok(verdict.delete_below.map(hour))
     }
 
-    /// The first week with rollups, and the one behind the last.
+    /// The first week with rollups, and the exclusive end.
     fn week_range(&self) -> Result<Option<(i64, i64)>, StoreError> {
         let mut lease = self.readers.take()?;
         let rows = lease
