@@ -73,9 +73,9 @@ impl QuantileSketch {
         other.0.iter().for_each(|bucket| self.add(bucket.index, bucket.count));
     }
 
-    /// The nearest-rank quantile, the `ceil(q × n)`-th smallest value, within 1 %; `None` if empty.
-    /// A bucket's midpoint may lie outside the values in it: callers that know the minimum and the
-    /// maximum clamp to them.
+    /// The nearest-rank quantile, the `ceil(q × n)`-th smallest value, within 1 %. `None` if
+    /// empty. A bucket's midpoint may lie outside the values in it: callers that know the minimum
+    /// and the maximum clamp to them.
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
         let count: u64 = self.0.iter().map(|bucket| bucket.count).sum();
         let rank = ((q * count as f64).ceil() as u64).clamp(1, count.max(1));

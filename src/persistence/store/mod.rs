@@ -164,6 +164,7 @@ impl NameRange<'_> {
 }
 
 /// A metric of a tenant.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricInfo {
     pub metric: String,

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | scan | most series of the metric match | the range, in the order of the key |
 //! | seek | few match | one index look-up for each hour and series |
-//! | filter | few match, in a compressed week | the range with a filter: each batch is unpacked once |
+//! | filter | few match, in a compressed week | the range with a filter: a batch is unpacked once |
 
 use super::StoreError;
 use super::codec::{self, get};

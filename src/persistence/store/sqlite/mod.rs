@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use self::catalogue::SqliteSeriesCache;
+use self::catalogue::{SeriesCatalogue, SqliteSeriesCache};
 use self::pool::ReaderPool;
 use super::{
     DEFAULT_MATCH_CACHE, ExpiryTarget, RollupStore, StoreDamage, StoreError, StoreSizes,
@@ -261,11 +261,11 @@ impl WriterGuard<'_> {
     /// Runs `body` in one transaction. Its result is returned only after the commit.
     fn transaction<T>(
         &mut self,
-        body: impl FnOnce(&Connection, &mut catalogue::SeriesCatalogue<'_>) -> Result<T, StoreError>,
+        body: impl FnOnce(&Connection, &mut SeriesCatalogue<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let Writer { connection, series_cache: known, .. } = self.get()?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut catalogue = catalogue::SeriesCatalogue::new(&tx, known);
+        let mut catalogue = SeriesCatalogue::new(&tx, known);
         let answer = body(&tx, &mut catalogue)?;
         let fresh = catalogue.finish()?;
         tx.commit().map_err(|e| match e.sqlite_error_code() {

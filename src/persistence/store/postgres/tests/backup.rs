@@ -1,4 +1,4 @@
-//! A backup holds the rollups, and a store without them is not started.
+//! A backup holds the rollups, and a store that lost them refuses to start.
 
 use super::timescale::{TestDatabase, run};
 use super::*;
@@ -29,7 +29,7 @@ fn a_dump_of_the_whole_database_holds_the_rollups() {
     }
 }
 
-/// What a dump of the schema alone leaves behind on TimescaleDB.
+/// What a dump of our schema alone leaves on TimescaleDB.
 #[test]
 fn a_store_that_lost_its_rollups_is_refused() {
     for own in TestDatabase::on_each() {
@@ -37,16 +37,18 @@ fn a_store_that_lost_its_rollups_is_refused() {
         drop(PostgresStore::open(&options(&own.url)).expect("a store"));
         run(&own.url, "TRUNCATE rollmill.rollups");
         let refused = PostgresStore::open(&options(&own.url)).expect_err("answers would be empty");
-        assert!(
-            matches!(&refused, StoreError::Invalid(why) if why.contains("whole database") && why.contains("rollmill rebuild"))
-        );
+        assert!(matches!(
+            &refused,
+            StoreError::Invalid(why)
+                if why.contains("whole database") && why.contains("rollmill rebuild")
+        ));
         let found =
             PostgresStore::open_read_only(&options(&own.url)).expect("verify may look at it");
         assert_eq!(state(&*found, 0), (1, 0));
     }
 }
 
-/// What a dump of the schemas leaves behind that hold the rows, without the extension's catalogue.
+/// What a dump of all schemas with our rows leaves, without the extension's own catalogue.
 #[test]
 fn a_store_whose_tables_are_no_hypertables_any_more_is_refused() {
     for own in TestDatabase::on_each() {
@@ -59,9 +61,11 @@ fn a_store_whose_tables_are_no_hypertables_any_more_is_refused() {
         );
         let refused = PostgresStore::open(&options(&own.url))
             .expect_err("rows would be written beside those that they belong to");
-        assert!(
-            matches!(&refused, StoreError::Invalid(why) if why.contains("hypertable") && why.contains("whole database"))
-        );
+        assert!(matches!(
+            &refused,
+            StoreError::Invalid(why)
+                if why.contains("hypertable") && why.contains("whole database")
+        ));
     }
 }
 

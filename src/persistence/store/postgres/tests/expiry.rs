@@ -1,5 +1,5 @@
-//! Expiry of weeks on a server, by clocks that the test moves: rows go a day of gathered time after
-//! they are due, and no others.
+//! Expiry of weeks on a server, with clocks that the test moves: weeks are dropped a day of
+//! observed time after they are due, and no others.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ const KEEP: Duration = Duration::from_secs(60 * 86_400);
 const RULES: ExpiryRules =
     ExpiryRules { grace_ms: ExpiryRules::DEFAULT_GRACE_MS, max_at_once: 100 };
 
-/// One node that looks once an hour.
+/// A node that observes once an hour.
 struct Node {
     weeks: WeekExpiry,
     now: ClockReading,
@@ -28,13 +28,14 @@ impl Node {
         Self { weeks: WeekExpiry::new(run, RULES), now }
     }
 
-    /// As a round of the maintenance does; how many partitions or chunks were dropped.
+    /// Observes as a round of the maintenance does. Returns the number of partitions or chunks
+    /// dropped.
     fn look(&mut self, store: &PostgresStore) -> u32 {
         let droppable = store.droppable(&mut self.weeks, self.now, KEEP).expect("a look");
         droppable.map_or(0, |hour| store.drop_before(hour).expect("dropped"))
     }
 
-    /// Hours pass; how many were dropped meanwhile.
+    /// Lets hours pass. Returns the number of partitions or chunks dropped.
     fn pass(&mut self, store: &PostgresStore, hours: i64) -> u32 {
         let mut dropped = 0;
         for _ in 0..hours {
@@ -59,8 +60,8 @@ fn rows(store: &PostgresStore) -> BTreeMap<(i32, String), Vec<u8>> {
     rows
 }
 
-/// Two weeks that are due, one that is not for some days yet, and this one; where the third begins,
-/// and the time.
+/// A store with two weeks that are due, one that is not due for some days, and the current one.
+/// Returns the start of the third week and the time.
 fn filled(own: &TestDatabase) -> (Arc<PostgresStore>, i32, ClockReading) {
     let store = PostgresStore::open(&options(&own.url)).expect("a store");
     let wall = SystemClock.now();
@@ -74,7 +75,7 @@ fn filled(own: &TestDatabase) -> (Arc<PostgresStore>, i32, ClockReading) {
     (store, hours[2], ClockReading { wall, uptime: DAY_MS, boot: 7 })
 }
 
-/// Rows of the first two weeks are gone with their sketches, and of the others not a bit.
+/// Asserts that the first two weeks are gone with their sketches, and the others untouched.
 fn only_the_due_are_gone(
     own: &TestDatabase,
     store: &PostgresStore,
@@ -103,8 +104,8 @@ fn weeks_go_a_day_of_gathered_time_after_they_are_due_and_nothing_else_goes() {
         let before = rows(&store);
         let mut node = Node::new(1, now);
         assert_eq!((node.look(&store), node.pass(&store, 20)), (0, 0));
-        // Nobody counts what passes while no node looks, and another one goes on from what has
-        // gathered.
+        // Time without an observer does not count, and another node continues from what has
+        // accumulated.
         let away = ClockReading {
             wall: node.now.wall + 9 * HOUR_MS,
             uptime: node.now.uptime + 9 * HOUR_MS,
@@ -113,8 +114,8 @@ fn weeks_go_a_day_of_gathered_time_after_they_are_due_and_nothing_else_goes() {
         let mut second = Node::new(2, away);
         assert_eq!((second.look(&store), second.look(&store), second.pass(&store, 3)), (0, 0, 0));
         assert_eq!(rows(&store), before, "23 hours were seen to pass, 32 have");
-        // The first is back and finds that the other looks: it leaves it to that one, and takes
-        // nothing away.
+        // The first node is back, finds that the other one observes, leaves it to that one, and
+        // loses nothing.
         node.now = second.now;
         assert_eq!(node.look(&store), 0);
         assert_eq!(second.pass(&store, 3), 4, "two weeks of two tables");
@@ -136,8 +137,8 @@ fn a_clock_that_leaps_drops_no_week_until_a_person_says_yes() {
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "ahead");
         leap(&mut node, -430 * DAY_MS);
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "and behind");
-        // A leap to where something is due stops it, although the clock is right now: the hours
-        // until here have passed in this test alone.
+        // A leap of the clock to a time at which something is due stops the deletion, although this
+        // clock is right: only in this test have the hours until here passed.
         leap(&mut node, 30 * DAY_MS - 100 * HOUR_MS);
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "and back");
         assert_eq!(store.say_yes(&[ExpiryTarget::Weeks]), Ok(1));

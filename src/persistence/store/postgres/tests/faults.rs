@@ -1,4 +1,4 @@
-//! Lost answers, dead servers, busy pools: what is said of a transaction is true.
+//! Lost answers, dead servers, busy pools: the reported outcome of a transaction is true.
 
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -53,8 +53,8 @@ fn what_fails_before_the_commit_has_failed() {
         .expect("it may be tried again");
 }
 
-/// As an owner does it: after an unknown outcome it asks the checkpoint, and never repeats what it
-/// does not know.
+/// Behaves like an owner: after an unknown outcome it reads the checkpoint, and never repeats what
+/// may have been applied.
 #[test]
 fn random_cuts_count_nothing_twice_and_lose_nothing() {
     let (direct, url) = store();
@@ -63,8 +63,8 @@ fn random_cuts_count_nothing_twice_and_lose_nothing() {
     let (mut unknown, mut next, mut nonce) = (0, 0, 0);
     proxy.set(ProxyPlan { cut_request: 2, cut_reply: 3, ..ProxyPlan::default() });
     let deadline = Instant::now() + Duration::from_secs(180);
-    // How the bytes are cut into chunks, and so what the seed hits, is the machine's affair: it
-    // goes on until a commit was hit.
+    // How the bytes are split into chunks, and so what the seed hits, depends on the machine. The
+    // loop continues until a commit was hit.
     while next < 40 || unknown == 0 {
         assert!(
             Instant::now() < deadline,
@@ -139,7 +139,7 @@ fn a_server_that_is_killed_in_a_flush_comes_back_whole() {
     assert!(next >= 6);
 }
 
-/// Waits until no connection of the killed server is left in the pool.
+/// Waits until the pool has no connection to the killed server left.
 fn await_read(store: &PostgresStore) {
     let deadline = Instant::now() + Duration::from_secs(180);
     while store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).is_err() {
@@ -157,7 +157,7 @@ fn shards_in_opposite_order_do_not_wait_for_each_other() {
             std::thread::spawn(move || {
                 let epoch = store.claim(ShardId(shard), LOG, 1).expect("a claim").checkpoint.epoch;
                 for round in 0..20 {
-                    // New series, labels, metrics and tenants of both shards, in opposite order.
+                    // New series, labels, metrics and tenants for both shards, in opposite orders.
                     let mut deltas: Vec<Delta> = (0..20)
                         .map(|n| {
                             let (tenant, metric) =
@@ -281,7 +281,7 @@ fn works_inside_another_runtime() {
     });
 }
 
-/// What the server says to a statement, as this store understands it.
+/// The error that the store makes of a statement's failure.
 fn said(store: &PostgresStore, sql: &str) -> StoreError {
     let mut lease = store.writers.begin("BEGIN").expect("a transaction");
     lease.session().expect("a session").batch_execute(sql.to_owned()).expect_err("it fails").into()
@@ -312,7 +312,7 @@ fn a_question_that_takes_long_is_not_a_store_that_is_away() {
         PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(2), ..options(&url) })
             .expect("a store");
     let mut snapshot = hasty.snapshot().expect("a snapshot");
-    // A lock stands for work that takes longer than the limit.
+    // A lock stands in for work that takes longer than the limit.
     let mut lease = direct.writers.begin("BEGIN").expect("a transaction");
     lease
         .session()
@@ -348,11 +348,11 @@ fn a_round_of_maintenance_is_one_nodes() {
     }
 }
 
-/// A flush may take longer than `store.timeout`, as long as each of its parts does not.
+/// A flush may take longer than `store.timeout` as long as each of its parts does not.
 #[test]
 fn a_large_flush_has_the_time_that_it_needs() {
     let (direct, url) = store();
-    // Each statement that merges figures takes 0.7 s.
+    // Every statement that merges figures takes 0.7 s.
     let slow = "CREATE FUNCTION rollmill.dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN \
                 PERFORM pg_sleep(0.7); RETURN NULL; END';
         CREATE TRIGGER dawdle AFTER INSERT ON rollmill.rollups FOR EACH STATEMENT EXECUTE FUNCTION \
@@ -374,7 +374,7 @@ fn a_large_flush_has_the_time_that_it_needs() {
     assert_eq!(state(&*direct, 0), (2, 168 + 350 * 168));
 }
 
-/// Runs `read` for a query that ends after 300 ms, and sees that it ends with it.
+/// Runs `read` for a query that is aborted after 300 ms, and asserts that it ends then.
 fn ends_with_its_query(read: impl Fn(&QueryBudget) -> Result<(), StoreError>) {
     let budget = QueryBudget::default();
     std::thread::scope(|scope| {
@@ -406,7 +406,8 @@ fn a_query_that_has_ended_waits_neither_for_a_lock_nor_for_a_connection() {
     let names = |budget: &QueryBudget| {
         store.snapshot_for(budget)?.metrics("acme", &NameRange::ALL).map(|_| ())
     };
-    // Three times as many as there are connections: some wait for the lock, others for those.
+    // Three times as many as there are connections: some wait for the lock, the others for a
+    // connection.
     std::thread::scope(|scope| {
         (0..12).for_each(|_| _ = scope.spawn(|| ends_with_its_query(names)))
     });
@@ -430,7 +431,7 @@ fn a_query_that_has_ended_waits_for_no_server_that_is_frozen() {
     };
     assert_eq!(names(&QueryBudget::default()), Ok(()), "a connection is idle");
     server.freeze();
-    // The first finds the idle connection, the others connect.
+    // The first one finds the idle connection, the others connect.
     (0..3).for_each(|_| ends_with_its_query(names));
     server.thaw();
     assert_eq!(names(&QueryBudget::default()), Ok(()));

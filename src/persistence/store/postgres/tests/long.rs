@@ -1,5 +1,5 @@
-//! A store of four years costs no more than one of a week, counted in what the server touches, on
-//! each kind of server.
+//! A store of four years costs no more than one of a week, measured in blocks that the server
+//! touches, on each kind of server.
 
 use super::timescale::TestDatabase;
 use super::*;
@@ -10,13 +10,13 @@ use crate::persistence::store::postgres::session::params;
 use crate::persistence::store::postgres::{flush, rollups};
 
 const WEEKS: i32 = 208;
-/// The newest week.
+/// Number of the newest week.
 const NOW: i32 = 2_900;
 const SERIES: i32 = 20;
-/// How often work is repeated to see what it touches.
+/// How often work is repeated to measure what it touches.
 const REPEATED: u32 = 12;
 
-/// Rows of a week: each series in six hours of its first day.
+/// The deltas of a week: each series in six hours of its first day.
 fn week(no: i32) -> impl Iterator<Item = Delta> {
     (0..6).flat_map(move |hour| {
         (0..SERIES)
@@ -24,13 +24,13 @@ fn week(no: i32) -> impl Iterator<Item = Delta> {
     })
 }
 
-/// Flushes once more.
+/// Flushes once more, from the current checkpoint.
 fn flush_again(store: &PostgresStore, deltas: Vec<Delta>) {
     let at = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint;
     store.flush(guard(0, at.next, at.epoch), &batch(deltas), 0).expect("a flush");
 }
 
-/// A store of so many weeks.
+/// Fills a store with this many weeks.
 fn store_of(own: &TestDatabase, weeks: i32) {
     let store = PostgresStore::open(&options(&own.url)).expect("a store");
     for part in (NOW - weeks + 1..=NOW).collect::<Vec<_>>().chunks(52) {
@@ -38,7 +38,7 @@ fn store_of(own: &TestDatabase, weeks: i32) {
     }
 }
 
-/// Rows with their sketches.
+/// Reads a year of rollups with their sketches. Returns the number of rows.
 fn year(store: &PostgresStore, matchers: &[Matcher]) -> usize {
     let (from, to) = (Hour((NOW - 52) * 168), Hour((NOW + 1) * 168));
     let query = RollupQuery {
@@ -70,7 +70,7 @@ fn verify(store: &PostgresStore) -> usize {
     rows
 }
 
-/// Blocks that one more `work` touches, without those of the beginning.
+/// Blocks that one more `work` touches, without those of connecting.
 fn cost(own: &TestDatabase, work: &dyn Fn(&PostgresStore)) -> i64 {
     let times = |n: u32| {
         let before = own.blocks();
@@ -79,8 +79,8 @@ fn cost(own: &TestDatabase, work: &dyn Fn(&PostgresStore)) -> i64 {
         drop(store);
         own.blocks() - before
     };
-    // What the server does by itself meanwhile is counted too, sometimes: it only adds, to either.
-    // Beside so many repetitions it is little.
+    // The server's background work is sometimes counted too. It only ever adds, to either number,
+    // and is small compared to so many repetitions.
     let least = |n: u32| (0..4).map(|_| times(n)).min().unwrap_or(0);
     (least(1 + REPEATED) - least(1)) / i64::from(REPEATED)
 }
@@ -106,7 +106,7 @@ fn four_years_cost_no_more_than_a_week() {
         let few = [Matcher::Equal("page".to_owned(), "7".to_owned())];
         assert_eq!(year(&PostgresStore::open(&options(&long.url)).expect("a store"), &few), 53 * 6);
         let seeks = cost(long, &|store| _ = year(store, &few));
-        // Last, because what it writes again leaves dead rows behind.
+        // Last, because rewriting rows leaves dead ones behind.
         let flush =
             |own: &TestDatabase| cost(own, &|store| flush_again(store, week(NOW).collect()));
         let flushes = (flush(short), flush(long));
@@ -121,15 +121,15 @@ fn four_years_cost_no_more_than_a_week() {
         figures.push([flushes.1, all(queries.1), all(verifies.1), seeks]);
     }
     if let [plain, timescale] = figures[..] {
-        // For each chunk of a plan the extension reads its own catalogue, which weighs much beside
-        // the few rows that lie in each here.
+        // The extension reads its own catalogue for each chunk of a plan, which weighs much
+        // compared to the few rows per chunk here.
         let chunks = [2, 2 * 53, 2 * i64::from(WEEKS), 2 * 53];
         let within = (0..4).all(|at| timescale[at] <= plain[at] * 3 / 2 + chunks[at] * 20);
         assert!(within, "TimescaleDB {timescale:?}, PostgreSQL {plain:?}");
     }
 }
 
-/// Partitions and chunks that a statement's plan looks at.
+/// The number of partitions and chunks in a statement's plan.
 fn looked_at(store: &PostgresStore, sql: &str, params: Vec<Param>) -> usize {
     let mut lease = store.writers.begin("BEGIN").expect("a transaction");
     let plan = lease

@@ -1,5 +1,5 @@
-//! The store on a real PostgreSQL of the tests' own, and on a TimescaleDB named by
-//! `ROLLMILL_TEST_TIMESCALE_URL`.
+//! The store on a real PostgreSQL that belongs to the tests, and on a TimescaleDB if
+//! `ROLLMILL_TEST_TIMESCALE_URL` names one.
 #![allow(clippy::disallowed_methods)] // real servers are waited for in real time
 
 mod backup;
@@ -37,7 +37,7 @@ use crate::persistence::store::RollupStore;
 
 const LOG: LogId = LogId([7; 16]);
 
-/// Short enough for tests, long enough for a machine under load.
+/// Time limits short enough for tests, and long enough for a machine under load.
 pub(in crate::persistence::store) fn options(url: &str) -> PostgresOptions {
     PostgresOptions {
         url: url.to_owned(),
@@ -88,7 +88,7 @@ fn guard(shard: u32, from: u64, epoch: Epoch) -> FlushGuard {
     FlushGuard { shard: ShardId(shard), log: LOG, range: OffsetRange { from, to: from + 1 }, epoch }
 }
 
-/// Next offset of a shard, and the events counted in all rollups.
+/// The next offset of a shard, and the number of events in all rollups.
 fn state(store: &dyn RollupStore, shard: u32) -> (u64, u64) {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let checkpoints = snapshot.checkpoints().expect("checkpoints");

@@ -146,7 +146,7 @@ fn both_stores_hold_the_same_bytes_after_the_same_flushes() {
     }
 }
 
-/// Every shard and row of a store that lived: events set aside, suspects, objects, floors, ids.
+/// Fills a store with rows of every kind: quarantined events, suspects, objects, floors, ids.
 fn fill(store: &SqliteStore, rng: &mut Rng) {
     for shard in (0..3).map(ShardId) {
         let epoch = store.claim(shard, LOG, 1).expect("a claim").checkpoint.epoch;
@@ -224,7 +224,7 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
         let (to, url) = store();
         assert_eq!(to.contents(), Ok(StoreContents::Empty));
         let days = from.rollup_days().expect("days");
-        // One that fails in the middle leaves nothing.
+        // An import that fails halfway leaves nothing.
         let failed = to.import(LOG, &days, |take| {
             from.export(&mut |piece| match piece {
                 TransferBatch::Shards(_) => Err(StoreError::Failed("cut".to_owned())),
@@ -249,7 +249,7 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
         );
         let again = to.import(LOG, &days, |take| from.export(take)).expect_err("it is full");
         assert!(again.to_string().contains("is not empty"), "{again}");
-        // By a store that has nothing in memory.
+        // Read by a store with empty caches.
         let to = PostgresStore::open(&options(&url)).expect("a store");
         let (left, right) = (kept(&*from), kept(&*to));
         for (left, right) in left.iter().zip(&right) {
@@ -263,7 +263,7 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
 }
 
 /// `nice cargo test --release --lib flush_rate -- --ignored --nocapture`: on a store of one week
-/// and on one of 208, of each kind that there is.
+/// and on one of 208, for each kind of store that is available.
 #[test]
 #[ignore = "prints figures"]
 fn flush_rate() {

@@ -1,4 +1,5 @@
-//! Weeks: made when needed by whoever comes first, dropped by age, never the last day.
+//! Weeks are created on demand by whichever node comes first, and dropped by age, but never the
+//! last day.
 
 use super::*;
 use crate::clock::{Clock, SystemClock};
@@ -40,7 +41,7 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let now = SystemClock.now();
     let this_week = Hour::of(now).0.div_euclid(168) * 168;
-    // Two weeks that ended more than 60 days ago on whatever day of this week it is.
+    // Two weeks that ended more than 60 days ago, whichever day of this week it is.
     let hours = [this_week - 11 * 168, this_week - 10 * 168 + 167, this_week - 168, this_week];
     let deltas = || hours.iter().map(|hour| delta("a", *hour, 1)).collect();
     store.flush(guard(0, 0, epoch), &batch(deltas()), 0).expect("a flush");

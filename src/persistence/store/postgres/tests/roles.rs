@@ -1,9 +1,9 @@
-//! What each role may do, and that Rollmill needs no more.
+//! What each role may do, and that Rollmill needs no more than that.
 
 use super::*;
 use crate::persistence::store::{StoreError, postgres};
 
-/// Owner, writer, reader: whether each may.
+/// For owner, writer and reader: whether the role may run the statement.
 const GRID: &[(&str, [bool; 3])] = &[
     ("SELECT count(*) FROM rollmill.rollups", [true, true, true]),
     ("SELECT count(*) FROM rollmill.shards", [true, true, true]),

@@ -1,5 +1,4 @@
-//! How large a store is said to be: partitions and chunks are in it, and a role without rights
-//! fails nothing.
+//! The reported size includes partitions and chunks, and a role without rights causes no failure.
 
 use super::timescale::{TestDatabase, run};
 use super::*;
@@ -20,7 +19,7 @@ fn sizes_count_partitions_chunks_and_what_is_compressed() {
             .collect();
         store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
         let filled = fresh();
-        // A thousand rows with their sketches, of which each takes more than a hundred bytes.
+        // A thousand rows with their sketches, each of which takes more than a hundred bytes.
         assert!(filled > empty + 100_000, "{empty} to {filled}");
         let compressed = store.compress_before(Hour(504)).expect("a round");
         let after = fresh();

@@ -1,5 +1,5 @@
-//! A new owner waits for nobody: not for an owner that is silent inside its transaction, nor for
-//! one that is frozen there.
+//! A new owner never waits for long: neither for an owner that is silent inside its transaction,
+//! nor for one that is frozen there.
 
 use std::process::{Command, Stdio};
 use std::sync::mpsc::sync_channel;
@@ -9,14 +9,14 @@ use super::super::schema;
 use super::*;
 use crate::persistence::store::StoreError;
 
-/// Takes over shard 0 and says how long it took.
+/// Takes over shard 0 and returns how long that took.
 fn take_over(store: &PostgresStore) -> (Duration, Epoch) {
     let started = Instant::now();
     let claim = store.claim(ShardId(0), LOG, 2).expect("a claim");
     (started.elapsed(), claim.checkpoint.epoch)
 }
 
-/// One of a few takeovers is as quick as all are on a machine that has nothing else to do.
+/// Retries a few times: on an idle machine every takeover is quick, on a busy one at least one is.
 fn quick(mut take_over: impl FnMut() -> Duration) {
     let mut delays = Vec::new();
     while delays.len() < 4 {
@@ -65,8 +65,8 @@ fn silent_owner() -> Duration {
     delay
 }
 
-/// The part of `a_frozen_owner_does_not_delay_the_next` that is frozen: this test binary again,
-/// which holds a flush open until killed.
+/// The frozen half of `a_frozen_owner_does_not_delay_the_next`: this test binary again, which holds
+/// a flush open until it is killed.
 #[test]
 #[ignore = "a part of another test, which starts it"]
 fn frozen_owner() {
@@ -82,7 +82,7 @@ fn frozen_owner() {
             0,
         )?;
         println!("frozen-owner-holds");
-        // Until the parent closes the pipe. Frozen meanwhile.
+        // Blocks until the parent closes the pipe; the parent freezes the process meanwhile.
         std::io::read_to_string(std::io::stdin()).expect("a pipe");
         Ok(())
     });

@@ -1,4 +1,4 @@
-//! What is different with the extension: hypertables, chunks, compression. Runs where
+//! What differs with the extension: hypertables, chunks, compression. Runs only if
 //! `ROLLMILL_TEST_TIMESCALE_URL` names a server.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use crate::model::matcher::Matcher;
 use crate::persistence::store::RollupQuery;
 use crate::persistence::store::postgres::RetentionPolicy;
 
-/// Runs statements; the first column of the last rows.
+/// Runs statements. Returns the first column of the last result.
 pub(in crate::persistence::store) fn run(url: &str, sql: &str) -> Vec<String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -31,7 +31,7 @@ pub(in crate::persistence::store) fn run(url: &str, sql: &str) -> Vec<String> {
     })
 }
 
-/// A database of its own on a server, dropped when the test ends.
+/// A database for one test, dropped at its end.
 pub(in crate::persistence::store) struct TestDatabase {
     admin: String,
     name: String,
@@ -39,7 +39,8 @@ pub(in crate::persistence::store) struct TestDatabase {
 }
 
 impl TestDatabase {
-    /// On the server of `admin`, which may create databases; with the extension if wanted.
+    /// Creates the database on the server of `admin`, which may create databases; with the
+    /// extension if `extension` is set.
     pub(super) fn new(admin: &str, extension: bool) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
@@ -56,7 +57,7 @@ impl TestDatabase {
         own
     }
 
-    /// On each kind of server that there is.
+    /// One database on each kind of server that is available.
     pub(in crate::persistence::store) fn on_each() -> Vec<Self> {
         let plain = Self::new(&server::shared().url("postgres"), false);
         let timescale =
@@ -64,7 +65,7 @@ impl TestDatabase {
         std::iter::once(plain).chain(timescale).collect()
     }
 
-    /// Blocks that were touched in it so far. Sessions tell when they end.
+    /// Blocks touched in this database so far. Sessions report theirs only when they end.
     pub(super) fn blocks(&self) -> i64 {
         let sessions = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND application_name ^@ \
@@ -90,7 +91,7 @@ impl Drop for TestDatabase {
     }
 }
 
-/// A store on a hypertable.
+/// A store on hypertables.
 pub(in crate::persistence::store) fn store(admin: &str) -> (Arc<PostgresStore>, TestDatabase) {
     let own = TestDatabase::new(admin, true);
     (PostgresStore::open(&options(&own.url)).expect("a store"), own)
@@ -137,7 +138,7 @@ fn chunks_are_made_compressed_and_dropped() {
     assert_eq!(state(&*store, 0), (2, 7));
 }
 
-/// Rows of a query, by page and hour.
+/// The rows of a query, by page and hour.
 fn rows(
     store: &PostgresStore,
     matchers: &[Matcher],
@@ -166,7 +167,7 @@ fn rows(
     rows
 }
 
-/// Everything that queries and `verify` see.
+/// Everything that queries and `verify` can see.
 fn seen(store: &PostgresStore) -> Vec<String> {
     let mut seen = Vec::new();
     let one = || Matcher::Equal("page".to_owned(), "7".to_owned());
@@ -203,7 +204,7 @@ fn compressed_weeks_answer_as_others_do() {
     assert_eq!(store.compress_before(Hour(336)), Ok(4), "two weeks of two tables");
     let fresh = || PostgresStore::open(&options(&own.url)).expect("a store");
     assert_eq!(seen(&fresh()), before);
-    // Late events of some pages, merged with what is there; the week is compressed in part.
+    // Late events of some pages, merged into existing rows: the week is then partly compressed.
     let late = || {
         all(100, 200)
             .into_iter()
@@ -229,7 +230,7 @@ fn late_events_unpack_more_than_the_servers_limit() {
     let pages =
         |hour: i32| (0..1_000).map(|page| delta(&page.to_string(), hour, 5)).collect::<Vec<_>>();
     store.flush(guard(0, 0, epoch), &batch(pages(0)), 0).expect("a flush");
-    // 1,000 series in 101 hours: the event of one device in each hour unpacks all of them.
+    // 1,000 series in 101 hours: one event of one device per hour decompresses all of them.
     run(
         &own.url,
         "INSERT INTO rollmill.rollups SELECT metric_no, h, series_no, count, value_count, sum, \

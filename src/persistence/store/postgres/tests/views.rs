@@ -1,4 +1,4 @@
-//! What people read with SQL.
+//! The views that people query with SQL.
 
 use super::timescale::{TestDatabase, run};
 use super::*;
@@ -24,9 +24,12 @@ fn views_show_names_times_labels_and_exact_figures() {
             sold("home", 480_000, &[Some(1)]),
         ];
         store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
-        let sql = "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI'), tenant, metric, labels, count, value_count,
-            trim_scale(sum), coalesce(trim_scale(avg)::text, '-'), coalesce(trim_scale(min)::text, '-'), coalesce(trim_scale(max)::text, '-'))
-            FROM rollmill_views.rollups('2026-01-01T00:00Z', '2026-01-01T04:00Z') ORDER BY \"time\"";
+        let sql = "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', \
+                   'YYYY-MM-DD\"T\"HH24:MI'), tenant, metric, labels, count, value_count,
+            trim_scale(sum), coalesce(trim_scale(avg)::text, '-'), \
+                   coalesce(trim_scale(min)::text, '-'), coalesce(trim_scale(max)::text, '-'))
+            FROM rollmill_views.rollups('2026-01-01T00:00Z', '2026-01-01T04:00Z') ORDER BY \
+                   \"time\"";
         let expected = [
             "2026-01-01T00:00 acme views {\"page\": \"home\"} 3 3 1.300000001 0.433333334 0.1 \
              1.000000001"
@@ -42,7 +45,7 @@ fn views_show_names_times_labels_and_exact_figures() {
         let all = "SELECT count(*) FROM rollmill_views.hourly WHERE metric = 'views' AND \
                    labels->>'page' = 'home'";
         assert_eq!(run(&own.url, all), ["3"]);
-        // A range of time reads its weeks alone, whatever form it is given in.
+        // A range of time reads only its own weeks, in whatever form it is given.
         for to in ["timestamptz '2026-01-02T00:00Z'", "now()"] {
             let plan = format!(
                 "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT * FROM \
@@ -127,7 +130,7 @@ fn a_role_may_be_given_the_views_alone() {
     assert!(refused.contains("permission denied"), "{refused}");
 }
 
-/// A database whose administrator made the roles of an older version, which had no schema for
+/// A database whose administrator created the roles of an older version, which had no schema for
 /// views.
 #[test]
 fn views_come_when_their_schema_is_made_later() {
