@@ -39,10 +39,8 @@ impl std::fmt::Debug for KafkaProperties {
 }
 
 impl KafkaProperties {
-    /// Parses `name=value,name=value`; a comma inside a value is written `\,`.
-    ///
-    /// # Errors
-    /// A message that names what is wrong, but never a value that may be a secret.
+    /// Parses `name=value,name=value`; a comma inside a value is written `\,`. Errors name what is
+    /// wrong, but never a value that may be a secret.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut found = Vec::new();
         for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {

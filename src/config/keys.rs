@@ -12,14 +12,14 @@ use super::table::config;
 use super::values::{ByteSize, SecretUrl, days, gib, hours, kib, mib, minutes, ms, seconds};
 
 config! {
-    /// This node.
+    /// Name and roles of this node.
     node: NodeConfig {
         /// Name of this node in `rollmill status`. Empty: the name of the machine.
         name: Option<String> = None;
         /// What this node does. The embedded log and SQLite need every role on one node.
         roles: Roles = Roles::ALL;
     }
-    /// The HTTP server.
+    /// The HTTP server: address, connections and time limits.
     server: ServerConfig {
         /// Where HTTP and WebSocket are served. Without API keys only loopback addresses are taken.
         listen: String = "127.0.0.1:8080".to_owned();
@@ -41,14 +41,14 @@ config! {
         header_timeout: Duration = seconds(10), ms(100)..=minutes(10);
         /// A client that takes longer to send a body is cut off.
         body_timeout: Duration = seconds(30), ms(100)..=hours(1);
-        /// At a stop, `/readyz` fails this long before connections are closed, so that load
-        /// balancers notice first.
+        /// At a stop, `/readyz` fails this long before connections are closed, so that
+        /// load balancers notice first.
         drain_delay: Duration = Duration::ZERO, Duration::ZERO..=minutes(10);
         /// While Kafka or PostgreSQL cannot be reached at a start, it is tried again for this long;
         /// then the node ends with code 1. 0 ends it at once.
         start_wait: Duration = minutes(5), Duration::ZERO..=days(1);
     }
-    /// The local disk.
+    /// The local disk of the embedded mode.
     data: DataConfig {
         /// Log, store and archive of the embedded mode. One process at a time.
         dir: PathBuf = PathBuf::from("./data");
@@ -131,8 +131,8 @@ config! {
         replication: u32 = 1, 1..=32;
         /// In-sync replicas without which Kafka refuses writes, at least; 2 in production.
         min_isr: u32 = 1, 1..=32;
-        /// More settings of the client, `name=value,name=value`, such as those of SASL and TLS;
-        /// never shown.
+        /// More settings of the client, `name=value,name=value`, such as those of SASL
+        /// and TLS; never shown.
         properties: KafkaProperties = KafkaProperties::default();
         /// Gaps of partitions that hold nothing of Rollmill's, `SHARD:FROM-TO,…`, when the log asks
         /// for it: docs/operations.md, "Kafka".
@@ -210,8 +210,8 @@ config! {
         /// Where raw events are archived: `file:///path` or `s3://bucket/prefix`. Empty: `archive`
         /// in the data directory.
         url: Option<SecretUrl> = None;
-        /// Endpoint of the object storage, such as `http://127.0.0.1:9000`. Empty: AWS, or that of
-        /// the environment.
+        /// Endpoint of the object storage, such as `http://127.0.0.1:9000`. Empty: AWS, or
+        /// that of the environment.
         endpoint: Option<SecretUrl> = None;
         /// Its region. Empty: that of the environment, or us-east-1.
         region: Option<String> = None;
@@ -252,8 +252,8 @@ config! {
         /// Threads that run queries, below the priority of everything else. 0: one for each core,
         /// at least 4. One of several tenants has three quarters.
         threads: usize = 0, 0..=1024;
-        /// A query that takes longer, waiting for its turn included, is ended and answered 503 with
-        /// Retry-After.
+        /// A query that takes longer, waiting for its turn included, is ended and
+        /// answered 503 with Retry-After.
         timeout: Duration = seconds(30), ms(100)..=hours(1);
         /// Memory of all queries while they run, counted as it grows. One of several tenants has a
         /// quarter; a query that alone needs more is 422.
@@ -271,7 +271,7 @@ config! {
         /// How long it keeps a part.
         redis_keep: Duration = days(7), seconds(1)..=days(365);
     }
-    /// WebSockets.
+    /// Limits of WebSocket connections and their subscriptions.
     ws: WebSocketConfig {
         /// Unacknowledged messages of one WebSocket.
         window: usize = 32, 1..=10_000;
@@ -284,11 +284,11 @@ config! {
         max_all_subscriptions: usize = 4096, 1..=1_000_000;
         /// How often subscriptions are run again.
         update_interval: Duration = seconds(1), ms(100)..=hours(1);
-        /// A WebSocket that says nothing for this long, pings unanswered, or takes nothing for this
-        /// long is closed.
+        /// A WebSocket that says nothing for this long, pings unanswered, or takes nothing for
+        /// this long is closed.
         idle_timeout: Duration = seconds(30), seconds(1)..=hours(1);
     }
-    /// API keys.
+    /// The file of API keys.
     auth: AuthConfig {
         /// File of API keys, written by `rollmill keys`. Empty: no keys, loopback only, tenant
         /// `default`.
@@ -313,16 +313,16 @@ config! {
         /// Addresses to dial, host:port,host:port; the node's own may be among them. A node that
         /// dials is known to the one that it dials.
         peers: HostList = HostList::default();
-        /// File with the secret of the cluster, at least 32 bytes, the same on all nodes; or the
-        /// environment ROLLMILL_CLUSTER_COOKIE.
+        /// File with the secret of the cluster, at least 32 bytes, the same on all nodes;
+        /// or the environment ROLLMILL_CLUSTER_COOKIE.
         cookie_file: Option<PathBuf> = None;
         /// This node's certificate for TLS between nodes (PEM), for the host in cluster.peers.
         /// Empty: plain TCP, loopback only.
         cert: Option<PathBuf> = None;
         /// The key of this certificate (PEM).
         key: Option<PathBuf> = None;
-        /// The authority that has signed the certificates of all nodes (PEM); each side checks the
-        /// other's.
+        /// The authority that has signed the certificates of all nodes (PEM); each
+        /// side checks the other's.
         ca: Option<PathBuf> = None;
         /// true: plain TCP between nodes beyond loopback. Whoever can read the network reads the
         /// events' figures, and can alter them.
@@ -334,11 +334,11 @@ config! {
         /// How long a query waits for the live deltas of another node; at most half of
         /// query.deadline, because a query may ask twice.
         call_timeout: Duration = seconds(2), ms(20)..=minutes(10);
-        /// Questions on their way to one other node; more wait, within cluster.call_timeout. Bounds
-        /// memory, with cluster.max_answer.
+        /// Questions on their way to one other node; more wait, within cluster.call_timeout.
+        /// Bounds memory, with cluster.max_answer.
         max_calls: usize = 16, 1..=4096;
-        /// Questions of other nodes answered at once; beyond it they are refused, and those answers
-        /// are partial.
+        /// Questions of other nodes answered at once; beyond it they are refused, and
+        /// those answers are partial.
         max_reads: usize = 64, 1..=4096;
         /// Size of one answer to another node; shards that do not fit are missing from it as
         /// too_large.

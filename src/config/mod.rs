@@ -55,10 +55,7 @@ impl Config {
     }
 
     /// Like [`Config::load`], for commands that need only one of a cluster's servers: it does not
-    /// check that log, store and archive are all shared.
-    ///
-    /// # Errors
-    /// All mistakes at once, like [`Config::load`].
+    /// check that log, store and archive are all shared. Reports all mistakes at once, too.
     pub fn load_part(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,

@@ -7,11 +7,11 @@ use super::values::{ConfigValue, ValueKind};
 /// The roles of a node. Any node may have any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
-    /// Accepts writes.
+    /// Accepts writes and appends them to the log.
     pub gateway: bool,
     /// Owns shards: folds, flushes and archives their records.
     pub shards: bool,
-    /// Answers queries.
+    /// Answers queries from store and live deltas.
     pub query: bool,
 }
 
@@ -24,10 +24,8 @@ impl Roles {
     /// All roles, the default.
     pub const ALL: Roles = Roles { gateway: true, shards: true, query: true };
 
-    /// Parses comma-separated names, in any order.
-    ///
-    /// # Errors
-    /// If a name is not a role (with the nearest one), or if there is no name at all.
+    /// Parses comma-separated names, in any order. Fails if a name is not a role (naming the
+    /// nearest one), or if there is no name at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = list_items(text).collect();
         if names.contains(&REMOVED_ROLE) {

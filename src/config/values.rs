@@ -6,13 +6,13 @@ use std::time::Duration;
 /// How values of a key are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
-    /// A whole number.
+    /// A whole number without a unit.
     Number,
     /// A size with a unit, such as `64MiB`.
     Bytes,
     /// A duration with a unit, such as `10m`.
     Duration,
-    /// `true` or `false`.
+    /// Either `true` or `false`, without quotes.
     Bool,
     /// Free text, a string in TOML.
     Text,
@@ -25,7 +25,7 @@ pub(super) trait ConfigValue: Sized {
     /// Whether a text of this type is never shown, not even in the message that refuses it.
     const IS_SECRET: bool = false;
 
-    /// Parses a value.
+    /// Parses a value; the error says what is expected.
     fn parse(text: &str) -> Result<Self, String>;
     /// The value as written in a file, without quotes and with passwords masked.
     fn text(&self) -> String;

@@ -28,8 +28,8 @@ impl RoutedSeries {
     }
 }
 
-/// A valid event of a request. Ranges point into the body, so nothing is copied before the record
-/// is encoded.
+/// A valid event of a request. Ranges point into the body, so nothing is copied before
+/// the record is encoded.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct ValidEvent {

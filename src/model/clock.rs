@@ -23,8 +23,8 @@ pub struct ClockReading {
 }
 
 impl ClockReading {
-    /// Milliseconds since an earlier reading; `None` if the machine was rebooted in between, or if
-    /// that is unknown.
+    /// Milliseconds since an earlier reading; `None` if the machine was rebooted in between, or
+    /// if that is unknown.
     pub fn elapsed_since(&self, earlier: &ClockReading) -> Option<i64> {
         let same = self.boot == earlier.boot && self.boot != 0;
         Some(self.uptime.saturating_sub(earlier.uptime)).filter(|passed| same && *passed >= 0)

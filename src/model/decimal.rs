@@ -23,7 +23,7 @@ pub enum DecimalError {
 }
 
 impl Decimal {
-    /// The number one.
+    /// The number one, which is 10^9 units.
     pub const ONE: Decimal = Decimal(UNITS_PER_ONE);
     /// The number zero; also the default.
     pub const ZERO: Decimal = Decimal(0);

@@ -51,7 +51,7 @@ fn densify(hashes: &[u64]) -> Box<[u8]> {
 }
 
 impl DistinctSketch {
-    /// Adds one hash.
+    /// Adds one hash; adding it again changes nothing.
     pub fn insert(&mut self, hash: u64) {
         match &mut self.0 {
             State::Dense(registers) => register(registers, hash),
@@ -124,10 +124,8 @@ impl DistinctSketch {
         }
     }
 
-    /// Decodes the serialised form.
-    ///
-    /// # Errors
-    /// If the tag is unknown, or the bytes are cut off or not canonical.
+    /// Decodes the serialised form. Fails if the tag is unknown, or if the bytes are cut
+    /// off or not canonical.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let bad = |why: &str| CodecError::new("distinct sketch", why);
         let Some((&tag, body)) = bytes.split_first() else { return Ok(Self::default()) };

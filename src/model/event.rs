@@ -49,12 +49,11 @@ impl EventErrorCode {
     }
 }
 
-/// The accepted range of timestamps around now.
+/// The accepted range of timestamps around now: `accept.max_age` and `accept.max_ahead`.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct EventLimits {
-    /// `accept.max_age` in milliseconds.
     pub max_age_ms: i64,
-    /// `accept.max_ahead` in milliseconds.
     pub max_ahead_ms: i64,
 }
 
@@ -88,10 +87,8 @@ impl EventError {
     }
 }
 
-/// Checks a metric name: `[a-zA-Z_:][a-zA-Z0-9_:.-]*`, at most 128 bytes.
-///
-/// # Errors
-/// `metric_invalid` if the name breaks this rule.
+/// Checks a metric name: `[a-zA-Z_:][a-zA-Z0-9_:.-]*`, at most 128 bytes. Anything else is
+/// `metric_invalid`.
 pub fn check_metric(metric: &str) -> Result<(), EventError> {
     let first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b':');
     let rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'.' | b'-');
@@ -111,10 +108,8 @@ pub fn check_metric(metric: &str) -> Result<(), EventError> {
     ))
 }
 
-/// Checks the name and the value of one label. Names that begin with `__` are reserved.
-///
-/// # Errors
-/// `labels_invalid` if a rule or a length limit is broken.
+/// Checks the name and the value of one label. Names that begin with `__` are reserved. A broken
+/// rule or length limit is `labels_invalid`.
 pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
     let bad = |message: String| Err(EventError::new(EventErrorCode::LabelsInvalid, message));
     let first = |b: u8| b.is_ascii_alphabetic() || b == b'_';
@@ -142,10 +137,7 @@ pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
     Ok(())
 }
 
-/// Checks a user, which may be empty.
-///
-/// # Errors
-/// `user_invalid` beyond [`MAX_USER_BYTES`].
+/// Checks a user, which may be empty. Beyond [`MAX_USER_BYTES`] it is `user_invalid`.
 pub fn check_user(user: &str) -> Result<(), EventError> {
     if user.len() <= MAX_USER_BYTES {
         return Ok(());
@@ -156,10 +148,7 @@ pub fn check_user(user: &str) -> Result<(), EventError> {
     ))
 }
 
-/// Checks an event id.
-///
-/// # Errors
-/// `id_invalid` if it is empty or beyond [`MAX_ID_BYTES`].
+/// Checks an event id. An empty one, or one beyond [`MAX_ID_BYTES`], is `id_invalid`.
 pub fn check_id(id: &str) -> Result<(), EventError> {
     if (1..=MAX_ID_BYTES).contains(&id.len()) {
         return Ok(());
@@ -170,10 +159,8 @@ pub fn check_id(id: &str) -> Result<(), EventError> {
     ))
 }
 
-/// Checks that a timestamp is within the accepted range around `now`.
-///
-/// # Errors
-/// `timestamp_in_future` or `timestamp_too_old` outside the range.
+/// Checks that a timestamp is within the accepted range around `now`. Others are
+/// `timestamp_in_future` or `timestamp_too_old`.
 pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), EventError> {
     if at > now.saturating_add(limits.max_ahead_ms) {
         let message = format!(
@@ -193,10 +180,8 @@ pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), Ev
     Ok(())
 }
 
-/// Parses RFC 3339 text into milliseconds, rounding down.
-///
-/// # Errors
-/// `timestamp_invalid` if the text is no RFC 3339 time with a zone.
+/// Parses RFC 3339 text into milliseconds, rounding down. A text without a zone, or in any
+/// other form, is `timestamp_invalid`.
 pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
     let bad = || {
         EventError::new(

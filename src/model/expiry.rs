@@ -51,7 +51,7 @@ pub enum ExpiryStop {
     AtOnce {
         /// Rows that became due.
         due: u64,
-        /// Rows in total.
+        /// Rows in total, due or not.
         of: u64,
     },
     /// The wall clock leapt while something was due.
@@ -106,11 +106,11 @@ pub struct ExpiryState {
     orphans: BTreeMap<String, i64>,
 }
 
-/// One observation.
+/// One observation of a shard, or of the weeks of rollups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpirySample {
-    /// Identifies one run of the observer. The time between two observations is known only within
-    /// one run.
+    /// Identifies one run of the observer. The time between two observations is known
+    /// only within one run.
     pub run_id: u64,
     /// The clocks of the observer.
     pub now: ClockReading,
@@ -232,8 +232,8 @@ impl ExpiryState {
         }
     }
 
-    /// Records the objects that nothing refers to and forgets the rest. Returns those that may be
-    /// removed.
+    /// Records the objects that nothing refers to and forgets the rest. Returns those
+    /// that may be removed.
     pub fn record_orphans(&mut self, rules: &ExpiryRules, needless: &[&str]) -> Vec<String> {
         self.orphans.retain(|path, _| needless.contains(&path.as_str()));
         for path in needless {
@@ -305,8 +305,8 @@ mod tests {
     }
 
     impl Shard {
-        /// Objects 0 to `of` were received an hour apart, the last one now; those older than `keep`
-        /// hours are due.
+        /// Objects 0 to `of` were received an hour apart, the last one now; those older than
+        /// `keep` hours are due.
         fn new(of: i64, keep: i64) -> Self {
             let wall = of * HOUR;
             let (note, stops) = (ExpiryState::default(), Vec::new());

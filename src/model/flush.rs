@@ -28,9 +28,9 @@ const MAX_IDS_BEFORE_RULES: usize = 262_144;
 pub const DEFAULT_MAX_IDS: usize = 1_000_000;
 
 impl DedupRules {
-    /// The rules to record so that the configured one holds from `next` on. A shard from before
-    /// rules were recorded is assumed to have always had the same configuration, or the default of
-    /// that time.
+    /// The rules to record so that the configured one holds from `next` on. A shard from
+    /// before rules were recorded is assumed to have always had the same configuration, or the
+    /// default of that time.
     pub fn pending_changes(&self, next: Offset, configured: DedupRule) -> Vec<(Offset, DedupRule)> {
         let before = match self.0.last() {
             Some((_, last)) => Some(*last),
@@ -77,7 +77,7 @@ impl From<Vec<DedupBlock>> for RecentIds {
 /// last `max_ids` ids of the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DedupRule {
-    /// `dedup.horizon` in milliseconds.
+    /// `dedup.horizon`, in milliseconds of append time.
     pub horizon_ms: i64,
     /// `dedup.max_ids`, which holds per shard.
     pub max_ids: usize,
@@ -191,7 +191,7 @@ pub struct DedupBlock {
 pub struct AccountingDelta {
     /// The tenant that sent the events.
     pub tenant: String,
-    /// Hour of receipt.
+    /// Hour in which the events were received.
     pub hour: Hour,
     /// Events folded into rollups.
     pub aggregated: u64,
@@ -201,7 +201,7 @@ pub struct AccountingDelta {
     pub quarantined: u64,
 }
 
-/// A quarantined event.
+/// A quarantined event, as the store keeps it.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuarantineRow {

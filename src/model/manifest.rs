@@ -135,8 +135,8 @@ impl ManifestRow {
         format!("{}shard={:04}/", Self::log_prefix(log), shard.0)
     }
 
-    /// The object's path: log, shard, range and epoch, so that two owners can never overwrite each
-    /// other's objects.
+    /// The object's path: log, shard, range and epoch, so that two owners can never
+    /// overwrite each other's objects.
     pub fn object_path(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> String {
         format!(
             "{}{:020}-{:020}-{:010}-{:016x}.parquet",
@@ -163,10 +163,8 @@ impl ManifestRow {
     }
 }
 
-/// Whether the ranges tile `[floor, archived)` without gap or overlap.
-///
-/// # Errors
-/// A message that names the first gap or overlap.
+/// Whether the ranges tile `[floor, archived)` without gap or overlap. The error is a message that
+/// names the first gap or overlap.
 pub fn check_tiling<'a>(
     rows: impl IntoIterator<Item = &'a ManifestRow>,
     floor: Offset,

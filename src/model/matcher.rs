@@ -2,17 +2,17 @@
 
 use super::series::Series;
 
-/// A matcher on one label, as in Prometheus; regular expressions are anchored. A missing label
-/// reads as empty.
+/// A matcher on one label, as in Prometheus; regular expressions are anchored. A missing
+/// label reads as empty.
 #[derive(Debug, Clone)]
 pub enum Matcher {
-    /// `name="value"`
+    /// `name="value"`: the label equals the value.
     Equal(String, String),
-    /// `name!="value"`
+    /// `name!="value"`: the label differs from the value.
     NotEqual(String, String),
-    /// `name=~"regex"`
+    /// `name=~"regex"`: the whole label value matches.
     Regex(String, regex::Regex),
-    /// `name!~"regex"`
+    /// `name!~"regex"`: the whole label value does not match.
     NotRegex(String, regex::Regex),
 }
 

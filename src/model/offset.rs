@@ -120,8 +120,8 @@ pub enum LogDivergence {
         /// The checkpoint, or the end of the archive.
         checkpoint: Offset,
     },
-    /// A record of a version that this build cannot read. Bytes that are no record at all are
-    /// quarantined instead.
+    /// A record of a version that this build cannot read. Bytes that are no record at
+    /// all are quarantined instead.
     #[error(
         "the record at offset {offset} is of version {version}, which this build does not read: \
          run the release of Rollmill that wrote it, or a newer one; the shard stands still before \

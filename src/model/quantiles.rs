@@ -56,7 +56,7 @@ fn middle_of(index: i16) -> i128 {
 }
 
 impl QuantileSketch {
-    /// Adds one value.
+    /// Adds one value to its bucket.
     pub fn insert(&mut self, value: Decimal) {
         self.add(index_of(value), 1);
     }
@@ -108,10 +108,8 @@ impl QuantileSketch {
         }
     }
 
-    /// Decodes the serialised form.
-    ///
-    /// # Errors
-    /// If the version is unknown, or the bytes are cut off or not canonical.
+    /// Decodes the serialised form. Fails if the version is unknown, or if the bytes are cut
+    /// off or not canonical.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let bad = |why: &str| CodecError::new("quantile sketch", why);
         let Some((&version, mut rest)) = bytes.split_first() else { return Ok(Self::default()) };

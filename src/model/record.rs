@@ -92,9 +92,9 @@ impl RecordEvent<'_> {
     pub fn user_hash(&self) -> Option<u64> {
         self.user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()))
     }
-    /// The hash for de-duplication: XXH3-128 of the event id, seeded with the first 8 bytes of the
-    /// series id and XORed with the whole series id, so that equal ids of different series never
-    /// collide.
+    /// The hash for de-duplication: XXH3-128 of the event id, seeded with the first 8
+    /// bytes of the series id and XORed with the whole series id, so that equal ids of
+    /// different series never collide.
     pub fn id_hash(&self, series: SeriesId) -> Option<u128> {
         self.id.map(|id| {
             xxhash_rust::xxh3::xxh3_128_with_seed(id.as_bytes(), series.prefix())
@@ -103,9 +103,9 @@ impl RecordEvent<'_> {
     }
 }
 
-/// The version of a record that this build cannot read, if the bytes are such a record. Records of
-/// every version are arrays that begin with the version and the tenant; other bytes are not
-/// records.
+/// The version of a record that this build cannot read, if the bytes are such a record.
+/// Records of every version are arrays that begin with the version and the tenant; other
+/// bytes are not records.
 pub fn unknown_version(bytes: &[u8]) -> Option<u64> {
     let rest = match bytes {
         [0x92..=0x9f, rest @ ..] | [0xdc, _, _, rest @ ..] | [0xdd, _, _, _, _, rest @ ..] => rest,

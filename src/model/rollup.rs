@@ -34,7 +34,7 @@ pub struct RollupFigures {
 }
 
 impl RollupFigures {
-    /// Adds one event.
+    /// Adds one event, with its value if it has one.
     pub fn add(&mut self, value: Option<Decimal>) {
         self.count += 1;
         if let Some(value) = value {
@@ -74,8 +74,8 @@ impl Rollup {
         self.quantiles.merge(&other.quantiles);
     }
 
-    /// A quantile of the values within 1 %, clamped to the minimum and the maximum; `None` if there
-    /// are no values.
+    /// A quantile of the values within 1 %, clamped to the minimum and the maximum; `None` if
+    /// there are no values.
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
         let found = self.quantiles.quantile(q)?;
         let found = self.figures.min.map_or(found, |min| found.max(min));
@@ -104,9 +104,7 @@ impl Rollup {
     }
 
     /// Builds a rollup from figures and serialised sketches; an empty slice is an empty sketch.
-    ///
-    /// # Errors
-    /// If the bytes are of an unknown version or do not decode.
+    /// Fails if they are of an unknown version or do not decode.
     pub fn with_sketches(
         figures: RollupFigures,
         distinct: &[u8],

@@ -44,7 +44,7 @@ impl std::fmt::Display for SeriesId {
     }
 }
 
-/// A series, parsed.
+/// A series, parsed from its key or from an event.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Series {
@@ -86,8 +86,8 @@ impl Series {
         overflow
     }
 
-    /// The series, one per shard, that collects the events of the tenant's metrics beyond the limit
-    /// of metric names.
+    /// The series, one per shard, that collects the events of the tenant's metrics beyond the
+    /// limit of metric names.
     pub fn overflow_of_tenant(&self, shard: ShardId) -> Self {
         Self { metric: OVERFLOW_METRIC.to_owned(), ..self.overflow_of_shard(shard) }
     }
@@ -110,10 +110,8 @@ impl Series {
         key
     }
 
-    /// Parses canonical bytes.
-    ///
-    /// # Errors
-    /// If the bytes are cut off, not UTF-8, or not canonical (labels out of order or empty).
+    /// Parses canonical bytes. Fails if they are cut off, not UTF-8, or not canonical (labels out
+    /// of order or empty).
     pub fn from_key(mut key: &[u8]) -> Result<Self, CodecError> {
         let tenant = take(&mut key)?.to_owned();
         let metric = take(&mut key)?.to_owned();

@@ -40,10 +40,8 @@ impl ShareLimits {
         Self { total, per_tenant: if one_tenant { total } else { total.div_ceil(PARTS) } }
     }
 
-    /// Whether `more` may be taken while all tenants hold `held` and this tenant holds `own`.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded; the tenant's own is reported first.
+    /// Whether `more` may be taken while all tenants hold `held` and this tenant holds `own`. If
+    /// not, returns the limit that would be exceeded, the tenant's own first.
     pub fn admits(&self, held: u64, own: u64, more: u64) -> Result<(), ShareExceeded> {
         if own.saturating_add(more) > self.per_tenant && self.per_tenant < self.total {
             Err(ShareExceeded::Own)
@@ -99,10 +97,7 @@ impl SharePool {
         ShareLimits::divided(self.total, self.one_tenant.load(Ordering::Relaxed))
     }
 
-    /// Takes an amount for a tenant.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded.
+    /// Takes an amount for a tenant. Fails with the limit that would be exceeded.
     pub fn take(
         self: &Arc<Self>,
         tenant: &Arc<str>,
@@ -148,10 +143,7 @@ impl ShareLease {
         &self.pool
     }
 
-    /// Takes more in addition.
-    ///
-    /// # Errors
-    /// The limit that would be exceeded; the lease is unchanged.
+    /// Takes more in addition. If that fails, the lease is unchanged.
     pub fn grow(&mut self, more: u64) -> Result<(), ShareExceeded> {
         // Read before the lock: the limits are an atomic of their own, and the lock stays short.
         let share = self.pool.limits();

@@ -11,8 +11,8 @@ pub const HOUR_MS: i64 = 3_600_000;
 pub struct Hour(pub i32);
 
 impl Hour {
-    /// The hour that holds `t`. Euclidean division, because `/` would round times before 1970 into
-    /// the wrong hour.
+    /// The hour that holds `t`. Euclidean division, because `/` would round times before 1970
+    /// into the wrong hour.
     pub fn of(t: Millis) -> Self {
         Self(t.div_euclid(HOUR_MS).clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32)
     }

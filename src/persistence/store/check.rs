@@ -105,10 +105,8 @@ const TABLE_CHECKS: [(&str, TableCheck); 11] = [
     ("expiry", expiry),
 ];
 
-/// Runs all checks.
-///
-/// # Errors
-/// If a failed statement leaves the store unreadable ([`TableReader::recover`]).
+/// Runs all checks. Fails if a failed statement leaves the store unreadable
+/// ([`TableReader::recover`]).
 pub(super) fn find_contradictions(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,
@@ -412,8 +410,8 @@ fn checkpoint_offsets(
     Ok(checkpoints)
 }
 
-/// Checks that a row written by a flush belongs to a record below the checkpoint: both were written
-/// in one transaction.
+/// Checks that a row written by a flush belongs to a record below the checkpoint: both were
+/// written in one transaction.
 fn below_checkpoint(
     checkpoints: &BTreeMap<i64, CheckpointOffsets>,
     shard: i64,

@@ -70,10 +70,7 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
     }
 
     /// The cached list, if the metric had `count` series when it was collected; otherwise the list
-    /// that `find` collects, which is then cached.
-    ///
-    /// # Errors
-    /// What `find` returns; its failures are not cached.
+    /// that `find` collects, which is then cached. Failures of `find` are returned, not cached.
     pub(super) fn get(
         &self,
         key: K,
@@ -99,9 +96,8 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         Ok(matched)
     }
 
-    /// The series with an id and a key. The key is parsed only if no list has the series.
-    /// # Errors
-    /// If the key does not decode.
+    /// The series with an id and a key. The key is parsed only if no list has the series. Fails if
+    /// it does not decode.
     pub(super) fn series(&self, id: SeriesId, key: &[u8]) -> Result<Arc<SeriesInfo>, StoreError> {
         if let Some(info) = self.known.get(&id).and_then(|known| known.upgrade()) {
             return Ok(info);
@@ -139,11 +135,8 @@ impl<'q> SeriesCollector<'q> {
         Self { query, found: Vec::new() }
     }
 
-    /// Adds a series if it matches.
-    ///
-    /// # Errors
-    /// [`StoreError::TooManySeries`] at the first series beyond the limit;
-    /// [`StoreError::QueryEnded`] if the query was aborted.
+    /// Adds a series if it matches. Fails with [`StoreError::TooManySeries`] at the first series
+    /// beyond the limit, and with [`StoreError::QueryEnded`] if the query was aborted.
     pub(super) fn offer(&mut self, no: i64, info: Arc<SeriesInfo>) -> Result<(), StoreError> {
         self.query.check_budget()?;
         let tenant = &info.series.tenant;

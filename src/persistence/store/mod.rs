@@ -40,8 +40,8 @@ pub enum StoreError {
     /// Certainly not applied. A retry may succeed.
     #[error("the store failed, nothing was written: {0}")]
     Failed(String),
-    /// Certainly not applied: the server is unreachable, or reports that it cannot serve now.
-    /// Recovers without intervention.
+    /// Certainly not applied: the server is unreachable, or reports that it cannot serve
+    /// now. Recovers without intervention.
     #[error("the store is away, nothing was written: {0}")]
     Unavailable(String),
     /// Certainly not applied: the statement exceeded its time limit. The server is up, and the same
@@ -62,7 +62,7 @@ pub enum StoreError {
     TooManySeries {
         /// The metric of the query.
         metric: String,
-        /// The limit, `query.max_series`.
+        /// The limit that applies, `query.max_series`.
         max: usize,
     },
     /// The query was aborted while it was being read; its [`QueryBudget`] says why.
@@ -178,7 +178,7 @@ pub struct MetricInfo {
     pub last: Option<Hour>,
 }
 
-/// Sizes in bytes.
+/// Sizes of the store and of the archive, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreSizes {
     /// Size of the store: the file with its journal, or the tables. 0 if nothing is on disk, or if
@@ -227,8 +227,8 @@ impl ExpiryTarget {
 /// The stored expiry state of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpiryRow {
-    /// An [`ExpiryState`](crate::model::expiry::ExpiryState) as JSON; the store compares it as
-    /// text.
+    /// An [`ExpiryState`](crate::model::expiry::ExpiryState) as JSON; the store
+    /// compares it as text.
     pub note: String,
     /// How often an operator has approved.
     pub approvals: i64,

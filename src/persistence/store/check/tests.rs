@@ -223,8 +223,8 @@ fn look(store: &dyn RollupStore) -> Vec<StoreDamage> {
     found
 }
 
-/// Plants each damage on its own. `run` runs statements; `back` restores the rows of a table from
-/// the copy `kept`.
+/// Plants each damage on its own. `run` runs statements; `back` restores the rows of a table
+/// from the copy `kept`.
 fn each_is_found(
     store: &dyn RollupStore,
     plants: &[&[(&str, &str, &str)]],

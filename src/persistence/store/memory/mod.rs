@@ -29,26 +29,19 @@ use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
-/// The writes that can be made to fail.
+/// The writes that can be made to fail, one for each writing method of [`RollupStore`]. `Claim`
+/// also covers the recording of de-duplication rules, `Expiry` all writes of expiry states.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreWrite {
-    /// [`RollupStore::claim`]
     Claim,
-    /// [`RollupStore::flush`]
     Flush,
-    /// [`RollupStore::mark_suspect`]
     MarkSuspect,
-    /// [`RollupStore::archived`]
     InsertManifestRow,
-    /// [`RollupStore::moved`]
     SetTier,
-    /// [`RollupStore::expired`]
     ExpireObject,
-    /// [`RollupStore::swap_expiry`] and [`RollupStore::say_yes`]
     Expiry,
-    /// [`RollupStore::settle_quarantine`]
     SettleQuarantine,
-    /// [`RollupStore::restore`]
     Restore,
 }
 
@@ -127,7 +120,7 @@ impl MemoryStore {
         *self.lock() = Arc::clone(&backup.0);
     }
 
-    /// An empty store.
+    /// An empty store without armed faults.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }

@@ -100,8 +100,8 @@ fn suspects(session: &mut PostgresSession, shard: i32) -> Result<Vec<SuspectEven
 }
 
 /// Terminates the backends that are inside a transaction of the shard. Each is identified by
-/// process id, start time and name, so that a process that reuses an id is never hit. Returns how
-/// many were found.
+/// process id, start time and name, so that a process that reuses an id is never hit. Returns
+/// how many were found.
 pub(super) fn terminate_holders(
     session: &mut PostgresSession,
     names: &str,

@@ -15,7 +15,7 @@ use crate::clock::Stopwatch;
 /// else.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Compressed weeks, cached.
+/// The compressed weeks, cached for [`MAX_AGE`].
 #[derive(Debug, Default)]
 pub(super) struct CompressedWeeks(Mutex<Option<(Stopwatch, Arc<BTreeSet<i32>>)>>);
 

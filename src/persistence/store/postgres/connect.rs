@@ -42,10 +42,8 @@ pub(super) struct SessionConnector {
 }
 
 impl SessionConnector {
-    /// `setup` is the first SQL that every session runs.
-    ///
-    /// # Errors
-    /// If TLS is configured and the certificate authorities cannot be read.
+    /// `setup` is the first SQL that every session runs. Fails if TLS is configured and the
+    /// certificate authorities cannot be read.
     pub(super) fn new(
         config: Config,
         tls_ca: Option<&Path>,
@@ -61,19 +59,14 @@ impl SessionConnector {
         Ok(Self { address: StoreAddress::of(&config), config, tls, setup, runtime: hands, limit })
     }
 
-    /// Opens a session.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] if no host accepts it, [`StoreError::Invalid`] if the server is too
-    /// old.
+    /// Opens a session. Fails with [`StoreError::Failed`] if no host accepts it, with
+    /// [`StoreError::Invalid`] if the server is too old.
     pub(super) fn connect(&self) -> Result<PostgresSession, StoreError> {
         self.connect_for(None)
     }
 
-    /// Like [`SessionConnector::connect`], but gives up when the query that it is for is aborted.
-    ///
-    /// # Errors
-    /// Those of `connect`, and [`StoreError::QueryEnded`].
+    /// Like [`SessionConnector::connect`], but gives up when the query that it is for is
+    /// aborted. That is [`StoreError::QueryEnded`].
     pub(super) fn connect_for(
         &self,
         query: Option<&CancelFlag>,

@@ -43,10 +43,8 @@ pub enum StoreContents {
 }
 
 impl PostgresStore {
-    /// Connects without creating anything: `None` if there are no tables yet.
-    ///
-    /// # Errors
-    /// Like [`PostgresStore::open`].
+    /// Connects without creating anything: `None` if there are no tables yet. Fails like
+    /// [`PostgresStore::open`].
     pub fn open_if_created(options: &PostgresOptions) -> Result<Option<Arc<Self>>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.writers.connector.address;
@@ -55,9 +53,6 @@ impl PostgresStore {
     }
 
     /// What the store holds.
-    ///
-    /// # Errors
-    /// If the database cannot be read.
     pub fn contents(&self) -> Result<StoreContents, StoreError> {
         contents(self.writers.take()?.session()?)
     }
@@ -94,8 +89,8 @@ impl PostgresStore {
         session.commit()
     }
 
-    /// Imports what `source` provides, with rollups on these UTC days. The checkpoints become those
-    /// of `log`.
+    /// Imports what `source` provides, with rollups on these UTC days. The checkpoints
+    /// become those of `log`.
     ///
     /// # Errors
     /// [`StoreError::Failed`] if the store is not empty; [`StoreError::Unknown`] if the outcome is

@@ -18,8 +18,8 @@ use crate::model::clock::ClockReading;
 use crate::model::expiry::ExpiryRules;
 use crate::model::window::Hour;
 
-/// The first round follows soon after the start. Later ones are an hour apart: weeks do not end
-/// more often.
+/// The first round follows soon after the start. Later ones are an hour apart: weeks do
+/// not end more often.
 const FIRST_ROUND: Duration = Duration::from_secs(60);
 const ROUND_EVERY: Duration = Duration::from_secs(3600);
 /// Spreads nodes that start together.
@@ -115,10 +115,8 @@ impl PostgresStore {
         Ok(is_ours.then_some(session))
     }
 
-    /// Runs one round. Returns the numbers of dropped and of compressed partitions or chunks.
-    ///
-    /// # Errors
-    /// If the server fails. A partition that stays in use is left to the next round.
+    /// Runs one round. Returns the numbers of dropped and of compressed partitions or chunks. A
+    /// partition that stays in use is left to the next round.
     pub fn maintain(&self, now: Millis, keep: RetentionPolicy) -> Result<(u32, u32), StoreError> {
         let dropped = keep.rollups.map_or(Ok(0), |age| self.drop_before(oldest_hour(now, age)))?;
         let compressed =
@@ -126,8 +124,8 @@ impl PostgresStore {
         Ok((dropped, compressed))
     }
 
-    /// Starts rounds that run until the store is dropped. Due weeks are dropped a day of observed
-    /// time later ([`WeekExpiry`]).
+    /// Starts rounds that run until the store is dropped. Due weeks are dropped a day of
+    /// observed time later ([`WeekExpiry`]).
     ///
     /// # Errors
     /// [`StoreError::Failed`] if the store is closed, or without a source of randomness.

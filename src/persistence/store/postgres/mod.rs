@@ -59,8 +59,8 @@ pub struct PostgresStore {
     writers: SessionPool,
     readers: SessionPool,
     series_cache: PostgresSeriesCache,
-    /// Weeks known to have partitions, and the server start (see `ServerBackend`) that this is true
-    /// for.
+    /// Weeks known to have partitions, and the server start (see `ServerBackend`) that
+    /// this is true for.
     partitioned_weeks: Mutex<(i64, BTreeSet<i32>)>,
     match_cache: snapshot::PostgresMatchCache,
     compressed_weeks: CompressedWeeks,
@@ -110,8 +110,8 @@ impl PostgresStore {
     /// tables. Until [`PostgresStore::finish_rebuild`] nothing else can open it.
     ///
     /// # Errors
-    /// Like [`PostgresStore::open`], and if the database holds a store, or the role may not create
-    /// tables.
+    /// Like [`PostgresStore::open`], and if the database holds a store, or the role
+    /// may not create tables.
     pub fn open_rebuilding(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self { rebuilding: true, ..Self::new(options)? };
         let place = &store.writers.connector.address;
@@ -122,10 +122,7 @@ impl PostgresStore {
         Ok(Arc::new(store))
     }
 
-    /// Ends the rebuild: the database becomes an ordinary store.
-    ///
-    /// # Errors
-    /// If the store is not being rebuilt, or the transaction fails. May be repeated.
+    /// Ends the rebuild: the database becomes an ordinary store. May be repeated if it fails.
     pub fn finish_rebuild(&self) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
@@ -136,18 +133,13 @@ impl PostgresStore {
     }
 
     /// What the database holds. Writes nothing.
-    ///
-    /// # Errors
-    /// If the database cannot be reached.
     pub fn database_state(options: &PostgresOptions) -> Result<DatabaseState, StoreError> {
         let store = Self::new(options)?;
         schema::database_state(store.writers.take()?.session()?)
     }
 
-    /// Connects for reading, while nodes may be writing. Never creates or migrates tables.
-    ///
-    /// # Errors
-    /// Like [`PostgresStore::open`], and if the tables are not those of this version.
+    /// Connects for reading, while nodes may be writing. Never creates or migrates tables. Fails
+    /// like [`PostgresStore::open`], and if the tables are not those of this version.
     pub fn open_read_only(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.readers.connector.address;
@@ -310,8 +302,8 @@ impl PostgresStore {
     /// Returns the number of partitions or chunks dropped.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if `before` is within the last day, or if a partition stays in use
-    /// for too long.
+    /// [`StoreError::Failed`] if `before` is within the last day, or if a partition stays in
+    /// use for too long.
     pub fn drop_before(&self, before: Hour) -> Result<u32, StoreError> {
         self.drop_weeks("SELECT rollmill.drop_before($1)", before)
     }
@@ -357,8 +349,8 @@ fn shard_of(of: ExpiryTarget) -> ShardId {
 }
 
 impl RollupStore for PostgresStore {
-    /// If the previous owner's transaction does not end within `admin::CLAIM_WAIT`, its backend
-    /// is terminated.
+    /// If the previous owner's transaction does not end within `admin::CLAIM_WAIT`,
+    /// its backend is terminated.
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
         let patient = format!("{} {}", self.begin_sql(shard), self.claim_lock_timeout);
         if let Some(claim) = self.try_claim(shard, log, nonce, &patient)? {

@@ -14,7 +14,7 @@ use super::StoreError;
 /// How a [`super::PostgresStore`] is reached.
 #[derive(Clone)]
 pub struct PostgresOptions {
-    /// `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`.
+    /// The primary to write to: `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`.
     pub url: String,
     /// The same for a role that may only read. `None` reads with `url`.
     pub read_url: Option<String>,
@@ -26,8 +26,8 @@ pub struct PostgresOptions {
     pub read_connections: usize,
     /// Time to connect to one host, including the check that it accepts writes.
     pub connect_timeout: Duration,
-    /// Time limit of a transaction, including the wait for a connection. Each part of a large flush
-    /// starts it again.
+    /// Time limit of a transaction, including the wait for a connection. Each part of a large
+    /// flush starts it again.
     pub timeout: Duration,
     /// Time limit for compressing one chunk of TimescaleDB.
     pub compress_timeout: Duration,
@@ -78,10 +78,8 @@ impl StoreAddress {
 }
 
 impl PostgresOptions {
-    /// Parses a URL and adds what all our connections have in common.
-    ///
-    /// # Errors
-    /// If it is not a PostgreSQL URL. The message does not repeat it.
+    /// Parses a URL and adds what all our connections have in common. Fails if it is not a
+    /// PostgreSQL URL; the message does not repeat it.
     pub(super) fn config(&self, key: &str, url: &str, role: &str) -> Result<Config, StoreError> {
         let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
         // Only passwords before the `@` are masked everywhere, so `password=` is refused.
@@ -122,10 +120,7 @@ impl PostgresOptions {
         Ok(config)
     }
 
-    /// Hosts, database and user of `url`, for messages.
-    ///
-    /// # Errors
-    /// If it is not a PostgreSQL URL.
+    /// Hosts, database and user of `url`, for messages. Fails if that is not a PostgreSQL URL.
     pub fn address(&self) -> Result<String, StoreError> {
         Ok(StoreAddress::of(&self.config("store.url", &self.url, "writer")?).to_string())
     }

@@ -53,10 +53,8 @@ impl SessionPool {
         Self { connector, free, returned: Condvar::new(), size, limit, key }
     }
 
-    /// Takes a session, with the full time limit of a transaction.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] if none becomes free in time or the server refuses;
+    /// Takes a session, with the full time limit of a transaction. Fails with
+    /// [`StoreError::Failed`] if none becomes free in time or the server refuses, with
     /// [`StoreError::Unavailable`] if the server is unreachable.
     pub(super) fn take(&self) -> Result<SessionLease<'_>, StoreError> {
         self.take_for(None)
@@ -85,18 +83,12 @@ impl SessionPool {
 
     /// Takes a session and begins a transaction with `words`. Idle sessions may have died silently,
     /// all of them after a failover. Nothing was done in them yet, so the next one is tried.
-    ///
-    /// # Errors
-    /// Those of [`SessionPool::take`], and any error of the server on `words`.
     pub(super) fn begin(&self, words: &str) -> Result<SessionLease<'_>, StoreError> {
         self.begin_for(words, None)
     }
 
     /// Like [`SessionPool::begin`], for a query: the wait and everything done with the session end
-    /// when the query is aborted.
-    ///
-    /// # Errors
-    /// Those of `begin`, and [`StoreError::QueryEnded`].
+    /// when the query is aborted. The error is then [`StoreError::QueryEnded`].
     pub(super) fn begin_for(
         &self,
         words: &str,

@@ -54,10 +54,7 @@ pub(super) enum AccessPath {
 }
 
 impl RollupScan<'_> {
-    /// Reads everything, in parts that stay small.
-    ///
-    /// # Errors
-    /// Errors of the server, and any error of `visit`, which ends the read.
+    /// Reads everything, in parts that stay small. An error of `visit` ends the read.
     pub(super) fn run(
         &self,
         session: &mut PostgresSession,

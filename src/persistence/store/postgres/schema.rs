@@ -9,8 +9,8 @@ use super::errors::SessionError;
 use super::options::StoreAddress;
 use super::session::{PostgresSession, params};
 
-/// Migrations in order; the number of the last one is the version of this build. Released
-/// migrations never change.
+/// Migrations in order; the number of the last one is the version of this build.
+/// Released migrations never change.
 const MIGRATIONS: &[&str] = &[
     include_str!("sql/0001_tables.sql"),
     include_str!("sql/0002_comments.sql"),
@@ -78,10 +78,9 @@ pub(super) fn database_state(session: &mut PostgresSession) -> Result<DatabaseSt
     Ok(if is_true(session, sql)? { DatabaseState::Complete } else { DatabaseState::Empty })
 }
 
-/// Creates the tables and marks their contents as incomplete, inside the session's transaction.
-///
-/// # Errors
-/// [`StoreError::Invalid`] if the database holds a store, or the role may not create tables.
+/// Creates the tables and marks their contents as incomplete, inside the session's
+/// transaction. Fails with [`StoreError::Invalid`] if the database holds a store, or the role
+/// may not create tables.
 pub(super) fn begin_rebuild(
     session: &mut PostgresSession,
     place: &StoreAddress,
@@ -108,14 +107,12 @@ pub(super) fn end_rebuild(session: &mut PostgresSession) -> Result<(), StoreErro
     Ok(())
 }
 
-/// Refuses a store that lost rollups in an incomplete restore. There are two cases. The catalogue
-/// lists rollups but there are none: a dump of our schema alone leaves this, because the chunks of
-/// TimescaleDB are in another schema; answers would be empty and claim to be complete. Or the rows
-/// exist, but the tables are no hypertables any more: a dump of all those schemas without the
-/// extension's own catalogue leaves this; new rows would be written beside the old ones.
-///
-/// # Errors
-/// [`StoreError::Invalid`] in either case.
+/// Refuses a store that lost rollups in an incomplete restore. There are two cases. The
+/// catalogue lists rollups but there are none: a dump of our schema alone leaves this, because
+/// the chunks of TimescaleDB are in another schema; answers would be empty and claim to be
+/// complete. Or the rows exist, but the tables are no hypertables any more: a dump of all those
+/// schemas without the extension's own catalogue leaves this; new rows would be written beside
+/// the old ones. Either is [`StoreError::Invalid`].
 pub(super) fn refuse_lost_rollups(
     session: &mut PostgresSession,
     place: &StoreAddress,
@@ -156,9 +153,7 @@ fn lacks_views(session: &mut PostgresSession) -> Result<bool, StoreError> {
     is_true(session, sql)
 }
 
-/// Whether the version is that of this build, and this role has nothing left to create.
-///
-/// # Errors
+/// Whether the version is that of this build, and this role has nothing left to create. Fails with
 /// [`StoreError::Invalid`] if the version is newer, or if a rebuild is unfinished.
 pub(super) fn is_current(
     session: &mut PostgresSession,
@@ -194,11 +189,9 @@ fn is_newest(session: &mut PostgresSession, place: &StoreAddress) -> Result<bool
     Ok(found == newest_version())
 }
 
-/// Migrates the schema to the version of this build, inside the session's transaction. Does nothing
-/// if another node was faster.
-///
-/// # Errors
-/// [`StoreError::Invalid`] if the role may not, or if the version is newer.
+/// Migrates the schema to the version of this build, inside the session's transaction. Does
+/// nothing if another node was faster. Fails with [`StoreError::Invalid`] if the role may not, or
+/// if the version is newer.
 pub(super) fn migrate(
     session: &mut PostgresSession,
     place: &StoreAddress,

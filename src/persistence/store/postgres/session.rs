@@ -153,8 +153,8 @@ impl PostgresSession {
         committed
     }
 
-    /// Rolls back if a transaction is open. A session that cannot is discarded, and the end of its
-    /// connection rolls back.
+    /// Rolls back if a transaction is open. A session that cannot is discarded, and the end of
+    /// its connection rolls back.
     pub(super) fn rollback(&mut self) {
         // Unset first: an aborted query must not abort its own rollback.
         self.query = None;
@@ -187,8 +187,8 @@ impl PostgresSession {
         Err(failure)
     }
 
-    /// Asks the server to stop the current statement of this session, which is discarded. Does not
-    /// wait.
+    /// Asks the server to stop the current statement of this session, which is
+    /// discarded. Does not wait.
     fn cancel(&self) {
         let (token, tls) = (self.client.cancel_token(), self.tls.clone());
         self.runtime.spawn(async move {

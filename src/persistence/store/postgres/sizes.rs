@@ -43,8 +43,8 @@ pub(super) struct SizeCache {
 }
 
 impl PostgresStore {
-    /// Sizes of up to a minute ago. A size that this role may not measure keeps its last value, 0
-    /// at first.
+    /// Sizes of up to a minute ago. A size that this role may not measure keeps its last
+    /// value, 0 at first.
     pub(super) fn cached_sizes(&self) -> StoreSizes {
         let mut last = self.size_cache.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, sizes) = &mut *last;

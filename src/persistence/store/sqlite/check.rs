@@ -28,10 +28,7 @@ const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 11] = [
     ("quarantine", quarantine),
 ];
 
-/// Runs all checks.
-///
-/// # Errors
-/// If no transaction can be started.
+/// Runs all checks. Fails only if no transaction can be started.
 pub(super) fn check(
     connection: &Connection,
     tell: &mut dyn FnMut(StoreDamage),

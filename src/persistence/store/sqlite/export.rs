@@ -33,9 +33,6 @@ const TABLES: [&str; 12] = [
 
 impl SqliteStore {
     /// How much there is to export.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
     pub fn counts(&self) -> Result<StoreCounts, StoreError> {
         let reader = self.readers.take()?;
         let count = |table: &str| -> Result<u64, StoreError> {
@@ -48,9 +45,6 @@ impl SqliteStore {
 
     /// The UTC days that have rollups: every flush updates the revisions of the days that it
     /// writes.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
     pub fn rollup_days(&self) -> Result<Vec<i32>, StoreError> {
         let reader = self.readers.take()?;
         let mut statement =
@@ -59,10 +53,7 @@ impl SqliteStore {
         Ok(days)
     }
 
-    /// Passes the whole store to `take`, as of one moment.
-    ///
-    /// # Errors
-    /// If the file cannot be read, and any error of `take`, which ends the export.
+    /// Passes the whole store to `take`, as of one moment. An error of `take` ends the export.
     pub fn export(&self, take: TransferSink<'_>) -> Result<(), StoreError> {
         let mut snapshot =
             snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?;

@@ -110,9 +110,6 @@ impl SqliteStore {
     }
 
     /// Like [`SqliteStore::open`], with `match_cache` bytes for the cache of matching series.
-    ///
-    /// # Errors
-    /// Like [`SqliteStore::open`].
     pub fn open_with_cache(
         path: impl AsRef<Path>,
         match_cache: u64,
@@ -121,10 +118,8 @@ impl SqliteStore {
     }
 
     /// Opens or creates a store for a rebuild. Until [`SqliteStore::finish_rebuild`] nothing else
-    /// can open it. A complete store is marked as being rebuilt again.
-    ///
-    /// # Errors
-    /// Like [`SqliteStore::open`], and if another version of Rollmill began the rebuild.
+    /// can open it. A complete store is marked as being rebuilt again. Fails like
+    /// [`SqliteStore::open`], and if another version of Rollmill began the rebuild.
     pub fn open_rebuilding(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         Self::open_as(path.as_ref(), schema::StoreState::Rebuilding, DEFAULT_MATCH_CACHE)
     }
@@ -164,10 +159,8 @@ impl SqliteStore {
         }))
     }
 
-    /// Ends the rebuild: the file becomes an ordinary store, with an empty journal.
-    ///
-    /// # Errors
-    /// If the store is not being rebuilt, or the file cannot be written. May be repeated.
+    /// Ends the rebuild: the file becomes an ordinary store, with an empty journal. May be
+    /// repeated if it fails.
     pub fn finish_rebuild(&self) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
@@ -176,9 +169,7 @@ impl SqliteStore {
     }
 
     /// Copies the current state into a new file, while another process may be writing the store.
-    ///
-    /// # Errors
-    /// If the file exists or cannot be written.
+    /// Fails if the file exists or cannot be written.
     pub fn back_up(&self, to: &Path) -> Result<(), StoreError> {
         let failed = |why: &dyn std::fmt::Display| {
             StoreError::Failed(format!("cannot write {}: {why}", to.display()))
@@ -209,10 +200,7 @@ impl SqliteStore {
     }
 
     /// Opens an existing store for reading, while another process may be writing it. All writes
-    /// fail.
-    ///
-    /// # Errors
-    /// Like [`SqliteStore::open`], and if there is no store.
+    /// fail. Fails if there is no store.
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         let path = path.as_ref();
         let (readers, matched) = (
@@ -397,8 +385,8 @@ impl RollupStore for SqliteStore {
         Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?))
     }
 
-    /// SQLite never makes a reader wait, so nothing is cancelled: reads check the budget row by
-    /// row.
+    /// SQLite never makes a reader wait, so nothing is cancelled: reads check the
+    /// budget row by row.
     fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         self.snapshot()
     }

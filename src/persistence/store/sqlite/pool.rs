@@ -31,7 +31,7 @@ pub(super) struct ReaderPool {
 #[derive(Debug)]
 struct ReaderSlots {
     slots: Vec<Option<Connection>>,
-    /// Connections handed out.
+    /// The number of connections on loan.
     in_use: usize,
     /// Set while the writer is opened: no connection is handed out.
     blocked: bool,
@@ -93,10 +93,7 @@ impl ReaderPool {
     }
 
     /// Runs `open`, which opens the writer, while no reader is open. On success the file is no
-    /// longer read as immutable.
-    ///
-    /// # Errors
-    /// The errors of `open`, and a failure that may be retried if readers do not finish in time.
+    /// longer read as immutable. If readers do not finish in time, the error may be retried.
     pub(super) fn exclusively<T>(
         &self,
         open: impl FnOnce() -> Result<T, StoreError>,

@@ -133,7 +133,7 @@ const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_
 /// mistakes an unfinished file for a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreState {
-    /// An ordinary store.
+    /// A store that is ready for use.
     Complete,
     /// The output of an unfinished rebuild.
     Rebuilding,
