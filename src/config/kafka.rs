@@ -34,6 +34,7 @@ pub struct KafkaProperties(Vec<(String, String)>);
 
 impl std::fmt::Debug for KafkaProperties {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Names only: values may be passwords.
         f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
 }
@@ -44,6 +45,7 @@ impl KafkaProperties {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut found = Vec::new();
         for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {
+            // Only the first `=` separates: values may contain more, such as base64.
             let (name, value) = pair.split_once('=').ok_or("write name=value,name=value")?;
             let name = name.trim();
             if RESERVED.contains(&name) {
@@ -130,6 +132,7 @@ fn split(text: &str) -> Vec<String> {
             '\\' if !escaped => escaped = true,
             ',' if !escaped => parts.push(String::new()),
             _ => {
+                // A backslash that escapes no comma is kept, so that values need no doubling.
                 if escaped && c != ',' {
                     parts[part].push('\\');
                 }

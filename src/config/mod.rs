@@ -103,10 +103,12 @@ impl Config {
                 .map(|(key, value)| ("command line".to_owned(), (*key).to_owned(), value.clone())),
         );
         let mut config = Self::defaults();
+        // In the order of file, environment and flags: a later value replaces an earlier one.
         for (place, name, text) in texts {
             match config.set(&name, &text) {
                 Some(Ok(())) => {}
                 Some(Err(refusal)) if refusal.is_secret => {
+                    // Without the text, which may contain a password.
                     mistakes.push(format!("{place}: {name}: {}", refusal.why))
                 }
                 Some(Err(refusal)) => {

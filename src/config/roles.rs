@@ -28,6 +28,7 @@ impl Roles {
     /// nearest one), or if there is no name at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = list_items(text).collect();
+        // Has a message of its own, because old configuration files still name it.
         if names.contains(&REMOVED_ROLE) {
             return Err(format!(
                 "this release has no role {REMOVED_ROLE} (it did nothing in earlier ones): \

@@ -15,6 +15,7 @@ pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     {
         return true;
     }
+    // A name on `_PORT` could be a misspelt setting, so the value has to look like a link.
     if name.ends_with("_PORT")
         && PROTOCOLS.iter().any(|p| value.starts_with(&format!("{}://", p.to_lowercase())))
     {

@@ -76,6 +76,7 @@ macro_rules! range {
 /// The name of a key, checked by the compiler: `key!(server.listen)` is `"server.listen"`.
 macro_rules! key {
     ($section:ident.$field:ident) => {{
+        // Never called: it makes the compiler check that the key exists.
         let _exists = |config: &$crate::config::Config| {
             let _ = &config.$section.$field;
         };

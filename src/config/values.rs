@@ -155,6 +155,7 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn in_largest_unit(number: u64, units: &[(&str, u64)]) -> String {
+    // Zero is a multiple of every unit, and is written without one.
     let whole = units
         .iter()
         .filter(|(_, unit)| number > 0 && number.is_multiple_of(*unit))

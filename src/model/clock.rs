@@ -71,6 +71,8 @@ impl AppendClock {
     pub fn start(last: Option<AppendStamp>, now: ClockReading) -> Self {
         let at = |time: Millis, uptime| Self { halves: i128::from(time) * 2, uptime };
         match last {
+            // Not the wall clock: if it were ahead at a restart, de-duplication would forget its
+            // ids, and a retry across the restart would count twice (ADR 24).
             Some(last) if now.elapsed_since(&last.clocks).is_some() => {
                 at(last.appended, last.clocks.uptime)
             }
@@ -85,6 +87,8 @@ impl AppendClock {
         // A reading older than the last one adds nothing.
         self.uptime = self.uptime.max(now.uptime);
         let wall = i128::from(now.wall) * 2;
+        // Stays between `slow` and `fast`: however far the wall clock leaps, one reading moves the
+        // clock by at most twice the elapsed time.
         let (slow, even, fast) =
             (self.halves + passed / 2, self.halves + passed, self.halves + passed * 2);
         self.halves = if wall > even { fast.min(wall) } else { slow.max(wall) };

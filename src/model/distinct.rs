@@ -88,6 +88,7 @@ impl DistinctSketch {
     }
 
     fn promote(&mut self) {
+        // After merges too: the form has to follow from the set of hashes alone.
         if let State::Sparse(hashes) = &self.0
             && hashes.len() > MAX_SPARSE
         {
@@ -133,6 +134,7 @@ impl DistinctSketch {
             SPARSE_TAG => {
                 let (words, rest) = body.as_chunks::<8>();
                 let hashes: Vec<u64> = words.iter().map(|word| u64::from_be_bytes(*word)).collect();
+                // One set has one encoding, because rollups are compared byte by byte.
                 let canonical = rest.is_empty()
                     && !hashes.is_empty()
                     && hashes.len() <= MAX_SPARSE

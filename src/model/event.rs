@@ -131,6 +131,7 @@ pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
             value.len()
         ));
     }
+    // Labels end up in terminals, where an escape sequence would take effect.
     if value.chars().any(char::is_control) {
         return bad(format!("the value of label {name} holds a control character"));
     }
@@ -190,6 +191,7 @@ pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
         )
     };
     let at: jiff::Timestamp = nine_digits(text).parse().map_err(|_| bad())?;
+    // Euclidean, so that times before 1970 are rounded down as well.
     Ok(at.as_nanosecond().div_euclid(1_000_000) as i64)
 }
 

@@ -130,6 +130,7 @@ impl FlushGuard {
     pub fn revision(&self) -> u64 {
         let FlushGuard { shard, log, range, epoch } = self;
         digest(&[
+            // Keeps revisions of flushes apart from those of releases.
             b"flush",
             &log.0,
             &shard.0.to_be_bytes(),

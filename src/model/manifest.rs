@@ -46,6 +46,8 @@ pub struct ArchiveFloor {
 impl ArchiveFloor {
     /// The floor once `row`, the first object of its shard, is deleted too.
     pub fn after_expiry(before: Option<Self>, row: &ManifestRow) -> Self {
+        // Objects ascend by offset, not by hour: an earlier one may have touched later hours, so
+        // the floor takes the maximum.
         let touched =
             row.windows.last().map_or(Hour(i32::MIN), |(hour, _)| Hour(hour.0.saturating_add(1)));
         Self {

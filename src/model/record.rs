@@ -107,6 +107,7 @@ impl RecordEvent<'_> {
 /// Records of every version are arrays that begin with the version and the tenant; other
 /// bytes are not records.
 pub fn unknown_version(bytes: &[u8]) -> Option<u64> {
+    // The markers of a MessagePack array with at least two elements.
     let rest = match bytes {
         [0x92..=0x9f, rest @ ..] | [0xdc, _, _, rest @ ..] | [0xdd, _, _, _, _, rest @ ..] => rest,
         _ => return None,
@@ -205,6 +206,7 @@ mod stamp {
 fn put_value<S: Serializer>(value: &Option<Decimal>, serializer: S) -> Result<S::Ok, S::Error> {
     match value.map(Decimal::units) {
         None => serializer.serialize_none(),
+        // Nearly all values fit 64 bits, and take at most 9 bytes instead of 18.
         Some(units) => match i64::try_from(units) {
             Ok(small) => serializer.serialize_i64(small),
             Err(_) => serializer.serialize_bytes(&units.to_be_bytes()),

@@ -50,6 +50,7 @@ impl RollupFigures {
         self.count += other.count;
         self.value_count += other.value_count;
         self.sum += other.sum;
+        // Flattened, because `None` is less than every `Some` and would win.
         self.min = [self.min, other.min].into_iter().flatten().min();
         self.max = [self.max, other.max].into_iter().flatten().max();
     }
@@ -91,6 +92,7 @@ impl Rollup {
         out.extend(figures.value_count.to_be_bytes());
         out.extend(figures.sum.to_be_bytes());
         for bound in [figures.min, figures.max] {
+            // The flag tells a missing bound from zero.
             out.push(u8::from(bound.is_some()));
             out.extend(bound.map_or(0, Decimal::units).to_be_bytes());
         }

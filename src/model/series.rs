@@ -164,6 +164,7 @@ fn put(key: &mut Vec<u8>, s: &str) {
 fn take<'a>(key: &mut &'a [u8]) -> Result<&'a str, CodecError> {
     let bad = |why: &str| CodecError::new("series key", why);
     let mut len = 0usize;
+    // Five groups of seven bits are enough for any length; more could overflow the shift.
     for shift in (0..35).step_by(7) {
         let (&byte, rest) = key.split_first().ok_or_else(|| bad("cut off"))?;
         *key = rest;

@@ -90,6 +90,7 @@ fn versioned<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], CodecE
             let Some((content, crc)) = rest.split_last_chunk::<CHECKSUM>() else {
                 return Err(CodecError::new(what, "cut off"));
             };
+            // The checksum covers the version byte too.
             if crc32c::crc32c(&bytes[..bytes.len() - CHECKSUM]) != u32::from_be_bytes(*crc) {
                 return Err(CodecError::new(what, "damaged (checksum)"));
             }

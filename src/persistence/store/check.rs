@@ -113,6 +113,7 @@ pub(super) fn find_contradictions(
 ) -> Result<(), StoreError> {
     for (table, look) in TABLE_CHECKS {
         if let Err(why) = look(tables, found) {
+            // PostgreSQL refuses all further statements of a transaction after a failed one.
             tables.recover()?;
             found.add(table, format!("it cannot be read: {why}"));
         }
@@ -135,6 +136,7 @@ struct MetricTally {
 type LabelDigest = (u64, u64);
 
 fn add_label(labels: &mut LabelDigest, metric_no: i64, name: &str, value: &str) {
+    // A fixed seed, because both sides of the comparison have to hash alike.
     let hash = FixedState::with_seed(7).hash_one((metric_no, name, value));
     *labels = (labels.0.wrapping_add(hash), labels.1 + 1);
 }
@@ -144,6 +146,7 @@ fn catalogue(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
+    // A key names tenant, metric and labels, so the other tables are checked against it.
     let mut metrics = metrics(tables, found)?;
     let mut expected: HashMap<i64, LabelDigest> = HashMap::new();
     tables.for_each_row("SELECT no, metric_no, id, key FROM series", &mut |row| {
@@ -271,6 +274,7 @@ fn labels(
     found: &mut DamageCollector<'_>,
 ) -> Result<(), StoreError> {
     let mut indexed: HashMap<i64, LabelDigest> = HashMap::new();
+    // LEFT JOIN, so that a label without its pair is reported and not dropped.
     let sql = "SELECT l.series_no, l.pair_no, p.metric_no, coalesce(p.name, ''), \
                coalesce(p.value, '') FROM series_labels l
         LEFT JOIN label_pairs p ON p.no = l.pair_no";
@@ -503,6 +507,7 @@ fn manifest(
 ) -> Result<(), StoreError> {
     let checkpoints = checkpoint_offsets(tables)?;
     let mut next: BTreeMap<i64, Offset> = BTreeMap::new();
+    // The archive of a shard begins at its floor: the objects below have expired.
     tables.for_each_row("SELECT shard, \"offset\" FROM archive_floors", &mut |row| {
         next.insert(number(row, 0)?, offset(row, 1)?);
         Ok(())

@@ -206,6 +206,7 @@ impl State {
     }
 
     fn admit(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, offset: Offset) {
+        // The first admission stays: several shards may write to the same overflow series.
         self.series.entry(info.id).or_insert_with(|| AdmittedSeries {
             info: Arc::clone(info),
             shard,
@@ -266,6 +267,7 @@ impl RollupStore for MemoryStore {
             });
             row.checkpoint.epoch = Epoch { counter: row.checkpoint.epoch.counter + 1, nonce };
             row.attempts = row.attempts.saturating_add(1);
+            // A mark that is still set means that the last owner did not get past that event.
             if let Some(at) = row.marked.take() {
                 *row.suspects.entry(at).or_default() += 1;
             }
@@ -475,6 +477,7 @@ impl RollupStore for MemoryStore {
                 marked: None,
                 suspects: BTreeMap::new(),
             });
+            // `next` stays where the flushes of the rebuild have moved it.
             row.checkpoint =
                 Checkpoint { next: row.checkpoint.next, appended: row.checkpoint.appended, ..at };
             state.floors.extend(shard.floor.map(|floor| (shard.shard, floor)));

@@ -207,6 +207,7 @@ pub(super) fn insert_manifest_row(
 ) -> Result<(), StoreError> {
     let (shard, from, to) = (row.shard.0.cast_signed(), row.range.from as i64, row.range.to as i64);
     let (epoch, nonce) = (owner.counter as i64, owner.nonce as i64);
+    // The compare-and-set comes first: it locks the shard's row, and a stale owner inserts nothing.
     let moved = session.execute(
         "UPDATE shards SET archived = $1 WHERE shard = $2 AND log = $3 AND archived = $4 AND \
          epoch = $5 AND nonce = $6",
@@ -328,6 +329,7 @@ pub(super) fn restore(session: &mut PostgresSession, of: &ShardRestore) -> Resul
     let (shard, Checkpoint { log, next, archived, epoch, .. }) =
         (of.shard.0.cast_signed(), of.checkpoint);
     let backend = session.backend;
+    // On conflict `next` stays where the flushes of the rebuild have moved it.
     session.execute(
         "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, \
          owner_pid, owner_started)

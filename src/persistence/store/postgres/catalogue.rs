@@ -151,6 +151,7 @@ fn admit(
             .copied()
             .ok_or_else(|| StoreError::Failed(format!("metric {} was not numbered", series.metric)))
     };
+    // Collected over all series first, so that label pairs are inserted in key order.
     let mut labels: Labels<'_> = BTreeMap::new();
     for part in missing.chunks(PART) {
         let metric_nos =

@@ -158,6 +158,7 @@ fn tls_connector(authorities: Option<&Path>) -> Result<MakeRustlsConnect, StoreE
             }
         }
         None => {
+            // One unreadable certificate of the system must not disable all others.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
     }

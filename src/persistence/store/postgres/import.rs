@@ -106,6 +106,7 @@ impl PostgresStore {
             .flat_map(|day| [day * 24, day * 24 + 23])
             .map(|hour| hour.div_euclid(WEEK))
             .collect();
+        // One transaction per week, so that locks on all weeks are never held together.
         for week in &weeks {
             self.ensure_weeks(&BTreeSet::from([*week]))?;
         }
@@ -212,6 +213,7 @@ impl Import<'_> {
     ) -> Result<(), StoreError> {
         let (numbers, growth) = catalogue::number_series(
             self.session,
+            // An empty cache, because the numbers of a failed import must not be remembered.
             &PostgresSeriesCache::default(),
             rows,
             &[],

@@ -69,6 +69,7 @@ impl PostgresStore {
         let chunks =
             session.query("SELECT c FROM rollmill.compressible($1) AS c", params![before.0])?;
         let (mut compressed, mut failed) = (0, None);
+        // A chunk that is in use must not keep the others from being compressed.
         for chunk in chunks.iter().map(|row| row.get::<_, String>(0)) {
             match self.compress(&mut session, &chunk) {
                 Ok(done) => compressed += u32::from(done),

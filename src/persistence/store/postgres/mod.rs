@@ -352,6 +352,8 @@ impl RollupStore for PostgresStore {
     /// If the previous owner's transaction does not end within `admin::CLAIM_WAIT`,
     /// its backend is terminated.
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
+        // Waits briefly first: a healthy flush of the previous owner usually ends by itself (ADR
+        // 8).
         let patient = format!("{} {}", self.begin_sql(shard), self.claim_lock_timeout);
         if let Some(claim) = self.try_claim(shard, log, nonce, &patient)? {
             return Ok(claim);

@@ -82,6 +82,7 @@ impl<'a> PostgresSnapshot<'a> {
         metric_no: i32,
         count: i64,
     ) -> Result<MatchedSeries, StoreError> {
+        // Without matchers the count decides, before any series is read.
         if query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
@@ -297,6 +298,8 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
                    t.name, m.name";
         for row in self.session()?.query(sql, params![])? {
+            // The full time limit per metric: reading a whole store takes longer than a transaction
+            // may.
             self.session()?.restart_time_limit();
             self.visit_metric_bytes(get(&row, 0)?, (from, to), visit)?;
         }

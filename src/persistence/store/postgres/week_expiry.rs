@@ -54,6 +54,7 @@ impl PostgresStore {
             Some(text) => serde_json::from_str(text)
                 .map_err(|e| CodecError::new("note of what expires", e.to_string()))?,
         };
+        // Another node has observed since. If both accumulated, the time would count twice.
         if text != weeks.last_seen && note.run_id().is_some_and(|run| run != weeks.run) {
             weeks.last_seen = text;
             return Ok(None);

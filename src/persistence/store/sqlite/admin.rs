@@ -140,6 +140,7 @@ pub(super) fn insert_manifest_row(
     owner: Epoch,
     row: &ManifestRow,
 ) -> Result<(), StoreError> {
+    // The compare-and-set comes first: a stale owner inserts nothing.
     let moved = tx
         .prepare_cached(
             "UPDATE shards SET archived = ? WHERE shard = ? AND log = ? AND archived = ? AND \
@@ -344,6 +345,7 @@ pub(super) fn block_locations(sql: &Connection) -> Result<Vec<BlockLocation>, St
 
 /// Writes the checksums of all rows, after a migration from a version without them.
 pub(super) fn update_all_checksums(tx: &Connection) -> Result<(), StoreError> {
+    // Rows are taken as they are: only damage after the migration can be found (ADR 31).
     let revisions: Vec<(i64, i32, i64)> = tx
         .prepare("SELECT metric_no, day, revision FROM revisions")?
         .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
@@ -506,6 +508,7 @@ fn set_floor(tx: &Connection, shard: ShardId, floor: ArchiveFloor) -> Result<(),
 
 pub(super) fn restore(tx: &Connection, of: &ShardRestore) -> Result<(), StoreError> {
     let Checkpoint { log, next, archived, epoch, .. } = of.checkpoint;
+    // On conflict `next` stays where the flushes of the rebuild have moved it.
     tx.prepare_cached(
         "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?, ?, ?, \
          ?, ?, ?, 0)

@@ -107,6 +107,7 @@ impl<'a> SeriesCatalogue<'a> {
         if let Some(known) = known.filter(|known| known.fingerprint == print) {
             return Ok((known.metric_no, known.series_no));
         }
+        // Not cached, or another series with this id is: the stored key decides.
         let sql = "SELECT no, metric_no, key FROM series WHERE id = ?";
         let stored = query_optional(self.tx, sql, [&info.id.0[..]], |r| {
             Ok((r.get(0)?, r.get(1)?, r.get::<_, Vec<u8>>(2)?))

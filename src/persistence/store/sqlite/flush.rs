@@ -211,6 +211,7 @@ impl<'a> Statements<'a> {
     }
 
     fn merge_figures(&mut self, key: RowKey, growth: &RollupFigures) -> Result<(), StoreError> {
+        // Added here and not in SQL: a sum may exceed 64 bits.
         let mut figures =
             self.figures.query_row(key, |r| codec::figures(r, 0)).optional()?.unwrap_or_default();
         figures.merge(growth);

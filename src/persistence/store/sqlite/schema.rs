@@ -158,6 +158,7 @@ pub(super) fn prepare(
     connection.set_prepared_statement_cache_capacity(64);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
+    // A commit must survive a power failure, because the log then drops the records.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
     connection.pragma_update(None, "cache_size", -65_536)?;
@@ -206,6 +207,7 @@ pub(super) fn open_immutable(path: &Path) -> Result<Connection, StoreError> {
     if std::fs::metadata(&journal).is_ok_and(|journal| journal.len() > 0) {
         return Err(StoreError::Failed(format!("{} is in use", Path::new(&journal).display())));
     }
+    // Percent-encoded: a `?` in the path would otherwise begin the parameters of the URI.
     let mut uri = std::ffi::OsString::from("file:");
     for byte in path.as_os_str().as_bytes() {
         match byte {

@@ -62,6 +62,7 @@ impl<'a> SqliteSnapshot<'a> {
         metric_no: i64,
         count: i64,
     ) -> Result<MatchedSeries, StoreError> {
+        // Without matchers the count decides, before any series is read.
         if query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
