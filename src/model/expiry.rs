@@ -169,11 +169,11 @@ impl ExpiryState {
     }
 
     /// Takes one observation into account.
-    pub fn update(&mut self, rules: &ExpiryRules, look: &ExpirySample) -> ExpiryDecision {
-        let leapt = self.add_elapsed(look);
-        self.retain_due(look);
+    pub fn update(&mut self, rules: &ExpiryRules, sample: &ExpirySample) -> ExpiryDecision {
+        let leapt = self.add_elapsed(sample);
+        self.retain_due(sample);
         let mut stop = None;
-        let new = look.due_to.filter(|to| self.recorded_to().unwrap_or(look.floor) < *to);
+        let new = sample.due_to.filter(|to| self.recorded_to().unwrap_or(sample.floor) < *to);
         if let Some(to) = new {
             let at_ms = rules.due_at(self.gathered_ms);
             match self.marks.last_mut().filter(|mark| mark.at_ms == at_ms) {
@@ -182,9 +182,10 @@ impl ExpiryState {
             }
             // Both limits: the absolute one lets small stores expire freely, the share lets large
             // ones.
-            let much = look.newly_due > rules.max_at_once
-                && look.newly_due.saturating_mul(BULK_DIVISOR) > look.total;
-            stop = much.then_some(ExpiryStop::AtOnce { due: look.newly_due, of: look.total });
+            let is_bulk = sample.newly_due > rules.max_at_once
+                && sample.newly_due.saturating_mul(BULK_DIVISOR) > sample.total;
+            stop =
+                is_bulk.then_some(ExpiryStop::AtOnce { due: sample.newly_due, of: sample.total });
         }
         // A leap counts only while something is marked: otherwise there is nothing to protect.
         if !self.marks.is_empty() {
@@ -193,33 +194,33 @@ impl ExpiryState {
         let stopped = stop.filter(|_| self.stopped.is_none());
         self.stopped = self.stopped.or(stop);
         // Last, so that one approval covers whatever stopped the deletion in this very update.
-        if look.approvals > self.said {
-            (self.said, self.stopped) = (look.approvals, None);
+        if sample.approvals > self.said {
+            (self.said, self.stopped) = (sample.approvals, None);
         }
-        let ripe =
+        let deletable =
             self.marks.iter().rfind(|mark| mark.at_ms <= self.gathered_ms).map(|mark| mark.to);
         ExpiryDecision {
-            delete_below: ripe.filter(|_| self.stopped.is_none()),
+            delete_below: deletable.filter(|_| self.stopped.is_none()),
             new_stop: stopped.filter(|_| self.stopped.is_some()),
         }
     }
 
     /// Adds the time since the last observation of the same run. Returns by how much the wall clock
     /// leapt since the last observation of any run.
-    fn add_elapsed(&mut self, look: &ExpirySample) -> Option<i64> {
-        let ClockReading { wall, uptime, boot } = look.now;
-        let before = self.seen.replace(LastSample { run: look.run_id, wall, uptime, boot })?;
-        if before.run == look.run_id {
-            let passed = look.now.elapsed_since(&before.reading()).unwrap_or(0);
+    fn add_elapsed(&mut self, sample: &ExpirySample) -> Option<i64> {
+        let ClockReading { wall, uptime, boot } = sample.now;
+        let before = self.seen.replace(LastSample { run: sample.run_id, wall, uptime, boot })?;
+        if before.run == sample.run_id {
+            let passed = sample.now.elapsed_since(&before.reading()).unwrap_or(0);
             self.gathered_ms = self.gathered_ms.saturating_add(passed);
         }
-        look.now.leap_since(&before.reading())
+        sample.now.leap_since(&before.reading())
     }
 
     /// Drops marks of what is deleted, and of what is not due any more.
-    fn retain_due(&mut self, look: &ExpirySample) {
-        let due_to = look.due_to.unwrap_or(look.floor);
-        let mut from = look.floor;
+    fn retain_due(&mut self, sample: &ExpirySample) {
+        let due_to = sample.due_to.unwrap_or(sample.floor);
+        let mut from = sample.floor;
         self.marks.retain_mut(|mark| {
             mark.to = mark.to.min(due_to);
             let holds = mark.to > from;

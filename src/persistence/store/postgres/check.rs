@@ -33,14 +33,14 @@ const CHUNKS: &str = "SELECT DISTINCT range_start_integer, range_end_integer FRO
     WHERE hypertable_schema = 'rollmill' AND hypertable_name IN ('rollups', 'sketches') ORDER BY 1";
 
 impl PostgresStore {
-    pub(super) fn find_damage(&self, tell: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
+    pub(super) fn find_damage(&self, sink: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         let mut lease = self.readers.begin(snapshot::BEGIN_SNAPSHOT)?;
         let session = lease.session()?;
         session.batch_execute(format!(
             "SET LOCAL statement_timeout = {}; {SETTINGS}",
             STATEMENT_TIMEOUT.as_millis()
         ))?;
-        let mut found = DamageCollector::new(tell);
+        let mut found = DamageCollector::new(sink);
         check::find_contradictions(&mut SessionTables(session), &mut found)?;
         found.finish();
         Ok(())
@@ -63,17 +63,17 @@ impl TableReader for SessionTables<'_> {
     }
 
     fn hour_ranges(&mut self) -> Result<Vec<(i64, i64)>, StoreError> {
-        let mut pieces = Vec::new();
+        let mut ranges = Vec::new();
         for sql in [Some(PARTITIONS), Some(CHUNKS).filter(|_| self.0.backend.timescale)]
             .into_iter()
             .flatten()
         {
             self.0.set_time_limit(STATEMENT_TIMEOUT);
             for row in self.0.query(sql, params![])? {
-                pieces.push((get(&row, 0)?, get(&row, 1)?));
+                ranges.push((get(&row, 0)?, get(&row, 1)?));
             }
         }
-        Ok(pieces)
+        Ok(ranges)
     }
 
     fn recover(&mut self) -> Result<(), StoreError> {

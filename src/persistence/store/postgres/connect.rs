@@ -48,7 +48,7 @@ impl SessionConnector {
         config: Config,
         tls_ca: Option<&Path>,
         setup: String,
-        hands: RuntimeHandle,
+        runtime: RuntimeHandle,
     ) -> Result<Self, StoreError> {
         let tls = (config.get_ssl_mode() == SslMode::Require)
             .then(|| tls_connector(tls_ca))
@@ -56,7 +56,7 @@ impl SessionConnector {
         let each = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5));
         // One share of time per host, so that a dead host does not use up the time of the next one.
         let limit = each.saturating_mul(config.get_hosts().len().max(1) as u32 + 1);
-        Ok(Self { address: StoreAddress::of(&config), config, tls, setup, runtime: hands, limit })
+        Ok(Self { address: StoreAddress::of(&config), config, tls, setup, runtime, limit })
     }
 
     /// Opens a session. Fails with [`StoreError::Failed`] if no host accepts it, with

@@ -81,21 +81,22 @@ impl SessionPool {
         Ok(lease)
     }
 
-    /// Takes a session and begins a transaction with `words`. Idle sessions may have died silently,
-    /// all of them after a failover. Nothing was done in them yet, so the next one is tried.
-    pub(super) fn begin(&self, words: &str) -> Result<SessionLease<'_>, StoreError> {
-        self.begin_for(words, None)
+    /// Takes a session and begins a transaction with `begin_sql`. Idle sessions may have died
+    /// silently, all of them after a failover. Nothing was done in them yet, so the next one is
+    /// tried.
+    pub(super) fn begin(&self, begin_sql: &str) -> Result<SessionLease<'_>, StoreError> {
+        self.begin_for(begin_sql, None)
     }
 
     /// Like [`SessionPool::begin`], for a query: the wait and everything done with the session end
     /// when the query is aborted. The error is then [`StoreError::QueryEnded`].
     pub(super) fn begin_for(
         &self,
-        words: &str,
+        begin_sql: &str,
         query: Option<&CancelFlag>,
     ) -> Result<SessionLease<'_>, StoreError> {
         loop {
-            if let Some(lease) = Self::begin_lease(self.take_for(query)?, words)? {
+            if let Some(lease) = Self::begin_lease(self.take_for(query)?, begin_sql)? {
                 return Ok(lease);
             }
         }
@@ -104,14 +105,14 @@ impl SessionPool {
     /// Like [`SessionPool::begin_for`], but `None` instead of waiting for a slot.
     pub(super) fn begin_at_once(
         &self,
-        words: &str,
+        begin_sql: &str,
         query: Option<&CancelFlag>,
     ) -> Result<Option<SessionLease<'_>>, StoreError> {
         loop {
-            let place =
+            let slot =
                 self.reserve_slot(&mut self.free.lock().unwrap_or_else(PoisonError::into_inner));
-            let Some(idle) = place else { return Ok(None) };
-            if let Some(lease) = Self::begin_lease(self.lend(idle, query)?, words)? {
+            let Some(idle) = slot else { return Ok(None) };
+            if let Some(lease) = Self::begin_lease(self.lend(idle, query)?, begin_sql)? {
                 return Ok(Some(lease));
             }
         }
@@ -120,10 +121,10 @@ impl SessionPool {
     /// Begins the transaction; `None` if the session had died while it was idle.
     fn begin_lease<'a>(
         mut lease: SessionLease<'a>,
-        words: &str,
+        begin_sql: &str,
     ) -> Result<Option<SessionLease<'a>>, StoreError> {
         let fresh = lease.is_new;
-        match lease.session()?.begin(words.to_owned()) {
+        match lease.session()?.begin(begin_sql.to_owned()) {
             Ok(()) => Ok(Some(lease)),
             // Only a stale idle session is worth another try: these failures would only repeat.
             Err(failure)
@@ -158,8 +159,8 @@ impl SessionPool {
         let watch = Stopwatch::start();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(place) = self.reserve_slot(&mut free) {
-                return Ok(place);
+            if let Some(slot) = self.reserve_slot(&mut free) {
+                return Ok(slot);
             }
             if query.is_some_and(CancelFlag::is_set) {
                 return Err(StoreError::QueryEnded);

@@ -143,22 +143,22 @@ impl RollupScan<'_> {
     ) -> Result<(), StoreError> {
         let weeks = compressed.weeks(session)?;
         let most = ROWS / (few.len() as u64).max(1);
-        for piece in split_hours((self.hours.0.0, self.hours.1.0), most, session.backend.timescale)
+        for range in split_hours((self.hours.0.0, self.hours.1.0), most, session.backend.timescale)
         {
-            let way = if weeks.contains(&piece.0.div_euclid(WEEK)) {
+            let path = if weeks.contains(&range.0.div_euclid(WEEK)) {
                 AccessPath::Filter
             } else {
                 AccessPath::Seek
             };
             if self.distinct || self.quantiles {
                 let mut waiting = PendingFigures::default();
-                self.figures(session, way, piece, None, &mut |key, figures| {
+                self.figures(session, path, range, None, &mut |key, figures| {
                     waiting.add(key, figures);
                     Ok(())
                 })?;
-                self.sketches(session, way, piece, &mut waiting, visit)?;
+                self.sketches(session, path, range, &mut waiting, visit)?;
             } else {
-                self.figures(session, way, piece, None, &mut |(hour, no), figures| {
+                self.figures(session, path, range, None, &mut |(hour, no), figures| {
                     visit(Hour(hour), no, Rollup { figures, ..Rollup::default() })
                 })?;
             }
@@ -166,9 +166,9 @@ impl RollupScan<'_> {
         Ok(())
     }
 
-    fn params(&self, way: AccessPath, (from, to): (i32, i32), limit: Option<u64>) -> Vec<Param> {
+    fn params(&self, path: AccessPath, (from, to): (i32, i32), limit: Option<u64>) -> Vec<Param> {
         let mut params = params![self.metric_no, from, to];
-        if way != AccessPath::Scan {
+        if path != AccessPath::Scan {
             params.push(Box::new(self.series_nos.unwrap_or_default().to_vec()));
         }
         if let Some(limit) = limit {
@@ -180,20 +180,20 @@ impl RollupScan<'_> {
     fn figures(
         &self,
         session: &mut PostgresSession,
-        way: AccessPath,
-        piece: (i32, i32),
+        path: AccessPath,
+        range: (i32, i32),
         limit: Option<u64>,
         take: &mut dyn FnMut((i32, i64), RollupFigures) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let mut sql = statement(
             "rollups",
             "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max",
-            way,
+            path,
         );
         if limit.is_some() {
             sql.push_str(" LIMIT $4");
         }
-        session.for_each_row(&sql, self.params(way, piece, limit), |row| {
+        session.for_each_row(&sql, self.params(path, range, limit), |row| {
             take((get(row, 0)?, get(row, 1)?), codec::figures(row, 2)?)
         })
     }
@@ -202,8 +202,8 @@ impl RollupScan<'_> {
     fn sketches(
         &self,
         session: &mut PostgresSession,
-        way: AccessPath,
-        piece: (i32, i32),
+        path: AccessPath,
+        range: (i32, i32),
         waiting: &mut PendingFigures,
         visit: &mut RollupVisitor<'_>,
     ) -> Result<(), StoreError> {
@@ -217,8 +217,8 @@ impl RollupScan<'_> {
             (true, true) => "r.hour, r.series_no, r.distinct_users, r.quantiles",
         };
         session.for_each_row(
-            &statement("sketches", columns, way),
-            self.params(way, piece, None),
+            &statement("sketches", columns, path),
+            self.params(path, range, None),
             |row| {
                 let (users, values) =
                     (get::<Option<&[u8]>>(row, 2)?, get::<Option<&[u8]>>(row, 3)?);
@@ -235,9 +235,9 @@ impl RollupScan<'_> {
 
 /// $1 metric, $2 first hour, $3 exclusive end, $4 series. Every scan names the range, so that the
 /// plan excludes all other weeks.
-pub(super) fn statement(table: &str, columns: &str, way: AccessPath) -> String {
+pub(super) fn statement(table: &str, columns: &str, path: AccessPath) -> String {
     let range = "r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3";
-    match way {
+    match path {
         AccessPath::Scan => {
             format!("SELECT {columns} FROM {table} r WHERE {range} ORDER BY r.hour, r.series_no")
         }
@@ -273,9 +273,9 @@ fn split_hours(
         if by_week {
             end = end.min(next.div_euclid(WEEK).saturating_add(1).saturating_mul(WEEK));
         }
-        let piece = (next, end);
+        let range = (next, end);
         next = end;
-        Some(piece)
+        Some(range)
     })
 }
 

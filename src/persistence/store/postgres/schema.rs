@@ -83,21 +83,23 @@ pub(super) fn database_state(session: &mut PostgresSession) -> Result<DatabaseSt
 /// may not create tables.
 pub(super) fn begin_rebuild(
     session: &mut PostgresSession,
-    place: &StoreAddress,
+    address: &StoreAddress,
 ) -> Result<(), StoreError> {
     session.batch_execute(LOCK.to_owned())?;
     if database_state(session)? == DatabaseState::Complete {
-        return Err(StoreError::Invalid(format!("{place} holds a store: name an empty database")));
+        return Err(StoreError::Invalid(format!(
+            "{address} holds a store: name an empty database"
+        )));
     }
-    if !tables_exist(session)? || !is_newest(session, place)? {
-        create_tables(session).map_err(|failure| create_error(place, failure))?;
+    if !tables_exist(session)? || !is_newest(session, address)? {
+        create_tables(session).map_err(|failure| create_error(address, failure))?;
     }
     let by = format!("rollmill {} rebuild", env!("CARGO_PKG_VERSION"));
     let sql = "INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2) ON CONFLICT \
                (version) DO NOTHING";
     match session.execute(sql, params![REBUILDING, by]) {
         Ok(_) => Ok(()),
-        Err(failure) => Err(create_error(place, failure)),
+        Err(failure) => Err(create_error(address, failure)),
     }
 }
 
@@ -115,7 +117,7 @@ pub(super) fn end_rebuild(session: &mut PostgresSession) -> Result<(), StoreErro
 /// the old ones. Either is [`StoreError::Invalid`].
 pub(super) fn refuse_lost_rollups(
     session: &mut PostgresSession,
-    place: &StoreAddress,
+    address: &StoreAddress,
 ) -> Result<(), StoreError> {
     let bare = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = \
                 c.relnamespace WHERE n.nspname = 'rollmill'
@@ -125,7 +127,7 @@ pub(super) fn refuse_lost_rollups(
         AND hypertable_name IN ('rollups', 'sketches')";
     if is_true(session, bare)? && !(session.backend.timescale && is_true(session, hypertables)?) {
         return Err(StoreError::Invalid(format!(
-            "the rollups of {place} are neither partitioned nor a hypertable, as after a restore \
+            "the rollups of {address} are neither partitioned nor a hypertable, as after a restore \
              without the catalogue of TimescaleDB: restore a dump of the whole database \
              (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill \
              rebuild`"
@@ -137,7 +139,7 @@ pub(super) fn refuse_lost_rollups(
         return Ok(());
     }
     Err(StoreError::Invalid(format!(
-        "{place} has metrics with rollups in its catalogue, but not one rollup. A dump of the \
+        "{address} has metrics with rollups in its catalogue, but not one rollup. A dump of the \
          schema rollmill alone leaves this on TimescaleDB: restore one of the whole database \
          (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
     )))
@@ -157,21 +159,21 @@ fn lacks_views(session: &mut PostgresSession) -> Result<bool, StoreError> {
 /// [`StoreError::Invalid`] if the version is newer, or if a rebuild is unfinished.
 pub(super) fn is_current(
     session: &mut PostgresSession,
-    place: &StoreAddress,
+    address: &StoreAddress,
 ) -> Result<bool, StoreError> {
     if !tables_exist(session)? {
         return Ok(false);
     }
     if is_rebuilding(session)? {
         return Err(StoreError::Invalid(format!(
-            "{place} holds what a rebuild has not finished: run `rollmill rebuild` again, or \
+            "{address} holds what a rebuild has not finished: run `rollmill rebuild` again, or \
              `DROP SCHEMA rollmill CASCADE`"
         )));
     }
-    Ok(is_newest(session, place)? && !lacks_views(session)?)
+    Ok(is_newest(session, address)? && !lacks_views(session)?)
 }
 
-fn is_newest(session: &mut PostgresSession, place: &StoreAddress) -> Result<bool, StoreError> {
+fn is_newest(session: &mut PostgresSession, address: &StoreAddress) -> Result<bool, StoreError> {
     let found: i32 = match session
         .query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?
         .first()
@@ -181,7 +183,7 @@ fn is_newest(session: &mut PostgresSession, place: &StoreAddress) -> Result<bool
     };
     if found > newest_version() {
         return Err(StoreError::Invalid(format!(
-            "{place} has schema version {found}, this build knows up to {}: start the version of \
+            "{address} has schema version {found}, this build knows up to {}: start the version of \
              Rollmill that migrated it, or name another database",
             newest_version()
         )));
@@ -194,19 +196,19 @@ fn is_newest(session: &mut PostgresSession, place: &StoreAddress) -> Result<bool
 /// if the version is newer.
 pub(super) fn migrate(
     session: &mut PostgresSession,
-    place: &StoreAddress,
+    address: &StoreAddress,
 ) -> Result<(), StoreError> {
     session.batch_execute(LOCK.to_owned())?;
-    if is_current(session, place)? {
+    if is_current(session, address)? {
         return Ok(());
     }
-    create_tables(session).map_err(|failure| create_error(place, failure))
+    create_tables(session).map_err(|failure| create_error(address, failure))
 }
 
-fn create_error(place: &StoreAddress, failure: SessionError) -> StoreError {
+fn create_error(address: &StoreAddress, failure: SessionError) -> StoreError {
     match failure.sql_state().map(|state| state.code()) {
         Some("42501") => StoreError::Invalid(format!(
-            "{place} has not the tables of this version, and this role may not lay them: run \
+            "{address} has not the tables of this version, and this role may not lay them: run \
              `rollmill store migrate --url URL` with the URL of rollmill_owner; a rebuild takes \
              that URL itself"
         )),

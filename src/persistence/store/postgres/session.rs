@@ -90,14 +90,14 @@ impl PostgresSession {
         client: Client,
         connection: ConnectionTask,
         backend: ServerBackend,
-        hands: RuntimeHandle,
+        runtime: RuntimeHandle,
         tls: Option<MakeRustlsConnect>,
     ) -> Self {
         Self {
             client: Arc::new(client),
             _connection: connection,
             backend,
-            runtime: hands,
+            runtime,
             statements: HashMap::new(),
             watch: Stopwatch::start(),
             limit: Duration::ZERO,
@@ -133,10 +133,10 @@ impl PostgresSession {
         self.is_usable && !self.in_transaction && !self.client.is_closed()
     }
 
-    /// Begins a transaction; `words` is SQL that starts with BEGIN.
-    pub(super) fn begin(&mut self, words: String) -> Result<(), SessionError> {
+    /// Begins a transaction; `begin_sql` is SQL that starts with BEGIN.
+    pub(super) fn begin(&mut self, begin_sql: String) -> Result<(), SessionError> {
         self.in_transaction = true;
-        self.batch_execute(words)
+        self.batch_execute(begin_sql)
     }
 
     /// Commits. A failure here has an unknown outcome, unless the server reports a rollback.

@@ -31,11 +31,11 @@ const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 11] = [
 /// Runs all checks. Fails only if no transaction can be started.
 pub(super) fn check(
     connection: &Connection,
-    tell: &mut dyn FnMut(StoreDamage),
+    sink: &mut dyn FnMut(StoreDamage),
 ) -> Result<(), StoreError> {
     // A read transaction, so all checks see one state; dropping it rolls back.
     let tx = connection.unchecked_transaction()?;
-    let mut found = DamageCollector::new(tell);
+    let mut found = DamageCollector::new(sink);
     for (table, look) in CHECKSUM_CHECKS {
         if let Err(why) = look(&tx, &mut found) {
             found.add(table, format!("it cannot be read: {why}"));
