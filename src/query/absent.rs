@@ -1,4 +1,4 @@
-//! What a node without the query role answers.
+//! The query service of a node without the query role.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::service::QueryService;
 use crate::model::budget::QueryBudget;
 use crate::model::window::Hour;
 
-/// Answers no query: the node has no role for it.
+/// Fails every query with [`QueryError::NoQueryRole`].
 #[derive(Debug, Clone, Copy)]
 pub struct NoQueries;
 

@@ -1,9 +1,10 @@
-//! The books of a tenant: accepted = aggregated + de-duplicated + quarantined + pending, by hour of
+//! A tenant's accounting: accepted = aggregated + de-duplicated + quarantined + pending, by hour of
 //! append.
 //!
-//! The three are counted in the flush transaction and read from the store; what lies above the
-//! checkpoints of the same snapshot is pending, however its shard has decided on it. A record that
-//! no shard has applied yet is in no hour: `as_of` says up to when the books are closed.
+//! The first three are counted in the flush transaction and read from the store. Everything above
+//! the checkpoints of the same snapshot is pending, whatever its shard has decided about it. A
+//! record that no shard has applied yet is in no hour: `as_of` says up to when the counts are
+//! final.
 
 use std::collections::BTreeMap;
 
@@ -11,38 +12,40 @@ use super::completeness::QueryCompleteness;
 use crate::model::flush::AccountingDelta;
 use crate::model::window::Hour;
 
-/// One hour of append.
+/// What became of the events of one hour of append.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HourlyCounts {
-    /// Events in the rollups.
+    /// In the stored rollups.
     pub aggregated: u64,
-    /// Events that were there before.
+    /// Dropped as duplicates of events that were counted before.
     pub deduplicated: u64,
-    /// Events that were set aside.
+    /// Isolated as poison; kept and releasable.
     pub quarantined: u64,
-    /// Events that are applied and not in the store yet.
+    /// Applied by their shard but not flushed yet.
     pub pending: u64,
 }
 
 impl HourlyCounts {
-    /// All events.
+    /// The sum of all outcomes.
     pub fn accepted(&self) -> u64 {
         self.aggregated + self.deduplicated + self.quarantined + self.pending
     }
 }
 
-/// The books of a tenant.
+/// A tenant's accounting for a range of hours.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountingOutput {
-    /// The hours, ascending.
+    /// Ascending; hours without events are absent.
     pub hours: Vec<(Hour, HourlyCounts)>,
-    /// Whole records that were set aside: whose they are, nobody can tell.
+    /// Quarantined records that could not be parsed, so that their tenant is unknown. Of all
+    /// tenants.
     pub unowned: u64,
-    /// How much of the truth it is.
     pub completeness: QueryCompleteness,
 }
 
-/// The hours, as they are added up.
+/// Accumulates the counts of a tenant.
 #[derive(Debug, Default)]
 pub struct AccountingLedger {
     hours: BTreeMap<Hour, HourlyCounts>,
@@ -50,26 +53,25 @@ pub struct AccountingLedger {
 }
 
 impl AccountingLedger {
-    /// What is in the store: the tenant's, and what belongs to nobody.
+    /// Starts from the stored rows: the tenant's own, and those without a tenant.
     pub fn from_stored(rows: &[AccountingDelta], unowned: &[AccountingDelta]) -> Self {
-        let mut books =
+        let mut ledger =
             Self { unowned: unowned.iter().map(|row| row.quarantined).sum(), ..Self::default() };
         for row in rows {
-            let hour = books.hours.entry(row.hour).or_default();
+            let hour = ledger.hours.entry(row.hour).or_default();
             hour.aggregated += row.aggregated;
             hour.deduplicated += row.deduplicated;
             hour.quarantined += row.quarantined;
         }
-        books
+        ledger
     }
 
-    /// What is above the checkpoints.
+    /// Adds a live row from above the checkpoints.
     pub fn add_pending(&mut self, row: &AccountingDelta) {
         self.hours.entry(row.hour).or_default().pending +=
             row.aggregated + row.deduplicated + row.quarantined;
     }
 
-    /// The answer.
     pub fn into_output(self, completeness: QueryCompleteness) -> AccountingOutput {
         AccountingOutput {
             hours: self.hours.into_iter().collect(),

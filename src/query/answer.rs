@@ -1,4 +1,4 @@
-//! Answers as data: what a query found, from which any edge renders its own form. Pure.
+//! Answers as data, which each edge renders in its own format. Pure.
 
 use std::collections::BTreeMap;
 
@@ -13,40 +13,39 @@ use crate::model::rollup::Rollup;
 use crate::model::window::Millis;
 use crate::persistence::store::MetricInfo;
 
-/// What a query found. What it holds stays charged to the query's budget until it is dropped.
+/// The answer to a query. Its memory stays charged to the query's budget until it is dropped.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug)]
 pub struct QueryOutput<'a> {
-    /// What was asked.
     pub request: &'a QueryRequest,
-    /// The series, in the order asked for; points ascending, those without events absent.
+    /// In the requested order; points ascending. Buckets without events have no point.
     pub series: Vec<SeriesGroup>,
-    /// How much of the truth it is.
     pub completeness: QueryCompleteness,
-    /// Seconds of each bucket, if they are asked for.
+    /// Length of each bucket in seconds by its start; filled only if a rate is requested.
     seconds: BTreeMap<Millis, i64>,
     charge: QueryCharge<'a>,
 }
 
-/// One figure of a point.
+/// The value of one aggregate at one point.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FigureValue {
-    /// A number of events or users.
+    /// A count of events or users.
     Whole(u64),
-    /// Events a second.
     Rate(f64),
     /// A sum or an average, in units of 10^-9.
     Units(i128),
-    /// A value.
+    /// A minimum, maximum or quantile.
     Value(Decimal),
     /// No event of the bucket has a value.
     Absent,
 }
 
 impl<'a> QueryOutput<'a> {
-    /// An answer; its buckets are those of the request.
+    /// Builds an answer; its series must be those of the request.
     ///
     /// # Errors
-    /// If a bucket has no end in the calendar.
+    /// If a bucket ends beyond the calendar's range.
     pub fn new(
         request: &'a QueryRequest,
         series: Vec<SeriesGroup>,
@@ -65,18 +64,18 @@ impl<'a> QueryOutput<'a> {
         Ok(Self { request, series, completeness, seconds, charge })
     }
 
-    /// Points of all series.
+    /// Number of points in all series.
     pub fn points(&self) -> usize {
         self.series.iter().map(|series| series.points.len()).sum()
     }
 
-    /// Charges memory that is made of the answer; why the query has ended, if it has.
+    /// Charges memory for rendering; returns why the query was aborted, if it was.
     pub fn charge(&mut self, bytes: usize) -> Option<AbortReason> {
         self.charge.add_bytes(bytes);
         self.charge.budget().abort_reason()
     }
 
-    /// One figure of a point of this answer.
+    /// Computes the value of an aggregate for the point that starts at `start`.
     pub fn figure(&self, aggregate: Aggregate, start: Millis, rollup: &Rollup) -> FigureValue {
         let figures = &rollup.figures;
         match aggregate {
@@ -100,35 +99,37 @@ impl<'a> QueryOutput<'a> {
     }
 }
 
-/// One page of a long list of names.
+/// One page of a list of names.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamePage<T> {
-    /// What the page holds, ascending by name.
+    /// Ascending by name.
     pub items: Vec<T>,
-    /// The last name of the page, if there are more.
+    /// The last name of this page, to pass as `after`; None on the last page.
     pub next: Option<String>,
-    /// How much of the truth it is.
     pub completeness: QueryCompleteness,
 }
 
-/// A page of the metrics.
+/// A page of a tenant's metrics.
 pub type MetricsPage = NamePage<MetricInfo>;
 /// A page of the values of a label.
 pub type LabelValuesPage = NamePage<String>;
 
-/// Which page of a list.
+/// Which page of a list of names to return.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct PageRequest {
-    /// Names that begin with this.
+    /// Only names that start with this; all if empty.
     pub prefix: String,
-    /// Names behind this one.
+    /// Only names greater than this one; all if empty.
     pub after: String,
-    /// At most so many.
+    /// Maximum number of names on the page.
     pub limit: usize,
 }
 
 impl PageRequest {
-    /// What is asked of the store: one more than the limit, to know whether there are more.
+    /// The range to read from the store: one more than the limit, to know whether there is a next
+    /// page.
     pub(super) fn store_page<'b>(
         &'b self,
         budget: &'b QueryBudget,
@@ -142,7 +143,7 @@ impl PageRequest {
         }
     }
 
-    /// What is asked of the shards, to go with [`Self::store_page`].
+    /// The query for the shards that matches [`Self::store_page`].
     pub(super) fn catalogue_query<'b>(
         &'b self,
         tenant: &'b str,
@@ -157,7 +158,7 @@ impl PageRequest {
         }
     }
 
-    /// Cuts the list at the limit.
+    /// Truncates the list at the limit and sets `next` if there is more.
     pub(super) fn into_page<T>(
         &self,
         mut items: Vec<T>,

@@ -1,11 +1,10 @@
-//! Parts of answers over whole days that lie behind, kept by revision.
+//! Cache of query results per complete UTC day, keyed by revision.
 //!
-//! The flush moves the revision of every (tenant, metric, UTC day) that it writes, in its
+//! A flush changes the revision of every (tenant, metric, UTC day) that it writes, in its own
 //! transaction, and a query reads the revisions in its own snapshot. A part is found under its
-//! revision only, so it is never stale: a late event makes it unreachable, whenever it comes. Live
-//! deltas are merged afterwards and never kept. What does not fit is forgotten, least recently used
-//! first. Behind the cache of the process there may be a second one that the nodes share; what it
-//! loses is only read again.
+//! revision only, so it is never stale: a late event makes it unreachable. Live deltas are merged
+//! afterwards and never cached. LRU eviction. Behind the cache of the process there may be one that
+//! nodes share; whatever that loses is read from the store again.
 
 use std::sync::Arc;
 
@@ -15,9 +14,9 @@ use super::request::QueryRequest;
 use crate::persistence::cache::SharedCache;
 use crate::telemetry;
 
-/// Bytes of a point beside its sketches, and of a group beside its points.
+/// Bytes of a point without its sketches, and of a group without its points.
 const OVERHEAD: usize = 160;
-/// Days that are asked of the second cache at once.
+/// Days per request to the shared cache.
 const BATCH: usize = 16;
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -28,10 +27,10 @@ struct CacheKey {
     revision: u64,
 }
 
-/// A part of an answer.
+/// The result of one day, shared between the cache and running queries.
 pub(super) type CachedPart = Arc<DayPart>;
 
-/// The cache of an engine; none if it may hold nothing.
+/// The day cache of an engine. Does nothing if its capacity is 0.
 pub(super) struct DayCache {
     local: Option<moka::sync::Cache<CacheKey, CachedPart>>,
     shared: Option<Arc<dyn SharedCache>>,
@@ -50,17 +49,17 @@ fn weight(part: &DayPart) -> usize {
 }
 
 impl DayCache {
-    /// A cache of so many bytes, with a second one behind it if there is one; 0 turns both off.
-    pub(super) fn new(bytes: u64, second: Option<Arc<dyn SharedCache>>) -> Self {
+    /// A cache of `bytes` capacity in front of `shared`, the shared one; 0 turns both off.
+    pub(super) fn new(bytes: u64, shared: Option<Arc<dyn SharedCache>>) -> Self {
         let weigher = |key: &CacheKey, part: &CachedPart| {
             u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX)
         };
-        let first = (bytes > 0)
+        let local = (bytes > 0)
             .then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build());
-        Self { shared: second.filter(|_| first.is_some()), local: first }
+        Self { shared: shared.filter(|_| local.is_some()), local }
     }
 
-    /// Looks up the parts of days, in their order.
+    /// Looks up days in order, given as (day, revision).
     pub(super) fn look_up<'a>(
         &'a self,
         tenant: &'a str,
@@ -70,7 +69,7 @@ impl DayCache {
         DayLookup { cache: self, tenant, request, days, found: Vec::new().into_iter() }
     }
 
-    /// Keeps the part of a day.
+    /// Stores the result of a day in both caches.
     pub(super) fn put(
         &self,
         tenant: &str,
@@ -79,9 +78,9 @@ impl DayCache {
         revision: u64,
         part: CachedPart,
     ) {
-        if let Some(second) = &self.shared {
+        if let Some(shared) = &self.shared {
             let name = PartName::new(tenant, request, day, revision);
-            second.put(name.public(), name.encode(&part));
+            shared.put(name.public(), name.encode(&part));
         }
         self.insert_local(tenant, request, day, revision, part);
     }
@@ -94,8 +93,8 @@ impl DayCache {
         revision: u64,
         part: CachedPart,
     ) {
-        if let Some(first) = &self.local {
-            first.insert(key(tenant, request, day, revision), part);
+        if let Some(local) = &self.local {
+            local.insert(key(tenant, request, day, revision), part);
         }
     }
 
@@ -107,23 +106,24 @@ impl DayCache {
         revision: u64,
     ) -> Option<CachedPart> {
         let found = self.local.as_ref()?.get(&key(tenant, request, day, revision));
-        metrics::counter!(telemetry::QUERY_CACHE, "outcome" => if found.is_some() { "hit" } else { "miss" }).increment(1);
+        let outcome = if found.is_some() { "hit" } else { "miss" };
+        metrics::counter!(telemetry::QUERY_CACHE, "outcome" => outcome).increment(1);
         found
     }
 
-    /// The parts of days, by day: first in the process, then the rest together in the second cache.
-    /// Days of revision 0 have none.
+    /// The cached parts of `days`: from the process first, then the misses in one request to the
+    /// shared cache. Revision 0 means the day has no rows and nothing to look up.
     fn get_batch(
         &self,
         tenant: &str,
         request: &QueryRequest,
         days: &[(i32, u64)],
     ) -> Vec<Option<CachedPart>> {
-        let first = |(day, revision): &(i32, u64)| {
+        let local = |(day, revision): &(i32, u64)| {
             if *revision == 0 { None } else { self.get_local(tenant, request, *day, *revision) }
         };
-        let mut found: Vec<Option<CachedPart>> = days.iter().map(first).collect();
-        let Some(second) = &self.shared else { return found };
+        let mut found: Vec<Option<CachedPart>> = days.iter().map(local).collect();
+        let Some(shared) = &self.shared else { return found };
         let missing: Vec<usize> =
             (0..days.len()).filter(|at| days[*at].1 > 0 && found[*at].is_none()).collect();
         if missing.is_empty() {
@@ -133,7 +133,7 @@ impl DayCache {
             .iter()
             .map(|at| PartName::new(tenant, request, days[*at].0, days[*at].1))
             .collect();
-        let answers = second.get(&names.iter().map(PartName::public).collect::<Vec<_>>());
+        let answers = shared.get(&names.iter().map(PartName::public).collect::<Vec<_>>());
         for ((at, name), bytes) in missing.into_iter().zip(&names).zip(answers) {
             let decoded = bytes.map(|bytes| name.decode(&bytes));
             let outcome = match &decoded {
@@ -142,6 +142,8 @@ impl DayCache {
                 Some(Err(_)) => "invalid",
             };
             metrics::counter!(telemetry::QUERY_SECOND_CACHE, "outcome" => outcome).increment(1);
+            // Damaged or foreign bytes are a miss: the day is read from the store and written
+            // again.
             if let Some(Ok(part)) = decoded {
                 let part = Arc::new(part);
                 self.insert_local(tenant, request, days[at].0, days[at].1, part.clone());
@@ -152,8 +154,8 @@ impl DayCache {
     }
 }
 
-/// The parts of days, looked up a few days ahead, so that a long range neither asks day by day nor
-/// holds everything at once.
+/// Looks up days in batches: a long range needs few requests to the shared cache, and its parts are
+/// not all in memory at once.
 pub(super) struct DayLookup<'a> {
     cache: &'a DayCache,
     tenant: &'a str,
@@ -163,7 +165,7 @@ pub(super) struct DayLookup<'a> {
 }
 
 impl DayLookup<'_> {
-    /// The part of the next day, if it is kept.
+    /// The part of the next day; None if it is not cached.
     pub(super) fn next_part(&mut self) -> Option<CachedPart> {
         if self.found.len() == 0 {
             let (now, later) = self.days.split_at(self.days.len().min(BATCH));

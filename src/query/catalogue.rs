@@ -1,5 +1,4 @@
-//! The catalogue of a tenant: what the store has, with what its shards hold and have not written
-//! yet. Pure.
+//! A tenant's metrics: those in the store merged with those that shards have not flushed yet. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,27 +7,28 @@ use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::Hour;
 use crate::persistence::store::MetricInfo;
 
-/// The metrics of a tenant.
+/// The metrics of a tenant by name.
 #[derive(Debug, Default)]
 pub(super) struct MetricCatalogue {
     metrics: BTreeMap<String, MetricInfo>,
-    /// Metrics whose overflow series was added: each shard admits it for itself.
+    /// Metrics whose overflow series has been counted. Every shard may admit it, but it is one
+    /// series.
     overflow: BTreeSet<String>,
 }
 
 impl MetricCatalogue {
-    /// What the store has.
+    /// Starts from what the store has.
     pub(super) fn stored(metrics: Vec<MetricInfo>) -> Self {
         let metrics = metrics.into_iter().map(|info| (info.metric.clone(), info)).collect();
         Self { metrics, overflow: BTreeSet::new() }
     }
 
-    /// Adds what a shard holds.
+    /// Adds what a shard holds above its checkpoint.
     pub(super) fn add(&mut self, growth: &CatalogueGrowth) {
         for (name, new) in &growth.metrics {
             if !self.metrics.contains_key(name) {
                 if new.series == 0 && !new.overflow {
-                    // Windows of series that the store lists on another page.
+                    // Only new hours of stored series: the store lists this metric on another page.
                     continue;
                 }
                 let none = MetricInfo {
@@ -59,7 +59,6 @@ impl MetricCatalogue {
         }
     }
 
-    /// The metrics, ascending.
     pub(super) fn metrics(self) -> impl Iterator<Item = MetricInfo> {
         self.metrics.into_values()
     }

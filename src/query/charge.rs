@@ -1,8 +1,8 @@
-//! What a query holds, charged to its budget until it is dropped. Pure.
+//! Memory and points that a query holds, charged to its budget until dropped. Pure.
 
 use crate::model::budget::QueryBudget;
 
-/// Memory and points that a query holds.
+/// A query's charge; dropping it releases everything.
 #[derive(Debug)]
 pub struct QueryCharge<'a> {
     budget: &'a QueryBudget,
@@ -11,23 +11,21 @@ pub struct QueryCharge<'a> {
 }
 
 impl<'a> QueryCharge<'a> {
-    /// Nothing yet.
     pub fn new(budget: &'a QueryBudget) -> Self {
         Self { budget, bytes: 0, points: 0 }
     }
 
-    /// The budget.
     pub fn budget(&self) -> &'a QueryBudget {
         self.budget
     }
 
-    /// Charges memory; the query ends if there is no more.
+    /// Charges memory. Aborts the query if its budget is exhausted.
     pub fn add_bytes(&mut self, bytes: usize) {
         self.bytes += bytes;
         self.budget.charge(bytes);
     }
 
-    /// Counts a point; the query ends if it has more than `max`.
+    /// Counts a point. Aborts the query if it has more than `max`.
     pub fn add_point(&mut self, max: usize) {
         self.points += 1;
         self.budget.count_point(max);

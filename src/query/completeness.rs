@@ -7,39 +7,42 @@ use crate::invariants::{Invariant, check};
 use crate::model::offset::ShardId;
 use crate::model::window::Millis;
 
-/// A shard that the answer lacks, or that is behind.
+/// A shard that the answer lacks or that has fallen behind.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncompleteShard {
-    /// Which one.
     pub shard: ShardId,
-    /// Why, in a word.
+    /// A stable word for clients: `stopped`, `recovering`, `behind` or that of
+    /// [`LiveError::reason`].
     pub reason: &'static str,
-    /// How far behind it is, if it answered.
+    /// Age of its data in milliseconds; None if it did not answer.
     pub behind_ms: Option<i64>,
 }
 
-/// How much of the truth an answer is.
+/// How complete an answer is.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryCompleteness {
-    /// What is missing, ascending by shard.
+    /// Incomplete shards, ascending.
     pub missing: Vec<IncompleteShard>,
-    /// Everything that was received before this is in the answer, but for what is missing.
+    /// Everything received before this time is in the answer, except in the shards of `missing`.
     pub as_of: Millis,
-    /// Shards that were asked.
+    /// Number of shards asked.
     pub shards: usize,
-    /// Events whose labels are not kept, if the answer would tell labels apart.
+    /// Events whose labels were dropped at the series limit; None if the query does not depend on
+    /// labels.
     pub overflow: Option<u64>,
     stale_checkpoint: bool,
 }
 
-/// The shards that nobody reported on. There is a report for each that was asked, if only an error:
-/// without one, an answer that lacks the shard would seem whole.
-fn unreported(asked: &[ShardRead], reports: &ShardResults) -> Vec<IncompleteShard> {
-    let heard: BTreeSet<ShardId> = reports.iter().map(|(shard, _)| *shard).collect();
+/// The shards without a report, as unreachable ones. The reader must report on every shard, if only
+/// an error: without that, an answer that lacks a shard would look complete.
+fn unreported(reads: &[ShardRead], reports: &ShardResults) -> Vec<IncompleteShard> {
+    let reported: BTreeSet<ShardId> = reports.iter().map(|(shard, _)| *shard).collect();
     let silent: Vec<ShardId> =
-        asked.iter().map(|(shard, _)| *shard).filter(|shard| !heard.contains(shard)).collect();
-    check(Invariant::HonestQueries, silent.is_empty() && heard.len() == reports.len(), || {
-        format!("{} reports of {} shards: none of {silent:?}", reports.len(), asked.len())
+        reads.iter().map(|(shard, _)| *shard).filter(|shard| !reported.contains(shard)).collect();
+    check(Invariant::HonestQueries, silent.is_empty() && reported.len() == reports.len(), || {
+        format!("{} reports of {} shards: none of {silent:?}", reports.len(), reads.len())
     });
     let missing =
         |shard| IncompleteShard { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
@@ -47,10 +50,9 @@ fn unreported(asked: &[ShardRead], reports: &ShardResults) -> Vec<IncompleteShar
 }
 
 impl QueryCompleteness {
-    /// From what the shards that were asked reported. One whose report is older than
-    /// `stale_after_ms` is behind.
+    /// Evaluates the shards' reports. A shard whose data is older than `stale_after_ms` is behind.
     pub fn of(
-        asked: &[ShardRead],
+        reads: &[ShardRead],
         reports: &ShardResults,
         now: Millis,
         stale_after_ms: i64,
@@ -58,18 +60,18 @@ impl QueryCompleteness {
         let mut completeness = Self {
             missing: Vec::new(),
             as_of: now,
-            shards: asked.len(),
+            shards: reads.len(),
             stale_checkpoint: false,
             overflow: None,
         };
-        completeness.missing = unreported(asked, reports);
+        completeness.missing = unreported(reads, reports);
         for &(shard, report) in reports {
             match report {
                 Ok(report) => {
                     completeness.as_of = completeness.as_of.min(report.as_of);
                     let behind_ms = report.age_ms;
-                    // What it lacks another owner may have shown: however little it is, the answer
-                    // must not seem to be all.
+                    // Another owner may already have shown what this shard lacks, so even a small
+                    // gap must be flagged.
                     let reason = match report {
                         ShardFreshness { stopped: true, .. } => Some("stopped"),
                         ShardFreshness { recovering: true, .. } => Some("recovering"),
@@ -93,17 +95,17 @@ impl QueryCompleteness {
         completeness
     }
 
-    /// Whether a shard moved between the snapshot and its answer: a new snapshot knows where to.
+    /// Whether the snapshot is too old for a shard; a new snapshot may fix that.
     pub(super) fn has_stale_checkpoint(&self) -> bool {
         self.stale_checkpoint
     }
 
-    /// With the number of events whose labels are not kept, if the answer would tell labels apart.
+    /// Sets the number of events whose labels were dropped at the series limit.
     pub(crate) fn with_overflow(self, overflow: Option<u64>) -> Self {
         Self { overflow, ..self }
     }
 
-    /// Whether anything is missing.
+    /// Whether the answer lacks anything.
     pub fn is_partial(&self) -> bool {
         !self.missing.is_empty()
     }

@@ -1,8 +1,8 @@
-//! Reads whole days of rollups, many days as two halves at once.
+//! Reads whole days of rollups; a long list of days is read as two halves in parallel.
 //!
-//! The later half is read in a view of its own, which may be of a later state. What makes the two
-//! one answer: it is used only if its days have the revisions that the query's own view shows, and
-//! days of one revision have the same rows ([`super::cache`]).
+//! The later half is read in an extra snapshot, which may be newer than the query's own. It is used
+//! only if its days have the same revisions as in the query's snapshot: days of equal revision have
+//! equal rows ([`super::cache`]).
 
 use std::ops::Range;
 
@@ -11,22 +11,19 @@ use super::request::QueryRequest;
 use crate::model::window::Hour;
 use crate::persistence::store::{RollupQuery, StoreError, StoreSnapshot};
 
-/// Fewer days are not worth a thread: it costs some 50 µs, a day of one series 24 seeks of 1 µs.
+/// Fewer days are not worth a thread: a thread costs about 50 µs, a day of one series 24 seeks of 1
+/// µs.
 const MIN_SPLIT_DAYS: usize = 8;
 
-/// A further view of the store, if one can be had at once.
+/// Opens an extra snapshot of the store; None if none is free at once.
 pub(super) type ExtraSnapshot<'s> =
     dyn Fn() -> Result<Option<Box<dyn StoreSnapshot + 's>>, StoreError> + Sync + 's;
 
-/// The first hour of a UTC day.
 pub(super) fn first_hour(day: i32) -> Hour {
     Hour(day.saturating_mul(24))
 }
 
-/// Merges all that a query asks for.
-///
-/// # Errors
-/// See [`StoreError`].
+/// Merges every rollup that the query matches, plus the count of the overflow series.
 pub(super) fn fold(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
@@ -40,8 +37,8 @@ pub(super) fn fold(
     overflow(snapshot, query, request, &mut |_, count| groups.overflow += count)
 }
 
-/// Visits the events of the metric's overflow series by hours, if the query counts them: one
-/// series, found by its label, whatever the query's own matchers say.
+/// Visits the hourly event counts of the metric's overflow series, if the request wants them. It is
+/// a single series, found by its own label and not by the query's matchers.
 fn overflow(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
@@ -59,13 +56,10 @@ fn overflow(
     snapshot.rollups(&query, &mut |_, hour, rollup| visit(hour, rollup.figures.count))
 }
 
-/// The groups of each day, of which revisions are given. The days follow each other.
-///
-/// # Errors
-/// See [`StoreError`].
+/// Reads the groups of each of the `days`, given as (day, revision). The days must be consecutive.
 pub(super) fn read<'p>(
     snapshot: &mut dyn StoreSnapshot,
-    further: &ExtraSnapshot<'_>,
+    extra: &ExtraSnapshot<'_>,
     query: &RollupQuery<'_>,
     (request, cost): (&'p QueryRequest, MergeLimits<'p>),
     days: &[(i32, u64)],
@@ -78,9 +72,11 @@ pub(super) fn read<'p>(
     }
     let (near, far) = days.split_at(days.len() / 2);
     std::thread::scope(|scope| {
-        let run = || read_concurrently(further, query, (request, cost), far);
+        let run = || read_concurrently(extra, query, (request, cost), far);
         let thread = std::thread::Builder::new().name("query".to_owned()).spawn_scoped(scope, run);
         let mut parts = groups(snapshot, query, (request, cost), near)?;
+        // Joined only after this thread's half is done. If no thread or no usable snapshot was
+        // available, this thread reads the second half too.
         let read = thread.ok().and_then(|thread| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
@@ -89,20 +85,20 @@ pub(super) fn read<'p>(
     })
 }
 
-/// The groups of days in a view of their own. None if it has other revisions, or whatever fails:
-/// the query's own view has these days, too, and says what is wrong.
+/// Reads days in an extra snapshot. Returns None if its revisions differ or anything fails: the
+/// caller then reads these days in the query's own snapshot, and reports the error if it persists.
 fn read_concurrently<'p>(
-    further: &ExtraSnapshot<'_>,
+    extra: &ExtraSnapshot<'_>,
     query: &RollupQuery<'_>,
-    asked: (&'p QueryRequest, MergeLimits<'p>),
+    request_and_limits: (&'p QueryRequest, MergeLimits<'p>),
     days: &[(i32, u64)],
 ) -> Option<Vec<GroupSet<'p>>> {
-    let mut snapshot = further().ok()??;
+    let mut snapshot = extra().ok()??;
     let revisions = snapshot.revisions(query.tenant, query.metric, range(days)).ok()?;
     if !days.iter().map(|(_, revision)| *revision).eq(revisions) {
         return None;
     }
-    groups(&mut *snapshot, query, asked, days).ok()
+    groups(&mut *snapshot, query, request_and_limits, days).ok()
 }
 
 fn groups<'p>(
@@ -145,7 +141,7 @@ mod tests {
 
     const LOG: LogId = LogId([3; 16]);
 
-    /// Counts one event in an hour of each of these days.
+    /// Counts one event in one hour of each of these days.
     fn write(store: &MemoryStore, days: Range<i32>, nonce: u64) {
         let claim = store.claim(ShardId(0), LOG, nonce).expect("a claim").checkpoint;
         let series = Series::new("t", "m", []);
@@ -164,7 +160,7 @@ mod tests {
         store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("a flush");
     }
 
-    /// The counts of the days `[0, of)` at their first view, while others are had from `further`.
+    /// The counts of the days `0..of` in a snapshot of `first`; extra snapshots come from `extra`.
     fn counts(first: &MemoryStore, further: &ExtraSnapshot<'_>, of: i32) -> Vec<u64> {
         let params = [("metric", "m"), ("from", "0"), ("to", "8640000000"), ("step", "1d")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()));

@@ -1,4 +1,4 @@
-//! The engine: one snapshot, then the live deltas above exactly its checkpoints.
+//! The query engine: one store snapshot, then exactly the live deltas above its checkpoints.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -28,30 +28,31 @@ use crate::persistence::store::{MetricInfo, RollupQuery, RollupStore, StoreError
 use crate::shards::state::{AccountingQuery, LiveQuery};
 use crate::telemetry;
 
-/// Limits of queries.
+/// The configured limits of queries.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct QueryLimits {
-    /// `query.max_points`.
     pub max_points: usize,
-    /// `query.max_series`.
     pub max_series: usize,
-    /// `query.stale_after` in milliseconds.
+    /// `query.stale_after` in milliseconds: a shard extra behind makes an answer `partial`.
     pub stale_after_ms: i64,
-    /// `query.cache` in bytes.
+    /// `query.cache` in bytes; 0 turns the cache off.
     pub cache_bytes: u64,
 }
 
-/// Points of days that are read at once and merged afterwards: so many that a long range of few
-/// groups is one piece, so few that days of many groups do not lie in memory beside each other.
+/// Target number of points in the days that are read together and merged afterwards. Large enough
+/// that a long range with few groups is one read; small enough that days with many groups are not
+/// in memory at the same time.
 const PART_POINTS: usize = 50_000;
-/// How many times more days are read at once than before.
+/// By which factor the number of days per read may grow from one read to the next: the first days
+/// may be sparser than the rest.
 const MORE_DAYS: usize = 8;
 
-/// Ranges of more days than this are read without looking up days: nobody has so much data in one
-/// place.
+/// Longer ranges are read without the day cache: no store holds that many days, and every day costs
+/// a revision look-up.
 const MAX_DAYS: i64 = 4_000;
 
-/// Answers queries.
+/// Answers queries from the store and the shards' live deltas.
 pub struct QueryEngine {
     store: Arc<dyn RollupStore>,
     live: Arc<dyn LiveReader>,
@@ -60,8 +61,8 @@ pub struct QueryEngine {
     cache: DayCache,
 }
 
-/// The UTC days that lie whole within the hours and before `today`; none if there are too many to
-/// look up one by one.
+/// The UTC days that lie entirely within the hours and before `today`; empty if there are more than
+/// [`MAX_DAYS`].
 fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
     let from = first.0.div_euclid(24) + i32::from(first.0.rem_euclid(24) != 0);
     let to = end.0.div_euclid(24).min(today);
@@ -69,7 +70,7 @@ fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
 }
 
 impl QueryEngine {
-    /// An engine over a store and the live deltas.
+    /// An engine without a shared cache.
     pub fn new(
         store: Arc<dyn RollupStore>,
         live: Arc<dyn LiveReader>,
@@ -79,7 +80,7 @@ impl QueryEngine {
         Self::with_shared_cache(store, live, clock, limits, None)
     }
 
-    /// An engine with a second cache behind that of the process.
+    /// An engine with a cache that nodes share behind its own.
     pub fn with_shared_cache(
         store: Arc<dyn RollupStore>,
         live: Arc<dyn LiveReader>,
@@ -99,10 +100,10 @@ impl QueryEngine {
     ) -> Result<QueryOutput<'a>, QueryError> {
         let (mut groups, mut completeness) = self.collect(tenant, request, budget)?;
         if completeness.has_stale_checkpoint() {
-            // Before the next ones are counted.
+            // Releases its charge first: the budget must not be charged for both results at once.
             drop(groups);
-            // A shard started again between the snapshot and its answer: a new snapshot knows its
-            // new epoch.
+            // A shard changed owners after the snapshot, or no longer keeps the batches above it.
+            // A new snapshot has its new epoch and checkpoint.
             (groups, completeness) = self.collect(tenant, request, budget)?;
         }
         if let Some(why) = groups.failed.take() {
@@ -139,35 +140,38 @@ impl QueryEngine {
         request: &'a QueryRequest,
         budget: &'a QueryBudget,
     ) -> Result<(GroupSet<'a>, QueryCompleteness), QueryError> {
-        // With `limit` only the end tells which groups are left.
+        // With `limit`, the number of points is known only after the groups are sorted and
+        // truncated.
         let max_points = request.limit.is_none().then_some(self.limits.max_points);
         let mut groups = GroupSet::new(request, MergeLimits { budget, max_points });
         let failed = |error| self.failed(error, budget);
         let mut snapshot = self.store.snapshot_for(budget).map_err(failed)?;
-        let asked = self.shard_reads(&mut *snapshot).map_err(failed)?;
+        // Checkpoints and rollups come from the same snapshot: this is what makes the sum exact.
+        let reads = self.shard_reads(&mut *snapshot).map_err(failed)?;
         self.add_stored(tenant, request, &mut *snapshot, &mut groups).map_err(failed)?;
+        // Released before shards are reads: a slow shard must not hold a connection of the store.
         drop(snapshot);
-        let completeness = self.add_live(tenant, request, &asked, &mut groups);
+        let completeness = self.add_live(tenant, request, &reads, &mut groups);
         match budget.abort_reason() {
             Some(why) => Err(self.ended(why)),
             None => Ok((groups, completeness)),
         }
     }
 
-    /// Every shard, with its checkpoint in the snapshot.
+    /// All shards, each with its checkpoint in the snapshot; None if it has none yet.
     fn shard_reads(&self, snapshot: &mut dyn StoreSnapshot) -> Result<Vec<ShardRead>, StoreError> {
-        let mut asked: Vec<ShardRead> =
+        let mut reads: Vec<ShardRead> =
             (0..self.live.shard_count()).map(|shard| (ShardId(shard), None)).collect();
         for (shard, checkpoint) in snapshot.checkpoints()? {
-            if let Some(asked) = asked.get_mut(shard.0 as usize) {
-                asked.1 = Some(checkpoint);
+            if let Some(reads) = reads.get_mut(shard.0 as usize) {
+                reads.1 = Some(checkpoint);
             }
         }
-        Ok(asked)
+        Ok(reads)
     }
 
-    /// The part of the answer that lies in the store: whole days that are over from the cache, the
-    /// rest from the rows.
+    /// Adds the stored part of the answer: complete days from the cache or the store, the hours
+    /// before and after them from the store.
     fn add_stored(
         &self,
         tenant: &str,
@@ -189,34 +193,37 @@ impl QueryEngine {
         let cost = groups.limits();
         let query =
             |from: Hour, to: Hour| self.rollup_query(tenant, request, cost.budget, from, to);
-        // Days share the buckets of a longer step: their points are not those of the answer.
+        // Days of a longer step share buckets, so their points do not add up to those of the
+        // answer.
         let of_days = MergeLimits {
             max_points: cost.max_points.filter(|_| request.step == TimeStep::Hours(1)),
             ..cost
         };
         days::fold(snapshot, &query(first, first_hour(days.start)), request, groups)?;
-        // Neighbouring days that are not kept are read at once, as many as do not hold too many
-        // groups.
-        let mut unknown: Vec<(i32, u64)> = Vec::new();
+        // Consecutive uncached days are read together, as many as keep the points of one read near
+        // PART_POINTS. Ungrouped queries have one group, so their days need no probing.
+        let mut uncached: Vec<(i32, u64)> = Vec::new();
         let mut at_once = if request.group_by.is_empty() { usize::MAX } else { 1 };
         let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
         let mut parts = self.cache.look_up(tenant, request, &wanted);
+        // The extra element at the end flushes what is still in `uncached`; its revision 0 matches
+        // no day.
         for (day, revision) in wanted.iter().copied().chain([(days.end, 0)]) {
-            let kept = parts.next_part();
-            if revision > 0 && kept.is_none() {
-                unknown.push((day, revision));
-                if unknown.len() < at_once {
+            let cached = parts.next_part();
+            if revision > 0 && cached.is_none() {
+                uncached.push((day, revision));
+                if uncached.len() < at_once {
                     continue;
                 }
             }
-            let further = || self.store.snapshot_at_once(cost.budget);
+            let extra = || self.store.snapshot_at_once(cost.budget);
             let read =
-                days::read(snapshot, &further, &query(first, end), (request, of_days), &unknown)?;
+                days::read(snapshot, &extra, &query(first, end), (request, of_days), &uncached)?;
             if !read.is_empty() {
                 let points = read.iter().map(GroupSet::points).sum::<usize>().div_ceil(read.len());
                 at_once = (PART_POINTS / points.max(1)).clamp(1, at_once.saturating_mul(MORE_DAYS));
             }
-            for ((day, revision), mut part) in unknown.drain(..).zip(read) {
+            for ((day, revision), mut part) in uncached.drain(..).zip(read) {
                 if part.failed.is_some() {
                     groups.failed = part.failed.take();
                     return Ok(());
@@ -225,7 +232,7 @@ impl QueryEngine {
                 groups.merge_part(&part);
                 self.cache.put(tenant, request, day, revision, part);
             }
-            if let Some(part) = kept {
+            if let Some(part) = cached {
                 groups.merge_part(&part);
             }
         }
@@ -257,11 +264,11 @@ impl QueryEngine {
         &self,
         tenant: &str,
         request: &QueryRequest,
-        asked: &[ShardRead],
+        reads: &[ShardRead],
         groups: &mut GroupSet<'_>,
     ) -> QueryCompleteness {
         let now = self.clock.now();
-        let question = LiveQuery {
+        let query = LiveQuery {
             tenant,
             metric: &request.metric,
             from: request.first_hour(),
@@ -273,34 +280,33 @@ impl QueryEngine {
         let mut visit = |_: ShardId, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
             groups.add_live(series, hour, rollup)
         };
-        let reports = self.live.read(asked, &question, &request.matchers, &mut visit);
-        QueryCompleteness::of(asked, &reports, now, self.limits.stale_after_ms)
+        let reports = self.live.read(reads, &query, &request.matchers, &mut visit);
+        QueryCompleteness::of(reads, &reports, now, self.limits.stale_after_ms)
     }
 
-    /// The names of a page: what the store has is read by `stored`, what shards hold beside that is
-    /// shown to `add`.
+    /// The names of a page: `stored` reads them from the snapshot, `add` merges those that shards
+    /// hold and have not flushed yet. Retries once if a checkpoint turned stale in between.
     fn names<T>(
         &self,
-        question: &CatalogueQuery<'_>,
+        query: &CatalogueQuery<'_>,
         stored: impl Fn(&mut dyn StoreSnapshot) -> Result<T, StoreError>,
         add: impl Fn(&mut T, &CatalogueGrowth),
         budget: &QueryBudget,
     ) -> Result<(T, QueryCompleteness), StoreError> {
         let read = || {
             let mut snapshot = self.store.snapshot_for(budget)?;
-            let asked = self.shard_reads(&mut *snapshot)?;
+            let reads = self.shard_reads(&mut *snapshot)?;
             let mut names = stored(&mut *snapshot)?;
             drop(snapshot);
             let now = self.clock.now();
-            let reports =
-                self.live.catalogue(&asked, question, &mut |growth| add(&mut names, growth));
-            Ok((names, QueryCompleteness::of(&asked, &reports, now, self.limits.stale_after_ms)))
+            let reports = self.live.catalogue(&reads, query, &mut |growth| add(&mut names, growth));
+            Ok((names, QueryCompleteness::of(&reads, &reports, now, self.limits.stale_after_ms)))
         };
         let (names, completeness) = read()?;
         if completeness.has_stale_checkpoint() { read() } else { Ok((names, completeness)) }
     }
 
-    /// The books of the hours of append, and how complete they are.
+    /// Event counts by hour of append, with how complete they are.
     fn ledger(
         &self,
         tenant: &str,
@@ -309,19 +315,19 @@ impl QueryEngine {
         budget: &QueryBudget,
     ) -> Result<AccountingOutput, StoreError> {
         let mut snapshot = self.store.snapshot_for(budget)?;
-        let asked = self.shard_reads(&mut *snapshot)?;
-        let mut books = AccountingLedger::from_stored(
+        let reads = self.shard_reads(&mut *snapshot)?;
+        let mut ledger = AccountingLedger::from_stored(
             &snapshot.accounting(tenant, from, to)?,
             &snapshot.accounting("", from, to)?,
         );
         drop(snapshot);
         let now = self.clock.now();
         let reports =
-            self.live.accounting(&asked, &AccountingQuery { tenant, from, to }, &mut |_, row| {
-                books.add_pending(row)
+            self.live.accounting(&reads, &AccountingQuery { tenant, from, to }, &mut |_, row| {
+                ledger.add_pending(row)
             });
-        Ok(books.into_output(QueryCompleteness::of(
-            &asked,
+        Ok(ledger.into_output(QueryCompleteness::of(
+            &reads,
             &reports,
             now,
             self.limits.stale_after_ms,
@@ -349,11 +355,11 @@ impl QueryService for QueryEngine {
         budget: &QueryBudget,
     ) -> Result<MetricsPage, QueryError> {
         let page = request.store_page(budget);
-        let question = request.catalogue_query(tenant, CatalogueNames::Metrics);
+        let query = request.catalogue_query(tenant, CatalogueNames::Metrics);
         let stored = |snapshot: &mut dyn StoreSnapshot| {
             Ok(MetricCatalogue::stored(snapshot.metrics(tenant, &page)?))
         };
-        let found = self.names(&question, stored, MetricCatalogue::add, budget);
+        let found = self.names(&query, stored, MetricCatalogue::add, budget);
         let (catalogue, completeness) = found.map_err(|error| self.failed(error, budget))?;
         let metrics = catalogue.metrics().filter(|info| page.contains(&info.metric)).collect();
         Ok(request.into_page(metrics, completeness, |info: &MetricInfo| &info.metric))
@@ -368,7 +374,7 @@ impl QueryService for QueryEngine {
         budget: &QueryBudget,
     ) -> Result<LabelValuesPage, QueryError> {
         let page = request.store_page(budget);
-        let question = request.catalogue_query(tenant, CatalogueNames::Values(name, metric));
+        let query = request.catalogue_query(tenant, CatalogueNames::Values(name, metric));
         let stored = |snapshot: &mut dyn StoreSnapshot| {
             let values: BTreeSet<String> =
                 snapshot.label_values(tenant, name, metric, &page)?.into_iter().collect();
@@ -377,9 +383,8 @@ impl QueryService for QueryEngine {
         let add = |values: &mut BTreeSet<String>, growth: &CatalogueGrowth| {
             values.extend(growth.values.iter().cloned())
         };
-        let (values, completeness) = self
-            .names(&question, stored, add, budget)
-            .map_err(|error| self.failed(error, budget))?;
+        let (values, completeness) =
+            self.names(&query, stored, add, budget).map_err(|error| self.failed(error, budget))?;
         Ok(request.into_page(values.into_iter().collect(), completeness, String::as_str))
     }
 
@@ -389,12 +394,12 @@ impl QueryService for QueryEngine {
         hours: Range<Hour>,
         budget: &QueryBudget,
     ) -> Result<AccountingOutput, QueryError> {
-        let books = || {
+        let ledger = || {
             self.ledger(tenant, hours.start, hours.end, budget)
                 .map_err(|error| self.failed(error, budget))
         };
-        let answer = books()?;
-        // A new snapshot knows where a shard went to.
-        if answer.completeness.has_stale_checkpoint() { books() } else { Ok(answer) }
+        let answer = ledger()?;
+        // A new snapshot has the new epoch or checkpoint of the shard.
+        if answer.completeness.has_stale_checkpoint() { ledger() } else { Ok(answer) }
     }
 }

@@ -1,9 +1,9 @@
-//! Merging rollups into the groups and buckets of an answer. Pure.
+//! Merges rollups into the groups and buckets of an answer. Pure.
 //!
-//! Rows come by the hundred thousand, an hour at a time, so the way from a row to its point is
-//! short: the bucket of the last hour is kept, a series finds its group by its id, and a group's
-//! points are appended at the end. What it holds is charged as it grows, so that a query that
-//! becomes too large ends there.
+//! Rows arrive by the hundred thousand, hour by hour, so the path from a row to its point is short:
+//! the last hour's bucket is cached, series find their group by series id, and points are usually
+//! appended at the end. Memory is charged as it grows, so an oversized query is aborted while it
+//! runs.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -24,20 +24,20 @@ use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
-/// Values of the `by` labels.
+/// The values of the `by` labels, in the order of the request.
 pub type GroupKey = Vec<String>;
 
-/// One series of an answer.
+/// One series of an answer: a group with its points.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct SeriesGroup {
-    /// Its labels.
     pub key: GroupKey,
-    /// Its points, ascending.
+    /// By the start of the bucket, ascending.
     pub points: Vec<(Millis, Rollup)>,
 }
 
 impl SeriesGroup {
-    /// The point of a bucket; whether it is new.
+    /// The point of a bucket, created if absent; true if it is new.
     fn point(&mut self, bucket: Millis) -> (&mut Rollup, bool) {
         let at = match self.points.last() {
             Some((last, _)) if *last < bucket => Err(self.points.len()),
@@ -53,30 +53,30 @@ impl SeriesGroup {
     }
 }
 
-/// What merging may cost.
+/// The limits of a merge.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct MergeLimits<'a> {
-    /// The query's budget.
     pub budget: &'a QueryBudget,
-    /// Points of the whole answer; none if only its end tells how many those are.
+    /// Maximum number of points in the answer; None if they cannot be counted while merging.
     pub max_points: Option<usize>,
 }
 
-/// Bytes of a point, with the room that a growing list keeps.
+/// Bytes of a point, including the spare capacity of a growing `Vec`.
 const POINT_BYTES: usize = 3 * size_of::<(Millis, Rollup)>() / 2;
-/// Bytes of a group beside its labels and points, its entry in the index included.
+/// Bytes of a group without its labels and points; includes its index entry.
 const GROUP_BYTES: usize = 200;
-/// Bytes by which a series finds its group.
+/// Bytes of an entry in `by_series`.
 const SERIES_BYTES: usize = 48;
-/// Bytes of a label beside its text.
+/// Bytes of a label value without its text.
 const LABEL_BYTES: usize = 64;
 
-/// What is kept of one day of an answer.
+/// The cached result of one day of a query.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Default)]
 pub struct DayPart {
-    /// Its groups.
     pub groups: Vec<SeriesGroup>,
-    /// Events of the overflow series, if the query counts them.
+    /// Events of the overflow series; 0 if the query does not ask for them.
     pub overflow: u64,
 }
 
@@ -84,24 +84,24 @@ pub struct DayPart {
 pub struct GroupSet<'a> {
     request: &'a QueryRequest,
     groups: Vec<SeriesGroup>,
-    /// Places of groups by their keys, which are held by the groups alone. The values of labels
-    /// are strangers': the hash has a random seed.
+    /// Indices into `groups` by key; the keys are stored in `groups` only. Label values come from
+    /// clients, so the hash is randomly seeded against crafted collisions.
     by_key: HashTable<u32>,
     hasher: RandomState,
+    /// Series ids are hashes already, so a fixed seed will do.
     by_series: HashMap<SeriesId, u32, FixedState>,
     last_bucket: Range<Millis>,
-    /// Events of the overflow series, whatever the matchers say; only counted if the query asks
-    /// for labels.
+    /// Events of the overflow series, whatever the matchers say. Counted only if the query depends
+    /// on labels.
     pub overflow: u64,
     points: usize,
     limits: MergeLimits<'a>,
     charge: QueryCharge<'a>,
-    /// Why merging stopped, if it did.
+    /// Why merging stopped: a figure or a bucket is out of range.
     pub failed: Option<String>,
 }
 
 impl<'a> GroupSet<'a> {
-    /// No groups.
     pub fn new(request: &'a QueryRequest, cost: MergeLimits<'a>) -> Self {
         Self {
             request,
@@ -118,18 +118,17 @@ impl<'a> GroupSet<'a> {
         }
     }
 
-    /// Number of points.
+    /// Number of points in all groups.
     pub fn points(&self) -> usize {
         self.points
     }
 
-    /// What merging may cost.
     pub fn limits(&self) -> MergeLimits<'a> {
         self.limits
     }
 
-    /// Merges one live delta. If events of the overflow series are counted it comes whatever the
-    /// matchers say.
+    /// Merges one live delta. Shards send the overflow series regardless of the matchers if the
+    /// query asks for it, so the matchers are applied to it here.
     pub fn add_live(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
         if self.request.overflow.is_some() && series.series.is_overflow() {
             self.overflow += rollup.figures.count;
@@ -142,6 +141,7 @@ impl<'a> GroupSet<'a> {
 
     /// Merges one rollup of a series.
     pub fn add(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
+        // Rows still arriving after an abort are dropped: the caller checks the budget at the end.
         if self.limits.budget.abort_reason().is_some() {
             return;
         }
@@ -170,7 +170,7 @@ impl<'a> GroupSet<'a> {
         self.merge(group, bucket, rollup);
     }
 
-    /// Merges groups that were merged before.
+    /// Merges the cached result of a day.
     pub fn merge_part(&mut self, part: &DayPart) {
         self.overflow += part.overflow;
         for group in &part.groups {
@@ -182,7 +182,7 @@ impl<'a> GroupSet<'a> {
         }
     }
 
-    /// The groups as they are.
+    /// The groups as a cacheable part.
     pub fn into_part(self) -> DayPart {
         DayPart { groups: self.groups, overflow: self.overflow }
     }
@@ -205,6 +205,7 @@ impl<'a> GroupSet<'a> {
     fn merge(&mut self, group: u32, bucket: Millis, rollup: &Rollup) {
         let (point, new) = self.groups[group as usize].point(bucket);
         let sketches = self.request.wants_distinct() || self.request.wants_quantiles();
+        // Measuring the heap of sketches walks them, so queries without sketches skip it.
         let before = if sketches { heap_bytes(point) } else { 0 };
         if point.figures.sum.checked_add(rollup.figures.sum).is_none() {
             self.failed = Some("the sum exceeds 128 bits: ask for a shorter step".to_owned());
@@ -240,10 +241,11 @@ impl<'a> GroupSet<'a> {
         Ok(self.last_bucket.start)
     }
 
-    /// The groups in the order asked for, cut at the limit, and what they hold. Those of one rank
-    /// are by their labels.
+    /// The groups in the requested order, truncated to the limit, with the charge for their memory.
+    /// Ties are broken by labels.
     pub fn into_ordered(self) -> (Vec<SeriesGroup>, QueryCharge<'a>) {
         let (request, mut groups) = (self.request, self.groups);
+        // Sorted by labels in any case: the sort by rank below is stable, so this breaks its ties.
         groups.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         if request.order != SeriesOrder::Labels {
             let first = request.aggregates.first().copied().unwrap_or(Aggregate::Count);

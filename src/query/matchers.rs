@@ -1,4 +1,4 @@
-//! Label matchers in the manner of Prometheus: `{page=~"/blog/.*",country!="DE"}`. Regular
+//! Parser of label matchers in Prometheus syntax: `{page=~"/blog/.*",country!="DE"}`. Regular
 //! expressions are anchored.
 
 use regex::RegexBuilder;
@@ -6,16 +6,16 @@ use regex::RegexBuilder;
 use super::request::{check_label_name, excerpt};
 use crate::model::matcher::Matcher;
 
-/// Memory of one compiled expression; the `regex` crate runs in linear time, so size is all that
-/// needs a limit.
+/// Memory limit of one compiled expression in bytes. The `regex` crate matches in linear time, so
+/// only the size needs a limit.
 const REGEX_BYTES: usize = 1 << 20;
-/// Matchers of one query.
+/// Maximum number of matchers in one query.
 const MAX_MATCHERS: usize = 32;
 
 /// Parses a `where` parameter; empty means no matcher.
 ///
 /// # Errors
-/// Says what was expected and where.
+/// If the text is malformed; the message says what was expected and where.
 pub fn parse(text: &str) -> Result<Vec<Matcher>, String> {
     let inner = text.trim();
     let inner = inner
@@ -25,11 +25,11 @@ pub fn parse(text: &str) -> Result<Vec<Matcher>, String> {
     let mut rest = inner.trim();
     let mut matchers = Vec::new();
     while !rest.is_empty() {
-        let (matcher, behind) = one(rest)?;
+        let (matcher, after) = one(rest)?;
         matchers.push(matcher);
-        rest = behind.trim_start();
+        rest = after.trim_start();
         rest = match rest.strip_prefix(',') {
-            Some(behind) => behind.trim_start(),
+            Some(after) => after.trim_start(),
             None if rest.is_empty() => rest,
             None => return Err(format!("expected a comma before {:?}", excerpt(rest))),
         };
@@ -61,9 +61,9 @@ fn one(text: &str) -> Result<(Matcher, &str), String> {
     Ok((matcher, rest))
 }
 
-/// A value between quotes, and what follows. Between backticks nothing is an escape. Otherwise the
-/// escapes are those of PromQL and those of JSON, which is what programs write; in a regular
-/// expression all but those of the quotes are the expression's own.
+/// Parses a quoted value; returns it and the rest of the text. Backticks quote raw text without
+/// escapes. Other quotes accept the escapes of PromQL and JSON, because programs write JSON. In a
+/// regular expression, all escapes but those of the quotes are left to the expression.
 fn quoted(text: &str, regex: bool) -> Result<(String, &str), String> {
     let quote = text
         .chars()
@@ -87,7 +87,7 @@ fn quoted(text: &str, regex: bool) -> Result<(String, &str), String> {
     Err(format!("the quote of {:?} is not closed", excerpt(text)))
 }
 
-/// One escape, behind its backslash; what follows.
+/// Parses one escape; `text` starts after the backslash. Returns the rest of the text.
 fn escape<'t>(text: &'t str, regex: bool, value: &mut Vec<u8>) -> Result<&'t str, String> {
     let mut chars = text.chars();
     let kind = chars.next().unwrap_or_default();
@@ -119,7 +119,8 @@ fn escape<'t>(text: &'t str, regex: bool, value: &mut Vec<u8>) -> Result<&'t str
         )
     };
     match kind {
-        // The pairs of JSON are no escapes of regular expressions, and one half is no character.
+        // A surrogate pair is a JSON escape even in a regular expression: regex syntax has no
+        // surrogates.
         'u' if !regex || surrogate(rest) => {
             let (code, rest) = unicode(rest).ok_or_else(unknown)?;
             let c = code.encode_utf8(&mut [0; 4]).to_owned();
@@ -151,7 +152,7 @@ fn escape<'t>(text: &'t str, regex: bool, value: &mut Vec<u8>) -> Result<&'t str
     }
 }
 
-/// A number of so many digits, and what follows.
+/// Parses a number of exactly `digits` digits; returns it and the rest of the text.
 fn number(text: &str, digits: usize, radix: u32) -> Option<(u32, &str)> {
     let (number, rest) = text.split_at_checked(digits)?;
     let number = number
@@ -165,21 +166,21 @@ fn surrogate(text: &str) -> bool {
     number(text, 4, 16).is_some_and(|(code, _)| (0xd800..0xe000).contains(&code))
 }
 
-/// The character behind `\u`: four digits, or twice four as a surrogate pair.
+/// Parses the code point after `\u`: four digits, or a surrogate pair of two escapes.
 fn unicode(text: &str) -> Option<(char, &str)> {
     let (first, rest) = number(text, 4, 16)?;
     if let Some(c) = char::from_u32(first) {
         return Some((c, rest));
     }
-    let (second, behind) = number(rest.strip_prefix("\\u")?, 4, 16)?;
+    let (second, after) = number(rest.strip_prefix("\\u")?, 4, 16)?;
     let pair = [u16::try_from(first).ok()?, u16::try_from(second).ok()?];
     let mut decoded = char::decode_utf16(pair);
     let c = decoded.next()?.ok()?;
-    decoded.next().is_none().then_some((c, behind))
+    decoded.next().is_none().then_some((c, after))
 }
 
 fn anchored(pattern: &str) -> Result<regex::Regex, String> {
-    // Compiled bare first: `a)|(b` would close the group that anchors it.
+    // Compiled without anchors first: `a)|(b` would close the group that anchors it.
     RegexBuilder::new(pattern).size_limit(REGEX_BYTES).build().map_err(|e| {
         format!("the regular expression {:?} is not valid or too large: {e}", excerpt(pattern))
     })?;
@@ -233,7 +234,7 @@ mod tests {
         ] {
             assert!(passes(matchers, &of), "{matchers}");
         }
-        // Of what a program writes no byte is lost.
+        // Every byte that a program writes survives.
         for value in [
             "",
             "\u{0}",
@@ -248,11 +249,11 @@ mod tests {
                 "{json}"
             );
         }
-        // One of quotes belongs to the quotes, one of expressions to the expression.
+        // An escaped quote belongs to the quoting, an escaped dot to the expression.
         assert!(passes(r#"{c=~"a\.b\d+"}"#, &[("c", "a.b12")]));
         assert!(!passes(r#"{c=~"a\.b\d+"}"#, &[("c", "axb12")]));
         assert!(passes(r#"{c=`a\u00fc`}"#, &[("c", r"a\u00fc")]));
-        // A character of a pair is no expression.
+        // An escaped surrogate pair is a literal character, not an expression.
         assert!(!passes(r#"{c=~"\ud83d\ude00"}"#, &[("c", "x")]));
     }
 

@@ -1,8 +1,8 @@
-//! Queries: one store snapshot ⊕ exactly the live deltas above its checkpoints, merged into steps
-//! and groups.
+//! Queries: one store snapshot plus exactly the live deltas above its checkpoints, merged into time
+//! steps and groups.
 //!
-//! What always holds: a flush that commits in the middle is neither missed nor counted twice; a
-//! shard that cannot answer, or has fallen behind, makes the answer `partial` and is named in it.
+//! A flush that commits during a query is neither missed nor counted twice. A shard that cannot
+//! answer, or has fallen behind, makes the answer `partial` and is named in it.
 
 pub mod absent;
 pub mod accounting;

@@ -1,10 +1,10 @@
-//! A part of an answer as bytes, for the second cache. Pure.
+//! The binary form of a cached day, for the shared cache. Pure.
 //!
-//! The name and the authentication code of a part derive from everything that it depends on:
-//! tenant, query, day, revision, the version of this format and of Rollmill. Revisions name the
-//! write itself and cannot be guessed, so nobody who only reads or writes the cache can find out
-//! what a name stands for, or make bytes that pass; what passes was written by a node of this store
-//! for this very part. Everything else is a miss.
+//! The name and the authentication code of a part are derived from everything it depends on:
+//! tenant, query, day, revision, the version of this format and of Rollmill. Revisions identify the
+//! write itself and cannot be guessed. Hence somebody with access to the cache alone can neither
+//! tell what a name stands for nor forge bytes that pass. Bytes that pass were written by a node of
+//! this store for this very part; everything else is a miss.
 
 use super::groups::{DayPart, SeriesGroup};
 use super::request::QueryRequest;
@@ -12,19 +12,19 @@ use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::rollup::{Rollup, RollupFigures};
 
-/// Version of the bytes: first the version, then 16 bytes of authentication code, then the body.
-/// All numbers are big-endian. The body: events of the overflow series (u64), number of groups
-/// (u32), each: number of labels (u32), each with its length (u32); number of points (u32), each
-/// its start (i64) and its rollup in its canonical bytes.
+/// Format version. Layout: version (1 byte), authentication code (16 bytes), body. The body: events
+/// of the overflow series (u64), number of groups (u32), then the groups. A group: number of labels
+/// (u32), each with its length (u32); number of points (u32), each with its start (i64) and its
+/// rollup in canonical bytes. All integers are big-endian.
 const VERSION: u8 = 2;
 const CODE_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + CODE_BYTES;
 
-/// What a part is found by.
+/// The secret key of a part, from which its public name and its authentication code derive.
 pub(super) struct PartName([u8; 32]);
 
 impl PartName {
-    /// Of a tenant's query, a day and its revision.
+    /// Derives the key from a tenant's query, a day and the day's revision.
     pub(super) fn new(tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> Self {
         let mut material = Vec::new();
         for text in [env!("CARGO_PKG_VERSION"), tenant, request.cache_key.as_str()] {
@@ -36,7 +36,7 @@ impl PartName {
         Self(blake3::derive_key("rollmill 2026 query part, version 2", &material))
     }
 
-    /// The name in the cache.
+    /// The name under which the shared cache stores the part.
     pub(super) fn public(&self) -> [u8; 32] {
         *blake3::keyed_hash(&self.0, b"name").as_bytes()
     }
@@ -49,7 +49,7 @@ impl PartName {
         code
     }
 
-    /// The part as bytes.
+    /// Serialises a part, including its authentication code.
     pub(super) fn encode(&self, part: &DayPart) -> Vec<u8> {
         let mut out = vec![VERSION; HEAD_BYTES];
         out.extend(part.overflow.to_be_bytes());
@@ -71,10 +71,10 @@ impl PartName {
         out
     }
 
-    /// The part in the bytes.
+    /// Parses and authenticates a part.
     ///
     /// # Errors
-    /// If they are anything but what [`PartName::encode`] made for this name.
+    /// If the bytes are not exactly what [`PartName::encode`] returned for this name.
     pub(super) fn decode(&self, bytes: &[u8]) -> Result<DayPart, CodecError> {
         let mut input = bytes;
         if take(&mut input)? != [VERSION] {
@@ -103,7 +103,7 @@ fn take<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], CodecError> {
     Ok(*head)
 }
 
-/// Bytes behind their length.
+/// Reads a length and that many bytes.
 fn slice<'a>(input: &mut &'a [u8]) -> Result<&'a [u8], CodecError> {
     let length = u32::from_be_bytes(take(input)?) as usize;
     let (head, rest) = input.split_at_checked(length).ok_or_else(|| bad("it ends early"))?;

@@ -1,8 +1,8 @@
-//! By what series are ordered: exact numbers, and what has none comes last. Pure.
+//! The values by which series are sorted. Exact; series without a value come last. Pure.
 //!
-//! A sum over many windows may exceed 128 bits and an average is a fraction, so both are compared
-//! with wider whole numbers. As doubles, amounts of money would tie from 10^15 on, and which of
-//! them is in the top ten would be chance.
+//! A sum over many windows can exceed 128 bits and an average is a fraction, so both are compared
+//! as wider integers. As doubles, amounts of money would tie above 10^15 and the top ten would be
+//! arbitrary.
 
 use std::cmp::Ordering;
 
@@ -11,21 +11,21 @@ use crate::model::decimal::Decimal;
 use crate::model::rollup::Rollup;
 use crate::model::window::Millis;
 
-/// The figure of a series over its whole range.
+/// The value of an aggregate over a series' whole range.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub(super) enum RankValue {
-    /// A whole number.
+    /// A count of events or users.
     Whole(u128),
-    /// A value.
+    /// A minimum, maximum or quantile.
     Value(Decimal),
-    /// A sum of values.
     Sum(WideSum),
-    /// A sum divided by a number of values, never by none.
+    /// A sum and the number of values it is divided by, which is never 0.
     Fraction(WideSum, u64),
 }
 
 impl RankValue {
-    /// Of all points of a series; none if they have no such figure.
+    /// Computes the value from all points of a series; None if no event has a value.
     pub(super) fn of(aggregate: Aggregate, points: &[(Millis, Rollup)]) -> Option<Self> {
         let figures = || points.iter().map(|(_, rollup)| &rollup.figures);
         let values: u64 = figures().map(|f| f.value_count).sum();
@@ -36,7 +36,7 @@ impl RankValue {
         }
         let sum = || figures().fold(WideSum::default(), |sum, f| sum.plus(f.sum));
         match aggregate {
-            // Every series has the same range: who has more events has more of them a second.
+            // All series have the same range, so their rates are in the order of their counts.
             Aggregate::Count | Aggregate::Rate => {
                 Some(RankValue::Whole(figures().map(|f| u128::from(f.count)).sum()))
             }
@@ -66,8 +66,7 @@ impl RankValue {
     }
 }
 
-/// Compares the figures of two series: the larger or the smaller one first, and none last either
-/// way.
+/// Orders two series by value, descending or ascending; those without a value come last in both.
 pub(super) fn order(a: Option<&RankValue>, b: Option<&RankValue>, descending: bool) -> Ordering {
     match (a, b) {
         (Some(a), Some(b)) if descending => b.compare(a),
@@ -76,7 +75,7 @@ pub(super) fn order(a: Option<&RankValue>, b: Option<&RankValue>, descending: bo
     }
 }
 
-/// All points as one, without figures that add up.
+/// All points merged. Sums and counts are left out: they could overflow and are not needed here.
 fn merged(points: &[(Millis, Rollup)]) -> Rollup {
     let mut whole = Rollup::default();
     for (_, rollup) in points {
@@ -88,7 +87,7 @@ fn merged(points: &[(Millis, Rollup)]) -> Rollup {
     whole
 }
 
-/// A whole number of 192 bits: `high × 2^64 + low`.
+/// A 192-bit signed integer: `high × 2^64 + low`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct WideSum {
     high: i128,
@@ -96,24 +95,24 @@ pub(super) struct WideSum {
 }
 
 impl WideSum {
-    /// The sum with a number. Cannot overflow: it would take 2^63 numbers.
+    /// Adds a number. Cannot overflow: that would take 2^63 additions.
     fn plus(self, number: i128) -> Self {
         let (low, carry) = self.low.overflowing_add(number as u64);
         Self { high: self.high + (number >> 64) + i128::from(carry), low }
     }
 
-    /// Quotient, rounded down, and remainder.
+    /// The quotient, rounded down, and the remainder.
     fn divided_by(self, divisor: u64) -> (Self, u64) {
         let (quotient, rest) =
             (self.high.div_euclid(i128::from(divisor)), self.high.rem_euclid(i128::from(divisor)));
-        // The rest is smaller than the divisor, so what follows has 128 bits and its quotient 64.
+        // The remainder is below the 64-bit divisor, so `below` fits 128 bits and its quotient 64.
         let below = ((rest as u128) << 64) | u128::from(self.low);
         let low = (below / u128::from(divisor)) as u64;
         (Self { high: quotient, low }, (below % u128::from(divisor)) as u64)
     }
 }
 
-/// Compares `a / n` with `b / m`: by their quotients, and then by what is left.
+/// Compares `a / n` with `b / m`: by their integer quotients, then by cross-multiplied remainders.
 fn compare_fractions((a, n): (WideSum, u64), (b, m): (WideSum, u64)) -> Ordering {
     let ((a, rest_of_a), (b, rest_of_b)) = (a.divided_by(n.max(1)), b.divided_by(m.max(1)));
     a.cmp(&b).then_with(|| {
@@ -164,17 +163,21 @@ mod tests {
     proptest! {
         #[test]
         fn fractions_compare_as_their_cross_products(
-            a in -1_000_000_000_000i128..1_000_000_000_000, n in 1u64..1_000, b in -1_000_000_000_000i128..1_000_000_000_000, m in 1u64..1_000,
+            a in -1_000_000_000_000i128..1_000_000_000_000, n in 1u64..1_000,
+            b in -1_000_000_000_000i128..1_000_000_000_000, m in 1u64..1_000,
             near in any::<bool>(),
         ) {
-            // Half of the cases are equal, or differ by the smallest amount.
+            // Half of the cases are equal or differ by the smallest possible amount.
             let (b, m) = if near { (a * i128::from(m) + b.signum(), n * m) } else { (b, m) };
             let expected = (a * i128::from(m)).cmp(&(b * i128::from(n)));
             prop_assert_eq!(compare_fractions((wide(&[a]), n), (wide(&[b]), m)), expected);
         }
 
         #[test]
-        fn wide_sums_equal_narrow_ones(numbers in proptest::collection::vec(any::<i64>().prop_map(i128::from), 0..20), divisor in 1u64..) {
+        fn wide_sums_equal_narrow_ones(
+            numbers in proptest::collection::vec(any::<i64>().prop_map(i128::from), 0..20),
+            divisor in 1u64..,
+        ) {
             let sum: i128 = numbers.iter().sum();
             prop_assert_eq!(wide(&numbers), wide(&[sum]));
             let (quotient, rest) = wide(&[sum]).divided_by(divisor);

@@ -1,5 +1,5 @@
-//! What is asked: a metric, a range, steps, aggregates, groups and matchers, checked against each
-//! other. Pure.
+//! A query: metric, range, step, aggregates, groups and matchers, validated against each other.
+//! Pure.
 
 use jiff::tz::TimeZone;
 
@@ -9,31 +9,30 @@ use crate::model::matcher::Matcher;
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::{HOUR_MS, Hour, Millis};
 
-/// Characters of a name that a refusal repeats.
+/// How many characters of a name or expression an error message repeats.
 const MAX_EXCERPT: usize = 64;
 
-/// One figure of each point of an answer.
+/// What to compute for each point of an answer.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Aggregate {
-    /// Events.
+    /// The number of events.
     Count,
-    /// Sum of the values.
+    /// The sum of the values; events without a value are not in it.
     Sum,
-    /// Sum by values.
+    /// The sum divided by the number of events that have a value.
     Avg,
-    /// Smallest value.
     Min,
-    /// Largest value.
     Max,
-    /// Distinct users.
+    /// An estimate of the number of distinct users.
     Distinct,
-    /// Events a second.
+    /// Events per second of the bucket.
     Rate,
-    /// A quantile, and its key in answers.
+    /// A quantile between 0 and 1, and its key in answers.
     Quantile(f64, &'static str),
 }
 
-/// The aggregates by their names.
+/// The aggregates with their names in requests and answers.
 pub const AGGREGATES: &[(&str, Aggregate)] = &[
     ("count", Aggregate::Count),
     ("sum", Aggregate::Sum),
@@ -50,99 +49,90 @@ pub const AGGREGATES: &[(&str, Aggregate)] = &[
 ];
 
 impl Aggregate {
-    /// Its key in answers.
+    /// The key of this aggregate in answers.
     pub fn name(self) -> &'static str {
         AGGREGATES.iter().find(|(_, aggregate)| *aggregate == self).map_or("", |(name, _)| name)
     }
 }
 
-/// How the series of an answer are ordered and cut.
+/// How the series of an answer are sorted before `limit` truncates them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeriesOrder {
-    /// By labels.
+    /// By their `by` labels, ascending.
     Labels,
     /// By the first aggregate over the whole range, largest first.
     Descending,
-    /// The same, smallest first.
+    /// By the first aggregate over the whole range, smallest first.
     Ascending,
 }
 
-/// A query before it is checked.
+/// A query as parsed from a request, not validated yet.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct QuerySpec {
-    /// Which metric.
     pub metric: String,
-    /// First millisecond.
+    /// Inclusive start of the range.
     pub from: Millis,
-    /// Exclusive end.
+    /// Exclusive end of the range.
     pub to: Millis,
-    /// The step.
     pub step: TimeStep,
-    /// The time zone of the steps.
+    /// Time zone in which steps longer than an hour are cut.
     pub tz: TimeZone,
-    /// The aggregates, in the order asked for.
+    /// In the order requested, which is the order of the answer.
     pub aggregates: Vec<Aggregate>,
-    /// The labels to group by.
+    /// Names of the labels to group by.
     pub group_by: Vec<String>,
-    /// All must match.
+    /// Filters on labels; a series must pass all of them.
     pub matchers: Vec<Matcher>,
-    /// At most this many series.
+    /// Maximum number of series in the answer; all if None.
     pub limit: Option<usize>,
-    /// Order of the series.
     pub order: SeriesOrder,
 }
 
-/// A checked query.
+/// A validated query. Fields without a comment are those of [`QuerySpec`].
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct QueryRequest {
-    /// Which metric.
     pub metric: String,
-    /// First millisecond, snapped outward to the step.
+    /// Inclusive start, snapped outward to the step.
     pub from: Millis,
     /// Exclusive end, snapped outward to the step.
     pub to: Millis,
-    /// The step.
     pub step: TimeStep,
-    /// The time zone of the steps.
     pub tz: TimeZone,
-    /// The aggregates, in the order asked for.
     pub aggregates: Vec<Aggregate>,
-    /// The labels to group by.
     pub group_by: Vec<String>,
-    /// All must match.
     pub matchers: Vec<Matcher>,
-    /// At most this many series.
     pub limit: Option<usize>,
-    /// Order of the series.
     pub order: SeriesOrder,
-    /// What finds the overflow series, if it may hold events that the answer would tell apart.
+    /// Finds the overflow series. Set if the query groups or filters by labels, because the
+    /// overflow series may then hold events that belong in the answer.
     pub overflow: Option<[Matcher; 1]>,
-    /// What identifies the query in the cache, range left out.
+    /// Identifies the query in the cache. Excludes the range, unless the step is `all`.
     pub cache_key: String,
 }
 
-/// What a query breaks.
+/// Why a query was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
-    /// The range holds nothing.
+    /// `from` is not before `to`.
     #[error("from must be before to")]
     EmptyRange,
-    /// The steps cannot be cut in this zone.
+    /// Steps in this zone do not fall on whole UTC hours, or are not contiguous.
     #[error("{0}")]
     TimeZone(String),
-    /// An aggregate is there twice.
     #[error("the aggregate {0} is asked for twice")]
     RepeatedAggregate(&'static str),
-    /// The labels to group by are too many, not labels, or there twice.
+    /// More labels than a series can have, an invalid label name, or a duplicate.
     #[error("by: {0}")]
     GroupBy(String),
 }
 
 impl QuerySpec {
-    /// Checks it, and snaps the range outward to the step.
+    /// Validates the query and snaps its range outward to the step.
     ///
     /// # Errors
-    /// What it breaks.
+    /// If the range is empty, the steps do not fit the zone, or aggregates or labels are invalid.
     pub fn check(self) -> Result<QueryRequest, InvalidRequest> {
         let Self { metric, from, to, step, tz, aggregates, group_by, matchers, limit, order } =
             self;
@@ -156,13 +146,15 @@ impl QuerySpec {
             aggregates.contains(&Aggregate::Distinct),
             aggregates.iter().any(|a| matches!(a, Aggregate::Quantile(..))),
         );
+        // With one point for the whole range, the start of the range is the key of each cached
+        // point, so two ranges must not share an entry.
         let whole_range = (step == TimeStep::All).then_some(from);
         let cache_key = format!(
             "{:?}",
             (&metric, &matchers, &group_by, step, tz.iana_name(), sketches, whole_range)
         );
-        // Labels of what is beyond the limit of series are not kept, so who asks for labels is told
-        // how much that is.
+        // Events above the series limit lose their labels. A query that depends on labels also
+        // reports how many events that concerns.
         let mut names =
             group_by.iter().map(String::as_str).chain(matchers.iter().map(Matcher::label));
         let labelled = names.any(|name| name != OVERFLOW_LABEL.0);
@@ -185,15 +177,15 @@ impl QuerySpec {
     }
 }
 
-/// None twice, so there are at most as many as there are.
+/// Rejects duplicates, which also limits the list to the number of aggregates that exist.
 fn check_aggregates(aggregates: &[Aggregate]) -> Result<(), InvalidRequest> {
     let twice =
         aggregates.iter().enumerate().find(|(at, aggregate)| aggregates[..*at].contains(aggregate));
     twice.map_or(Ok(()), |(_, aggregate)| Err(InvalidRequest::RepeatedAggregate(aggregate.name())))
 }
 
-/// No more labels than a series can have, each a name that a label can have, none twice: a group
-/// holds a value for each.
+/// Accepts at most as many labels as a series can have, with valid names and without duplicates.
+/// Every group stores a value per label, so this bounds the memory of a group.
 fn check_group_by(labels: &[String]) -> Result<(), InvalidRequest> {
     let refused = |why: String| Err(InvalidRequest::GroupBy(why));
     for (at, name) in labels.iter().enumerate() {
@@ -208,8 +200,7 @@ fn check_group_by(labels: &[String]) -> Result<(), InvalidRequest> {
     Ok(())
 }
 
-/// Whether a series can have a label of this name: one that events may carry, or that of the
-/// overflow series.
+/// Accepts names that a series can have: valid event labels and the label of the overflow series.
 pub(crate) fn check_label_name(name: &str) -> Result<(), String> {
     if name == OVERFLOW_LABEL.0 {
         return Ok(());
@@ -218,33 +209,33 @@ pub(crate) fn check_label_name(name: &str) -> Result<(), String> {
         .map_err(|why| format!("{:?} is no label: {}", excerpt(name), why.message))
 }
 
-/// What an answer repeats of a text that may be a whole request long.
+/// Truncates a client's text for an error message; it may be as long as a whole request.
 pub fn excerpt(text: &str) -> String {
     text.chars().take(MAX_EXCERPT).collect()
 }
 
 impl QueryRequest {
-    /// First hour.
+    /// The hour that holds the start of the range.
     pub fn first_hour(&self) -> Hour {
         Hour::of(self.from)
     }
-    /// Exclusive end.
+    /// Exclusive end of the range, rounded up to a whole hour.
     pub fn end_hour(&self) -> Hour {
         Hour::of(self.to + HOUR_MS - 1)
     }
-    /// Whether a quantile is asked for.
+    /// Whether any aggregate is a quantile.
     pub fn wants_quantiles(&self) -> bool {
         self.aggregates.iter().any(|aggregate| matches!(aggregate, Aggregate::Quantile(..)))
     }
-    /// Whether distinct users are asked for.
+    /// Whether any aggregate counts distinct users.
     pub fn wants_distinct(&self) -> bool {
         self.aggregates.contains(&Aggregate::Distinct)
     }
 
-    /// The bucket that begins at `start`.
+    /// The bucket that starts at `start`.
     ///
     /// # Errors
-    /// If the calendar ends before.
+    /// If the end of the bucket is beyond the calendar's range.
     pub fn bucket(&self, start: Millis) -> Result<std::ops::Range<Millis>, String> {
         if self.step == TimeStep::All {
             Ok(self.from..self.to)

@@ -1,7 +1,6 @@
-//! The ports of the query engine and of what operators see. Blocking: the edge calls them outside
-//! of its event loop.
+//! The port of the query engine. Blocking: the edges call it outside of the async runtime.
 //!
-//! The tenant comes from the API key alone, never from the question.
+//! The tenant is that of the API key, never part of the request.
 
 use std::ops::Range;
 
@@ -12,23 +11,16 @@ use super::request::QueryRequest;
 use crate::model::budget::QueryBudget;
 use crate::model::window::Hour;
 
-/// Answers questions about one tenant's metrics, in data. A question ends early when its budget has
-/// ended.
+/// Answers queries about one tenant's metrics as data. A query is aborted when its budget is.
 pub trait QueryService: Send + Sync {
-    /// Figures of one metric.
-    ///
-    /// # Errors
-    /// See [`QueryError`].
+    /// The series of one metric.
     fn query<'a>(
         &self,
         tenant: &str,
         request: &'a QueryRequest,
         budget: &'a QueryBudget,
     ) -> Result<QueryOutput<'a>, QueryError>;
-    /// A page of the metrics.
-    ///
-    /// # Errors
-    /// See [`QueryError`].
+    /// A page of the tenant's metrics.
     fn metrics(
         &self,
         tenant: &str,
@@ -36,9 +28,6 @@ pub trait QueryService: Send + Sync {
         budget: &QueryBudget,
     ) -> Result<MetricsPage, QueryError>;
     /// A page of the values of a label, of one metric or of all.
-    ///
-    /// # Errors
-    /// See [`QueryError`].
     fn label_values(
         &self,
         tenant: &str,
@@ -47,10 +36,7 @@ pub trait QueryService: Send + Sync {
         request: &PageRequest,
         budget: &QueryBudget,
     ) -> Result<LabelValuesPage, QueryError>;
-    /// What became of the events of these hours of receipt.
-    ///
-    /// # Errors
-    /// See [`QueryError`].
+    /// Event counts by outcome for these hours of append.
     fn accounting(
         &self,
         tenant: &str,

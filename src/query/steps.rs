@@ -1,6 +1,6 @@
-//! Steps of a time series, in a time zone. Days may have 23 or 25 hours; weeks start on Monday; six
-//! hours are from midnight, six, noon and eighteen by the clocks of the zone, so that those around
-//! a change of the clocks are five or seven.
+//! Steps of a time series in a time zone. Days may have 23 or 25 hours. Weeks start on Monday.
+//! Six-hour steps start at 0, 6, 12 and 18 o'clock local time, so a step around a clock change has
+//! five or seven hours.
 
 use std::ops::Range;
 
@@ -10,22 +10,21 @@ use jiff::{Timestamp, ToSpan, ZonedDateTime};
 
 use crate::model::window::{HOUR_MS, Millis};
 
-/// A step.
+/// The width of the points of an answer.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeStep {
-    /// Hours that divide the day: 1 or 6.
+    /// A number of hours that divides the day: 1 or 6.
     Hours(i64),
-    /// A calendar day.
     Day,
-    /// A calendar week from Monday.
+    /// A calendar week; it starts on Monday.
     Week,
-    /// A calendar month.
     Month,
     /// One point for the whole range.
     All,
 }
 
-/// The steps by their names.
+/// The steps with their names in requests and answers.
 pub const STEPS: &[(&str, TimeStep)] = &[
     ("1h", TimeStep::Hours(1)),
     ("6h", TimeStep::Hours(6)),
@@ -36,17 +35,19 @@ pub const STEPS: &[(&str, TimeStep)] = &[
 ];
 
 impl TimeStep {
-    /// Its name.
+    /// The name of this step in requests and answers.
     pub fn name(self) -> &'static str {
         STEPS.iter().find(|(_, step)| *step == self).map_or("", |(name, _)| name)
     }
 
-    /// The bucket that holds `t`, by the clocks of the zone; for [`TimeStep::All`] the caller's range
-    /// is the bucket.
+    /// The bucket that contains `t`, in local time. Not for [`TimeStep::All`], whose bucket is the
+    /// range of the query.
     ///
     /// # Errors
-    /// If the calendar ends before.
+    /// If the bucket is beyond the calendar's range.
     pub fn bucket(self, tz: &TimeZone, t: Millis) -> Result<Range<Millis>, String> {
+        // Fast path: zones are checked to be on whole UTC hours, so one-hour buckets need no
+        // calendar.
         if let TimeStep::Hours(1) = self {
             let start = t.div_euclid(HOUR_MS) * HOUR_MS;
             return Ok(start..start + HOUR_MS);
@@ -54,14 +55,15 @@ impl TimeStep {
         let label = self.label(zoned(tz, t)?.datetime()).map_err(|e| e.to_string())?;
         let start = instant(tz, label)?;
         let mut next = self.following(label).map_err(|e| e.to_string())?;
-        // What a zone leaves out when it crosses the date line has no instant of its own.
+        // A zone that crosses the date line skips a whole day, which has no instant of its own: the
+        // label after it maps to the same instant.
         while instant(tz, next)? <= start {
             next = self.following(next).map_err(|e| e.to_string())?;
         }
         Ok(start..instant(tz, next)?)
     }
 
-    /// Where the bucket of a local time begins by the calendar.
+    /// The local start of the bucket that contains `local`.
     fn label(self, local: DateTime) -> Result<DateTime, jiff::Error> {
         let date = local.date();
         let date = match self {
@@ -84,7 +86,7 @@ impl TimeStep {
         Ok(date.to_datetime(Time::midnight()))
     }
 
-    /// Where the next bucket begins by the calendar.
+    /// The local start of the next bucket.
     fn following(self, label: DateTime) -> Result<DateTime, jiff::Error> {
         label.checked_add(match self {
             TimeStep::Hours(hours) => hours.hours(),
@@ -94,11 +96,11 @@ impl TimeStep {
         })
     }
 
-    /// Snaps a range outward to whole steps; [`TimeStep::All`] to whole hours.
+    /// Snaps a range outward to whole steps; for [`TimeStep::All`], to whole hours.
     ///
     /// # Errors
-    /// If the zone is not on whole hours all over the snapped range, whatever the step: windows are
-    /// hours of UTC.
+    /// If the zone's offset is not a whole number of hours throughout the snapped range. Rollup
+    /// windows are UTC hours, so no step can be cut in such a zone.
     pub fn snap(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(Millis, Millis), String> {
         let unit = if self == TimeStep::All { TimeStep::Hours(1) } else { self };
         let (from, to) = (unit.bucket(tz, from)?.start, unit.bucket(tz, to - 1)?.end);
@@ -109,8 +111,8 @@ impl TimeStep {
 }
 
 impl TimeStep {
-    /// Whether each bucket is one stretch of time: no clock goes back from one bucket into the one
-    /// before, as some do in the Antarctic.
+    /// Rejects zones whose clocks go back across the start of a bucket, as some Antarctic zones
+    /// did: the bucket before would then be two separate stretches of time.
     fn check_contiguous(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
         if self == TimeStep::Hours(1) {
             return Ok(());
@@ -132,8 +134,8 @@ impl TimeStep {
     }
 }
 
-/// Whether the zone's offset is whole hours from `from` until `to`, and changes on whole hours
-/// only.
+/// Rejects zones whose offset is not a whole number of hours between `from` and `to`, or changes
+/// within an hour.
 fn check_whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
     let begin = Timestamp::from_millisecond(from).map_err(|e| e.to_string())?;
     let changes = tz.following(begin).map(|change| (change.timestamp(), change.offset()));
@@ -156,13 +158,14 @@ fn zoned(tz: &TimeZone, t: Millis) -> Result<ZonedDateTime, String> {
         .map_err(|e| e.to_string())
 }
 
-/// When the clocks of the zone show a time first: of two the earlier one, and behind a gap the
-/// first moment after it.
+/// The instant at which the clocks of the zone first show `local`: the earlier one if they show it
+/// twice, the end of the gap if they skip it.
 fn instant(tz: &TimeZone, local: DateTime) -> Result<Millis, String> {
     let shown = tz.to_ambiguous_timestamp(local);
     let first = || match shown.offset() {
         AmbiguousOffset::Gap { before, .. } => {
-            // The change lies at or before the moment at which the clocks would have shown it.
+            // The clock change happens at or before the instant at which the old offset would have
+            // shown `local`.
             let missed = before.to_timestamp(local)?;
             Ok(tz
                 .preceding(missed.checked_add(1.nanoseconds())?)
@@ -188,7 +191,7 @@ mod tests {
         TimeZone::get(name).expect("a zone")
     }
 
-    /// The lengths in hours of the buckets of a range, which follow each other.
+    /// The lengths in hours of the buckets of a range; checks that they are contiguous.
     fn lengths(step: TimeStep, tz: &TimeZone, from: &str, to: &str) -> Vec<i64> {
         let (mut start, end) = step.snap(tz, at(from), at(to)).expect("snaps");
         assert_eq!((start, end), (at(from), at(to)), "{step:?}");
@@ -225,7 +228,7 @@ mod tests {
             quarters(&zone("America/Santiago"), "2026-04-04T03:00:00Z", "2026-04-05T04:00:00Z"),
             [6, 6, 6, 7]
         );
-        // Samoa went without 30 December 2011.
+        // Samoa skipped 30 December 2011.
         assert_eq!(
             quarters(&zone("Pacific/Apia"), "2011-12-29T10:00:00Z", "2011-12-31T10:00:00Z"),
             [6; 8]
@@ -315,7 +318,7 @@ mod tests {
         let snap = |step: TimeStep, name: &str, from: &str, to: &str| {
             step.snap(&zone(name), at(from), at(to)).map(drop)
         };
-        // Back by seven hours, at midnight of 1 February.
+        // Seven hours back, at midnight of 1 February.
         let vostok =
             |step| snap(step, "Antarctica/Vostok", "1994-01-31T00:00:00Z", "1994-02-02T00:00:00Z");
         assert!(vostok(TimeStep::Hours(6)).is_err_and(|why| why.contains("1994-01-31T17:00:00Z")));
@@ -323,11 +326,11 @@ mod tests {
             (vostok(TimeStep::Hours(1)), vostok(TimeStep::Day), vostok(TimeStep::All)),
             (Ok(()), Ok(()), Ok(()))
         );
-        // Forward by seven hours, at midnight of 1 November: the step from six o'clock begins where
-        // the clocks go on.
+        // Seven hours forward, at midnight of 1 November: the six o'clock step starts when the gap
+        // ends.
         let (from, to) = ("1994-11-01T00:00:00Z", "1994-11-01T05:00:00Z");
         assert_eq!(lengths(TimeStep::Hours(6), &zone("Antarctica/Vostok"), from, to), [5]);
-        // From two in the morning to eleven of the evening before.
+        // From two in the morning back to eleven the evening before.
         let casey =
             |step| snap(step, "Antarctica/Casey", "2010-03-03T00:00:00Z", "2010-03-06T00:00:00Z");
         assert!(
@@ -345,8 +348,8 @@ mod tests {
         }
     }
 
-    /// What the calendar says of an instant, with nothing of the code above: two instants of one
-    /// bucket have the same.
+    /// The calendar's identity of the bucket of an instant, computed without the code above: equal
+    /// for two instants of one bucket.
     fn mark(step: TimeStep, tz: &TimeZone, t: Millis) -> (i16, i8, i16, i64) {
         let local = Timestamp::from_millisecond(t).expect("a time").to_zoned_datetime(tz.clone());
         match step {
@@ -371,21 +374,25 @@ mod tests {
 
         #[test]
         fn buckets_are_what_the_calendar_says(
-            name in any::<prop::sample::Index>(), step in 1usize..5, t in at("1971-01-01T00:00:00Z")..at("2037-01-01T00:00:00Z"),
+            name in any::<prop::sample::Index>(), step in 1usize..5,
+            t in at("1971-01-01T00:00:00Z")..at("2037-01-01T00:00:00Z"),
             near in -5i64..5, to_change in any::<bool>(),
         ) {
-            let names: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+            let names: Vec<String> =
+                jiff::tz::db().available().map(|name| name.to_string()).collect();
             prop_assert!(names.len() > 300, "{} zones", names.len());
             let (tz, step) = (zone(&names[name.index(names.len())]), STEPS[step].1);
-            // Half of the cases lie around a change of the clocks.
-            let change = tz.following(Timestamp::from_millisecond(t).expect("a time")).next().filter(|_| to_change);
+            // Half of the cases lie around a clock change.
+            let from = Timestamp::from_millisecond(t).expect("a time");
+            let change = tz.following(from).next().filter(|_| to_change);
             let t = change.map_or(t, |change| change.timestamp().as_millisecond()) + near * HOUR_MS;
             let bucket = step.bucket(&tz, t).expect("a bucket");
             let around = (t.min(bucket.start) - 24 * HOUR_MS, t.max(bucket.end) + 24 * HOUR_MS);
-            prop_assume!(check_whole_hours(&tz, around.0, around.1).is_ok() && step.check_contiguous(&tz, around.0, around.1).is_ok());
+            prop_assume!(check_whole_hours(&tz, around.0, around.1).is_ok());
+            prop_assume!(step.check_contiguous(&tz, around.0, around.1).is_ok());
             prop_assert!(bucket.contains(&t), "{t} in {bucket:?}");
             prop_assert!(bucket.start % HOUR_MS == 0 && bucket.end % HOUR_MS == 0, "{bucket:?}");
-            // Every instant of it is of one mark, which the instants beside it do not have.
+            // All its instants have the same mark, and the instants before and after it do not.
             let of = mark(step, &tz, t);
             for hour in (bucket.start..bucket.end).step_by(HOUR_MS as usize) {
                 prop_assert_eq!(mark(step, &tz, hour), of);
@@ -393,7 +400,7 @@ mod tests {
             }
             prop_assert_ne!(mark(step, &tz, bucket.start - 1), of);
             prop_assert_ne!(mark(step, &tz, bucket.end), of);
-            // The buckets follow each other, and what a range snaps to is one.
+            // Buckets are contiguous, and a range within one snaps to exactly that one.
             prop_assert_eq!(step.bucket(&tz, bucket.end).expect("the next").start, bucket.end);
             prop_assert_eq!(step.snap(&tz, t, t + 1), Ok((bucket.start, bucket.end)));
         }

@@ -1,5 +1,5 @@
-//! The engine against a naive fold: every step, grouping and matcher, with late events between the
-//! questions.
+//! The engine against a naive fold: every step, grouping and matcher, with late events arriving
+//! between the queries.
 
 mod cost;
 mod honest;
@@ -32,11 +32,11 @@ use crate::persistence::store::memory::MemoryStore;
 use crate::shards::state::{AccountingQuery, CatalogueEntry, LiveQuery, ShardLimits};
 
 const LOG: LogId = LogId([3; 16]);
-/// 2024-03-01T00:00:00Z, in hours: a spring with a change of the clocks.
+/// 2024-03-01T00:00:00Z in hours: the range includes a clock change.
 const START: i32 = 474_768;
 const HOURS: i32 = 24 * 45;
 
-/// Shards without anything in memory.
+/// A live reader whose shards hold nothing in memory.
 struct Idle;
 
 impl LiveReader for Idle {
@@ -91,7 +91,7 @@ impl LiveReader for Idle {
 struct World {
     store: Arc<MemoryStore>,
     engine: Arc<QueryEngine>,
-    /// (tenant, page, country, hour) to values.
+    /// Values by (tenant, page, country, hour).
     events: BTreeMap<(String, String, String, Hour), Vec<Option<i64>>>,
     flushed: u64,
     /// The nonce of the first epoch.
@@ -112,7 +112,7 @@ impl World {
             stale_after_ms: 10_000,
             cache_bytes,
         };
-        // Ten days before the end: some of the days are over, some are not.
+        // Ten days before the end of the data: some days are complete, some are not.
         let clock = ManualClock::at(i64::from(START + HOURS - 240) * HOUR_MS);
         let engine = QueryEngine::new(store.clone(), Arc::new(Idle), clock, limits);
         Self { store, engine, events: BTreeMap::new(), flushed: 0, nonces: 0, seed }
@@ -167,7 +167,7 @@ impl World {
     }
 }
 
-/// Start of the bucket, by the calendar of the zone, with nothing of the engine's code.
+/// Start of the bucket by the zone's calendar, computed without the engine's code.
 fn bucket(step: &str, zone: &str, hour: Hour, from: Millis) -> Millis {
     use jiff::{ToSpan, civil::Weekday};
     let local =
@@ -410,8 +410,8 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     assert!(quarantine.discard(&operator, nobodys).is_ok());
 }
 
-/// Two shards: one holds ten events of tenant `t0` above its checkpoint, of which three were sent
-/// twice; the other cannot be reached.
+/// Two shards. One holds ten events of tenant `t0` above its checkpoint, three of them duplicates;
+/// the other is unreachable.
 struct Holding;
 
 impl LiveReader for Holding {
@@ -503,8 +503,8 @@ fn the_books_balance_and_say_whom_they_lack() {
     )
     .expect("JSON");
     let hour = |hour: &str, counts: [u64; 5]| {
-        serde_json::json!({"hour": hour, "accepted": counts[0], "aggregated": counts[1], "deduplicated": counts[2],
-            "quarantined": counts[3], "pending": counts[4]})
+        serde_json::json!({"hour": hour, "accepted": counts[0], "aggregated": counts[1],
+            "deduplicated": counts[2], "quarantined": counts[3], "pending": counts[4]})
     };
     assert_eq!(
         books["hours"],
@@ -516,7 +516,7 @@ fn the_books_balance_and_say_whom_they_lack() {
         (&books["completeness"]["partial"], &books["completeness"]["missing"]),
         (&true.into(), &missing)
     );
-    // Lists of names do the same.
+    // The name lists behave the same.
     for (list, name) in [
         (read_routes::metrics(&*engine, "t0", &[], &QueryBudget::default()), "\"metric\":\"new\""),
         (

@@ -1,5 +1,5 @@
-//! What a query costs is counted while it runs: it ends where it becomes too large, with nothing
-//! remembered.
+//! The cost of a query is counted while it runs: it is aborted as soon as it is too large, and
+//! leaves nothing charged.
 
 use std::sync::atomic::AtomicBool;
 
@@ -9,7 +9,7 @@ use crate::model::share::SharePool;
 
 const SERIES: usize = 1_000;
 
-/// So many series in each of the hours.
+/// An engine over 1,000 series in each of the hours.
 fn engine(hours: impl Iterator<Item = i32> + Clone, max_points: usize) -> Arc<QueryEngine> {
     let store = MemoryStore::new();
     let mut rollup = Rollup::default();
@@ -50,7 +50,7 @@ fn params(step: &str, hours: i32, more: &[(&str, &str)]) -> Vec<(String, String)
     own.into_iter().chain(range).chain(more).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// A budget out of so much memory.
+/// A budget out of a pool of `bytes`.
 fn budget(bytes: u64) -> (QueryBudget, Arc<SharePool>) {
     let shares = SharePool::new("query.max_memory", bytes, Arc::new(AtomicBool::new(true)));
     (QueryBudget::from_share(shares.take(&"t".into(), 0).expect("nothing is there")), shares)
@@ -58,14 +58,14 @@ fn budget(bytes: u64) -> (QueryBudget, Arc<SharePool>) {
 
 #[test]
 fn a_query_of_too_many_points_ends_at_the_limit() {
-    // 60,000 points take some 14 MB: it is refused long before.
+    // 60,000 points take about 14 MB; the query is aborted long before that.
     let engine = engine(0..60, 5_000);
     let (budget, shares) = budget(4 << 20);
     let refused = read_routes::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget)
         .expect_err("too many");
     assert_eq!((refused.code, refused.status.as_u16()), ("too_many_points", 422), "{refused}");
     assert!(refused.message.contains("query.max_points"), "{refused}");
-    // The list of series is held until the query is gone.
+    // Only the list of series is still charged, until the query is dropped.
     assert!(
         budget.charged_bytes() < 300_000,
         "what was counted is given back: {}",
@@ -88,7 +88,7 @@ fn a_query_that_needs_too_much_memory_ends_there() {
 
 #[test]
 fn days_of_many_groups_do_not_lie_in_memory_together() {
-    // 1,000 points, but 150,000 in the parts of all days, which would take more than 100 MB.
+    // 1,000 points in the answer but 150,000 in the cached days, which would take more than 100 MB.
     let engine = engine((0..150).map(|day| day * 24 + 1), 10_000);
     let (budget, _shares) = budget(56 << 20);
     let answer = read_routes::query(&*engine, "t", &params("all", 150 * 24, &[]), 0, &budget)

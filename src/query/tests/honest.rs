@@ -1,8 +1,8 @@
-//! Answers that say what they were asked for, or refuse: groups, aggregates, order, limits.
+//! Answers are exactly what was requested, or refused: groups, aggregates, order, limits.
 
 use super::*;
 
-/// Whole days of one store, with the values of one series each.
+/// An engine over complete days of one store, with the values of one series each.
 fn engine(max_points: usize, series: &[(&str, &[Option<&str>])]) -> Arc<QueryEngine> {
     let store = MemoryStore::new();
     let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
@@ -32,7 +32,7 @@ fn engine(max_points: usize, series: &[(&str, &[Option<&str>])]) -> Arc<QueryEng
     QueryEngine::new(store, Arc::new(Idle), ManualClock::at(i64::from(START + 1) * HOUR_MS), limits)
 }
 
-/// When what is asked for has no end of its own.
+/// The default end of a range.
 const NOW: Millis = START as i64 * HOUR_MS;
 
 fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Value, ApiError> {
@@ -44,7 +44,7 @@ fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Valu
         .map(|answer| serde_json::from_str(&answer).expect("JSON"))
 }
 
-/// The label of each series of the answer.
+/// The label of each series of the answer, in order.
 fn ranked(engine: &QueryEngine, agg: &str, order: &str) -> Vec<String> {
     let answer = ask(engine, &[("agg", agg), ("order", order)]).expect("an answer");
     let series = answer["series"].as_array().expect("series");
@@ -66,7 +66,7 @@ fn what_has_no_value_comes_last_in_either_order() {
         assert_eq!(ranked(&engine, agg, "desc"), ["roof", "frost", "cold", "broken"], "{agg}");
         assert_eq!(ranked(&engine, agg, "asc"), ["cold", "frost", "roof", "broken"], "{agg}");
     }
-    // By what all have alike, they are by their labels.
+    // Series that tie are ordered by their labels.
     for order in ["desc", "asc", "labels"] {
         assert_eq!(ranked(&engine, "count", order), ["broken", "cold", "frost", "roof"]);
     }
@@ -87,7 +87,7 @@ fn the_largest_are_found_to_the_last_digit() {
         assert_eq!(ranked(&sums, agg, "desc"), ["more", "same", "less"], "{agg}");
         assert_eq!(ranked(&sums, agg, "asc"), ["less", "same", "more"], "{agg}");
     }
-    // A third, and a third of a billionth more: as doubles they are equal.
+    // One third, and one third plus a fraction of a billionth: equal as doubles.
     let third: &[Option<&str>] = &[Some("1000000000000"), Some("0"), Some("0")];
     let averages = engine(
         100,
@@ -137,7 +137,7 @@ fn six_hours_are_cut_by_the_clocks_of_the_zone() {
         stale_after_ms: 10_000,
         cache_bytes: 1 << 20,
     };
-    // Before and after the days are over: from the rows, and from parts of days.
+    // Before and after the days are complete: from rows, and from cached days.
     for clock in [first.start(), first.start() + 240 * HOUR_MS] {
         let engine =
             QueryEngine::new(store.clone(), Arc::new(Idle), ManualClock::at(clock), limits);
@@ -197,7 +197,7 @@ fn the_books_take_times_as_queries_do_and_nothing_else() {
     }
 }
 
-/// One shard that holds deltas in memory, and may say that it is recovering or stopped.
+/// A single shard that holds deltas in memory and can report itself recovering or stopped.
 struct Memory {
     deltas: Vec<Delta>,
     recovering: bool,
@@ -260,7 +260,7 @@ impl LiveReader for Memory {
     }
 }
 
-/// Deltas of so many events of metric `m`: of page `a`, or of the overflow series.
+/// A delta of `count` events of metric `m`: of page `page`, or of the overflow series.
 fn events(page: Option<&str>, hour: i32, count: u64) -> Delta {
     let series = Series::new("t", "m", page.map(|page| ("page".to_owned(), page.to_owned())));
     let series = if page.is_none() { series.overflow() } else { series };
@@ -285,7 +285,7 @@ fn with_memory(live: Memory, stored: Vec<Delta>) -> Arc<QueryEngine> {
         stale_after_ms: 10_000,
         cache_bytes: 1 << 20,
     };
-    // Two days are over; the third is going on.
+    // Two days are complete, the third is not.
     QueryEngine::new(
         store,
         Arc::new(live),
@@ -321,7 +321,7 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
                 .expect("an answer");
         serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")
     };
-    // The second time from what is kept.
+    // The second pass is answered from the cache.
     for _ in 0..2 {
         for (extra, counted) in [
             (&[("where", "{page=\"a\"}")][..], 2),
@@ -344,7 +344,7 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
                 "{extra:?}: {answer}"
             );
         }
-        // Groups by a label tell apart what is not known.
+        // Groups by a label show the overflow separately.
         let answer = ask(&[("by", "page")]);
         let counts: Vec<_> = answer["series"]
             .as_array()
@@ -357,7 +357,7 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
             (vec![456, 2, 2], &456.into()),
             "{answer}"
         );
-        // Who asks for nothing else than the overflow series knows.
+        // A query for the overflow series alone needs no separate count of it.
         for own in [&[("by", "__overflow__")][..], &[("where", "{__overflow__=\"true\"}")], &[]] {
             assert!(ask(own)["completeness"].get("overflow").is_none(), "{own:?}");
         }
@@ -366,7 +366,7 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
 
 #[test]
 fn an_owner_that_has_not_caught_up_or_stands_still_is_named_however_little_it_lacks() {
-    // One that stands still says so, however little it lacks, and before anything else.
+    // A stopped shard says so however little it lacks, and `stopped` outranks the other reasons.
     for (recovering, stopped, reason) in
         [(true, false, "recovering"), (false, true, "stopped"), (true, true, "stopped")]
     {
@@ -460,7 +460,7 @@ fn a_table_holds_what_the_json_does_whatever_is_in_a_label() {
     assert_eq!(names, expected, "as they were sent");
     let completeness: serde_json::Value = serde_json::from_str(&found.completeness).expect("JSON");
     assert_eq!((&completeness["partial"], &completeness["overflow"]), (&false.into(), &0.into()));
-    // By the clocks of the zone; every cell quoted for readers that guess by quotes.
+    // In local time; every cell is quoted, for readers that infer types from quotes.
     let found = table(&[aggs, ("tz", "Europe/Berlin"), ("step", "1d"), ("numbers", "string")])
         .expect("a table")
         .csv;

@@ -1,5 +1,5 @@
-//! The second cache: shared by engines and stores, losing things, and full of rubbish. No answer is
-//! ever another.
+//! The shared cache: used by several engines and stores, losing entries, returning garbage. No
+//! answer ever changes.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::*;
 use crate::persistence::cache::{PartKey, SharedCache};
 
-/// What the shelf gives back.
+/// How the shelf misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mood {
     Faithful,
     Forgetful,
-    /// A byte is another.
+    /// One byte is flipped.
     Damaged,
-    /// What was kept under another name.
+    /// Returns an entry stored under another name.
     Confused,
-    /// Fewer answers than questions.
+    /// Returns fewer answers than names.
     Short,
 }
 
@@ -74,7 +74,7 @@ impl SharedCache for Shelf {
     }
 }
 
-/// A new process over the world's store: nothing in its own cache.
+/// A new process on the world's store, with an empty cache of its own.
 fn engine(world: &World, cache_bytes: u64, shelf: Option<&Arc<Shelf>>) -> Arc<QueryEngine> {
     let limits = QueryLimits {
         max_points: 1_000_000,
@@ -148,20 +148,19 @@ fn what_it_loses_and_the_rubbish_it_gives_changes_no_answer() {
         let before = shelf.given();
         assert_eq!(answers(&engine(&world, 1 << 20, Some(&shelf))), truth, "{mood:?}");
         assert_eq!(shelf.given() > before, mood != Mood::Forgetful, "{mood:?}");
-        // What was put again is right again.
+        // The engine has overwritten the damaged entries.
         shelf.set(Mood::Faithful);
         assert_eq!(answers(&engine(&world, 1 << 20, Some(&shelf))), truth, "after {mood:?}");
     }
 }
 
-/// Another store of the same log, whose epochs count from the beginning again: rebuilt, or restored
-/// from a backup.
+/// Another store of the same log, rebuilt or restored from a backup, so that its epochs start over.
 #[test]
 fn stores_that_share_it_never_get_each_others_parts() {
     let shelf = Shelf::new();
     let (mut one, mut other) = (World::new(1), World::new(2));
     one.flush(2_000);
-    // The nonce of an epoch is random: here it is given.
+    // The nonce of an epoch is random; the test sets it.
     other.nonces = 1 << 32;
     other.flush(2_000);
     for world in [&one, &other, &one, &other] {
