@@ -72,6 +72,7 @@ impl AccountingLedger {
             row.aggregated + row.deduplicated + row.quarantined;
     }
 
+    /// Ends the ledger as an answer of this completeness.
     pub fn into_output(self, completeness: QueryCompleteness) -> AccountingOutput {
         AccountingOutput {
             hours: self.hours.into_iter().collect(),

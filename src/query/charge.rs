@@ -11,10 +11,12 @@ pub struct QueryCharge<'a> {
 }
 
 impl<'a> QueryCharge<'a> {
+    /// Starts with nothing charged.
     pub fn new(budget: &'a QueryBudget) -> Self {
         Self { budget, bytes: 0, points: 0 }
     }
 
+    /// The budget that is charged.
     pub fn budget(&self) -> &'a QueryBudget {
         self.budget
     }

@@ -9,6 +9,7 @@ pub enum QueryError {
     /// This node does not have the query role.
     #[error("this node has no query role (node.roles): ask a node that has")]
     NoQueryRole,
+    /// The answer has more points than `query.max_points`.
     #[error("the answer has more than {max} points")]
     TooManyPoints {
         /// The configured limit, `query.max_points`.

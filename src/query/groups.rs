@@ -102,6 +102,7 @@ pub struct GroupSet<'a> {
 }
 
 impl<'a> GroupSet<'a> {
+    /// An empty set for a request.
     pub fn new(request: &'a QueryRequest, cost: MergeLimits<'a>) -> Self {
         Self {
             request,
@@ -123,6 +124,7 @@ impl<'a> GroupSet<'a> {
         self.points
     }
 
+    /// The limits given to [`Self::new`].
     pub fn limits(&self) -> MergeLimits<'a> {
         self.limits
     }

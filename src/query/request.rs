@@ -121,6 +121,7 @@ pub enum InvalidRequest {
     /// Steps in this zone do not fall on whole UTC hours, or are not contiguous.
     #[error("{0}")]
     TimeZone(String),
+    /// The same aggregate is requested twice.
     #[error("the aggregate {0} is asked for twice")]
     RepeatedAggregate(&'static str),
     /// More labels than a series can have, an invalid label name, or a duplicate.

@@ -1,14 +1,14 @@
-//! Whether a shard can go on from its checkpoint, with what log and archive have.
+//! Whether a shard can resume from its checkpoint with what log and archive hold.
 
 use crate::actors::gap_reader::{GapError, plan_resume};
 use crate::model::offset::{Checkpoint, LogDivergence, Offset, ShardId, check_continuity};
 use crate::persistence::archive::Archive;
 
-/// Whether the shard goes on from its checkpoint. A node without an archive has no shards: their
-/// owners recover what is missing.
+/// Checks that the shard can resume from its checkpoint. Without an archive a gap is accepted: such
+/// a node owns no shards, and the owner recovers the missing records.
 ///
 /// # Errors
-/// What neither log nor archive has, or that the archive cannot be asked.
+/// If records are in neither log nor archive, or the archive cannot be read.
 pub fn continues_from(
     archive: Option<&dyn Archive>,
     shard: ShardId,

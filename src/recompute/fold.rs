@@ -1,5 +1,5 @@
-//! Tells the shards' own driver of records outside of an actor: what `verify` compares and
-//! `rebuild` writes is what a shard commits.
+//! Feeds records to the shards' own driver outside of an actor: what `verify` compares and
+//! `rebuild` writes is exactly what a shard would commit.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -10,24 +10,23 @@ use crate::model::window::Millis;
 use crate::shards::driver::{ShardCommand, ShardDriver, ShardEvent, ShardNotice, StepContext};
 use crate::shards::state::ShardLimits;
 
-/// Records applied between two looks at what is due.
+/// Records applied between two checks for due commits; bounds how far a batch overshoots its limit.
 const CHUNK: usize = 8_192;
 
-/// The rules that decide, as the server has them.
+/// The server's settings that decide the outcome of a fold.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct FoldRules {
     /// `dedup.horizon` in milliseconds.
     pub dedup_horizon_ms: i64,
-    /// `dedup.max_ids`.
     pub dedup_max_ids: usize,
-    /// Bytes of deltas at which a batch is due.
+    /// Bytes of deltas at which a batch is committed.
     pub max_delta_bytes: usize,
-    /// Number of shards.
     pub shard_count: u32,
 }
 
 impl FoldRules {
-    /// The limits of a shard that nobody queries: only memory makes it commit.
+    /// Shard limits for a fold. Nobody queries it, so only memory triggers a commit.
     pub(super) fn limits(&self) -> ShardLimits {
         ShardLimits {
             dedup_horizon_ms: self.dedup_horizon_ms,
@@ -41,22 +40,23 @@ impl FoldRules {
     }
 }
 
-/// Why a fold ended early.
+/// Why a fold stopped early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FoldError<E> {
-    /// The records cannot be folded: they do not continue where the shard stands, or this build
-    /// does not read one of them.
+    /// The records cannot be folded: they do not continue at the shard's position, or this build
+    /// cannot read one of them.
     #[error("{0}")]
     Stopped(String),
-    /// A commit failed; the shard's memory is of no use any more.
+    /// A commit failed; the driver's state is no longer usable.
     #[error("{0}")]
     Commit(E),
 }
 
-/// Carries out one commit: the guard, the batch, and before when ids are out of every horizon.
+/// Executes one commit: the guard, the batch, and the time before which ids have left every
+/// horizon.
 pub(super) type CommitFn<'a, E> = dyn FnMut(FlushGuard, &FlushBatch, Millis) -> Result<(), E> + 'a;
 
-/// Applies the records; what is due is committed: everything, if `drain`.
+/// Applies the records and commits what is due; with `drain`, commits everything.
 pub(super) fn apply<E>(
     driver: &mut ShardDriver,
     records: &[LogRecord],
@@ -69,6 +69,7 @@ pub(super) fn apply<E>(
         let above = &records[records.partition_point(|record| record.offset < next)..];
         if !above.is_empty() {
             let chunk = Cow::Borrowed(&above[..above.len().min(CHUNK)]);
+            // `end` stands in for the log's end, so the driver never reports itself behind.
             handle(driver, ShardEvent::LogRead(Ok(chunk)), end, commit)?;
             if driver.state().next() == next {
                 return Err(FoldError::Stopped(format!(
@@ -85,7 +86,7 @@ pub(super) fn apply<E>(
     }
 }
 
-/// One event, and everything that follows from it.
+/// Handles one event and all commands that follow from it.
 fn handle<E>(
     driver: &mut ShardDriver,
     event: ShardEvent<'_>,
@@ -98,7 +99,8 @@ fn handle<E>(
         match command {
             ShardCommand::Commit { guard, batch, forget_ids_before } => {
                 commit(guard, &batch, forget_ids_before).map_err(FoldError::Commit)?;
-                // Longer ago than anybody may ask for: the batch is forgotten with the next step.
+                // A time before the commit's own, so that `keep_flushed_ms` of 0 lets the driver
+                // forget the batch at its next step: nobody queries this fold.
                 driver.handle(
                     StepContext { now: -1, log_end },
                     ShardEvent::CommitEnded(Ok(())),
@@ -109,6 +111,7 @@ fn handle<E>(
                 return Err(FoldError::Stopped(why));
             }
             ShardCommand::End(reason) => return Err(FoldError::Stopped(reason.to_string())),
+            // Other commands concern actors: timers, reads, progress. This loop drives itself.
             _ => {}
         }
     }

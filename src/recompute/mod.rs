@@ -1,9 +1,9 @@
-//! What is computed again from archive and log: the shard driver over records that are already
-//! there.
+//! Recomputation from archive and log: the shard driver runs over records that exist already.
 //!
-//! `continuity` says whether a shard can go on at all; `fold` runs the driver in memory; `verify` compares the outcome with the store, byte by byte; `rebuild`
-//! makes a lost store anew. None of them serves: the store is either only read, or not served from
-//! until it is whole.
+//! `continuity` checks whether a shard can resume from its checkpoint. `fold` runs the driver in
+//! memory. `verify` compares the result with the store byte by byte. `rebuild` recreates a lost
+//! store. None of them serves: the store is either only read, or not served from before it is
+//! complete.
 
 pub mod continuity;
 pub mod fold;

@@ -1,13 +1,13 @@
-//! Makes a lost store anew, from the archive and the log alone, with the shards' own code.
+//! Recreates a lost store from the archive and the log alone, with the shards' own code.
 //!
-//! The history of a shard is a chain of archive objects and then the records that only the log has
-//! ([`plan()`]). Objects carry what does not follow from the records: which series were admitted
-//! where, and which events had been set aside. Where that was not noted (objects of older releases,
-//! records not archived yet), the shard decides again, under the limits of today. What always
-//! holds: every batch is an ordinary flush behind its compare-and-set, so a rebuild that was killed
-//! goes on at its checkpoints and counts nothing twice. What the store alone knew is not made up:
-//! an event that was released or given up after its object was written waits in the quarantine
-//! again.
+//! The history of a shard is a chain of archive objects, followed by the records that only the log
+//! has ([`plan()`]). Objects carry what does not follow from the records: which series were
+//! admitted where, and which events had been quarantined. Where that is not recorded (objects of
+//! older releases, records not archived yet), the shard decides again under the current limits.
+//!
+//! Every batch is an ordinary flush behind its compare-and-set, so a killed rebuild resumes from
+//! its checkpoints and counts nothing twice. What only the store knew is not reconstructed: an
+//! event that was released or discarded after its object was written is back in quarantine.
 
 pub mod plan;
 
@@ -28,68 +28,64 @@ use crate::shards::driver::ShardDriver;
 use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
 use crate::shards::state::ShardState;
 
-/// Payload bytes read from the log at once.
+/// Payload bytes per read of the log.
 const READ_BYTES: usize = 4 << 20;
 
 /// Why a store cannot be rebuilt.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RebuildError {
-    /// The new store.
     #[error("{0}; what is rebuilt so far is kept: run the command again, and it goes on")]
     Store(#[from] StoreError),
-    /// An object cannot be read.
+    /// An object cannot be read; damaged or missing ones get a remedy.
     #[error("{0}{way_out}", way_out = remedy(.0))]
     Archive(#[from] ArchiveError),
-    /// The log.
     #[error("{0}")]
     Log(#[from] LogError),
     /// Records that neither the archive nor the log has.
     #[error(
-        "shard {shard}: records {} to {} are neither in the archive nor in the log: bring back the archive objects or the log segments \
-         that hold them; nothing was rebuilt past them", missing.from, missing.to
+        "shard {shard}: records {} to {} are neither in the archive nor in the log: bring back the \
+         archive objects or the log segments that hold them; nothing was rebuilt past them",
+        missing.from, missing.to
     )]
     Gap {
-        /// The shard.
         shard: ShardId,
-        /// What is missing.
+        /// The first gap.
         missing: OffsetRange,
     },
-    /// The first records are gone.
+    /// The first records of the shard are gone, and that was not allowed.
     #[error(
         "shard {shard} begins at record {start}: those before have expired (archive.keep), were \
          lost, or are archived under the id of a former log (--former-log); to rebuild without \
          them, add --allow-expired"
     )]
     StartsLate {
-        /// The shard.
         shard: ShardId,
-        /// The first record that is left.
+        /// The first record that still exists.
         start: Offset,
     },
-    /// The log is older than the archive.
+    /// The log is older than the archive: it would assign offsets that are already archived.
     #[error(
         "shard {shard}: the log ends at record {end}, the archive at {archived}: a server would \
          take new records for those that are archived; bring back the log that belongs to the \
          archive"
     )]
     LogShort {
-        /// The shard.
         shard: ShardId,
-        /// Where the archive ends.
+        /// The exclusive end of the archive.
         archived: Offset,
-        /// Where the log ends.
+        /// The exclusive end of the log.
         end: Offset,
     },
-    /// An event kills the fold.
+    /// An event makes the fold panic.
     #[error(
         "shard {shard}: folding a record at or behind {next} panics: a build that can fold it is \
          needed; if the archive ends at or before it, add --archive-only: the server reads the \
          rest from the log, and sets such an event aside"
     )]
     Panicked {
-        /// The shard.
         shard: ShardId,
-        /// The first record that may be the one.
+        /// The first record that may contain the event.
         next: Offset,
     },
 }
@@ -104,55 +100,55 @@ fn remedy(error: &ArchiveError) -> &'static str {
     }
 }
 
-/// What is read, and what is written.
+/// The inputs of a rebuild, and the store it writes.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct StoreRebuild<'a> {
-    /// The new store, which is being rebuilt.
+    /// The new store; empty, or left by an earlier attempt.
     pub store: &'a dyn RollupStore,
-    /// The records that are archived.
+    /// Holds the archived records.
     pub archive: &'a dyn Archive,
-    /// The others.
+    /// Holds the records that are not archived.
     pub log: &'a dyn LogReader,
-    /// The rules of folding.
     pub rules: FoldRules,
-    /// Series of one tenant that a shard admits, where nothing says what it admitted.
+    /// How many series of one tenant a shard admits where its decisions are not recorded.
     pub max_series: u64,
-    /// The metric names of each tenant, under their limit.
+    /// The metric names of each tenant, which have a limit of their own.
     pub metric_names: Arc<MetricNameRegistry>,
-    /// `accept.max_ahead` in milliseconds: how far behind its append time the window of an event
-    /// may lie.
+    /// `accept.max_ahead` in milliseconds: how far ahead of its append time the window of an event
+    /// may be.
     pub max_ahead_ms: i64,
-    /// Random: tells the owner that a rebuild is from all others.
+    /// Random; distinguishes this rebuild's epochs from those of any other owner.
     pub nonce: u64,
 }
 
-/// What was rebuilt.
+/// What a rebuild did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RebuildReport {
-    /// Shards.
+    /// Number of shards rebuilt.
     pub shards: u64,
-    /// Objects read.
+    /// Number of archive objects read.
     pub objects: u64,
-    /// Records folded: those of objects, and those that only the log has.
+    /// Records folded: from objects, and from the log.
     pub records: (u64, u64),
-    /// Events counted into rollups, dropped as duplicates, set aside.
+    /// Events counted into rollups, dropped as duplicates, and quarantined.
     pub events: [u64; 3],
-    /// Objects of an older release that say nothing of admissions.
+    /// Objects of an older release, which do not record admissions.
     pub undecided: u64,
-    /// Objects of an older release that carry no checksum.
+    /// Objects of an older release, which carry no checksum.
     pub unsealed: u64,
-    /// Objects that were left aside.
+    /// Objects listed but not used.
     pub unused: u64,
-    /// Those among them that are damaged; their records were elsewhere.
+    /// Paths of unused objects that are damaged; their records were found elsewhere.
     pub damaged: Vec<String>,
-    /// The first window that no expired record can have touched, if some have expired.
+    /// The first window that no expired record can have touched; None if nothing has expired.
     pub incomplete_before: Option<Hour>,
 }
 
-/// Finds the history of every shard. `former` are logs whose offsets this one has continued, as
-/// after a migration.
+/// Plans the history of every shard. `former` are the ids of earlier logs whose offsets this log
+/// continues, as after a migration.
 ///
 /// # Errors
-/// If records are missing, or, unless that is allowed, the first ones are.
+/// If records are missing, or if the first ones are and `allow_expired` is not set.
 pub fn plan(
     archive: &dyn Archive,
     log: &dyn LogReader,
@@ -175,11 +171,11 @@ pub fn plan(
 }
 
 impl StoreRebuild<'_> {
-    /// Rebuilds the shards, or goes on where an earlier attempt was ended. `progress` is told how
-    /// many records are done.
+    /// Rebuilds the shards, or resumes an interrupted rebuild. `progress` receives the number of
+    /// records done.
     ///
     /// # Errors
-    /// See [`RebuildError`].
+    /// If anything cannot be read or written. Batches flushed so far are kept, so a retry resumes.
     pub fn run(
         &self,
         plans: &[ShardPlan],
@@ -192,6 +188,8 @@ impl StoreRebuild<'_> {
         let mut done = 0;
         let mut plans = plans.to_vec();
         for plan in &mut plans {
+            // A retry without the damaged object folds the shard's remaining chain again, so its
+            // progress starts over.
             let before = done;
             while let Err(error) =
                 ShardRebuild::begin(self, plan, &mut report)?.fold_archive(&mut |records| {
@@ -206,8 +204,8 @@ impl StoreRebuild<'_> {
         if archive_only {
             return Ok(report);
         }
-        // Behind all archives: an overflow series that several shards write to then belongs to the
-        // one that admitted it.
+        // Only after all archives: a series that several shards write to belongs to the shard that
+        // the archive says admitted it, and the log does not record that.
         for plan in &plans {
             ShardRebuild::begin(self, plan, &mut report)?.fold_log(&mut |records| {
                 done += records;
@@ -219,7 +217,7 @@ impl StoreRebuild<'_> {
 }
 
 impl StoreRebuild<'_> {
-    /// Another way around a damaged object, if its records are in others or in the log.
+    /// A plan that avoids a damaged object, if other objects or the log hold its records.
     fn without_damaged(
         plan: &ShardPlan,
         error: RebuildError,
@@ -235,16 +233,16 @@ impl StoreRebuild<'_> {
 }
 
 struct ShardRebuild<'a> {
-    of: &'a StoreRebuild<'a>,
+    rebuild: &'a StoreRebuild<'a>,
     plan: &'a ShardPlan,
     report: &'a mut RebuildReport,
-    at: Checkpoint,
-    /// Objects whose records are not all flushed yet, in order: what they say is noted behind
-    /// their records.
+    checkpoint: Checkpoint,
+    /// Folded objects whose records are not all flushed yet, in order. An object is recorded in the
+    /// store only after its records are.
     unsettled: Vec<FoldedObject>,
 }
 
-/// An object that was folded.
+/// An object whose records the driver has applied.
 struct FoldedObject {
     row: ManifestRow,
     decisions: RangeDecisions,
@@ -252,27 +250,27 @@ struct FoldedObject {
 }
 
 impl<'a> ShardRebuild<'a> {
-    /// The shard's row, which may be there from an earlier attempt.
+    /// Starts at the shard's checkpoint in the new store, or creates it.
     fn begin(
-        of: &'a StoreRebuild<'a>,
+        rebuild: &'a StoreRebuild<'a>,
         plan: &'a ShardPlan,
         report: &'a mut RebuildReport,
     ) -> Result<Self, RebuildError> {
-        let mut snapshot = of.store.snapshot()?;
+        let mut snapshot = rebuild.store.snapshot()?;
         let found = snapshot.checkpoints()?.into_iter().find(|(shard, _)| *shard == plan.shard);
         let manifest = snapshot.manifest(Some(plan.shard))?;
         drop(snapshot);
-        let (log, start) = (of.log.id(), plan.start);
-        let epoch = Epoch { counter: plan.epoch() + 1, nonce: of.nonce };
+        let (log, start) = (rebuild.log.id(), plan.start);
+        let epoch = Epoch { counter: plan.epoch() + 1, nonce: rebuild.nonce };
         let mut at = found.map_or(
             Checkpoint { log, next: start, archived: start, epoch, appended: None },
             |(_, at)| at,
         );
-        // As far as the rows of an earlier attempt are those of this plan.
+        // The manifest rows of an earlier attempt count as far as they follow the same plan.
         let same =
             plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
         at.archived = same.last().map_or(start, |(_, row)| row.range.to);
-        let shard = Self { of, plan, report, at, unsettled: Vec::new() };
+        let shard = Self { rebuild, plan, report, checkpoint: at, unsettled: Vec::new() };
         shard.restore(shard.restored())?;
         Ok(shard)
     }
@@ -280,7 +278,7 @@ impl<'a> ShardRebuild<'a> {
     fn restored(&self) -> ShardRestore {
         ShardRestore {
             shard: self.plan.shard,
-            checkpoint: self.at,
+            checkpoint: self.checkpoint,
             floor: None,
             manifest: Vec::new(),
             admitted: Vec::new(),
@@ -288,12 +286,12 @@ impl<'a> ShardRebuild<'a> {
     }
 
     fn restore(&self, part: ShardRestore) -> Result<(), RebuildError> {
-        Ok(self.of.store.restore(&part)?)
+        Ok(self.rebuild.store.restore(&part)?)
     }
 
-    /// Folds the objects.
+    /// Folds the chain of archive objects.
     fn fold_archive(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
-        let done = self.at.next.min(self.at.archived);
+        let done = self.checkpoint.next.min(self.checkpoint.archived);
         let mut driver = self.driver()?;
         for link in &self.plan.chain {
             if link.name.range.to > done {
@@ -303,8 +301,9 @@ impl<'a> ShardRebuild<'a> {
         }
         self.apply(&mut driver, &[], true)?;
         self.record_folded()?;
+        // All archived records have expired, so the log alone tells where the floor is.
         if self.plan.start > 0 && self.plan.chain.is_empty() {
-            let first = self.of.log.read(self.plan.shard, self.plan.start, 1)?;
+            let first = self.rebuild.log.read(self.plan.shard, self.plan.start, 1)?;
             let floor = first.first().map(|record| self.floor(record.appended, record.received));
             self.restore(ShardRestore { floor, ..self.restored() })?;
         }
@@ -316,11 +315,12 @@ impl<'a> ShardRebuild<'a> {
         link: &ArchiveObject,
         driver: &mut ShardDriver,
     ) -> Result<(), RebuildError> {
-        let found = self.of.archive.examine(&link.object)?;
+        let found = self.rebuild.archive.examine(&link.object)?;
         let range = found.row.range;
         self.report.objects += 1;
         self.report.unsealed += u64::from(!found.has_checksum);
         self.report.undecided += u64::from(found.decisions.is_none());
+        // Before the records: the driver must admit and quarantine as the owners did.
         if let Some(decisions) = &found.decisions {
             driver.apply_decisions(decisions, range.to);
         }
@@ -336,31 +336,32 @@ impl<'a> ShardRebuild<'a> {
         self.record_folded()
     }
 
-    /// The floor above expired records. When the newest of them was taken is not known: not later
-    /// than the first one that is left.
+    /// The floor above the expired records. The append time of the newest of them is unknown, but
+    /// it is not later than that of the first record that still exists.
     fn floor(&mut self, first_left: Millis, received: Millis) -> ArchiveFloor {
-        let latest = Hour::of(first_left.max(received).saturating_add(self.of.max_ahead_ms));
+        let latest = Hour::of(first_left.max(received).saturating_add(self.rebuild.max_ahead_ms));
         let hour = Hour(latest.0.saturating_add(1));
         self.report.incomplete_before = self.report.incomplete_before.max(Some(hour));
         ArchiveFloor { offset: self.plan.start, appended: first_left, hour }
     }
 
-    /// Notes the objects whose records are flushed, and what they say beside: who admitted a series
-    /// that several shards write to, and which events were given up. A rebuild that is killed
-    /// before reads them again.
+    /// Records the objects whose records are flushed, with their other decisions: which shard
+    /// admitted a shared series, and which quarantined events were discarded. If the rebuild is
+    /// killed before this, the objects are read again.
     fn record_folded(&mut self) -> Result<(), RebuildError> {
-        let flushed = self.unsettled.partition_point(|object| object.row.range.to <= self.at.next);
+        let flushed =
+            self.unsettled.partition_point(|object| object.row.range.to <= self.checkpoint.next);
         if flushed == 0 {
             return Ok(());
         }
         let settled: Vec<FoldedObject> = self.unsettled.drain(..flushed).collect();
         let there: std::collections::HashMap<_, _> =
-            self.of.store.snapshot()?.admissions(self.plan.shard)?.into_iter().collect();
+            self.rebuild.store.snapshot()?.admissions(self.plan.shard)?.into_iter().collect();
         let mut part = self.restored();
         for FoldedObject { row, decisions, floor } in settled {
             for (offset, index, given_up) in decisions.quarantined {
                 if given_up {
-                    self.of.store.settle_quarantine(self.plan.shard, offset, index, None)?;
+                    self.rebuild.store.settle_quarantine(self.plan.shard, offset, index, None)?;
                 }
             }
             part.admitted.extend(
@@ -370,21 +371,21 @@ impl<'a> ShardRebuild<'a> {
             part.checkpoint.archived = part.checkpoint.archived.max(row.range.to);
             part.manifest.push(row);
         }
-        self.at = part.checkpoint;
+        self.checkpoint = part.checkpoint;
         self.restore(part)
     }
 
-    /// Folds what only the log has.
+    /// Folds the records that only the log has.
     fn fold_log(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
         let shard = self.plan.shard;
-        progress(self.at.next - self.plan.archived.min(self.at.next));
-        if self.at.next >= self.plan.end {
+        progress(self.checkpoint.next - self.plan.archived.min(self.checkpoint.next));
+        if self.checkpoint.next >= self.plan.end {
             return Ok(());
         }
         let mut driver = self.driver()?;
         while driver.state().next() < self.plan.end {
             let next = driver.state().next();
-            let mut records = self.of.log.read(shard, next, READ_BYTES)?;
+            let mut records = self.rebuild.log.read(shard, next, READ_BYTES)?;
             records.truncate(records.partition_point(|record| record.offset < self.plan.end));
             if records.is_empty() {
                 return Err(LogError::Io(format!(
@@ -401,37 +402,43 @@ impl<'a> ShardRebuild<'a> {
         self.apply(&mut driver, &[], true)
     }
 
-    /// An owner that begins at the checkpoint.
+    /// A driver that starts at the checkpoint, like a new owner of the shard.
     fn driver(&mut self) -> Result<ShardDriver, RebuildError> {
-        let (store, shard) = (self.of.store, self.plan.shard);
-        self.of.metric_names.extend(&store.metric_names()?);
-        let admission = SeriesAdmission::limited(self.of.max_series, store.admitted_series(shard)?);
-        let admission = admission.for_shard(shard).with_metric_names(self.of.metric_names.clone());
-        if self.at.appended.is_none() {
-            self.at.appended = self.of.log.appended_below(shard, self.at.next)?;
+        let (store, shard) = (self.rebuild.store, self.plan.shard);
+        self.rebuild.metric_names.extend(&store.metric_names()?);
+        let admission =
+            SeriesAdmission::limited(self.rebuild.max_series, store.admitted_series(shard)?);
+        let admission =
+            admission.for_shard(shard).with_metric_names(self.rebuild.metric_names.clone());
+        if self.checkpoint.appended.is_none() {
+            self.checkpoint.appended =
+                self.rebuild.log.appended_below(shard, self.checkpoint.next)?;
         }
-        let claim = Claim { checkpoint: self.at, attempts: 1, suspects: Vec::new() };
-        let limits = self.of.rules.limits();
-        // What the lost store had noted is lost with it: the records are decided by the
-        // configuration, and that is noted.
+        let claim = Claim { checkpoint: self.checkpoint, attempts: 1, suspects: Vec::new() };
+        let limits = self.rebuild.rules.limits();
+        // The rules that the lost store had recorded are lost with it. The configuration decides
+        // instead, and that is recorded for the next owner.
         let mut rules = store.snapshot()?.dedup_rules(shard)?;
-        for (from, rule) in rules.pending_changes(self.at.next, limits.dedup_rule()) {
-            store.note_dedup_rule(shard, self.at.epoch, from, rule)?;
+        for (from, rule) in rules.pending_changes(self.checkpoint.next, limits.dedup_rule()) {
+            store.note_dedup_rule(shard, self.checkpoint.epoch, from, rule)?;
             rules.record(from, rule);
         }
         let recent = RecentIds { rules, blocks: store.recent_ids(shard, i64::MIN)? };
-        Ok(ShardState::new(limits, shard, &claim, recent, admission, self.at.next).into())
+        Ok(ShardState::new(limits, shard, &claim, recent, admission, self.checkpoint.next).into())
     }
 
-    /// Applies the records above the state's position, and flushes what is due.
+    /// Applies the records above the driver's position and flushes what is due; all of it with
+    /// `drain`.
     fn apply(
         &mut self,
         driver: &mut ShardDriver,
         records: &[LogRecord],
         drain: bool,
     ) -> Result<(), RebuildError> {
-        let (store, shard, next) = (self.of.store, self.plan.shard, driver.state().next());
-        let (at, events) = (&mut self.at, &mut self.report.events);
+        let (store, shard, next) = (self.rebuild.store, self.plan.shard, driver.state().next());
+        let (at, events) = (&mut self.checkpoint, &mut self.report.events);
+        // A poison event panics here as it would in a shard. The panic is caught so that the
+        // message can name the record; the driver is not used afterwards.
         let folded = catch_unwind(AssertUnwindSafe(|| {
             fold::apply(driver, records, drain, &mut |guard, batch, forget| {
                 store.flush(guard, batch, forget)?;

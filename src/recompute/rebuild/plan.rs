@@ -1,27 +1,27 @@
-//! Which objects of a listing, and which records of the log, make up the history of a shard. A
-//! function of the listing and the bounds.
+//! Plans which objects of a listing and which records of the log make up the history of a shard,
+//! from the listing and the bounds alone.
 
 use super::RebuildError;
 use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
 use crate::persistence::archive::ObjectInfo;
 use crate::persistence::archive::chain::{ArchiveObject, ObjectChains};
 
-/// Where the records of a shard come from.
+/// Where the records of one shard come from.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardPlan {
-    /// The shard.
     pub shard: ShardId,
-    /// The first record that is left.
+    /// The first record that still exists.
     pub start: Offset,
-    /// Objects that hold `[start, archived)`, without gap or overlap.
+    /// Objects that hold `[start, archived)` without gap or overlap.
     pub chain: Vec<ArchiveObject>,
-    /// Behind the last object.
+    /// Exclusive end of the chain.
     pub archived: Offset,
-    /// Behind the last record of the log.
+    /// Exclusive end of the log.
     pub end: Offset,
-    /// Objects of the listing that are not used.
+    /// Number of listed objects that are not in the chain.
     pub unused: u64,
-    /// What it was made of.
+    /// Kept so that the plan can be repeated without a damaged object.
     from: PlanInput,
 }
 
@@ -32,7 +32,7 @@ struct PlanInput {
 }
 
 impl ShardPlan {
-    /// Records to fold.
+    /// Number of records to fold.
     pub fn records(&self) -> u64 {
         self.end - self.start
     }
@@ -40,7 +40,7 @@ impl ShardPlan {
     /// The plan without an object that turned out to be damaged.
     ///
     /// # Errors
-    /// If nothing else has its records.
+    /// If no other object, nor the log, has its records.
     pub(super) fn without(&self, path: &str) -> Result<Self, RebuildError> {
         let PlanInput { all, bounds } = &self.from;
         let plan = plan_chains(self.shard, all.without(path), *bounds)?;
@@ -50,17 +50,17 @@ impl ShardPlan {
         Ok(plan)
     }
 
-    /// The highest epoch of an owner in the objects.
+    /// The highest epoch counter in the chain; a rebuild must claim above it.
     pub fn epoch(&self) -> u64 {
         self.chain.iter().map(|link| link.name.epoch.counter).max().unwrap_or(0)
     }
 }
 
-/// Plans a shard whose log holds `[log_start, log_end)`. `logs` are the names under which its
-/// objects may be: those of former logs, whose offsets it has continued, too.
+/// Plans a shard whose log holds the offsets `bounds`. `logs` are the ids under which its objects
+/// may be archived: its own, and those of earlier logs whose offsets it continues.
 ///
 /// # Errors
-/// If records are missing between the first one that is left and the end of the log.
+/// If records are missing between the first one that exists and the end of the log.
 pub(super) fn plan(
     logs: &[LogId],
     shard: ShardId,
@@ -77,8 +77,8 @@ fn plan_chains(
 ) -> Result<ShardPlan, RebuildError> {
     let (log_start, log_end) = bounds;
     let links = all.objects();
-    // What reaches further back tells more; the archive is preferred, because it has what was
-    // decided.
+    // The archive is preferred where both have a record: it reaches further back, and it has the
+    // recorded decisions.
     let first = links.first().map(|link| link.name.range.from).filter(|from| *from <= log_start);
     let start = first.unwrap_or(log_start);
     let chain = if first.is_some() { all.chain_from(start) } else { Vec::new() };
@@ -89,6 +89,7 @@ fn plan_chains(
         return Err(RebuildError::Gap { shard, missing });
     }
     if archived > log_end {
+        // A server on this log would assign offsets that are already in the archive.
         return Err(RebuildError::LogShort { shard, archived, end: log_end });
     }
     let unused = (links.len() - chain.len()) as u64;

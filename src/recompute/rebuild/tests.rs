@@ -1,5 +1,5 @@
-//! A small shard at work, its store lost, and made anew. Crashes, leftovers and poison are the
-//! simulation's (`tests/sim/checks.rs`).
+//! A small cluster of two shards whose store is lost and rebuilt. Crashes, leftovers and poison are
+//! covered by the simulation (`tests/sim/checks.rs`).
 
 use std::sync::Arc;
 
@@ -24,11 +24,11 @@ const RULES: FoldRules = FoldRules {
     max_delta_bytes: 1,
     shard_count: SHARDS,
 };
-/// Series of a tenant that a shard admits.
+/// How many series of a tenant a shard admits.
 const MAX_SERIES: u64 = 3;
 const RECORDS: u64 = 24;
 
-/// A record of two events: series and ids come again.
+/// A record of two events; series and ids repeat.
 fn payload(shard: u32, n: u64) -> bytes::Bytes {
     let here = |page: u64| {
         let mut all = (0..).map(|turn| {
@@ -73,13 +73,13 @@ struct World {
 }
 
 impl World {
-    /// Both shards at work, in turns, so that they share the overflow series; records below
-    /// `archived` are archived, five to an object.
+    /// Runs both shards in turns, so that they share the overflow series. Records below `archived`
+    /// are archived, five per object.
     fn new(archived: u64) -> Self {
         Self::at_work(archived, [0, 1])
     }
 
-    /// The shards in this order: the first one admits the series that they share.
+    /// Runs the shards in this order: the first one admits the series that they share.
     fn at_work(archived: u64, order: [u32; SHARDS as usize]) -> Self {
         let clock = ManualClock::at(0);
         let log = MemoryLog::new(LOG, SHARDS, clock.clone());
@@ -233,7 +233,7 @@ fn a_rebuilt_store_is_the_one_that_was_lost() {
 
 #[test]
 fn a_rebuild_that_is_ended_anywhere_goes_on() {
-    // The shard that is made anew last has admitted what the first one writes to, too.
+    // The shard that is rebuilt last had admitted the series that the first one writes to as well.
     let world = World::at_work(20, [1, 0]);
     let expected = everything(&*world.store);
     let mut ends = 0;
@@ -267,7 +267,7 @@ fn a_rebuild_that_is_ended_anywhere_goes_on() {
 fn objects_of_an_older_release_are_decided_again_by_the_limit() {
     let world = World::new(20);
     let expected = everything(&*world.store);
-    // The first objects were written before decisions were noted.
+    // The first objects were written before decisions were recorded.
     for object in
         world.objects().iter().filter(|object| object.path.contains("/00000000000000000000-"))
     {
@@ -360,8 +360,8 @@ fn a_store_that_may_be_in_use_is_never_written_over() {
 #[test]
 fn a_log_that_continues_another_has_the_history_of_both() {
     let world = World::new(20);
-    // As after a migration: the same offsets under another id, from where the first log ended; its
-    // objects keep their names.
+    // As after a migration: the same offsets under another log id, starting where the first log
+    // ended. Its objects keep their names.
     let log = MemoryLog::new(LogId([5; 16]), SHARDS, ManualClock::at(1_000_000));
     for n in 0..20 {
         let records = (0..SHARDS).map(|shard| (ShardId(shard), payload(shard, n))).collect();

@@ -1,4 +1,4 @@
-//! The accounting that records give, beside the one that is stored. Pure.
+//! Compares the accounting recomputed from the records with the stored one. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ use crate::persistence::store::StoreDamage;
 /// Events by tenant and hour: aggregated, de-duplicated, quarantined.
 type LedgerRows = BTreeMap<(String, Hour), [u64; 3]>;
 
-/// What the folds of all shards counted.
+/// The counts of all shards' folds.
 #[derive(Debug, Default)]
 pub(super) struct RecomputedLedger {
     rows: LedgerRows,
-    /// Some shard was not folded from its first record on: its earlier events are in the store's
-    /// rows and not in these.
+    /// Some shard was not folded from its first record: its earlier events are in the stored counts
+    /// and not in these.
     is_partial: bool,
 }
 
@@ -27,18 +27,18 @@ fn add(rows: &mut LedgerRows, row: &AccountingDelta) {
 }
 
 impl RecomputedLedger {
-    /// Adds what a shard's fold counted, and whether that is everything.
+    /// Adds the counts of a shard's fold; `whole` says whether they cover all its records.
     pub(super) fn add(&mut self, whole: bool, accounting: &[AccountingDelta]) {
         self.is_partial |= !whole;
         accounting.iter().for_each(|row| add(&mut self.rows, row));
     }
 
-    /// Whether they can be compared.
+    /// Whether the counts cover all records, so that they can be compared.
     pub(super) fn is_whole(&self) -> bool {
         !self.is_partial
     }
 
-    /// Where the store's books differ.
+    /// The differences from the stored accounting; empty if the counts are partial.
     pub(super) fn compare(&self, stored: &[AccountingDelta]) -> Vec<StoreDamage> {
         if self.is_partial {
             return Vec::new();
