@@ -1,19 +1,18 @@
-//! Upkeep of the archive: old objects move to the cold store, older ones expire, orphans are
-//! removed.
+//! Maintenance of the archive: old objects move to the cold store, older ones
+//! expire, orphans are removed.
 //!
-//! An actor of its own with a timer of its own, so that it never delays archiving; a turn handles a
-//! bounded number of objects. Each node keeps the shards that it owns; two that do so at once,
-//! around a takeover, do no harm. What always holds: an object that the manifest names is in one of
-//! the two stores, whole, also if this dies between any two steps:
-//! - moving: copy, verify, note the tier in the manifest, then remove the hot one. What is left of
-//!   a death is a copy in the wrong place, which the next attempt or the search for orphans
-//!   removes;
-//! - expiry: the manifest row goes first, in one transaction with the archive floor, then the
-//!   object. What is left is an orphan.
+//! It is an actor with a timer of its own, so that it never delays archiving, and one turn handles
+//! a limited number of objects. Each node maintains the shards that it owns; two nodes that do so
+//! at once, around a takeover, do no harm. Invariant: an object that the manifest names is complete
+//! in one of the two stores, even if this actor dies between any two steps:
+//! - Moving: copy, verify, record the tier in the manifest, then remove the hot object. A crash
+//!   leaves a copy in the wrong store, which the next attempt or the search for orphans removes.
+//! - Expiry: the manifest row goes first, in one transaction with the archive floor, then the
+//!   object. A crash leaves an orphan.
 //!
-//! Nothing is deleted because a clock says so: what is due is noted, and goes when a day has passed
-//! since, as the boot clock of whoever owns the shard measures it ([`expiry_state`]). Orphans go
-//! likewise.
+//! Nothing is deleted because a clock says so: what is due is recorded, and is deleted once a day
+//! has passed since on the boot clock of the shard's owner ([`expiry_state`]). The
+//! same holds for orphans.
 
 mod expiry_state;
 
@@ -34,28 +33,28 @@ use crate::persistence::archive::{Archive, ArchiveError, ObjectInfo};
 use crate::persistence::store::RollupStore;
 use crate::telemetry;
 
-/// Between two turns, at the most.
+/// Longest interval between two turns.
 const TURN_EVERY_MS: i64 = 60_000;
-/// Between two turns when the last one did not come to its end.
+/// Interval after a turn that left work undone.
 const BUSY_EVERY: Duration = Duration::from_secs(1);
-/// Objects moved or expired in one turn.
+/// Most objects moved or expired in one turn.
 const TURN_OBJECTS: usize = 64;
-/// A turn ends after so many failures: the storage or the store is down.
+/// A turn ends after this many failures: the object storage or the store is down.
 const TURN_FAILURES: usize = 3;
-/// Damaged objects passed over until the next search for orphans; more of them hold up what is
-/// behind them.
+/// Damaged objects that are skipped until the next search for orphans. Further ones are retried at
+/// the front of the queue and hold up the objects behind them.
 const MAX_DAMAGED: usize = 4_096;
-/// Between two searches for orphans.
+/// Interval between two searches for orphans.
 const SWEEP_EVERY_MS: i64 = 3_600_000;
 
-/// When objects move and expire, by when their newest record was received.
+/// When objects move and expire. Their age is that of their newest record, by receive time.
 #[derive(Debug, Clone, Copy)]
 pub struct MaintenanceLimits {
-    /// `archive.cold_after` in milliseconds.
+    /// Age at which objects move to the cold store: `archive.cold_after`, in milliseconds.
     pub cold_after_ms: i64,
     /// `archive.keep` in milliseconds; 0 keeps everything.
     pub keep_ms: i64,
-    /// When what is due may go.
+    /// When objects that are due may be deleted.
     pub expiry: ExpiryRules,
 }
 
@@ -65,43 +64,39 @@ impl MaintenanceLimits {
     }
 }
 
-/// What the upkeep needs.
+/// Dependencies and configuration of the maintenance.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct ArchiveMaintenance {
-    /// Whose objects.
+    /// The log whose objects are maintained.
     pub log: LogId,
-    /// Where the manifest is kept.
     pub store: Arc<dyn RollupStore>,
-    /// Where the objects are.
     pub archive: Arc<dyn Archive>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
-    /// When objects move and expire.
     pub limits: MaintenanceLimits,
-    /// Which shards are owned here.
     pub table: Arc<ShardTable>,
-    /// What cannot be moved, whatever state the storage is in.
+    /// Shared with the successors of this actor, so that a restart does not retry what is damaged.
     pub damaged: DamagedObjects,
-    /// Random: tells the time that passes in this life from that of every other.
+    /// A random number that tells the time measured in this life from that of every other.
     pub run_id: u64,
-    /// When it was looked last at what is due, and what came of it.
+    /// When each shard was last checked for expiry, and with what result.
     pub expiry_checks: ExpiryChecks,
 }
 
-/// Paths of objects that are missing or not what the manifest says. They are passed over, so that
-/// those behind them move, and tried again after each search for orphans: somebody may have put
-/// them back.
+/// Paths of objects that are missing or differ from the manifest. They are skipped, so that the
+/// objects behind them can move, and retried after each search for orphans, in case
+/// somebody has repaired them.
 #[derive(Debug, Clone, Default)]
 pub struct DamagedObjects(Arc<Mutex<HashSet<String>>>);
 
 impl DamagedObjects {
     fn with<T>(&self, act: impl FnOnce(&mut HashSet<String>) -> T) -> T {
-        // A set of paths is whole after every change.
+        // The set is consistent after every change, so a poisoned lock can be used.
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Whether it is the object's fault: another one may well work.
+/// Whether the failure is due to the object itself, so that others may well succeed.
 fn is_damage(why: &ActorProcessingErr) -> bool {
     matches!(
         why.downcast_ref::<ArchiveError>(),
@@ -109,21 +104,21 @@ fn is_damage(why: &ActorProcessingErr) -> bool {
     )
 }
 
-/// Messages of the upkeep.
+/// Messages of the maintenance actor.
+#[allow(missing_docs, reason = "the name says it")]
 #[derive(Debug)]
 pub enum MaintenanceMessage {
-    /// Take a turn.
     Turn,
 }
 
 impl ractor::Message for MaintenanceMessage {}
 
-/// What the upkeep remembers between turns.
+/// State of the maintenance actor between turns.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct MaintenanceState {
-    /// When to search for orphans next, on the boot clock.
+    /// When the next search for orphans is due, on the boot clock.
     sweep_at: Millis,
-    /// Turns so far: each begins with another shard.
+    /// Number of turns so far; each starts with another shard.
     turns: usize,
 }
 
@@ -151,7 +146,7 @@ impl Actor for ArchiveMaintenance {
         let mut owned: Vec<ShardId> = self
             .table
             .iter()
-            .filter(|(_, slot)| slot.epoch().is_some())
+            .filter(|(_, entry)| entry.epoch().is_some())
             .map(|(id, _)| id)
             .collect();
         let sweep = now >= state.sweep_at && !owned.is_empty();
@@ -159,6 +154,8 @@ impl Actor for ArchiveMaintenance {
             state.sweep_at = now + SWEEP_EVERY_MS;
         }
         state.turns = state.turns.wrapping_add(1);
+        // The budget of a turn may run out early, so that always starting with the same shard
+        // would starve the others.
         let first = state.turns % owned.len().max(1);
         owned.rotate_left(first);
         let finished = tokio::task::spawn_blocking(move || {
@@ -177,7 +174,7 @@ impl Actor for ArchiveMaintenance {
     }
 }
 
-/// What is left of a turn.
+/// What is left of a turn's limits.
 struct TurnBudget {
     objects: usize,
     failures: usize,
@@ -190,8 +187,8 @@ impl TurnBudget {
 }
 
 impl ArchiveMaintenance {
-    /// Moves and expires what is due in these shards, up to the limits of a turn; whether nothing
-    /// due is left. Blocks.
+    /// Moves and expires what is due in these shards, within the limits of a turn. Returns false if
+    /// the limit of objects was reached, so that more may be due. Blocks.
     fn turn(&self, shards: &[ShardId]) -> bool {
         let mut budget = TurnBudget { objects: TURN_OBJECTS, failures: TURN_FAILURES };
         for shard in shards {
@@ -212,8 +209,7 @@ impl ArchiveMaintenance {
         true
     }
 
-    /// Handles the rows one by one, the oldest first; one that fails is logged and does not stop
-    /// the others.
+    /// Handles the rows one by one, oldest first. A failure is logged and does not stop the others.
     fn process_rows(
         &self,
         shard: ShardId,
@@ -223,11 +219,18 @@ impl ArchiveMaintenance {
         handle: &dyn Fn(&ManifestRow) -> Result<(), ActorProcessingErr>,
     ) {
         let failed = |budget: &mut TurnBudget, why: &ActorProcessingErr| {
+            // A damaged object says nothing about the storage, so it does not use up the
+            // failures of the turn.
             if !is_damage(why) {
                 budget.failures = budget.failures.saturating_sub(1);
             }
             metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => step).increment(1);
-            tracing::warn!(shard = shard.0, step, %why, "upkeep of the archive failed, it is tried again");
+            tracing::warn!(
+                shard = shard.0,
+                step,
+                %why,
+                "upkeep of the archive failed, it is tried again"
+            );
         };
         if budget.is_spent() {
             return;
@@ -258,6 +261,8 @@ impl ArchiveMaintenance {
     /// The first hot rows of a shard that were received longer than `archive.cold_after` ago.
     fn old_hot_rows(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
         let now = self.clock.now();
+        // Damaged rows stay at the front of the manifest; without reading past them a turn
+        // would see only them.
         let skipped = self.damaged.with(|damaged| damaged.len());
         let mut rows = self.store.snapshot()?.manifest_first(
             shard,
@@ -271,7 +276,7 @@ impl ArchiveMaintenance {
         Ok(rows)
     }
 
-    /// Those of the hot ones that can be moved, as far as is known.
+    /// Removes rows whose objects are known to be damaged.
     fn without_damaged(&self, mut rows: Vec<ManifestRow>) -> Vec<ManifestRow> {
         self.damaged.with(|damaged| rows.retain(|row| !damaged.contains(&row.path)));
         rows.truncate(TURN_OBJECTS);
@@ -294,8 +299,8 @@ impl ArchiveMaintenance {
 
     fn move_to_cold(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
         self.archive.copy_to_cold(row)?;
-        // If the outcome is unknown, the hot one stays: with the row as it was it is needed,
-        // otherwise it is found as a leftover.
+        // If the outcome is unknown, the hot object stays. If the row was not changed, it is still
+        // needed; if it was, the search for orphans finds it as a leftover.
         if self.store.moved(row, Tier::Cold)? {
             self.archive.remove(&row.path, Tier::Hot)?;
         }
@@ -316,26 +321,29 @@ impl ArchiveMaintenance {
         Ok(())
     }
 
-    /// Removes what no manifest row needs in these shards. Blocks. An object that ends above the
-    /// archived offset stays: in a store that was restored from a backup the manifest is older
-    /// than the archive, and the log may not have its records any more.
+    /// Removes what no manifest row needs in these shards. Blocks. Objects that end above the
+    /// archived offset stay: in a store restored from a backup, the manifest is older than the
+    /// archive, and the log may no longer have their records.
     fn sweep(&self, shards: &[ShardId]) {
         self.damaged.with(HashSet::clear);
         for shard in shards {
             if let Err(why) = self.remove_orphans(*shard) {
                 metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "sweep").increment(1);
-                tracing::warn!(%why, "the search for orphaned archive objects failed, it is tried again in an hour");
+                tracing::warn!(
+                    %why,
+                    "the search for orphaned archive objects failed, it is tried again in an hour"
+                );
                 return;
             }
         }
     }
 
     fn remove_orphans(&self, shard: ShardId) -> Result<(), ActorProcessingErr> {
-        // What was migrated has the names of the log that it came from, until it expires.
+        // Objects of a migrated shard are named after the log they came from until they expire.
         let oldest = self.store.snapshot()?.manifest_first(shard, None, 1)?;
         let logs: BTreeSet<LogId> = oldest.iter().map(|row| row.log).chain([self.log]).collect();
-        // The listing comes first: what it shows and the manifest does not name later will never be
-        // named.
+        // The listing comes first: an object that is listed and is not in the manifest read
+        // afterwards will never be added to it.
         let mut listed = Vec::new();
         for log in logs {
             listed.append(&mut self.archive.list(log, shard)?);
@@ -371,8 +379,8 @@ impl ArchiveMaintenance {
     }
 }
 
-/// The objects that no manifest row names, and the hot ones of which the cold store has the object
-/// that the manifest says is there. Of the former a row may still be on the way.
+/// Returns orphans, which no manifest row names, and leftovers: hot copies of objects that are in
+/// the cold store, as the manifest says. The row of an orphan may still be about to be written.
 fn unneeded_objects<'a>(
     listed: &'a [ObjectInfo],
     manifest: &[ManifestRow],

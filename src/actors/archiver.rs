@@ -1,12 +1,12 @@
-//! The archiver: writes what the shards have applied to the archive, with a cursor of its own, and
-//! releases the log behind.
+//! The archiver writes applied records to the archive, with a cursor of its own, and releases
+//! the log below it.
 //!
-//! It never delays rollups: an archive that is down for hours costs log space, nothing else. It
-//! follows them: an object holds records below the checkpoint only, because it carries what was
-//! decided about them, and that stands when the flush has committed.
+//! It never delays rollups: an archive that is down for hours costs log space and nothing else. It
+//! follows the rollups: an object only holds records below the checkpoint, because it carries the
+//! decisions made about them, which are final once the flush has committed.
 //!
-//! Objects that are there although the manifest does not know them (a store that was put back from
-//! a backup) are noted when the log does not have their records any more.
+//! Objects that the manifest does not know (in a store restored from a backup) get their rows when
+//! the log no longer has their records.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,11 +27,11 @@ use crate::persistence::log::{LogError, LogReader, LogRetention};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::telemetry::{self, RepeatedLog};
 
-/// How often the archiver looks for due shards, at the least often.
+/// Longest interval between two looks for due shards.
 const CHECK_EVERY_MS: i64 = 1_000;
 
-/// A storage that is away, or records that are gone, are the same for all shards of the node, at
-/// every look.
+/// An unreachable storage, or lost records, look the same for all shards of the
+/// node at every attempt.
 static FAILURE_LOG: RepeatedLog = RepeatedLog::new();
 
 /// When an object is cut.
@@ -39,54 +39,49 @@ static FAILURE_LOG: RepeatedLog = RepeatedLog::new();
 pub struct ArchiveLimits {
     /// `archive.max_bytes`: raw bytes of one object.
     pub max_bytes: u64,
-    /// `archive.max_delay` in milliseconds.
+    /// Longest wait of a record before its object is cut: `archive.max_delay`, in milliseconds.
     pub max_delay_ms: i64,
 }
 
 impl ArchiveLimits {
-    /// How often to look for due shards: a quarter of the delay, so that it is kept, but not all
-    /// the time.
+    /// Interval between two looks: a quarter of the delay, which keeps the delay without
+    /// looking all the time.
     fn check_interval(&self) -> Duration {
         Duration::from_millis((self.max_delay_ms / 4).clamp(20, CHECK_EVERY_MS).unsigned_abs())
     }
 
-    /// Whether a shard with so many unarchived bytes, which have waited for so long, is due.
+    /// Whether a shard is due that has this many unarchived bytes, waiting for this long.
     pub fn is_due(&self, bytes: u64, waited_ms: i64) -> bool {
         bytes >= self.max_bytes || waited_ms >= self.max_delay_ms
     }
 }
 
-/// What the archiver needs.
+/// Dependencies and configuration of the archiver.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct Archiver {
-    /// Where the raw events are read from.
     pub log: Arc<dyn LogReader>,
-    /// Releases what store and archive hold.
+    /// Releases what both the store and the archive have.
     pub retention: Arc<dyn LogRetention>,
-    /// Where the manifest is kept.
     pub store: Arc<dyn RollupStore>,
-    /// Where the objects go.
     pub archive: Arc<dyn Archive>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
-    /// When objects are cut.
     pub limits: ArchiveLimits,
-    /// Where the shards stand.
     pub table: Arc<ShardTable>,
-    /// Since when records wait.
+    /// Shared with the successors of this actor, so that a restart does not reset the wait.
     pub delays: ArchiveDelays,
 }
 
-/// Since when the records behind an archived offset wait here, on the boot clock. What a record
-/// says of its own time is not asked: a clock that was wrong for a moment would hold up the archive
+/// Since when the records above an archived offset have been waiting on this node, on the boot
+/// clock. Record times are not used: a clock that was ahead for a moment would hold up the archive
 /// for as long as it was wrong.
 #[derive(Debug, Clone, Default)]
 pub struct ArchiveDelays(Arc<Mutex<BTreeMap<ShardId, (Offset, Millis)>>>);
 
 impl ArchiveDelays {
-    /// For how long what is behind `from` has waited.
+    /// For how long the records above `from` have been waiting.
     fn waited_ms(&self, shard: ShardId, from: Offset, now: Millis) -> i64 {
-        // One entry is whole after every change: the poison says nothing.
+        // Each entry is consistent after every change, so a poisoned lock can be used.
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = waiting.entry(shard).or_insert((from, now));
         if since.0 != from {
@@ -95,7 +90,7 @@ impl ArchiveDelays {
         now.saturating_sub(since.1)
     }
 
-    /// Nothing waits.
+    /// No records of the shard are waiting.
     fn clear(&self, shard: ShardId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&shard);
     }
@@ -138,21 +133,28 @@ impl Actor for Archiver {
 }
 
 impl Archiver {
-    /// Archives what is due and releases the log behind it. Blocks; the simulation calls it between
+    /// Archives what is due and releases the log below it. Blocks; the simulation calls it between
     /// any two steps of the shards.
     pub fn archive_due_shards(&self) {
         let mut written = false;
-        for (shard, slot) in self.table.iter() {
-            match self.archive_if_due(shard, slot) {
+        for (shard, entry) in self.table.iter() {
+            match self.archive_if_due(shard, entry) {
                 Ok(wrote) => written |= wrote,
                 Err(why) => {
                     metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "write").increment(1);
                     if let Some(silent) = FAILURE_LOG.due(&why.to_string()) {
-                        tracing::warn!(shard = shard.0, %why, silent, "archiving failed, it is tried again (told once a minute)");
+                        tracing::warn!(
+                            shard = shard.0,
+                            %why,
+                            silent,
+                            "archiving failed, it is tried again (told once a minute)"
+                        );
                     }
                 }
             }
         }
+        // The release floor is the smaller of the committed and the archived offset. The archive
+        // follows the checkpoint, so the floor only moves when an object was written.
         if written {
             self.release();
         }
@@ -161,9 +163,10 @@ impl Archiver {
     fn archive_if_due(
         &self,
         shard: ShardId,
-        slot: &ShardEntry,
+        entry: &ShardEntry,
     ) -> Result<bool, ActorProcessingErr> {
-        let Some((owner, OffsetRange { from, to })) = slot.for_archiver().unarchived_range() else {
+        let Some((owner, OffsetRange { from, to })) = entry.for_archiver().unarchived_range()
+        else {
             self.delays.clear(shard);
             return Ok(false);
         };
@@ -171,7 +174,7 @@ impl Archiver {
             Err(LogError::Released { start, .. }) => {
                 return self.adopt_existing(
                     shard,
-                    slot,
+                    entry,
                     owner,
                     OffsetRange { from, to: start },
                     to,
@@ -182,31 +185,34 @@ impl Archiver {
         if first.is_empty() {
             return Ok(false);
         }
-        let bytes = slot.for_archiver().unarchived_bytes();
-        let asked = slot.for_archiver().is_requested_above(from);
+        let bytes = entry.for_archiver().unarchived_bytes();
+        let requested = entry.for_archiver().is_requested_above(from);
         if !self.limits.is_due(bytes, self.delays.waited_ms(shard, from, self.clock.uptime()))
-            && !asked
+            && !requested
         {
             return Ok(false);
         }
+        // `to` was read together with the epoch: if the owner changes now, the
+        // store refuses the row.
         let mut cursor = from;
         let mut appended = self.appended_before(shard, from)?;
         while cursor < to {
             let mut records = self.gather(shard, cursor, to)?;
             for record in &mut records {
+                // As the shard applied them: append times are a running maximum over the shard.
                 record.appended =
                     appended.map_or(record.appended, |before| before.max(record.appended));
                 appended = Some(record.appended);
             }
             let Some(last) = records.last() else { break };
             let next = last.offset + 1;
-            self.write(shard, slot, owner, cursor, &records)?;
+            self.write(shard, entry, owner, cursor, &records)?;
             cursor = next;
         }
         Ok(cursor > from)
     }
 
-    /// Append time of the last archived record: those behind it are not earlier.
+    /// Append time of the last archived record, a lower bound for the next ones.
     fn appended_before(
         &self,
         shard: ShardId,
@@ -218,7 +224,7 @@ impl Archiver {
         }
     }
 
-    /// The records of one object: up to the byte limit, below `to`.
+    /// Reads the records of one object: up to the byte limit, below `to`.
     fn gather(
         &self,
         shard: ShardId,
@@ -246,7 +252,7 @@ impl Archiver {
     fn write(
         &self,
         shard: ShardId,
-        slot: &ShardEntry,
+        entry: &ShardEntry,
         owner: Epoch,
         from: Offset,
         records: &[LogRecord],
@@ -254,46 +260,48 @@ impl Archiver {
         let Some(last) = records.last() else { return Ok(()) };
         let decisions = self.decisions(shard, owner, records)?;
         let row = self.archive.write(self.log.id(), shard, owner, records, &decisions)?;
+        // Verified before the row is written: the row is what lets the log be released.
         if !is_contiguous(&row, OffsetRange { from, to: last.offset + 1 }) {
             return Err("the object that was written holds other records than were due".into());
         }
-        self.insert_row(slot, owner, &row)?;
+        self.insert_row(entry, owner, &row)?;
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
-        slot.for_archiver().subtract_unarchived_bytes(bytes);
+        entry.for_archiver().subtract_unarchived_bytes(bytes);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
         Ok(())
     }
 
-    /// Writes the manifest row of an object that is in the archive.
+    /// Inserts the manifest row of an object that is in the archive.
     fn insert_row(
         &self,
-        slot: &ShardEntry,
+        entry: &ShardEntry,
         owner: Epoch,
         row: &ManifestRow,
     ) -> Result<(), ActorProcessingErr> {
         match self.store.archived(owner, row) {
             Ok(()) => {
-                if let Some(before) = slot.for_archiver().set_archived(owner, row.range.to) {
+                if let Some(before) = entry.for_archiver().set_archived(owner, row.range.to) {
                     is_contiguous(row, OffsetRange { from: before, to: row.range.to });
                 }
                 Ok(())
             }
-            // The row may be there, or the cursor is that of a former life: the checkpoint says
-            // where it stands.
+            // The row may have been written, or the cursor is that of a former life.
+            // The checkpoint tells which.
             Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => {
-                Err(self.reload_cursor(slot, owner, row, &error))
+                Err(self.reload_cursor(entry, owner, row, &error))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Notes the objects of former owners that hold what the log has released: the chain of which
-    /// the shard has read what it lacked, too ([`GapReader`](super::gap_reader::GapReader)), as far as
-    /// this owner has committed its records.
+    /// Inserts the rows of former owners' objects that hold what the log has released. It is the
+    /// chain from which the shard has read its lost records, too
+    /// ([`GapReader`](super::gap_reader::GapReader)). Stops where this owner has not
+    /// committed the records yet.
     fn adopt_existing(
         &self,
         shard: ShardId,
-        slot: &ShardEntry,
+        entry: &ShardEntry,
         owner: Epoch,
         released: OffsetRange,
         committed: Offset,
@@ -312,7 +320,7 @@ impl Archiver {
                 return Err(lost_records_error(rest, rest));
             }
             match self.archive.examine(&link.object) {
-                Ok(found) => self.insert_row(slot, owner, &found.row)?,
+                Ok(found) => self.insert_row(entry, owner, &found.row)?,
                 Err(damage @ ArchiveError::Corrupt { .. }) => {
                     (chains, _) = chains.bypass(&link.object.path, next, rest).ok_or(damage)?;
                     continue;
@@ -333,7 +341,8 @@ impl Archiver {
         Ok(next > released.from)
     }
 
-    /// What the owner of this epoch decided about the records, all of which it has committed.
+    /// The decisions made about the records, all of which the owner of this
+    /// epoch must have committed.
     fn decisions(
         &self,
         shard: ShardId,
@@ -358,7 +367,7 @@ impl Archiver {
 
     fn reload_cursor(
         &self,
-        slot: &ShardEntry,
+        entry: &ShardEntry,
         owner: Epoch,
         row: &ManifestRow,
         why: &StoreError,
@@ -367,7 +376,7 @@ impl Archiver {
         match checkpoints {
             Ok(all) => {
                 if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == row.shard) {
-                    slot.for_archiver().set_archived(owner, checkpoint.archived);
+                    entry.for_archiver().set_archived(owner, checkpoint.archived);
                 }
                 format!(
                     "the manifest row from {} to {}: {why}; the cursor was read again",
@@ -379,9 +388,10 @@ impl Archiver {
         }
     }
 
-    /// Releases the log below min(rolled up, archived) of every shard.
+    /// Releases the log below the archived and committed offsets of every shard.
     fn release(&self) {
-        let floors: Vec<Offset> = self.table.iter().map(|(_, slot)| slot.release_floor()).collect();
+        let floors: Vec<Offset> =
+            self.table.iter().map(|(_, entry)| entry.release_floor()).collect();
         match self.retention.release(&floors) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "released log segments"),
@@ -390,7 +400,8 @@ impl Archiver {
     }
 }
 
-/// Whether an object holds what was due: the objects of a shard leave no gap and do not overlap.
+/// Checks that an object holds exactly the due range: the objects of a shard leave no gap
+/// and do not overlap.
 fn is_contiguous(row: &ManifestRow, due: OffsetRange) -> bool {
     let OffsetRange { from, to } = row.range;
     check(Invariant::ArchiveTiles, row.range == due, || {
@@ -401,7 +412,7 @@ fn is_contiguous(row: &ManifestRow, due: OffsetRange) -> bool {
     })
 }
 
-/// What the log does not have any more and the archive never got.
+/// The error for records that the log no longer has and the archive never got.
 fn lost_records_error(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
     format!(
         "the log lost the records [{}, {}), and no object of the archive has [{}, {}) of them, so \

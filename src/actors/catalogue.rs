@@ -1,90 +1,88 @@
-//! What shards hold that the store's catalogue lacks, summed up for one question: names, never
-//! series one by one. Pure.
+//! What shards hold that the store's catalogue lacks, summarised for one query: names and counts,
+//! never individual series. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::window::Hour;
 use crate::shards::state::CatalogueEntry;
 
-/// Names of one answer at most. Nodes refuse each other's questions for more.
+/// Most names in one answer. Nodes refuse requests of other nodes for more.
 pub const MAX_NAMES: usize = 10_001;
 
-/// Which names are wanted.
+/// Which names a query asks for.
+#[allow(missing_docs, reason = "the name says it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CatalogueNames<'a> {
-    /// Those of metrics.
     Metrics,
-    /// The values of a label, of one metric or of all.
+    /// Values of a label, of one metric or, if `None`, of all metrics.
     Values(&'a str, Option<&'a str>),
 }
 
-/// A page of a tenant's names.
+/// A page of a tenant's names: the first `limit` names after `after` (exclusive)
+/// that start with `prefix`.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct CatalogueQuery<'a> {
-    /// Whose.
     pub tenant: &'a str,
-    /// Which.
     pub names: CatalogueNames<'a>,
-    /// They begin with this.
     pub prefix: &'a str,
-    /// They come after this one.
     pub after: &'a str,
-    /// At most so many, the first ones.
     pub limit: usize,
 }
 
 impl CatalogueQuery<'_> {
-    /// Whether a name is of the page, but for its limit.
+    /// Whether a name belongs to the page, limit aside.
     pub fn contains(&self, name: &str) -> bool {
         name > self.after && name.starts_with(self.prefix)
     }
 }
 
 /// What a shard adds to a metric.
+#[allow(missing_docs, reason = "the name says it")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewMetric {
-    /// Names of labels.
     pub labels: BTreeSet<String>,
-    /// Series, beside the overflow series.
+    /// Number of new series, overflow series excluded.
     pub series: u64,
-    /// Whether the overflow series is among what is new.
+    /// Whether the overflow series is new.
     pub overflow: bool,
-    /// First and last window in which there is something.
+    /// First and last hour with data (inclusive).
     pub hours: Option<(Hour, Hour)>,
 }
 
 /// What a shard adds to a page of names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CatalogueGrowth {
-    /// By name, if metrics are wanted.
+    /// By name, when metrics are asked for.
     pub metrics: BTreeMap<String, NewMetric>,
-    /// If values are wanted.
+    /// When label values are asked for.
     pub values: BTreeSet<String>,
 }
 
-/// Bytes of a name beside its text, on the wire and in memory, rounded up.
+/// Upper bound of a name's bytes without its text, on the wire and in memory.
 const NAME_BYTES: usize = 48;
 
 impl CatalogueGrowth {
-    /// Adds one entry of the shard, if it is asked for.
-    pub fn add(&mut self, question: &CatalogueQuery<'_>, entry: CatalogueEntry<'_>) {
-        match (question.names, entry) {
+    /// Adds one entry of the shard if the query asks for it.
+    pub fn add(&mut self, query: &CatalogueQuery<'_>, entry: CatalogueEntry<'_>) {
+        match (query.names, entry) {
             (CatalogueNames::Metrics, CatalogueEntry::Series(info)) => {
                 let series = &info.series;
-                let Some(metric) = self.metric(question, &series.metric) else { return };
+                let Some(metric) = self.metric(query, &series.metric) else { return };
                 if series.is_overflow() {
                     metric.overflow = true;
                 } else {
                     metric.series += 1;
                 }
                 for (name, _) in &series.labels {
+                    // Looked up first, because most labels are known and a clone allocates.
                     if !metric.labels.contains(name) {
                         metric.labels.insert(name.clone());
                     }
                 }
             }
             (CatalogueNames::Metrics, CatalogueEntry::Window(metric, hour)) => {
-                let Some(metric) = self.metric(question, metric) else { return };
+                let Some(metric) = self.metric(query, metric) else { return };
                 metric.hours = Some(
                     metric
                         .hours
@@ -96,11 +94,13 @@ impl CatalogueGrowth {
                 let wanted = metric.is_none_or(|metric| metric == info.series.metric);
                 if wanted
                     && !value.is_empty()
-                    && question.contains(value)
+                    && query.contains(value)
                     && !self.values.contains(value)
                 {
                     self.values.insert(value.to_owned());
-                    if self.values.len() > question.limit {
+                    // The page needs only the first names, so the last one can go: memory
+                    // stays within the limit.
+                    if self.values.len() > query.limit {
                         self.values.pop_last();
                     }
                 }
@@ -109,21 +109,21 @@ impl CatalogueGrowth {
         }
     }
 
-    /// The metric of that name; none if it is not of the page.
-    fn metric(&mut self, question: &CatalogueQuery<'_>, name: &str) -> Option<&mut NewMetric> {
-        if !question.contains(name) {
+    /// The entry of a metric; `None` if its name is not on the page.
+    fn metric(&mut self, query: &CatalogueQuery<'_>, name: &str) -> Option<&mut NewMetric> {
+        if !query.contains(name) {
             return None;
         }
         if !self.metrics.contains_key(name) {
             self.metrics.insert(name.to_owned(), NewMetric::default());
-            if self.metrics.len() > question.limit {
+            if self.metrics.len() > query.limit {
                 self.metrics.pop_last();
             }
         }
         self.metrics.get_mut(name)
     }
 
-    /// Bytes it takes, rounded up.
+    /// Upper bound of the bytes it takes.
     pub fn bytes(&self) -> usize {
         let name = |name: &String| NAME_BYTES + name.len();
         let metric = |(metric, new): (&String, &NewMetric)| {
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn a_page_holds_the_first_names_whatever_the_order() {
         let names = ["d", "b", "a", "c", "zz"];
-        let mut question = CatalogueQuery {
+        let mut query = CatalogueQuery {
             tenant: "t",
             names: CatalogueNames::Metrics,
             prefix: "",
@@ -160,30 +160,30 @@ mod tests {
         };
         let mut growth = CatalogueGrowth::default();
         for name in names {
-            growth.add(&question, CatalogueEntry::Series(&info(name, &[("page", name)])));
-            growth.add(&question, CatalogueEntry::Window(name, Hour(7)));
+            growth.add(&query, CatalogueEntry::Series(&info(name, &[("page", name)])));
+            growth.add(&query, CatalogueEntry::Window(name, Hour(7)));
         }
         assert_eq!(growth.metrics.keys().collect::<Vec<_>>(), ["b", "c"]);
         assert_eq!(growth.metrics["b"].hours, Some((Hour(7), Hour(7))));
-        question = CatalogueQuery {
+        query = CatalogueQuery {
             names: CatalogueNames::Values("page", None),
             after: "",
             prefix: "z",
-            ..question
+            ..query
         };
         let mut growth = CatalogueGrowth::default();
         names.iter().for_each(|name| {
-            growth.add(&question, CatalogueEntry::Series(&info("m", &[("page", name)])))
+            growth.add(&query, CatalogueEntry::Series(&info("m", &[("page", name)])))
         });
         assert_eq!(growth.values.iter().collect::<Vec<_>>(), ["zz"]);
-        question = CatalogueQuery {
+        query = CatalogueQuery {
             names: CatalogueNames::Values("page", Some("other")),
             prefix: "",
-            ..question
+            ..query
         };
         let mut growth = CatalogueGrowth::default();
         names.iter().for_each(|name| {
-            growth.add(&question, CatalogueEntry::Series(&info("m", &[("page", name)])))
+            growth.add(&query, CatalogueEntry::Series(&info("m", &[("page", name)])))
         });
         assert!(growth.values.is_empty() && growth.bytes() == 0);
     }

@@ -1,5 +1,5 @@
-//! Looks at the machine's clocks and says when the wall clock leaps. Nothing depends on it: what
-//! waits measures elapsed time.
+//! Watches the machine's clocks and reports leaps of the wall clock. Nothing depends on it, because
+//! everything that waits measures elapsed time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::telemetry;
 
-/// How often.
+/// Interval between two readings.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Runs until the task is aborted.

@@ -1,9 +1,9 @@
-//! Watches how far back the shards of this node know event ids: a counter, and a warning while it
-//! is not far enough.
+//! Watches how far back the shards of this node know event ids: counts evictions and warns while
+//! the horizon is too short.
 //!
-//! A shard that takes more than `dedup.max_ids` ids within `dedup.horizon` forgets the oldest
-//! early. Nothing is lost by that, but what is sent again later than the shard remembers is counted
-//! twice, and whoever sends cannot see it.
+//! A shard that receives more than `dedup.max_ids` ids within `dedup.horizon` evicts the oldest
+//! early. No event is lost, but one that is sent again after its id was evicted counts twice, and
+//! the sender cannot see that.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,33 +13,34 @@ use crate::clock::Stopwatch;
 use crate::model::offset::{Epoch, ShardId};
 use crate::telemetry;
 
-/// It is said at most this often.
+/// Minimum time between two warnings.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// What was seen before.
+/// Evictions seen so far.
 #[derive(Default)]
 pub struct DedupWatch {
-    /// Ids forgotten early, by shard and owner.
+    /// Evictions by shard; the epoch tells a new owner, whose count starts at 0.
     seen: BTreeMap<ShardId, (Epoch, u64)>,
     warned: Option<Stopwatch>,
 }
 
 impl DedupWatch {
-    /// Looks at the shards that are owned here.
-    pub fn check(&mut self, slots: &ShardTable) {
-        let stands = slots.dedup_statuses();
-        let forgotten = stands.iter().map(|(shard, stand)| self.new_evictions(*shard, stand)).sum();
+    /// Checks the shards that are owned by this node.
+    pub fn check(&mut self, table: &ShardTable) {
+        let statuses = table.dedup_statuses();
+        let forgotten =
+            statuses.iter().map(|(shard, status)| self.new_evictions(*shard, status)).sum();
         metrics::counter!(telemetry::DEDUP_FORGOTTEN).increment(forgotten);
-        let short = stands.iter().filter(|(_, stand)| stand.horizon_ms < stand.configured_ms);
-        if let Some((shard, stand)) = short.min_by_key(|(_, stand)| stand.horizon_ms)
+        let short = statuses.iter().filter(|(_, status)| status.horizon_ms < status.configured_ms);
+        if let Some((shard, status)) = short.min_by_key(|(_, status)| status.horizon_ms)
             && self.warned.as_ref().is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
         {
             self.warned = Some(Stopwatch::start());
             tracing::warn!(
                 shard = shard.0,
-                known_for_ms = stand.horizon_ms,
-                dedup_horizon_ms = stand.configured_ms,
-                dedup_max_ids = stand.max_ids,
+                known_for_ms = status.horizon_ms,
+                dedup_horizon_ms = status.configured_ms,
+                dedup_max_ids = status.max_ids,
                 "more ids than dedup.max_ids came within dedup.horizon: an event that is sent \
                  again later than that is counted twice; raise dedup.max_ids if there is memory \
                  for it"
@@ -47,11 +48,11 @@ impl DedupWatch {
         }
     }
 
-    /// Ids that a shard has forgotten early since it was seen last.
-    fn new_evictions(&mut self, shard: ShardId, stand: &DedupStatus) -> u64 {
-        let before = self.seen.insert(shard, (stand.epoch, stand.evictions));
+    /// Evictions of a shard since the last check.
+    fn new_evictions(&mut self, shard: ShardId, status: &DedupStatus) -> u64 {
+        let before = self.seen.insert(shard, (status.epoch, status.evictions));
         let before =
-            before.filter(|(epoch, _)| *epoch == stand.epoch).map_or(0, |(_, count)| count);
-        stand.evictions.saturating_sub(before)
+            before.filter(|(epoch, _)| *epoch == status.epoch).map_or(0, |(_, count)| count);
+        status.evictions.saturating_sub(before)
     }
 }

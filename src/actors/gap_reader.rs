@@ -1,11 +1,11 @@
-//! Healing: what a log lost above the checkpoint of a shard is read from the archive, if that has
-//! all of it.
+//! Reads from the archive what a log has lost above the checkpoint of a shard, if the archive
+//! has all of it.
 //!
-//! Whether it has is decided before the first record is applied, by a listing of the shard's
-//! objects: in a store that was put back from a backup, the manifest is as old as the checkpoint.
-//! What always holds: records come in the order of the log, each once, and pass through
-//! the same state machine, which decides about them as their objects say it did; a record that is
-//! nowhere stops the shard and is named.
+//! That is decided before the first record is applied, from a listing of the shard's objects and
+//! not from the manifest: in a store restored from a backup, the manifest is as old as the
+//! checkpoint. Records come in log order, each once, and pass through the same state machine, which
+//! repeats the decisions recorded in their objects. If a record is nowhere to be found, the shard
+//! stops and names it.
 
 use std::collections::VecDeque;
 
@@ -15,10 +15,10 @@ use crate::persistence::archive::chain::{ArchiveObject, ObjectChains};
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::shards::driver::{ArchivedRecords, GapRecovery, lost_range};
 
-/// Why a shard cannot go on from its checkpoint.
+/// Why a shard cannot continue from its checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GapError {
-    /// Neither the log nor the archive has what comes next.
+    /// Neither the log nor the archive has the next records.
     #[error(transparent)]
     Diverged(#[from] LogDivergence),
     /// The archive cannot be listed.
@@ -26,12 +26,12 @@ pub enum GapError {
     Archive(#[from] ArchiveError),
 }
 
-/// Whether a shard can go on from its checkpoint in a log that holds `[start, end)`: from the log
-/// alone, or with what the archive has. Blocking.
+/// Checks whether a shard can continue from its checkpoint with a log that holds `[start, end)`.
+/// Returns `None` if the log is enough, or a reader for what the archive has to supply. Blocks.
 ///
 /// # Errors
-/// [`GapError::Diverged`] if records are missing everywhere, or the log ends below the checkpoint
-/// or below what it gave to the archive.
+/// [`GapError::Diverged`] if records are missing from both, or if the log ends below the checkpoint
+/// or below what it gave to the archive; [`GapError::Archive`] if the archive cannot be listed.
 pub fn plan_resume(
     archive: &dyn Archive,
     shard: ShardId,
@@ -39,35 +39,37 @@ pub fn plan_resume(
     (start, end): (Offset, Offset),
 ) -> Result<Option<GapReader>, GapError> {
     let Some(lost) = lost_range(at, (start, end))? else { return Ok(None) };
-    let healing = GapReader::plan(archive, at.log, shard, at.archived, lost)?;
-    let healing = healing.map_err(|missing| LogDivergence::LostRecords { lost, missing })?;
-    GapRecovery::new(lost, healing.end(), end)?;
-    Ok(Some(healing))
+    let reader = GapReader::plan(archive, at.log, shard, at.archived, lost)?;
+    let reader = reader.map_err(|missing| LogDivergence::LostRecords { lost, missing })?;
+    GapRecovery::new(lost, reader.end(), end)?;
+    Ok(Some(reader))
 }
 
-/// What the log lost, on its way from the archive.
+/// Reads the lost range, object by object.
 #[derive(Debug)]
 pub struct GapReader {
     lost: OffsetRange,
-    /// Where the last object ends: the log may have its records, but only the object has what was
-    /// decided about them.
+    /// Exclusive end of the last object. The log may have some of its records, but only the object
+    /// has the decisions made about them.
     end: Offset,
-    /// The archived offset: the archiver notes the objects of the chain from there.
+    /// Archived offset. The reader follows the chain of objects that continues there, because the
+    /// archiver inserts the manifest rows of that chain.
     anchor: Offset,
     chains: ObjectChains,
     links: VecDeque<ArchiveObject>,
-    /// Of the object in hand; one at a time, at most `archive.max_bytes` raw.
+    /// Remaining records of the current object; one object at a time,
+    /// at most `archive.max_bytes` raw.
     records: VecDeque<LogRecord>,
-    /// Its path.
+    /// Path of the current object.
     object: String,
 }
 
 impl GapReader {
-    /// Finds the objects that hold what the log lost; the first part that is in none, if that is
-    /// not all. Blocking.
+    /// Finds the objects that hold the lost range. If they do not hold all of it, the inner error
+    /// is the first part that is missing. Blocks.
     ///
     /// # Errors
-    /// If the archive cannot be listed.
+    /// Fails if the archive cannot be listed.
     pub fn plan(
         archive: &dyn Archive,
         log: LogId,
@@ -93,22 +95,25 @@ impl GapReader {
         })
     }
 
-    /// Where the last object ends.
+    /// Exclusive end of the last object.
     pub fn end(&self) -> Offset {
         self.end
     }
 
-    /// Records from `next` on, in order, at least one, about `max_bytes` of payload at most.
-    /// Blocking. `next` never goes back.
+    /// Reads records from `next` on, in order: at least one, and about `max_bytes` of payload.
+    /// `next` must not decrease between calls. Blocks.
     ///
     /// # Errors
-    /// If the archive fails, or an object is damaged and no other one has its records.
+    /// Fails if the archive fails, or if an object is damaged and no other
+    /// object holds its records.
     pub fn read(
         &mut self,
         archive: &dyn Archive,
         next: Offset,
         max_bytes: usize,
     ) -> Result<ArchivedRecords, ArchiveError> {
+        // Under a small credit the shard takes fewer records than it was given, and
+        // asks again from there.
         while self.records.front().is_some_and(|record| record.offset < next) {
             self.records.pop_front();
         }
@@ -161,14 +166,18 @@ impl GapReader {
         }
     }
 
-    /// Goes on with other objects than the damaged one that is due.
+    /// Replaces the damaged object at the front by other objects that hold its records.
     fn bypass_damaged(&mut self, next: Offset, damage: ArchiveError) -> Result<(), ArchiveError> {
         let Some(link) = self.links.front() else { return Err(damage) };
         let rest = OffsetRange { from: next, to: self.lost.to.max(next + 1) };
         let Some((chains, links)) = self.chains.bypass(&link.object.path, self.anchor, rest) else {
             return Err(damage);
         };
-        tracing::warn!(path = link.object.path, %damage, "an archive object is damaged; others have its records");
+        tracing::warn!(
+            path = link.object.path,
+            %damage,
+            "an archive object is damaged; others have its records"
+        );
         self.end = links.last().map_or(self.end, |link| link.name.range.to);
         (self.chains, self.links) = (chains, links.into());
         Ok(())
@@ -205,7 +214,7 @@ mod tests {
         archive.write(LOG, SHARD, epoch, &records, &decisions).expect("written").path
     }
 
-    /// Objects of four records, twelve in all.
+    /// Three objects of four records each.
     fn world() -> MemoryArchive {
         let archive = MemoryArchive::new();
         for from in [0, 4, 8] {
@@ -238,16 +247,15 @@ mod tests {
         assert!(heal(&archive, 5, (5, 20)).expect("the log has it").is_none());
         for (next, start, end) in [(0, 12, 12), (2, 11, 12), (3, 4, 4), (6, 7, 8)] {
             for max_bytes in [1, 20, 1 << 20] {
-                let mut healing =
-                    heal(&archive, next, (start, 20)).expect("covered").expect("lost");
-                assert_eq!(healing.lost, OffsetRange { from: next, to: start });
+                let mut reader = heal(&archive, next, (start, 20)).expect("covered").expect("lost");
+                assert_eq!(reader.lost, OffsetRange { from: next, to: start });
                 let (mut at, mut found, mut decided) = (next, Vec::new(), Vec::new());
-                while at < healing.end() {
-                    let read = healing.read(&archive, at, max_bytes).expect("readable");
+                while at < reader.end() {
+                    let read = reader.read(&archive, at, max_bytes).expect("readable");
                     decided.extend(
                         read.decisions.map(|(decisions, to)| (decisions.admitted[0].1, to)),
                     );
-                    // The shard takes a part of what it gets.
+                    // The shard takes only some of the records.
                     let taken = read.records.len().div_ceil(2);
                     found.extend(read.records.into_iter().take(taken));
                     at = found.last().map_or(at, |record: &LogRecord| record.offset + 1);
@@ -310,26 +318,26 @@ mod tests {
     #[test]
     fn an_object_that_is_gone_is_gone_around_or_named() {
         let archive = world();
-        let mut healing = heal(&archive, 5, (10, 20)).expect("covered").expect("lost");
+        let mut reader = heal(&archive, 5, (10, 20)).expect("covered").expect("lost");
         archive.set_down(true);
-        assert!(matches!(healing.read(&archive, 5, 1), Err(ArchiveError::Unavailable(_))));
+        assert!(matches!(reader.read(&archive, 5, 1), Err(ArchiveError::Unavailable(_))));
         archive.set_down(false);
-        assert_eq!(healing.read(&archive, 5, 1).expect("it is back").records, [record(5)]);
+        assert_eq!(reader.read(&archive, 5, 1).expect("it is back").records, [record(5)]);
         let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from: 8, to: 12 }, OWNER);
         archive.remove(&path, Tier::Hot).expect("removed");
         assert_eq!(
-            healing.read(&archive, 7, 1).expect("of the object in hand").records,
+            reader.read(&archive, 7, 1).expect("of the object in hand").records,
             [record(7)]
         );
-        assert_eq!(healing.read(&archive, 8, 1), Err(ArchiveError::Missing(path)));
+        assert_eq!(reader.read(&archive, 8, 1), Err(ArchiveError::Missing(path)));
 
         write(&archive, Epoch { counter: 3, nonce: 3 }, 8, 11);
-        let mut healing = heal(&archive, 8, (10, 20)).expect("covered").expect("lost");
+        let mut reader = heal(&archive, 8, (10, 20)).expect("covered").expect("lost");
         assert_eq!(
-            healing.read(&archive, 8, 1 << 20).expect("an older owner's").records,
+            reader.read(&archive, 8, 1 << 20).expect("an older owner's").records,
             [8, 9, 10].map(record)
         );
-        assert_eq!(healing.end(), 11);
+        assert_eq!(reader.end(), 11);
     }
 
     #[test]
@@ -338,9 +346,9 @@ mod tests {
         let path = write(&archive, Epoch { counter: 9, nonce: 9 }, 4, 8);
         let bytes = archive.bytes(&path, Tier::Hot).expect("there");
         archive.put(&path, Tier::Hot, bytes.slice(..bytes.len() / 2));
-        let mut healing = heal(&archive, 2, (8, 20)).expect("covered").expect("lost");
+        let mut reader = heal(&archive, 2, (8, 20)).expect("covered").expect("lost");
         let read =
-            [2, 4].map(|next| healing.read(&archive, next, 1 << 20).expect("readable").records);
+            [2, 4].map(|next| reader.read(&archive, next, 1 << 20).expect("readable").records);
         assert_eq!(read.concat(), (2..8).map(record).collect::<Vec<_>>());
     }
 }

@@ -1,5 +1,5 @@
-//! The pool of gateway actors: group a request's events by shard, append them as one atomic
-//! request, pass the outcome on.
+//! The pool of gateway actors. Each groups a request's events by shard, appends them as one atomic
+//! request and passes on the outcome.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,16 +16,17 @@ use crate::model::clock::AppendClock;
 use crate::model::window::Millis;
 use crate::persistence::log::{AppendError, AppendTicket, LogAppender};
 
-/// A log that failed is taken for one that takes appends again after this time: without requests
-/// nobody would find out.
+/// After this time a failed log counts as available again: without requests nobody would notice
+/// that it has recovered.
 const RETRY_AFTER_MS: i64 = 5_000;
 
-/// Whether the log takes appends, as the gateway actors see it.
+/// Whether the log accepts appends, as observed by the gateway actors.
 #[derive(Debug, Default)]
 pub struct AppendHealth(AtomicI64);
 
 impl AppendHealth {
-    /// Notes an outcome. A full queue is no failure of the log, and is answered as what it is.
+    /// Records an outcome. `Overloaded` is ignored: a full queue is not a failure of the log, and
+    /// clients get an answer of its own for it.
     pub fn record(&self, outcome: &Result<i64, AppendError>, now: Millis) {
         match outcome {
             Ok(_) => self.0.store(0, Ordering::Release),
@@ -34,48 +35,46 @@ impl AppendHealth {
         }
     }
 
-    /// Whether appends may be expected to work at `now`.
+    /// Whether appends can be expected to work at `now`.
     pub fn accepts_appends(&self, now: Millis) -> bool {
         let failed_at = self.0.load(Ordering::Acquire);
         failed_at == 0 || now.saturating_sub(failed_at) >= RETRY_AFTER_MS
     }
 }
 
-/// The append clock of a gateway, which all of its actors read.
+/// Append clock of a gateway, shared by its actors.
 #[derive(Debug)]
 pub struct GatewayClock(Mutex<AppendClock>);
 
 impl GatewayClock {
-    /// Begins with what the wall clock shows.
+    /// Starts from the wall clock.
     pub fn start(clock: &dyn Clock) -> Arc<Self> {
         Arc::new(Self(Mutex::new(AppendClock::start(None, clock.reading()))))
     }
 
     fn now(&self, clock: &dyn Clock) -> Millis {
-        // A reading is whole before it is kept: the poison says nothing.
+        // The clock is consistent after every read, so a poisoned lock can be used.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).read(clock.reading())
     }
 }
 
-/// One gateway actor.
+/// One actor of the pool, which appends requests to the log.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct GatewayActor {
-    /// The log it appends to.
     pub log: Arc<dyn LogAppender>,
     /// Identity of this gateway in its records.
     pub gateway: u32,
-    /// What became of the appends.
     pub health: Arc<AppendHealth>,
-    /// What it stamps records with.
+    /// Clock that stamps the records with their append time.
     pub append_clock: Arc<GatewayClock>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
 }
 
 /// Messages of a gateway actor.
 #[derive(Debug)]
 pub enum GatewayMessage {
-    /// A validated request, and where its outcome goes. The edge bounds how many are in flight.
+    /// A validated request and where to send its outcome. The edge limits how many are in flight.
     Append(ValidBatch, oneshot::Sender<Result<i64, AppendError>>),
 }
 
@@ -104,6 +103,7 @@ impl Actor for GatewayActor {
         let stamp = self.append_clock.now(&*self.clock);
         let ticket = self.log.append(records_of(&batch, self.gateway, stamp));
         let (health, clock) = (self.health.clone(), self.clock.clone());
+        // Awaiting the ticket here would serialise requests: one actor appends many at a time.
         tokio::spawn(async move {
             let outcome = match ticket {
                 Ok(ticket) => ticket
@@ -122,17 +122,17 @@ impl Actor for GatewayActor {
     }
 }
 
-/// Where the gateway actors are now; a restart replaces the entry.
+/// The current gateway actors; a restart replaces its entry.
 pub type GatewayRefs = Arc<Vec<ArcSwapOption<ActorRef<GatewayMessage>>>>;
 
-/// Hands requests to the actors in turn.
+/// Distributes requests over the actors, round robin.
 pub struct GatewayPool {
     refs: GatewayRefs,
     turn: AtomicUsize,
 }
 
 impl GatewayPool {
-    /// A pool over these places.
+    /// Creates a pool over these actors.
     pub fn new(refs: GatewayRefs) -> Arc<Self> {
         Arc::new(Self { refs, turn: AtomicUsize::new(0) })
     }
@@ -142,7 +142,7 @@ impl BatchSink for GatewayPool {
     fn submit(&self, batch: ValidBatch) -> Result<AppendTicket, AppendError> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let restarting = || AppendError::Closed("the gateway is starting again".to_owned());
-        // An actor that is being restarted is passed over.
+        // Skips actors that are being restarted.
         let actor = (0..self.refs.len())
             .find_map(|i| self.refs[(turn + i) % self.refs.len()].load_full().filter(|a| alive(a)))
             .ok_or_else(restarting)?;

@@ -1,4 +1,4 @@
-//! Live reads: what queries may ask of the shards, wherever they are.
+//! Live reads: what queries can ask of the shards, wherever these run.
 
 use std::sync::Arc;
 
@@ -10,43 +10,43 @@ use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
 use crate::shards::state::{AccountingQuery, LiveQuery, StaleCheckpoint};
 
-/// What one shard answered.
+/// How fresh the answer of one shard is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardFreshness {
-    /// Everything received before this is in store ⊕ answer. An idle shard that has applied the
-    /// whole log reports now.
+    /// Everything received before this time is in store ⊕ answer. An idle shard that has applied
+    /// the whole log reports the current time.
     pub as_of: Millis,
-    /// How long ago everything that was appended then was applied. Elapsed time: no leap of a wall
-    /// clock changes it.
+    /// How long ago the shard had applied everything appended until then, in milliseconds. This is
+    /// elapsed time, which no leap of a wall clock changes.
     pub age_ms: i64,
-    /// Records of the log not applied yet.
+    /// Records of the log that are not applied yet.
     pub behind: u64,
-    /// Whether the owner has not reached yet what the log held when it claimed the shard: an owner
-    /// before it may have shown more.
+    /// Whether the owner is still catching up with the log as it was when the shard was claimed. A
+    /// previous owner may have answered with more.
     pub recovering: bool,
-    /// Whether it stands still until somebody mends what stopped it.
+    /// Whether the shard has stopped until somebody repairs something.
     pub stopped: bool,
 }
 
 /// Why one shard did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LiveError {
-    /// Its owner or its batches moved since the snapshot: take a new snapshot once.
+    /// Owner or batches have changed since the snapshot: take a new snapshot and ask once more.
     StaleCheckpoint,
-    /// No live owner is known here.
+    /// This node knows no live owner.
     Unavailable,
-    /// Its owner is known, but did not answer in time.
+    /// The owner is known but did not answer in time.
     Unreachable,
-    /// Its owner answers as many questions of other nodes as it may.
+    /// The owner already serves as many requests of other nodes as it may.
     Overloaded,
-    /// Its answer is larger than nodes send to each other.
+    /// The answer exceeds what nodes send to each other.
     TooLarge,
-    /// It cannot begin until somebody mends what stops it.
+    /// The shard cannot start until somebody repairs something.
     Stopped,
 }
 
 impl LiveError {
-    /// The word for it in answers.
+    /// Name of the error in answers to clients.
     pub fn reason(self) -> &'static str {
         match self {
             LiveError::StaleCheckpoint => "moved",
@@ -65,43 +65,43 @@ impl From<StaleCheckpoint> for LiveError {
     }
 }
 
-/// A shard, and where the snapshot of the store stands: its deltas at or above that are asked for.
-/// A shard that was never claimed has no checkpoint.
+/// A shard, and the checkpoint of the store snapshot: the deltas at or above it are read. A shard
+/// that was never claimed has no checkpoint.
 pub type ShardRead = (ShardId, Option<Checkpoint>);
 
-/// What each of the shards asked has answered, in any order.
+/// Result of each shard that was asked, in any order.
 pub type ShardResults = Vec<(ShardId, Result<ShardFreshness, LiveError>)>;
 
-/// Is shown each delta of a shard.
+/// Called with each delta of a shard.
 pub type DeltaVisitor<'v> = &'v mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup);
 
-/// The live deltas of all shards, wherever they are. Blocks, but no longer than a shard takes to
-/// apply one batch, or a call to another node may take.
+/// Reads the live deltas of all shards, wherever they run. Blocks, but no longer than a shard takes
+/// to apply one batch or than a call to another node may take.
 ///
-/// A shard that answers with an error has visited nothing.
+/// For a shard whose result is an error, nothing has been visited.
 pub trait LiveReader: Send + Sync + 'static {
-    /// Number of shards.
+    /// Number of shards of the log.
     fn shard_count(&self) -> u32;
     /// Visits the deltas of each shard at or above its checkpoint.
     fn read(
         &self,
         asked: &[ShardRead],
-        question: &LiveQuery<'_>,
+        query: &LiveQuery<'_>,
         matchers: &[Matcher],
         visit: DeltaVisitor<'_>,
     ) -> ShardResults;
-    /// Visits what each shard holds at or above its checkpoint and the catalogue lacks.
+    /// Visits what each shard has at or above its checkpoint that the catalogue lacks.
     fn catalogue(
         &self,
         asked: &[ShardRead],
-        question: &CatalogueQuery<'_>,
+        query: &CatalogueQuery<'_>,
         visit: &mut dyn FnMut(&CatalogueGrowth),
     ) -> ShardResults;
     /// Visits what each shard has counted at or above its checkpoint.
     fn accounting(
         &self,
         asked: &[ShardRead],
-        question: &AccountingQuery<'_>,
+        query: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
     ) -> ShardResults;
 }

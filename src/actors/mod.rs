@@ -1,9 +1,9 @@
-//! How shards, gateways and the archiver are run: thin ractor shells around pure decisions, typed
-//! handles, credit.
+//! How shards, gateways and the archiver run: thin ractor shells around pure
+//! decisions, typed handles, credit.
 //!
-//! ractor's mailboxes are unbounded, so nothing is cast into one without credit: a shard has at
-//! most one pulse outstanding and pulls records from the log itself; a gateway is handed a request
-//! only under the in-flight limits of the edge and of the log. Any actor may die at any time:
+//! ractor's mailboxes are unbounded, so nothing is sent to one without credit. A shard has at most
+//! one wake-up outstanding and pulls records from the log itself; a gateway receives a request only
+//! within the in-flight limits of the edge and of the log. Any actor may die at any time:
 //! everything worth keeping is in the log, the store or the archive.
 
 pub mod archive_maintenance;

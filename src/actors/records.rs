@@ -1,5 +1,5 @@
-//! From a validated request to its records: events grouped by shard, in order, split at the record
-//! limit.
+//! Turns a validated request into log records: events grouped by shard, in order, split at
+//! the record size limit.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::model::record::{self, MAX_RECORD_BYTES, Record, RecordEvent, SeriesEn
 use crate::model::window::Millis;
 use crate::persistence::log::AppendRequest;
 
-/// Bytes of an event's envelope that its strings do not account for, rounded up.
+/// Upper bound of an event's bytes that are not in its strings.
 const ENVELOPE_BYTES: usize = 64;
 
-/// The records of one request. `stamp` is what the gateway's append clock shows.
+/// The records of one request. `stamp` is the time on the gateway's append clock.
 pub fn records_of(batch: &ValidBatch, gateway: u32, stamp: Millis) -> AppendRequest {
     let mut by_shard: BTreeMap<ShardId, Vec<&ValidEvent>> = BTreeMap::new();
     for event in &batch.events {
@@ -29,8 +29,8 @@ pub fn records_of(batch: &ValidBatch, gateway: u32, stamp: Millis) -> AppendRequ
     request
 }
 
-/// Cuts a shard's events into runs whose records stay below the limit. A single event always fits:
-/// it is at most a few KiB.
+/// Splits the events of a shard into runs whose records stay below the limit. A single event always
+/// fits, because it is limited to a few KiB.
 fn split<'a, 'b>(events: &'a [&'b ValidEvent]) -> Vec<&'a [&'b ValidEvent]> {
     let mut parts = Vec::with_capacity(1);
     let (mut from, mut bytes) = (0, 0);
@@ -53,6 +53,7 @@ fn size_bound(event: &ValidEvent) -> usize {
 }
 
 fn encode(batch: &ValidBatch, gateway: u32, events: &[&ValidEvent], stamp: Millis) -> Bytes {
+    // A series is written once per record; events refer to it by index.
     let mut series: Vec<SeriesEntry<'_>> = Vec::new();
     let mut index_of: hashbrown::HashMap<&[u8], u32, foldhash::fast::FixedState> =
         hashbrown::HashMap::default();

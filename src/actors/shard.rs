@@ -1,8 +1,9 @@
-//! The shard actor: performs what the shard's driver asks for, and tells it how it went. It decides
-//! nothing.
+//! The shard actor: performs the commands of the shard's driver and returns the results as
+//! events. It decides nothing.
 //!
-//! Short calls are made on the actor's own thread or awaited; commits, claims and confirmations run
-//! beside it, because a store that is away may take long to fail.
+//! Log reads run in the actor itself; archive reads and marks run on a blocking thread and are
+//! awaited. Commits, claims and confirmations run in the background, because an unreachable store
+//! can take a while to fail.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,43 +26,44 @@ use crate::shards::driver::{
 use crate::shards::state::ShardLimits;
 use crate::telemetry::{self, RepeatedLog};
 
-/// Payload bytes pulled in one step: bounds how long the write side of the slot's lock is held.
+/// Payload bytes pulled in one step. It bounds how long the write lock on the
+/// shard's entry is held.
 const PULL_BYTES: usize = 512 * 1024;
 
-/// While the store is away, no shard of the node has anything to say that another has not said.
+/// While the store is unreachable, all shards of the node report the same failure.
 static FLUSH_FAILURE_LOG: RepeatedLog = RepeatedLog::new();
 
-/// What a shard actor needs.
+/// Dependencies and configuration of a shard actor.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct ShardActor {
-    /// What its commands are performed on.
     pub ports: ShardPorts,
-    /// Its limits.
     pub limits: ShardLimits,
-    /// Series of one tenant that it admits: the tenant's limit divided over the shards.
+    /// Most series that the shard admits for one tenant: the tenant's limit divided by
+    /// the number of shards.
     pub max_series: u64,
-    /// Held by the one shard of the node that applies events alone: if the process dies, only that
-    /// shard's event is under suspicion.
+    /// Held by the one shard of the node that isolates events, so that a crash of the process
+    /// incriminates only that shard's event.
     pub isolation: Arc<Semaphore>,
 }
 
 /// Messages of a shard actor.
 #[derive(Debug)]
 pub enum ShardMessage {
-    /// There may be something to pull or to flush. At most one is outstanding.
+    /// There may be something to read or to flush. At most one is outstanding.
     Wakeup,
-    /// What ran beside the actor has ended.
+    /// A call that ran in the background has ended.
     CallEnded(ShardEvent<'static>),
-    /// Flush what is open; answered when that flush has ended.
+    /// Flush whatever is open; answered when that flush has ended.
     Drain(RpcReplyPort<()>),
 }
 
-/// What the shell keeps beside the driver, which is in the slot.
+/// State of the actor besides the driver, which is in the shard table.
 #[derive(Default)]
 pub struct ShardActorState {
     draining: Vec<RpcReplyPort<()>>,
     isolation: Option<OwnedSemaphorePermit>,
-    /// While the log lacks what comes next and the archive has it.
+    /// Present while records that the log lost are read from the archive.
     gap_reader: Option<GapReader>,
 }
 
@@ -112,13 +114,15 @@ impl Actor for ShardActor {
         _: ActorRef<ShardMessage>,
         _: &mut ShardActorState,
     ) -> Result<(), ActorProcessingErr> {
+        // Not called if the actor fails or is killed; then `install_owner` or `vacate` replaces the
+        // memory.
         self.entry().drop_memory();
         Ok(())
     }
 }
 
 impl ShardActor {
-    /// Tells the driver what happened, and performs its commands until it has none.
+    /// Passes a message to the driver as an event and performs commands until there are none left.
     async fn handle_message(
         &self,
         myself: &ActorRef<ShardMessage>,
@@ -127,6 +131,8 @@ impl ShardActor {
     ) -> Result<(), ActorProcessingErr> {
         let event = match message {
             ShardMessage::Wakeup => {
+                // The credit is returned before the step, so that a record appended meanwhile gets
+                // a wake-up of its own.
                 self.entry().clear_wakeup();
                 ShardEvent::Wakeup
             }
@@ -152,8 +158,8 @@ pub fn is_refusal(error: &ActorProcessingErr) -> bool {
     error.downcast_ref::<EndReason>().is_some_and(EndReason::is_refusal)
 }
 
-/// Whether an actor ended because its shard cannot be served, here or elsewhere, until somebody
-/// mends its log, its store or its archive.
+/// Whether an actor ended because its shard cannot be served on any node until somebody repairs its
+/// log, its store or its archive.
 pub fn needs_repair(error: &ActorProcessingErr) -> bool {
     error.downcast_ref::<EndReason>().is_some_and(EndReason::needs_repair)
 }
@@ -167,7 +173,7 @@ fn nonce() -> Result<u64, CallError> {
 }
 
 impl ShardActor {
-    /// The same for another shard.
+    /// The same configuration for another shard.
     #[must_use]
     pub fn for_shard(&self, shard: ShardId) -> Self {
         Self { ports: ShardPorts { shard, ..self.ports.clone() }, ..self.clone() }
@@ -177,7 +183,7 @@ impl ShardActor {
         self.ports.table.entry(self.ports.shard)
     }
 
-    /// Starts the shard. Blocks.
+    /// Runs the start-up of the shard. Blocks.
     fn start(&self) -> Result<(RunningShard, Option<GapReader>), EndReason> {
         let config = ShardConfig {
             shard: self.ports.shard,
@@ -199,7 +205,7 @@ impl ShardActor {
         }
     }
 
-    /// Performs one command; its answer, if there is one at once.
+    /// Performs one command. Returns the event that answers it, if it is available at once.
     async fn perform(
         &self,
         myself: &ActorRef<ShardMessage>,
@@ -222,6 +228,8 @@ impl ShardActor {
                 return Ok(Some(event));
             }
             ShardCommand::AcquireIsolation => {
+                // The handler waits here: this shard has nothing to apply before
+                // the permit is there.
                 shell.isolation = Some(self.isolation.clone().acquire_owned().await?);
                 return Ok(Some(ShardEvent::IsolationAcquired));
             }
@@ -232,6 +240,7 @@ impl ShardActor {
                 return Ok(Some(marked.await?));
             }
             ShardCommand::Commit { guard, batch, forget_ids_before } => {
+                // In the background: while the store works, the shard keeps reading and applying.
                 spawn_call(myself, move || commit(&ports, guard, &batch, forget_ids_before));
             }
             ShardCommand::Reclaim => {
@@ -256,12 +265,16 @@ impl ShardActor {
         Ok(None)
     }
 
-    /// Tells people.
+    /// Reports a notice to logs, metrics and the shard table.
     fn log_notice(&self, report: ShardNotice) {
-        let (slots, shard) = (&self.ports.table, self.ports.shard);
+        let (table, shard) = (&self.ports.table, self.ports.shard);
         match report {
             ShardNotice::Unclaimed(why) => {
-                tracing::warn!(shard = shard.0, %why, "the store takes no writes: the shard answers queries, and flushes when it does");
+                tracing::warn!(
+                    shard = shard.0,
+                    %why,
+                    "the store takes no writes: the shard answers queries, and flushes when it does"
+                );
             }
             ShardNotice::RecoveryStarted(lost) => {
                 metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "begun").increment(1);
@@ -282,17 +295,25 @@ impl ShardActor {
                 );
             }
             ShardNotice::RecoveryDelayed(why) => {
-                tracing::warn!(shard = shard.0, %why, "the archive cannot be reached for what the log lost, it is tried again");
+                tracing::warn!(
+                    shard = shard.0,
+                    %why,
+                    "the archive cannot be reached for what the log lost, it is tried again"
+                );
             }
             ShardNotice::Applied(applied) => {
                 self.count_applied(&applied);
-                slots.record_applied(shard, &applied);
+                table.record_applied(shard, &applied);
             }
             ShardNotice::FlushEnded(outcome) => self.record_flush(&outcome),
             ShardNotice::Unconfirmed(why) => {
-                tracing::debug!(shard = shard.0, %why, "the store cannot be asked where it stands, it is tried again");
+                tracing::debug!(
+                    shard = shard.0,
+                    %why,
+                    "the store cannot be asked where it stands, it is tried again"
+                );
             }
-            ShardNotice::Stopped { before, why } => slots.stop(shard, before, &why),
+            ShardNotice::Stopped { before, why } => table.stop(shard, before, &why),
         }
     }
 
@@ -321,7 +342,12 @@ impl ShardActor {
             Err(why) if why.is_retryable() => {
                 self.entry().record_flush(Err(&why.message));
                 if let Some(silent) = FLUSH_FAILURE_LOG.due(&why.message) {
-                    tracing::warn!(shard = self.ports.shard.0, silent, %why, "flush failed, it is tried again (told once a minute)");
+                    tracing::warn!(
+                        shard = self.ports.shard.0,
+                        silent,
+                        %why,
+                        "flush failed, it is tried again (told once a minute)"
+                    );
                 }
             }
             Err(_) => {}
@@ -330,7 +356,7 @@ impl ShardActor {
     }
 }
 
-/// Runs a call beside the actor and sends its answer back.
+/// Runs a call in the background and sends its result to the actor.
 fn spawn_call(
     myself: &ActorRef<ShardMessage>,
     call: impl FnOnce() -> ShardEvent<'static> + Send + 'static,
@@ -338,7 +364,7 @@ fn spawn_call(
     let myself = myself.clone();
     tokio::task::spawn_blocking(move || {
         if let Err(gone) = myself.cast(ShardMessage::CallEnded(call())) {
-            // The actor died meanwhile: its successor reads the outcome from the checkpoint.
+            // The actor died in the meantime; its successor reads the outcome from the checkpoint.
             tracing::debug!(%gone, "nobody waits for this answer any more");
         }
     });
@@ -362,8 +388,8 @@ fn commit(
     ended
 }
 
-/// What a committed batch adds to the metrics: an uncommitted one is counted by whoever commits
-/// those events.
+/// Adds a committed batch to the metrics. An uncommitted batch is not counted: the owner that
+/// commits its events counts them.
 fn count_events(batch: &FlushBatch) {
     let overflowed = batch.deltas.iter().filter(|delta| delta.series.series.is_overflow());
     metrics::counter!(telemetry::FLUSH_ROWS).increment(batch.deltas.len() as u64);

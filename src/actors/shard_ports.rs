@@ -1,6 +1,6 @@
-//! What the commands of a shard are performed on: one blocking call each, and its answer as an
-//! event. Nothing is decided here. The shard actor calls them from threads that may block, the
-//! simulation between any two other steps.
+//! What a shard's commands are performed on: one blocking call for each, with its result as an
+//! event. No decisions are made here. The shard actor makes the calls on threads that may block,
+//! the simulation between any two other steps.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,10 +18,10 @@ use crate::shards::driver::startup::{LoadedShard, StartupCommand, StartupEvent};
 use crate::shards::driver::{CallError, FailureKind, ShardEvent};
 use crate::shards::series::MetricNameRegistry;
 
-/// The catalogue's names are read again by a shard that starts so long after the last one that did.
+/// How long the names read from the catalogue count as fresh when another shard starts.
 const NAMES_REFRESH: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The metric names of tenants, shared by the shards of a node.
+/// Metric names of the tenants, shared by the shards of a node.
 #[derive(Debug)]
 pub struct MetricNameLoader {
     registry: Arc<MetricNameRegistry>,
@@ -29,19 +29,21 @@ pub struct MetricNameLoader {
 }
 
 impl MetricNameLoader {
-    /// Under the limits of a census that knows nothing yet.
-    pub fn new(census: Arc<MetricNameRegistry>) -> Arc<Self> {
-        Arc::new(Self { registry: census, last_read: Mutex::default() })
+    /// Loads names into this registry, which is still empty.
+    pub fn new(registry: Arc<MetricNameRegistry>) -> Arc<Self> {
+        Arc::new(Self { registry, last_read: Mutex::default() })
     }
 
-    /// The census.
+    /// The registry that the names are loaded into.
     pub fn registry(&self) -> &Arc<MetricNameRegistry> {
         &self.registry
     }
 
-    /// Teaches the census what the catalogue knows: no shard decides before. Shards that start
-    /// together read it once.
+    /// Loads the catalogue's names into the registry; a starting shard waits for it, so no shard
+    /// decides on a name before. Shards that start together read the catalogue once.
     fn refresh(&self, store: &dyn RollupStore) -> Result<(), StoreError> {
+        // Held during the read: the other shards wait for it instead of reading
+        // the catalogue as well.
         let mut read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
         if read.is_none_or(|read| read.elapsed() > NAMES_REFRESH) {
             self.registry.extend(&store.metric_names()?);
@@ -51,26 +53,22 @@ impl MetricNameLoader {
     }
 }
 
-/// What a shard stands on.
+/// Log, store, archive and shared state of a shard.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct ShardPorts {
-    /// The shard.
     pub shard: ShardId,
-    /// The log it reads.
     pub log: Arc<dyn LogReader>,
-    /// The store it commits to.
     pub store: Arc<dyn RollupStore>,
-    /// Where records are read that the log lost.
     pub archive: Arc<dyn Archive>,
-    /// The names of each tenant's metrics that it admits; none: all.
+    /// Metric names to admit; `None` admits all.
     pub metric_names: Option<Arc<MetricNameLoader>>,
-    /// Where it publishes its position.
     pub table: Arc<ShardTable>,
 }
 
 impl ShardPorts {
-    /// Answers a starting shard. A claim is made with this nonce. What is planned to be read from
-    /// the archive is kept in `archived`.
+    /// Answers a command of a starting shard. A claim is made with `nonce`. A planned recovery
+    /// leaves its reader in `archived`.
     pub fn answer(
         &self,
         command: StartupCommand,
@@ -94,9 +92,9 @@ impl ShardPorts {
                 let planned =
                     GapReader::plan(&*self.archive, self.log.id(), self.shard, anchor, lost);
                 StartupEvent::PlanRecovery(planned.map_err(CallError::from).map(|planned| {
-                    planned.map(|healing| {
-                        let to = healing.end();
-                        *archived = Some(healing);
+                    planned.map(|reader| {
+                        let to = reader.end();
+                        *archived = Some(reader);
                         to
                     })
                 }))
@@ -109,8 +107,10 @@ impl ShardPorts {
         }
     }
 
-    /// The order matters: the checkpoint is read after what it vouches for.
+    /// Loads what the store has of the shard. The checkpoint is read last, because it vouches for
+    /// what was read before it.
     fn load(&self) -> Result<LoadedShard, StoreError> {
+        // All blocks: flushes have deleted those beyond the horizon, by append times.
         let blocks = self.store.recent_ids(self.shard, i64::MIN)?;
         let admitted = self.store.admitted_series(self.shard)?;
         if let Some(names) = &self.metric_names {
@@ -133,13 +133,13 @@ impl ShardPorts {
             .map(|(_, checkpoint)| checkpoint))
     }
 
-    /// Reads the log.
+    /// Reads records of the shard from the log.
     pub fn read_log(&self, from: Offset, max_bytes: usize) -> ShardEvent<'static> {
         let read = self.log.read(self.shard, from, max_bytes);
         ShardEvent::LogRead(read.map(Cow::Owned).map_err(CallError::from))
     }
 
-    /// Reads what the log lost.
+    /// Reads records that the log lost with the reader that was planned at the start.
     pub fn read_archive(
         &self,
         archived: &mut Option<GapReader>,
@@ -147,7 +147,7 @@ impl ShardPorts {
         max_bytes: usize,
     ) -> ShardEvent<'static> {
         let read = match archived {
-            Some(healing) => healing.read(&*self.archive, from, max_bytes).map_err(CallError::from),
+            Some(reader) => reader.read(&*self.archive, from, max_bytes).map_err(CallError::from),
             None => Err(CallError {
                 kind: FailureKind::Other,
                 message: "no recovery was planned".to_owned(),
@@ -156,14 +156,14 @@ impl ShardPorts {
         ShardEvent::ArchiveRead(read)
     }
 
-    /// Notes an event that is about to be applied alone.
+    /// Records in the store that an event is about to be applied in isolation.
     pub fn mark_suspect(&self, epoch: Epoch, offset: Offset, index: u32) -> ShardEvent<'static> {
         ShardEvent::SuspectMarked(
             self.store.mark_suspect(self.shard, epoch, offset, index).map_err(CallError::from),
         )
     }
 
-    /// Commits.
+    /// Commits a batch in one transaction of the store.
     pub fn commit(
         &self,
         guard: FlushGuard,
@@ -175,14 +175,15 @@ impl ShardPorts {
         )
     }
 
-    /// Claims a shard whose owner here has none.
+    /// Claims a shard that is running unclaimed.
     pub fn reclaim(&self, nonce: u64) -> ShardEvent<'static> {
         ShardEvent::Reclaimed(
             self.store.claim(self.shard, self.log.id(), nonce).map(drop).map_err(CallError::from),
         )
     }
 
-    /// Looks where the store stands. The order matters: the archiver may go on meanwhile.
+    /// Reads the stored checkpoint. The archived offset is taken before: the archiver may move it
+    /// meanwhile, and then the store would seem to lag behind it.
     pub fn confirm(&self, next: Offset) -> ShardEvent<'static> {
         let archived = self.table.entry(self.shard).archived();
         ShardEvent::Confirmed {
@@ -213,6 +214,7 @@ impl From<LogError> for CallError {
         let kind = match &error {
             LogError::Corrupt(_) => FailureKind::Damaged,
             LogError::Replaced(_) => FailureKind::Unusable,
+            // The next start reads the bounds again and finds out what the log has lost.
             LogError::Released { .. } | LogError::BeyondEnd { .. } | LogError::Io(_) => {
                 FailureKind::Other
             }
@@ -225,6 +227,7 @@ impl From<ArchiveError> for CallError {
     fn from(error: ArchiveError) -> Self {
         let kind = match &error {
             ArchiveError::Unavailable(_) => FailureKind::Unavailable,
+            // The next start lists the archive again and may find other objects.
             ArchiveError::NotKept(_)
             | ArchiveError::Corrupt { .. }
             | ArchiveError::Missing(_)

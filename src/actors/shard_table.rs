@@ -1,8 +1,8 @@
-//! The shards of this node as its actors, the archiver, the supervisor and live reads share them.
+//! The shards of this node, as shared by their actors, the archiver, the supervisor and live reads.
 //!
-//! Only the steps of the shard's driver change its memory; queries read the open batch under the
-//! read side of the lock, for no longer than a merge takes. A mailbox call per shard and query
-//! would cost more than the whole answer (7 to 12 µs each across threads, up to 64 per query).
+//! Only the steps of a shard's driver change its memory. Queries read the open batch under a read
+//! lock, for no longer than a merge takes. A mailbox call per shard and query would cost more than
+//! the whole answer (7 to 12 µs each across threads, up to 64 per query).
 
 mod clocks;
 mod entry;
@@ -29,15 +29,15 @@ use crate::model::window::Millis;
 use crate::persistence::log::LogReader;
 use crate::shards::driver::{AppliedRecords, ShardCommand, ShardDriver, ShardEvent, StepContext};
 
-/// So many failures in a row are no passing hitch.
+/// This many failed flushes in a row are more than a hitch: the shard is reported as failing.
 pub const FAILING_FLUSHES: u32 = 3;
 
-/// Nobody owns the shard here, or its owner died in the middle of a step.
+/// No owner here, or the owner died in the middle of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the shard has no owner here, or it died in the middle of a step")]
 pub struct NotOwned;
 
-/// What was seen of a shard's log: what is durable at `known` is below `end`.
+/// Clocks and log end at one moment: everything durable at `end_as_of` is below `end`.
 #[derive(Debug, Clone, Copy)]
 struct Observation {
     now: ClockReading,
@@ -45,7 +45,7 @@ struct Observation {
     end: Offset,
 }
 
-/// All slots of a node.
+/// The entries of all shards of the log.
 pub struct ShardTable {
     entries: Vec<Arc<ShardEntry>>,
     log: Arc<dyn LogReader>,
@@ -56,15 +56,15 @@ pub struct ShardTable {
 }
 
 impl ShardTable {
-    /// Empty slots for every shard of the log.
+    /// Creates a table with an empty entry for every shard of the log.
     pub fn new(
         log: Arc<dyn LogReader>,
         assignment: watch::Receiver<Arc<BTreeSet<ShardId>>>,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        let slots = (0..log.shard_count()).map(|_| Arc::new(ShardEntry::default())).collect();
+        let entries = (0..log.shard_count()).map(|_| Arc::new(ShardEntry::default())).collect();
         Arc::new(Self {
-            entries: slots,
+            entries,
             log,
             assignment,
             clock,
@@ -73,26 +73,26 @@ impl ShardTable {
         })
     }
 
-    /// The slot of a shard.
+    /// The entry of a shard, which must exist.
     pub fn entry(&self, shard: ShardId) -> &Arc<ShardEntry> {
         &self.entries[shard.0 as usize]
     }
 
-    /// Epoch of the shard's owner here.
+    /// Epoch of the shard's owner on this node.
     pub fn epoch(&self, shard: ShardId) -> Option<Epoch> {
         self.entries.get(shard.0 as usize)?.epoch()
     }
 
-    /// The shard cannot be served until somebody mends it: it stands still before this record, or
-    /// at its start.
+    /// Marks the shard as stopped until somebody repairs it: before this record, or at its start
+    /// if there is none.
     pub fn stop(&self, shard: ShardId, before: Option<Offset>, why: &str) {
         if self.entry(shard).set_stopped(before, why) {
             tracing::error!(shard = shard.0, "the shard stops: {why}");
         }
     }
 
-    /// The shard has got over what stopped it, if its next record is this one; without one, it is
-    /// not stopped here any more.
+    /// Clears the stop if the shard has got past it: its next record lies above the one at which it
+    /// stopped. Without an offset the stop is cleared in any case.
     pub fn clear_stop(&self, shard: ShardId, next: Option<Offset>) {
         if self.entry(shard).clear_stop(next) {
             tracing::info!(
@@ -102,18 +102,19 @@ impl ShardTable {
         }
     }
 
-    /// A new owner, which stands where the one before it stood still, if that did.
+    /// Installs a new owner. A stop remains if the new owner's checkpoint is still at the
+    /// record that caused it.
     pub fn install_owner(&self, shard: ShardId, claim: &Claim, driver: impl Into<ShardDriver>) {
-        let slot = self.entry(shard);
-        slot.install_owner(claim, driver);
+        let entry = self.entry(shard);
+        entry.install_owner(claim, driver);
         self.clear_stop(shard, Some(claim.checkpoint.next));
-        slot.clear_wakeup();
+        entry.clear_wakeup();
     }
 
-    /// One step of the owner's driver.
+    /// Runs one step of the owner's driver.
     ///
     /// # Errors
-    /// If nobody owns the shard here, or its owner died in the middle of a step.
+    /// Fails if no owner is installed, or if it died in the middle of a step.
     pub fn drive(
         &self,
         shard: ShardId,
@@ -126,66 +127,67 @@ impl ShardTable {
         Ok(())
     }
 
-    /// Notes that the owner has applied records.
+    /// Records that the owner has applied records.
     pub fn record_applied(&self, shard: ShardId, applied: &AppliedRecords) {
-        let slot = self.entry(shard);
+        // What came from the archive is there already and must not make an object due.
+        let entry = self.entry(shard);
         if !applied.from_archive {
-            slot.add_unarchived_bytes(applied.bytes);
+            entry.add_unarchived_bytes(applied.bytes);
         }
-        self.update_progress(shard, slot);
+        self.update_progress(shard, entry);
     }
 
-    /// Shards whose flushes fail again and again.
+    /// Number of shards whose flushes keep failing.
     pub fn failing_count(&self) -> usize {
-        self.entries.iter().filter(|slot| slot.flush_failures() >= FAILING_FLUSHES).count()
+        self.entries.iter().filter(|entry| entry.flush_failures() >= FAILING_FLUSHES).count()
     }
 
-    /// Every shard and its slot.
+    /// All shards with their entries.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, &Arc<ShardEntry>)> {
         (0..).map(ShardId).zip(&self.entries)
     }
 
-    /// Looks at the log's end, and notes whether the owner here has applied everything below.
-    pub fn update_progress(&self, shard: ShardId, slot: &ShardEntry) -> Offset {
+    /// Reads the log's end, records whether the owner has applied everything below it,
+    /// and returns the end.
+    pub fn update_progress(&self, shard: ShardId, entry: &ShardEntry) -> Offset {
         let seen = self.observe(shard);
         self.wall_clock.lock().unwrap_or_else(PoisonError::into_inner).update(seen.now);
-        slot.record_progress(&seen);
+        entry.record_progress(&seen);
         seen.end
     }
 
-    /// Looks at the clocks, at what the log knows, and at its end. The order matters: what is
-    /// acknowledged between the first and the last may lie beyond what is claimed, and never
-    /// the other way round. What was applied is read after all three.
+    /// Reads the clocks, then how recent the log's knowledge is, then its end. In this order a
+    /// record acknowledged in between may lie beyond what is claimed, but no claim covers a record
+    /// that was missed. What was applied must be read after all three.
     fn observe(&self, shard: ShardId) -> Observation {
         let now = self.clock.reading();
         let known = self.log.end_as_of(shard, now.uptime);
         Observation { now, end_as_of: known, end: self.log.end(shard) }
     }
 
-    /// Whether every shard of this node's assignment is owned here and has applied everything
-    /// appended more than `stale_after_ms` ago. A node that was fresh gets as long for a shard
-    /// that is assigned to it: taking over from another node does not make it unready.
-    /// A shard that cannot be served anywhere is not looked at, unless there are only such: it must
-    /// not take the others' node away.
+    /// Whether this node owns every shard of its assignment and each has applied everything
+    /// appended more than `stale_after_ms` ago. A node that was fresh grants a newly assigned shard
+    /// the same time, so that a takeover does not make it unready. A stopped shard does not count,
+    /// unless all are stopped: it must not take the node away from the other shards.
     pub fn all_fresh(&self, stale_after_ms: i64) -> bool {
         let now = self.clock.uptime();
         let assigned = self.assignment.borrow().clone();
         let all = || assigned.iter().filter_map(|shard| self.entries.get(shard.0 as usize));
-        let slots = || all().filter(|slot| slot.stop_reason().is_none());
-        if slots().next().is_none() && all().next().is_some() {
+        let serving = || all().filter(|entry| entry.stop_reason().is_none());
+        if serving().next().is_none() && all().next().is_some() {
             return false;
         }
-        let fresh = |slot: &Arc<ShardEntry>| {
-            slot.epoch().is_some()
-                && slot.caught_up_for(now).is_some_and(|age| age <= stale_after_ms)
+        let fresh = |entry: &Arc<ShardEntry>| {
+            entry.epoch().is_some()
+                && entry.caught_up_for(now).is_some_and(|age| age <= stale_after_ms)
         };
-        if slots().all(fresh) {
+        if serving().all(fresh) {
             self.was_fresh.store(true, Ordering::Release);
             return true;
         }
-        let new = |slot: &Arc<ShardEntry>| {
-            slot.assigned_for(now).is_some_and(|age| age <= stale_after_ms)
+        let new = |entry: &Arc<ShardEntry>| {
+            entry.assigned_for(now).is_some_and(|age| age <= stale_after_ms)
         };
-        self.was_fresh.load(Ordering::Acquire) && slots().all(|slot| fresh(slot) || new(slot))
+        self.was_fresh.load(Ordering::Acquire) && serving().all(|entry| fresh(entry) || new(entry))
     }
 }

@@ -1,5 +1,5 @@
-//! The pulse: wakes shards that have something to do. Level-triggered, so a lost wake-up cannot
-//! wedge a shard.
+//! The ticker wakes shards that have something to do. It is level-triggered, so a lost wake-up
+//! cannot stall a shard.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +11,17 @@ use super::dedup_watch::DedupWatch;
 use super::shard::ShardMessage;
 use super::shard_table::ShardTable;
 
-/// Where the actors of the shards are now; a restart replaces the entry.
+/// The current shard actors; a restart replaces its entry.
 pub type ShardRefs = Arc<Vec<ArcSwapOption<ActorRef<ShardMessage>>>>;
 
-/// Every shard is pulsed at least this often, records or not: flushes fall due by time.
+/// Every shard is woken at least this often even without new records, because flushes
+/// fall due by time.
 const IDLE_WAKEUP: Duration = Duration::from_millis(500);
 
-/// Runs until the task is aborted. A shard with new records is pulsed within `interval`; a shard
-/// that has not yet taken its last pulse gets no other. Of shards that nobody owns here, the log is
-/// asked nothing.
-pub async fn run(refs: ShardRefs, slots: Arc<ShardTable>, interval: Duration) {
+/// Runs until the task is aborted. A shard with new records is woken within `interval`; a shard
+/// that has not taken its last wake-up gets no other. Shards that are not owned by
+/// this node are skipped.
+pub async fn run(refs: ShardRefs, table: Arc<ShardTable>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let idle_every = (IDLE_WAKEUP.as_millis() / interval.as_millis().max(1)).max(1);
@@ -30,26 +31,26 @@ pub async fn run(refs: ShardRefs, slots: Arc<ShardTable>, interval: Duration) {
         ticks.tick().await;
         tick += 1;
         if tick.is_multiple_of(idle_every) {
-            dedup.check(&slots);
+            dedup.check(&table);
         }
-        for (shard, slot) in slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
-            let end = slots.update_progress(shard, slot);
-            let behind = slot.applied() < end;
-            // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one
-            // moment.
+        for (shard, entry) in table.iter().filter(|(_, entry)| entry.epoch().is_some()) {
+            let end = table.update_progress(shard, entry);
+            let behind = entry.applied() < end;
+            // Idle wake-ups are spread over the interval, so that the flushes of 64 shards do not
+            // fall due at the same moment.
             let idle_turn = (tick + u128::from(shard.0)).is_multiple_of(idle_every);
-            if (behind || idle_turn) && slot.try_begin_wakeup() {
-                send_wakeup(&refs, shard.0 as usize, slot);
+            if (behind || idle_turn) && entry.try_begin_wakeup() {
+                send_wakeup(&refs, shard.0 as usize, entry);
             }
         }
     }
 }
 
-fn send_wakeup(refs: &ShardRefs, index: usize, slot: &super::shard_table::ShardEntry) {
+fn send_wakeup(refs: &ShardRefs, index: usize, entry: &super::shard_table::ShardEntry) {
     let sent =
         refs[index].load().as_ref().is_some_and(|actor| actor.cast(ShardMessage::Wakeup).is_ok());
     if !sent {
-        // Nobody is there: the credit returns, the supervisor brings the actor back.
-        slot.clear_wakeup();
+        // No actor took it: give the credit back. The supervisor restarts the actor.
+        entry.clear_wakeup();
     }
 }

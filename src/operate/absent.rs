@@ -1,11 +1,11 @@
-//! What a node without the query role answers to operators.
+//! Operator services of a node without the query role: every call is refused.
 
 use super::service::{ExpiryService, OperateError, QuarantineScope, QuarantineService};
 use crate::api::archive::{ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::api::quarantine::{DiscardAnswer, EventPlace, QuarantineAnswer, ReleaseAnswer};
 use crate::model::budget::QueryBudget;
 
-/// Reaches no store: the node has no role for it.
+/// Refuses every call, because the node has no role that opens a store.
 #[derive(Debug, Clone, Copy)]
 pub struct NoStore;
 

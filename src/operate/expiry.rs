@@ -1,6 +1,7 @@
-//! What is noted before anything expires, and a person's yes.
+//! Expiry as operators see it: what is due, and their approval of what was stopped.
 //!
-//! Nothing of it is a tenant's: archives and weeks belong to all. On failure nothing was said.
+//! Nothing here belongs to a tenant: archives and weeks are shared by all. A call that fails has
+//! approved nothing, or the outcome is unknown.
 
 use std::sync::Arc;
 
@@ -10,11 +11,11 @@ use crate::model::budget::QueryBudget;
 use crate::model::expiry::ExpiryState;
 use crate::persistence::store::{ExpiryRow, ExpiryTarget, RollupStore, StoreError, StoreSnapshot};
 
-/// What a store has noted.
+/// Expiry as recorded in a store.
 pub struct StoreExpiry(Arc<dyn RollupStore>);
 
 impl StoreExpiry {
-    /// The notes of this store.
+    /// Creates the service on this store.
     pub fn new(store: Arc<dyn RollupStore>) -> Arc<Self> {
         Arc::new(Self(store))
     }
@@ -63,6 +64,7 @@ impl ExpiryService for StoreExpiry {
     }
 
     fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
+        // An approval covers only what is stopped now; later stops need their own.
         let stopped: Vec<ExpiryTarget> = Self::states(self.0.snapshot())?
             .into_iter()
             .filter(|(_, note)| note.stop().is_some())

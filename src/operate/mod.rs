@@ -1,6 +1,6 @@
-//! What operators see and do: where nodes and shards stand, what was set aside, what expires.
+//! What operators see and do: status of nodes and shards, quarantine, expiry.
 //!
-//! On failure nothing was changed, or the answer says that the outcome is unknown.
+//! A call that fails has changed nothing, or says that the outcome is unknown.
 
 pub mod absent;
 pub mod expiry;

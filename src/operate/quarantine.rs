@@ -1,11 +1,11 @@
-//! The quarantine: what was set aside, and its release or discard.
+//! The quarantine: listing, releasing and discarding events.
 //!
-//! What always holds: an event is counted or set aside, never both, because merging its growth and
-//! deleting its row are one transaction of the store, which also moves accounting and revisions.
-//! Its ids stay in de-duplication: a client's retry does not count beside a release. A tenant's key
-//! reaches that tenant's events alone; records that no build could read belong to nobody, and
-//! operators see that they are there, not what they hold. On failure nothing was changed, or, if
-//! the outcome is unknown, the list tells.
+//! An event is either counted or quarantined, never both, because merging its delta and deleting
+//! its row are one transaction of the store, which also moves accounting and revisions. Its id
+//! stays in de-duplication, so a client's retry does not count in addition to a release. A tenant's
+//! key reaches the events of that tenant only. Records that no build could read belong to no
+//! tenant; operators see that they exist, not what they contain. A call that fails has changed
+//! nothing; if its outcome is unknown, the list shows it.
 
 use std::sync::Arc;
 
@@ -24,39 +24,39 @@ use crate::persistence::store::{RollupStore, StoreError, StoreSnapshot};
 use crate::shards::release;
 use crate::shards::state::ShardLimits;
 
-/// Events in one answer; the rest is counted.
+/// Most events in one answer; the rest is only counted.
 const MAX_LISTED: usize = 1_000;
 
-/// The quarantine of a store.
+/// Quarantine of a store.
 pub struct StoreQuarantine {
     store: Arc<dyn RollupStore>,
     limits: ShardLimits,
 }
 
 impl StoreQuarantine {
-    /// The quarantine of this store. A release folds under the limits of the shards.
+    /// Creates the service on this store. A release folds under the limits of the shards.
     pub fn new(store: Arc<dyn RollupStore>, limits: ShardLimits) -> Arc<Self> {
         Arc::new(Self { store, limits })
     }
 
     fn rows(
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
     ) -> Result<Vec<QuarantineRow>, OperateError> {
         let mut rows = snapshot.and_then(|mut snapshot| snapshot.quarantine())?;
         rows.retain(|row| {
-            if row.tenant.is_empty() { reach.unowned } else { row.tenant == *reach.tenant }
+            if row.tenant.is_empty() { scope.unowned } else { row.tenant == *scope.tenant }
         });
         Ok(rows)
     }
 
-    /// The row of an event that waits.
+    /// The row of an event that can be settled: it is there and not discarded.
     fn pending_row(
         &self,
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         place: EventPlace,
     ) -> Result<QuarantineRow, OperateError> {
-        let found = Self::rows(reach, self.store.snapshot())?
+        let found = Self::rows(scope, self.store.snapshot())?
             .into_iter()
             .find(|row| place_of(row) == place);
         match found {
@@ -80,11 +80,11 @@ fn not_quarantined(place: EventPlace, why: &'static str) -> OperateError {
 impl QuarantineService for StoreQuarantine {
     fn list(
         &self,
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         all: bool,
         budget: &QueryBudget,
     ) -> Result<QuarantineAnswer, OperateError> {
-        let mut rows = Self::rows(reach, self.store.snapshot_for(budget))?;
+        let mut rows = Self::rows(scope, self.store.snapshot_for(budget))?;
         rows.retain(|row| all || !row.discarded);
         let events: Vec<QuarantinedEvent> = rows.iter().take(MAX_LISTED).map(listed).collect();
         Ok(QuarantineAnswer { more: (rows.len() - events.len()) as u64, events })
@@ -92,16 +92,18 @@ impl QuarantineService for StoreQuarantine {
 
     fn release(
         &self,
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         place: EventPlace,
     ) -> Result<ReleaseAnswer, OperateError> {
-        let row = self.pending_row(reach, place)?;
-        // Whatever was admitted at or below the event's offset was committed before the event's own
-        // row was.
+        let row = self.pending_row(scope, place)?;
+        // The snapshot is complete for this event: everything admitted at or below its offset was
+        // committed before its own row, or with it.
         let admissions =
             self.store.snapshot().and_then(|mut snapshot| snapshot.admissions(row.shard))?;
         let batch = release::fold(&self.limits, &row, admissions)
             .map_err(|why| OperateError::NotReleasable(why.to_string()))?;
+        // The store settles an event once; of two operators at the same time
+        // the second gets `false`.
         if !self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch))? {
             return Err(not_quarantined(place, "was settled meanwhile"));
         }
@@ -111,10 +113,10 @@ impl QuarantineService for StoreQuarantine {
 
     fn discard(
         &self,
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         place: EventPlace,
     ) -> Result<DiscardAnswer, OperateError> {
-        let row = self.pending_row(reach, place)?;
+        let row = self.pending_row(scope, place)?;
         if !self.store.settle_quarantine(ShardId(place.shard), row.offset, row.index, None)? {
             return Err(not_quarantined(place, "was settled meanwhile"));
         }
@@ -140,7 +142,7 @@ fn listed(row: &QuarantineRow) -> QuarantinedEvent {
     }
 }
 
-/// The event as it was understood; none if the record cannot be read, or is nobody's.
+/// The decoded event; `None` if the record cannot be read or belongs to no tenant.
 fn understood(row: &QuarantineRow) -> Option<UnderstoodEvent> {
     if row.tenant.is_empty() {
         return None;

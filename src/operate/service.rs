@@ -1,5 +1,5 @@
-//! What the edge asks on behalf of operators. Blocking: the edge calls it outside of its event
-//! loop.
+//! Services that the gateway calls on behalf of operators. They block, so the gateway calls them
+//! outside its event loop.
 
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::api::quarantine::{DiscardAnswer, EventPlace, QuarantineAnswer, ReleaseAnswer};
@@ -7,28 +7,28 @@ use crate::api::status::StatusAnswer;
 use crate::model::budget::QueryBudget;
 use crate::persistence::store::StoreError;
 
-/// Why something was not done. Which code and status a client sees is the edge's business.
+/// Why a call failed. The gateway maps it to a code and a status.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OperateError {
-    /// The node does not reach the store.
+    /// The node has no role that opens the store.
     #[error("this node has no query role (node.roles): ask a node that has")]
     NoQueryRole,
-    /// The event does not wait in the quarantine.
+    /// The event is not waiting in the quarantine.
     #[error("event {place} {why}")]
     NotQuarantined {
-        /// The event.
         place: EventPlace,
-        /// What became of it.
+        /// What happened to it instead.
         why: &'static str,
     },
-    /// The event cannot be counted by this release.
+    /// This release cannot count the event.
     #[error("{0}")]
     NotReleasable(String),
-    /// The store cannot be reached, or the outcome is unknown: a repetition that finds it done says
-    /// so.
+    /// The store cannot be reached, or the outcome is unknown. Repeating the call is safe: it
+    /// reports if the work is done already.
     #[error("{0}")]
     StoreUnavailable(String),
-    /// The store holds what no release writes.
+    /// The store holds data that no release writes.
     #[error("{0}")]
     StoreInvalid(String),
 }
@@ -42,69 +42,71 @@ impl From<StoreError> for OperateError {
     }
 }
 
-/// Whose events in the quarantine a key reaches.
+/// Which events of the quarantine a key reaches.
+#[allow(missing_docs, reason = "the name says it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuarantineScope {
-    /// Those of this tenant.
     pub tenant: std::sync::Arc<str>,
-    /// And the records that no build could read, which are nobody's.
+    /// Whether records that no build could read, which belong to no tenant, are included.
     pub unowned: bool,
 }
 
-/// The events that were set aside. A tenant's key sees and moves that tenant's events alone.
+/// The quarantine. A tenant's key sees and settles that tenant's events only.
 pub trait QuarantineService: Send + Sync {
-    /// The events that wait; `all` shows discarded ones too. Ends with its budget.
+    /// Lists the waiting events; `all` includes discarded ones.
     ///
     /// # Errors
-    /// See [`OperateError`].
+    /// Fails without the query role, if the store fails, or when the budget is used up.
     fn list(
         &self,
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         all: bool,
         budget: &QueryBudget,
     ) -> Result<QuarantineAnswer, OperateError>;
-    /// The event is counted after all.
+    /// Counts the event after all and removes it from the quarantine.
     ///
     /// # Errors
-    /// See [`OperateError`].
+    /// Fails without the query role, if the event is not waiting, if it cannot be folded, or
+    /// if the store fails.
     fn release(
         &self,
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         place: EventPlace,
     ) -> Result<ReleaseAnswer, OperateError>;
-    /// The event is given up.
+    /// Gives the event up for good; its row stays, marked as discarded.
     ///
     /// # Errors
-    /// See [`OperateError`].
+    /// Fails without the query role, if the event is not waiting, or if the store fails.
     fn discard(
         &self,
-        reach: &QuarantineScope,
+        scope: &QuarantineScope,
         place: EventPlace,
     ) -> Result<DiscardAnswer, OperateError>;
 }
 
-/// What is noted before anything expires. It is for operators, of all tenants.
+/// Expiry of archives and weeks. It is for operators and covers all tenants.
 pub trait ExpiryService: Send + Sync {
-    /// What is due. Ends with its budget.
+    /// Lists what is due to be deleted.
     ///
     /// # Errors
-    /// See [`OperateError`].
+    /// Fails without the query role, if the store fails, or when the budget is used up.
     fn list(&self, budget: &QueryBudget) -> Result<ExpiryAnswer, OperateError>;
-    /// What has stopped goes on.
+    /// Approves every expiry that is stopped.
     ///
     /// # Errors
-    /// See [`OperateError`].
+    /// Fails without the query role, or if the store fails.
     fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError>;
 }
 
-/// Where nodes and shards stand.
+/// Status of nodes and shards.
 pub trait StatusService: Send + Sync {
-    /// Nodes and shards. May block for as long as one call to the other nodes takes.
+    /// Status of all known nodes and shards. May block for as long as one call to
+    /// the other nodes takes.
     fn status(&self) -> StatusAnswer;
-    /// For how long, in milliseconds, each node that owns shards knows event ids for certain. May
+    /// For how long, in milliseconds, each node that owns shards is certain to know event ids. May
     /// block for as long as one call to the other nodes takes.
     fn dedup_horizons(&self) -> Vec<(String, i64)>;
-    /// What this node's shards have applied until now goes to the archive as soon as it is in the
-    /// store.
+    /// Requests that everything applied so far by this node's shards is archived as soon
+    /// as it is committed.
     fn archive_now(&self) -> ArchiveFlushAnswer;
 }

@@ -1,10 +1,11 @@
-//! Where every shard stands, as far as this node can tell.
+//! Status of every shard, as far as this node can tell.
 //!
-//! The store's checkpoint names the epoch of the last owner; the node whose slot has this epoch
-//! owns the shard. Other nodes tell of theirs through [`PeerStatusSource`]; without them a shard that is not
-//! owned here is owned elsewhere, by whom is not known. A shard without an owner, whose owner is
-//! further behind than `query.stale_after`, or whose flushes fail again and again is a problem.
-//! While the store cannot be reached, what the nodes say of themselves is all there is.
+//! The store's checkpoint names the epoch of the last owner; the node whose entry has that epoch
+//! owns the shard. Other nodes report their shards through [`PeerStatusSource`]; without them, a
+//! shard that is not owned here is owned elsewhere by an unknown node. A shard is reported as a
+//! problem if it has no owner, if its owner lags by more than `query.stale_after`, if its flushes
+//! keep failing, or if it has stopped. While the store cannot be reached, the nodes' own reports
+//! are all there is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,68 +24,63 @@ use crate::persistence::log::ShardAssignment;
 use crate::persistence::store::{RollupStore, StoreError};
 
 /// A shard as its owner sees it.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnedShard {
-    /// The shard.
     pub shard: u32,
     /// Counter and nonce of the owner's epoch.
     pub epoch: (u64, u64),
-    /// Next offset to apply.
     pub next: Offset,
-    /// The log's end.
     pub end: Offset,
-    /// Everything appended before this is applied.
+    /// Everything received before this time is applied.
     pub as_of: Millis,
-    /// Next offset to commit.
     pub committed: Offset,
-    /// Everything below is archived.
+    /// Exclusive end of what is archived.
     pub archived: Offset,
-    /// Starts at the checkpoint without progress.
+    /// Starts at the current checkpoint without progress; 0 after a commit.
     pub attempts: u32,
-    /// Flushes that failed since the last that did not.
+    /// Failed flushes in a row.
     #[serde(default)]
     pub flush_failures: u32,
-    /// Why the newest failed; told by the node itself alone.
+    /// Why the newest flush failed. Only known on the node itself.
     #[serde(skip)]
     pub flush_failure: Option<String>,
-    /// How long ago everything that was appended then was applied; none if an older release says
-    /// it.
+    /// How long ago the shard had applied everything appended until then, in milliseconds;
+    /// `None` from older releases.
     #[serde(default)]
     pub age_ms: Option<i64>,
 }
 
 /// A node as it sees itself.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// `node.name`, or the machine's.
+    /// `node.name`, or the host name.
     pub name: String,
-    /// Its roles.
     pub roles: Vec<String>,
-    /// Its version.
     pub version: String,
-    /// Since its start.
     pub uptime_ms: u64,
-    /// Why `/readyz` fails; none if it does not.
+    /// Why `/readyz` fails; `None` if it does not.
     pub not_ready: Option<String>,
-    /// The shards that it owns.
     pub shards: Vec<OwnedShard>,
-    /// Those of its shards that cannot be served until somebody mends something, with the reason.
-    /// Older releases do not say.
+    /// The node's shards that cannot be served until somebody repairs something, with the reason.
+    /// Empty from older releases.
     #[serde(default)]
     pub stopped: Vec<(u32, String)>,
-    /// For how long, in milliseconds, its shards know event ids for certain; none if it owns none.
+    /// For how long, in milliseconds, the node's shards are certain to know event ids; `None`
+    /// if it owns none.
     #[serde(default)]
     pub dedup_horizon_ms: Option<i64>,
 }
 
-/// The other nodes.
+/// Status reports of the other nodes.
 pub trait PeerStatusSource: Send + Sync + 'static {
-    /// The other nodes that can be reached; none if this node does not know of others at all. May
+    /// The other nodes that can be reached; `None` if this node does not know of any others. May
     /// block for as long as one call takes.
     fn nodes(&self) -> Option<Vec<NodeStatus>>;
 }
 
-/// Nothing is known of other nodes.
+/// For a node that knows no others.
 #[derive(Debug, Clone, Copy)]
 pub struct NoPeers;
 
@@ -94,50 +90,44 @@ impl PeerStatusSource for NoPeers {
     }
 }
 
-/// Why a node is not ready, if it is not.
+/// Returns why the node is not ready, as an error.
 pub type ReadinessCheck = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// What the status is made of.
+/// Collects the status of this node and of the others.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct StatusReporter {
-    /// `node.name`, or the machine's.
+    /// `node.name`, or the host name.
     pub name: String,
-    /// The node's roles.
     pub roles: Vec<&'static str>,
-    /// Since the node's start.
     pub started: Stopwatch,
-    /// Whether it is ready.
     pub ready: ReadinessCheck,
-    /// Where its shards stand.
     pub table: Arc<ShardTable>,
-    /// The log.
     pub log: Arc<dyn ShardAssignment>,
-    /// The store; a node that only takes writes has none.
+    /// `None` on a node that only takes writes.
     pub store: Option<Arc<dyn RollupStore>>,
-    /// The other nodes.
     pub peers: Arc<dyn PeerStatusSource>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
-    /// `query.stale_after` in milliseconds.
+    /// Lag at which a shard is stale: `query.stale_after`, in milliseconds.
     pub stale_after_ms: i64,
 }
 
 impl StatusReporter {
-    /// This node, as other nodes are told of it.
+    /// Report of this node, as it is also sent to other nodes.
     pub fn this_node(&self) -> NodeStatus {
-        let owned = |(shard, slot): (ShardId, &Arc<crate::actors::shard_table::ShardEntry>)| {
-            let reach = self.table.watermark(shard)?;
+        let owned = |(shard, entry): (ShardId, &Arc<crate::actors::shard_table::ShardEntry>)| {
+            let watermark = self.table.watermark(shard)?;
             Some(OwnedShard {
                 shard: shard.0,
-                epoch: (reach.epoch.counter, reach.epoch.nonce),
-                next: reach.next,
-                end: reach.end,
-                as_of: reach.as_of,
-                committed: slot.committed(),
-                archived: slot.archived(),
-                attempts: slot.attempts(),
-                flush_failures: slot.flush_failures(),
-                flush_failure: slot.flush_failure(),
-                age_ms: Some(reach.age_ms),
+                epoch: (watermark.epoch.counter, watermark.epoch.nonce),
+                next: watermark.next,
+                end: watermark.end,
+                as_of: watermark.as_of,
+                committed: entry.committed(),
+                archived: entry.archived(),
+                attempts: entry.attempts(),
+                flush_failures: entry.flush_failures(),
+                flush_failure: entry.flush_failure(),
+                age_ms: Some(watermark.age_ms),
             })
         };
         NodeStatus {
@@ -150,13 +140,13 @@ impl StatusReporter {
             stopped: self
                 .table
                 .iter()
-                .filter_map(|(shard, slot)| Some((shard.0, slot.stop_reason()?)))
+                .filter_map(|(shard, entry)| Some((shard.0, entry.stop_reason()?)))
                 .collect(),
             dedup_horizon_ms: self
                 .table
                 .dedup_statuses()
                 .iter()
-                .map(|(_, stand)| stand.horizon_ms)
+                .map(|(_, status)| status.horizon_ms)
                 .min(),
         }
     }
@@ -172,8 +162,8 @@ impl StatusReporter {
     }
 }
 
-/// The owner of a shard: the node with the epoch of its checkpoint; if that is not known, the
-/// youngest epoch.
+/// The owner of a shard: the node with the epoch of the checkpoint, or with the highest epoch if
+/// the store cannot be read.
 fn owner<'n>(
     shard: ShardId,
     checkpoint: Option<&Checkpoint>,
@@ -192,7 +182,7 @@ fn owner<'n>(
     }
 }
 
-/// A shard whose owner is known.
+/// Status of a shard with a known owner.
 fn owned(
     node: &str,
     here: bool,
@@ -226,7 +216,7 @@ fn owned(
     }
 }
 
-/// A shard of which only the store tells, or nobody.
+/// Status of a shard without a known owner: what the store has of it, if anything.
 fn unowned(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> ShardStatus {
     ShardStatus {
         shard: shard.0,
@@ -242,7 +232,7 @@ fn unowned(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> 
     }
 }
 
-/// A shard that stands still says why.
+/// Adds why a shard stopped, if one of the nodes reports it.
 fn with_stop_reason(mut status: ShardStatus, nodes: &[NodeStatus]) -> ShardStatus {
     let mut stopped = nodes.iter().flat_map(|node| &node.stopped);
     if let Some((_, why)) = stopped.find(|(stopped, _)| *stopped == status.shard) {
@@ -272,8 +262,8 @@ impl StatusService for StatusReporter {
 
     fn archive_now(&self) -> ArchiveFlushAnswer {
         let mut shards = Vec::new();
-        for (shard, slot) in self.table.iter().filter(|(_, slot)| slot.epoch().is_some()) {
-            if let Some(to) = slot.request_archive() {
+        for (shard, entry) in self.table.iter().filter(|(_, entry)| entry.epoch().is_some()) {
+            if let Some(to) = entry.request_archive() {
                 shards.push(ArchiveFlush { shard: shard.0, below: to });
             }
         }
@@ -292,7 +282,7 @@ impl StatusService for StatusReporter {
             Some(Err(error)) => (Some(error.to_string()), None),
         };
         let assigned = self.log.assignment().borrow().clone();
-        // Without a store and without others, a node that owns nothing knows nothing of shards.
+        // Without a store and without peers, a node that owns no shards knows nothing about any.
         let known = checkpoints.is_some()
             || peers_known
             || nodes.iter().any(|node| !node.shards.is_empty());
@@ -311,6 +301,8 @@ impl StatusService for StatusReporter {
                     }
                     None => {
                         let mine = self.roles.contains(&"shards") && assigned.contains(&shard);
+                        // Nobody owns a shard that was never claimed. Otherwise, without peers,
+                        // only a shard assigned to this node is certainly without an owner.
                         let never_claimed = checkpoints.is_some() && checkpoint.is_none();
                         unowned(shard, checkpoint, !(mine || peers_known || never_claimed))
                     }

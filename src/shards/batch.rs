@@ -18,12 +18,12 @@ use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId, metric_hash};
 use crate::model::window::{Hour, Millis};
 
-/// Bytes of a delta beside its sketches, with its share of the maps.
+/// Estimated bytes of a delta without its sketches, including its share of the maps.
 const DELTA_BYTES: usize = 256;
-/// Bytes of a series entry, with its share of the maps.
+/// Estimated bytes of a series entry, including its share of the maps.
 const SERIES_BYTES: usize = 256;
 
-/// By [`metric_hash`], the windows that a batch holds deltas of.
+/// The `(metric hash, hour)` pairs for which a batch holds deltas; the hash is [`metric_hash`].
 pub type MetricWindows = HashSet<(u64, Hour), FixedState>;
 
 #[derive(Debug)]
@@ -33,35 +33,35 @@ struct OpenDelta {
     rollup: Rollup,
 }
 
-/// What a batch knows of a series whose key has its id.
+/// What a batch knows about a series id. The key was checked against the id.
 #[derive(Debug)]
 pub enum SeriesLookup {
-    /// Its place, or that of the overflow series that stands in for it.
+    /// Index of the series in this batch, or of the overflow series that stands in for it.
     InBatch(u32),
-    /// It was in the batch before.
+    /// The series was in the batch that was frozen last.
     InPreviousBatch(Arc<SeriesInfo>),
-    /// Nothing.
+    /// Neither batch has the series.
     Unknown,
 }
 
-/// The series of a batch that was frozen.
+/// The series of the batch that was frozen last.
 #[derive(Debug, Default)]
 struct PreviousBatch {
     series: Vec<Arc<SeriesInfo>>,
     slots: HashMap<SeriesId, u32, FixedState>,
 }
 
-/// Everything above the last flush.
+/// Everything applied since the last flush began.
 #[derive(Debug)]
 pub struct OpenBatch {
     from: Offset,
-    /// Of the batch before: a series that comes again is neither parsed nor kept twice.
+    /// Lets a series that occurs again reuse the parsed entry of the previous batch.
     previous: PreviousBatch,
     series: Vec<Arc<SeriesInfo>>,
     slots: HashMap<SeriesId, u32, FixedState>,
     deltas: Vec<OpenDelta>,
     by_series_hour: HashMap<(u32, Hour), u32, FixedState>,
-    /// Places of deltas, by [`metric_hash`].
+    /// Indices into `deltas`, by [`metric_hash`].
     by_metric: HashMap<u64, Vec<u32>, FixedState>,
     windows: MetricWindows,
     admitted: Vec<(Arc<SeriesInfo>, Offset)>,
@@ -72,12 +72,12 @@ pub struct OpenBatch {
 }
 
 impl OpenBatch {
-    /// An empty batch that begins at `from`.
+    /// Creates an empty batch that starts at `from`.
     pub fn new(from: Offset) -> Self {
         Self::following(from, PreviousBatch::default())
     }
 
-    /// An empty batch with room for as many series as the one before it had.
+    /// Creates an empty batch with capacity for as many series as the previous batch had.
     fn following(from: Offset, before: PreviousBatch) -> Self {
         let room = before.series.len();
         Self {
@@ -97,23 +97,25 @@ impl OpenBatch {
         }
     }
 
-    /// Where it begins.
+    /// First offset of the batch (inclusive).
     pub fn from(&self) -> Offset {
         self.from
     }
 
-    /// Roughly the memory it takes.
+    /// Estimated memory use in bytes; flushing and credit are decided on it.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What is known of a series.
+    /// Looks up a series by its id.
     ///
     /// # Errors
-    /// If the key does not have this id. What is decided must not depend on the batch.
+    /// Fails if `id` is not the hash of `key`. The check is made even for series that are already
+    /// known, so that the verdict does not depend on what the batch happens to hold.
     pub fn look_up(&self, id: SeriesId, key: &[u8]) -> Result<SeriesLookup, CodecError> {
         if let Some(&slot) = self.slots.get(&id) {
-            // Of an overflow series it is not the key, but it may well be that of the id.
+            // For an overflow slot the stored key is that of the overflow series, so `key`
+            // has to be hashed.
             if !self.series[slot as usize].series.has_key(key) {
                 check_key(id, key)?;
             }
@@ -126,10 +128,11 @@ impl OpenBatch {
         }
     }
 
-    /// The place of a series, or of the overflow series that stands in for it. Its key has this id.
+    /// Index of a series, or of the overflow series that stands in for it. `key` must hash
+    /// to `id` (see [`OpenBatch::look_up`]).
     ///
     /// # Errors
-    /// If the key does not decode.
+    /// Fails if the key does not decode.
     pub fn series_slot(
         &mut self,
         (id, key): (SeriesId, &[u8]),
@@ -142,7 +145,7 @@ impl OpenBatch {
             SeriesLookup::InPreviousBatch(info) => info.clone(),
             SeriesLookup::Unknown => Arc::new(SeriesInfo { id, series: Series::from_key(key)? }),
         };
-        // A record may name a series twice.
+        // The lookups are made once per record, and a record may list the same series twice.
         let Entry::Vacant(place) = self.slots.entry(id) else { return Ok(self.slots[&id]) };
         let is_known = admission.is_admitted(id, offset);
         if is_known || admission.try_admit(id, &info.series, offset) {
@@ -153,6 +156,9 @@ impl OpenBatch {
         }
         let overflow = admission.overflow_series(&info.series, offset);
         let slot = self.overflow_slot(&overflow, admission, offset);
+        // A refusal may still turn into an admission when recorded admissions or metric names
+        // decide, and the overflow series may change. Only a final refusal may be cached
+        // in the slot map.
         if admission.refusals_are_final(offset) {
             self.slots.insert(id, slot);
         }
@@ -185,7 +191,7 @@ impl OpenBatch {
         (self.series.len() - 1) as u32
     }
 
-    /// Adds one event.
+    /// Adds one event to the delta of its series and hour.
     pub fn add(&mut self, slot: u32, hour: Hour, value: Option<Decimal>, user: Option<u64>) {
         let next = self.deltas.len() as u32;
         let at = *self.by_series_hour.entry((slot, hour)).or_insert(next);
@@ -204,7 +210,7 @@ impl OpenBatch {
             (rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()).saturating_sub(before);
     }
 
-    /// Notes an id for the de-duplication block.
+    /// Records an id for the de-duplication block that is stored with the flush.
     pub fn remember_id(&mut self, id: u128, appended: Millis) {
         match self.ids.last_mut() {
             Some((at, ids)) if *at == appended => ids.push(id),
@@ -213,14 +219,15 @@ impl OpenBatch {
         self.bytes += size_of::<u128>();
     }
 
-    /// Changes the accounting row of a tenant and hour of receipt.
+    /// Applies `change` to the accounting row of `tenant` and `hour`, the hour of receipt.
     pub fn update_accounting(
         &mut self,
         tenant: &str,
         hour: Hour,
         change: impl FnOnce(&mut AccountingDelta),
     ) {
-        // Nearly always the same row as before: requests come in runs of one tenant.
+        // Searched from the end: requests come in runs of one tenant, so it is nearly
+        // always the last row.
         let found =
             self.accounting.iter().rposition(|row| row.hour == hour && row.tenant == tenant);
         let at = found.unwrap_or_else(|| {
@@ -237,39 +244,39 @@ impl OpenBatch {
         change(&mut self.accounting[at]);
     }
 
-    /// The windows it holds.
+    /// Windows for which the batch holds deltas.
     pub fn windows(&self) -> &MetricWindows {
         &self.windows
     }
 
-    /// The windows, out of a batch that is about to be frozen.
+    /// Takes the windows out; the batch is about to be frozen.
     pub fn take_windows(&mut self) -> MetricWindows {
         std::mem::take(&mut self.windows)
     }
 
-    /// The series that were admitted in it.
+    /// Series that were first admitted in this batch.
     pub fn admitted(&self) -> impl Iterator<Item = &Arc<SeriesInfo>> {
         self.admitted.iter().map(|(info, _)| info)
     }
 
-    /// The series of its deltas, each with their windows.
+    /// Series and hour of every delta.
     pub fn series_windows(&self) -> impl Iterator<Item = (&Series, Hour)> {
         self.deltas.iter().map(|delta| (&self.series[delta.series as usize].series, delta.hour))
     }
 
-    /// What was counted.
+    /// Accounting rows of the batch, one per tenant and hour of receipt.
     pub fn accounting(&self) -> &[AccountingDelta] {
         &self.accounting
     }
 
-    /// Sets an event aside.
+    /// Adds an event to the quarantine rows of the flush.
     pub fn quarantine(&mut self, row: QuarantineRow) {
         self.bytes += row.record.len() + DELTA_BYTES;
         self.quarantined.push(row);
     }
 
-    /// The batch as the store takes it, rows in key order, and the empty one that goes on behind
-    /// it. `last` is the append time of the last record.
+    /// Freezes the batch: returns it in the form that the store takes, rows in key order, and the
+    /// empty batch that follows. `last` is the append time of the last record in `range`.
     pub fn freeze(self, range: OffsetRange, last: Option<Millis>) -> (FlushBatch, Self) {
         let series = self.series;
         let mut deltas: Vec<Delta> = self
@@ -281,6 +288,8 @@ impl OpenBatch {
                 rollup: d.rollup,
             })
             .collect();
+        // Key order lets readers find a metric by binary search
+        // (`visit_frozen`) without another index.
         deltas.sort_unstable_by(|a, b| key_of(a).cmp(&key_of(b)));
         let appended = self.ids.first().zip(self.ids.last()).map(|(first, last)| (first.0, last.0));
         let dedup = appended.map(|appended| DedupBlock { range, appended, runs: self.ids });
@@ -290,19 +299,19 @@ impl OpenBatch {
         (FlushBatch { deltas, admitted, dedup, accounting, quarantined, appended: last }, behind)
     }
 
-    /// Visits the deltas that the question asks for.
+    /// Visits the deltas that match the query.
     pub fn visit(
         &self,
-        question: &LiveQuery<'_>,
+        query: &LiveQuery<'_>,
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) {
-        let metric = metric_hash(question.tenant, question.metric);
+        let metric = metric_hash(query.tenant, query.metric);
         let deltas =
             self.by_metric.get(&metric).into_iter().flatten().map(|&at| &self.deltas[at as usize]);
-        for delta in deltas.filter(|d| question.from <= d.hour && d.hour < question.to) {
+        for delta in deltas.filter(|d| query.from <= d.hour && d.hour < query.to) {
             let info = &self.series[delta.series as usize];
-            if is_wanted(question, &info.series) && matches(&info.series) {
+            if is_wanted(query, &info.series) && matches(&info.series) {
                 visit(info, delta.hour, &delta.rollup);
             }
         }
@@ -317,28 +326,28 @@ fn check_key(id: SeriesId, key: &[u8]) -> Result<(), CodecError> {
     }
 }
 
-fn is_wanted(question: &LiveQuery<'_>, series: &Series) -> bool {
-    series.tenant == question.tenant && series.metric == question.metric
+fn is_wanted(query: &LiveQuery<'_>, series: &Series) -> bool {
+    series.tenant == query.tenant && series.metric == query.metric
 }
 
 fn key_of(delta: &Delta) -> (&str, &str, Hour, SeriesId) {
     (&delta.series.series.tenant, &delta.series.series.metric, delta.hour, delta.series.id)
 }
 
-/// Visits the deltas of a frozen batch that the question asks for.
+/// Visits the deltas of a frozen batch that match the query.
 pub fn visit_frozen(
     batch: &FlushBatch,
-    question: &LiveQuery<'_>,
+    query: &LiveQuery<'_>,
     matches: &mut dyn FnMut(&Series) -> bool,
     visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
 ) {
-    let first = (question.tenant, question.metric, question.from);
+    let first = (query.tenant, query.metric, query.from);
     let from = batch.deltas.partition_point(|d| {
         (d.series.series.tenant.as_str(), d.series.series.metric.as_str(), d.hour) < first
     });
     let wanted = batch.deltas[from..]
         .iter()
-        .take_while(|d| is_wanted(question, &d.series.series) && d.hour < question.to);
+        .take_while(|d| is_wanted(query, &d.series.series) && d.hour < query.to);
     for delta in wanted.filter(|d| matches(&d.series.series)) {
         visit(&delta.series, delta.hour, &delta.rollup);
     }
@@ -371,7 +380,7 @@ mod tests {
     #[test]
     fn an_id_with_the_key_of_another_series_is_refused_in_every_batch() {
         let ((id, key), (second, second_key)) = (keyed("a"), keyed("b"));
-        // One series fits the limit, the second one goes to the overflow series.
+        // The limit has room for one series; the second goes to the overflow series.
         let mut admission = SeriesAdmission::limited(1, Vec::new());
         let mut open = OpenBatch::new(0);
         for at in 0..4 {

@@ -1,22 +1,22 @@
-//! De-duplication: the first of equal ids within the horizon wins, in log order.
+//! De-duplication: of equal ids within the horizon, the first in log order wins.
 //!
 //! The horizon is `horizon_ms` of append time or the last `max_ids` ids of the shard, whichever is
-//! shorter. Both are counted in log order, so the decision is a function of the log and of the
-//! rules at each of its offsets alone, and an owner that was started from the stored blocks decides
-//! like one that lived through.
+//! shorter. Both are measured in log order, so a decision depends only on the log and on the rule
+//! in force at each offset. An owner that loaded the stored blocks therefore decides like one that
+//! has been running all along.
 //!
-//! An id costs at most 24 bytes, while they become more and while they become fewer: 16 for its
-//! hash and one or two for its time, in log order ([`Ring`]), and up to 6 in a table of places that
-//! is kept between two thirds and six sevenths full ([`Table`]). The table holds nothing that the
-//! ring does not say, so it is made anew in its own pages, of which it takes some more or gives
-//! some back.
+//! An id costs at most 24 bytes, both while the set grows and while it shrinks: 16 for its hash and
+//! one or two for its time, in log order ([`Ring`]), and up to 6 in a hash table of ring positions
+//! that is kept between 66 % and 85 % full ([`Table`]). Everything in the table can be derived from
+//! the ring, so a resize rebuilds it in its own pages, allocating a few more or freeing some,
+//! instead of copying into a second table.
 
 use std::collections::VecDeque;
 
 use crate::model::flush::{DedupBlock, DedupRule};
 use crate::model::window::Millis;
 
-/// Most ids that a shard can remember: what the places of the table can tell apart.
+/// Most ids that a shard can remember: the ring positions that a table slot can distinguish.
 pub const MAX_IDS: usize = 1 << PLACE_BITS;
 const PLACE_BITS: u32 = 25;
 
@@ -24,19 +24,19 @@ const PLACE_BITS: u32 = 25;
 #[derive(Debug)]
 pub struct DedupIndex {
     rule: DedupRule,
-    /// Shorter horizons of ids from before a change of the rule, each with the sequence number of
-    /// the first id behind them.
+    /// Shorter horizons of ids that were added under an earlier rule, each with the exclusive end
+    /// (a sequence number) of the ids that it covers.
     before: VecDeque<(u64, i64)>,
     ring: Ring,
     table: Table,
-    /// Append time of the last id that was forgotten because there were too many.
+    /// Append time of the last id evicted because of `max_ids`.
     last_evicted_at: Option<Millis>,
     evictions: u64,
 }
 
 impl DedupIndex {
-    /// An empty horizon. The seed decides where ids lie in memory, and nothing else: whoever makes
-    /// up ids must not know it.
+    /// Creates an empty index. The seed only decides where ids lie in memory. Whoever can choose
+    /// ids must not know it, or they could make all ids collide.
     pub fn new(rule: DedupRule, seed: u64) -> Self {
         let rule = bounded(rule);
         let table = Table::new(rule.max_ids, seed);
@@ -60,8 +60,8 @@ impl DedupIndex {
         }
     }
 
-    /// Another rule from the next record on. Ids from before keep the shorter one of both horizons:
-    /// what the rule of their time has forgotten, or may have, does not come back.
+    /// Changes the rule from the next record on. Ids added before the change keep the shorter of
+    /// both horizons: an id that the earlier rule has expired, or could have, must not come back.
     pub fn set_rule(&mut self, rule: DedupRule) {
         let rule = bounded(rule);
         for (_, horizon_ms) in &mut self.before {
@@ -73,6 +73,7 @@ impl DedupIndex {
         while self.ring.len > rule.max_ids {
             self.evict_first();
         }
+        // The number of bits for a position follows `max_ids`, and every slot uses it.
         if rule.max_ids != self.rule.max_ids {
             self.table.place_bits = place_bits(rule.max_ids);
             self.table.rebuild(self.table.slots(), &self.ring);
@@ -80,7 +81,7 @@ impl DedupIndex {
         self.rule = rule;
     }
 
-    /// Forgets what is out of the horizon of a record appended at `appended`.
+    /// Expires the ids that are outside the horizon of a record appended at `appended`.
     pub fn advance(&mut self, appended: Millis) {
         while self.ring.len > 0
             && appended.saturating_sub(self.ring.first_at) > self.first_horizon()
@@ -89,7 +90,7 @@ impl DedupIndex {
         }
     }
 
-    /// The horizon of the first id.
+    /// Horizon of the oldest id.
     fn first_horizon(&mut self) -> i64 {
         while self.before.front().is_some_and(|(end, _)| *end <= self.ring.first) {
             self.before.pop_front();
@@ -97,8 +98,8 @@ impl DedupIndex {
         self.before.front().map_or(self.rule.horizon_ms, |(_, horizon_ms)| *horizon_ms)
     }
 
-    /// Whether `id`, of a record appended at `appended`, is new; it is remembered if so. A
-    /// duplicate does not prolong the first.
+    /// Adds `id`, of a record appended at `appended`. Returns whether it was new; a duplicate does
+    /// not extend the lifetime of the first.
     pub fn insert(&mut self, id: u128, appended: Millis) -> bool {
         if self.table.holds(id, &self.ring) {
             return false;
@@ -112,17 +113,17 @@ impl DedupIndex {
         self.rule
     }
 
-    /// Number of ids remembered.
+    /// Number of ids in the index.
     pub fn len(&self) -> usize {
         self.ring.len
     }
 
-    /// Whether none is.
+    /// Whether the index holds no ids.
     pub fn is_empty(&self) -> bool {
         self.ring.len == 0
     }
 
-    /// Bytes that were asked for on the heap.
+    /// Bytes requested from the heap.
     pub fn heap_bytes(&self) -> usize {
         let chunk =
             |chunk: &Chunk| chunk.ids.capacity() * size_of::<u128>() + chunk.times.capacity();
@@ -133,7 +134,8 @@ impl DedupIndex {
         ring + table + self.before.capacity() * size_of::<(u64, i64)>()
     }
 
-    /// How far back equal ids of a record appended at `now` are known for certain.
+    /// How far back from `now`, in milliseconds, duplicates are certain to be found: less than the
+    /// configured horizon while ids were evicted or an earlier, shorter rule still applies.
     pub fn horizon_ms(&self, now: Millis) -> i64 {
         let crowded = self.last_evicted_at.map_or(i64::MAX, |at| now.saturating_sub(at).max(0));
         let before = self
@@ -144,7 +146,7 @@ impl DedupIndex {
         before.fold(self.rule.horizon_ms, i64::min).min(crowded)
     }
 
-    /// Ids that were forgotten within the horizon, because there were too many.
+    /// Number of ids evicted within their horizon because of `max_ids`.
     pub fn evictions(&self) -> u64 {
         self.evictions
     }
@@ -174,26 +176,27 @@ fn bounded(rule: DedupRule) -> DedupRule {
     DedupRule { max_ids: rule.max_ids.clamp(1, MAX_IDS), ..rule }
 }
 
-/// Ids of a chunk.
+/// Ids per chunk of the ring.
 const CHUNK: usize = 1024;
 
-/// Ids that follow each other.
+/// A run of consecutive ids.
 #[derive(Debug)]
 struct Chunk {
     ids: Vec<u128>,
-    /// The time from the id before to each, as LEB128.
+    /// Time difference of each id to the one before, as LEB128.
     times: Vec<u8>,
 }
 
-/// Ids and their append times in log order. In chunks, so that it grows without a copy and shrinks
-/// as they are forgotten.
+/// Ids and append times in log order, in chunks, so that it grows without copying and frees
+/// memory as ids expire.
 #[derive(Debug, Default)]
 struct Ring {
     chunks: VecDeque<Chunk>,
-    /// Ids of the first chunk that are forgotten, and how many bytes of its times are read.
+    /// `skipped` is how many ids of the first chunk have expired; `read` is how many bytes of its
+    /// times have been decoded.
     skipped: usize,
     read: usize,
-    /// Sequence number of the first id.
+    /// Sequence number of the oldest id.
     first: u64,
     len: usize,
     first_at: Millis,
@@ -201,12 +204,12 @@ struct Ring {
 }
 
 impl Ring {
-    /// Sequence number behind the last id.
+    /// Exclusive end: the sequence number that the next id will get.
     fn end(&self) -> u64 {
         self.first + self.len as u64
     }
 
-    /// The id of a sequence number that it holds.
+    /// The id with this sequence number, which must be in the ring.
     fn id(&self, sequence: u64) -> u128 {
         let at = (sequence - self.first) as usize + self.skipped;
         self.chunks[at / CHUNK].ids[at % CHUNK]
@@ -224,7 +227,8 @@ impl Ring {
             });
         }
         let Some(last) = self.chunks.back_mut() else { return };
-        // Times never decrease; if one did, it would be a long way round, and still exact.
+        // Times never decrease. If one did, the wrapped difference would take ten bytes
+        // and still be exact.
         put(at.wrapping_sub(self.last_at).cast_unsigned(), &mut last.times);
         last.ids.push(id);
         if self.len == 0 {
@@ -235,7 +239,7 @@ impl Ring {
         self.len += 1;
     }
 
-    /// Forgets the first id.
+    /// Removes the oldest id.
     fn pop(&mut self) {
         if self.len == 0 {
             return;
@@ -245,6 +249,7 @@ impl Ring {
             self.chunks.pop_front();
             (self.skipped, self.read) = (0, 0);
         }
+        // Times are stored as differences, so the time of the new first id has to be decoded here.
         if let Some(chunk) = self.chunks.front() {
             let (delta, bytes) = take(&chunk.times[self.read..]);
             self.first_at = self.first_at.wrapping_add(delta.cast_signed());
@@ -261,7 +266,7 @@ fn put(mut number: u64, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-/// A number, and how many bytes it takes.
+/// Decodes a number; returns it with its length in bytes.
 fn take(bytes: &[u8]) -> (u64, usize) {
     let mut number = 0;
     for (at, &byte) in bytes.iter().enumerate().take(10) {
@@ -273,12 +278,12 @@ fn take(bytes: &[u8]) -> (u64, usize) {
     (number, bytes.len())
 }
 
-/// Where ids lie in the ring: open addressing, in the order of their homes (Robin Hood), so that
-/// few places are looked at whether an id is there or not, and forgetting leaves no traces.
+/// Index of the ring: open addressing with slots in the order of their home positions (Robin Hood).
+/// Probes are short whether or not an id is present, and deletion leaves no tombstones.
 ///
-/// A slot holds, from the highest bit on: how far it is from its home, counted from 1 (7 bits; an
-/// empty slot is 0), some bits of the hash, and the lowest bits of the sequence number, as many as
-/// tell `max_ids` apart.
+/// A slot holds, from the highest bit down: its distance from the home position, counted from 1 (7
+/// bits; 0 means empty), some bits of the hash, and as many low bits of the sequence number as are
+/// needed to distinguish `max_ids` ids.
 #[derive(Debug)]
 struct Table {
     pages: Vec<Box<[u32; PAGE]>>,
@@ -287,18 +292,19 @@ struct Table {
     place_bits: u32,
 }
 
-/// The table grows by a quarter when it is fuller than this, in hundredths, and shrinks when it is
-/// emptier than that. A small one doubles: it costs little, and growing makes all of it anew.
+/// Load limits in percent: the table grows by a quarter above `FULL` and shrinks below `EMPTY`. A
+/// small table doubles instead: that costs little memory, and each growth step
+/// rebuilds the whole table.
 const FULL: usize = 85;
 const EMPTY: usize = 66;
-/// Pages of a small table: 32 KiB.
+/// A table up to this many pages (32 KiB) counts as small.
 const SMALL: usize = 8;
-/// Slots of a page of the table: it grows without a copy, and leaves no holes that nothing else
-/// fits in.
+/// Slots per page. Paging lets the table grow without a copy, and pages of one size leave no holes
+/// in the heap that nothing else fits in.
 const PAGE: usize = 1024;
 const MAX_DISTANCE: u32 = 127;
 
-/// As many bits as tell so many ids apart.
+/// Bits needed to distinguish `max_ids` ids.
 fn place_bits(max_ids: usize) -> u32 {
     max_ids.next_power_of_two().trailing_zeros().min(PLACE_BITS)
 }
@@ -318,7 +324,7 @@ impl Table {
         self.pages.len() * PAGE
     }
 
-    /// A quarter more, or twice as many, in whole pages.
+    /// The next larger size in slots: a quarter more, or twice as many, in whole pages.
     fn larger(&self) -> usize {
         let pages = self.pages.len();
         (pages + if pages < SMALL { pages.max(1) } else { pages / 4 }) * PAGE
@@ -332,7 +338,7 @@ impl Table {
         &mut self.pages[slot / PAGE][slot % PAGE]
     }
 
-    /// Where an id is looked for first, and what its slots have in their middle bits.
+    /// Home position of an id, and the hash bits that its slot stores.
     fn home(&self, id: u128) -> (usize, u32) {
         let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&id.to_le_bytes(), self.seed);
         let home = ((hash >> 32) * self.slots() as u64) >> 32;
@@ -360,8 +366,8 @@ impl Table {
             }
             let marked = slot & (ONE_FURTHER - 1) & !self.place(u64::MAX);
             if distance(slot) == from_home && marked == mark {
-                // Live places are less than 2^place_bits apart, so the lowest bits say which one it
-                // is.
+                // Live sequence numbers differ by less than 2^place_bits, so the
+                // low bits are unambiguous.
                 let behind = self.place(slot.wrapping_sub(ring.first as u32).into());
                 if ring.id(ring.first + u64::from(behind)) == id {
                     return true;
@@ -372,7 +378,7 @@ impl Table {
         false
     }
 
-    /// Notes the place of the ring's last id.
+    /// Adds the ring's last id to the table.
     fn insert_last(&mut self, ring: &Ring) {
         if (self.used + 1) * 100 > self.slots() * FULL {
             return self.rebuild(self.larger(), ring);
@@ -383,7 +389,8 @@ impl Table {
         }
     }
 
-    /// Whether there is room near enough to its home.
+    /// Inserts a position. Returns false if no slot is free within `MAX_DISTANCE` of its home; the
+    /// table must then be rehashed, because an entry may have been displaced and not placed again.
     fn insert(&mut self, id: u128, sequence: u64) -> bool {
         let (mut at, mark) = self.home(id);
         let mut slot = ONE_FURTHER | mark | self.place(sequence);
@@ -404,7 +411,7 @@ impl Table {
         }
     }
 
-    /// Forgets the place of the ring's first id.
+    /// Removes the ring's first id from the table.
     fn remove_first(&mut self, ring: &Ring) {
         if ring.len == 0 || self.used == 0 {
             return;
@@ -418,7 +425,8 @@ impl Table {
             slot += ONE_FURTHER;
             at = self.next(at);
         }
-        // What follows and is not at its home moves up.
+        // Backward-shift deletion: entries that follow and are not at their home move
+        // up by one slot.
         let mut behind = self.next(at);
         while distance(self.at(behind)) > 1 {
             *self.at_mut(at) = self.at(behind) - ONE_FURTHER;
@@ -428,14 +436,15 @@ impl Table {
         self.used -= 1;
     }
 
+    /// Gives pages back. A small table never shrinks.
     fn shrink(&mut self, ring: &Ring) {
         if self.slots() > SMALL * PAGE && self.used * 100 < self.slots() * EMPTY {
             self.rebuild(self.used * 5 / 4, ring);
         }
     }
 
-    /// Makes the table anew from the ring, with at least so many slots and as many as the ring
-    /// needs.
+    /// Rebuilds the table from the ring, with at least `slots` slots and at least as many
+    /// as the ring needs.
     fn rebuild(&mut self, slots: usize, ring: &Ring) {
         let pages = slots.max(ring.len * 100 / FULL + 1).div_ceil(PAGE);
         self.pages.truncate(pages);
@@ -449,8 +458,8 @@ impl Table {
         }
     }
 
-    /// Makes it anew with other homes and more room: too many ids have met at one place, by a
-    /// chance that does not come again.
+    /// Rebuilds with a new seed and more slots: too many ids met near one home position. A repeat
+    /// is unlikely, because the new seed moves all homes.
     fn rehash(&mut self, ring: &Ring) {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.rebuild(self.larger(), ring);
@@ -467,10 +476,10 @@ mod tests {
         DedupRule { horizon_ms, max_ids }
     }
 
-    /// The definition, word by word: with each id whether it is new, by the rules from each place
-    /// in the log on.
+    /// The definition, literally: whether each id of the log is new. `rules` holds each rule with
+    /// the log index from which it applies.
     fn naive(log: &[(Millis, u128)], rules: &[(usize, DedupRule)]) -> Vec<bool> {
-        // An id that is kept, and its horizon.
+        // Ids in memory: append time, id, and the horizon that applies to the id.
         let mut kept: Vec<(Millis, u128, i64)> = Vec::new();
         let mut decided = Vec::new();
         for (place, &(at, id)) in log.iter().enumerate() {
@@ -496,6 +505,16 @@ mod tests {
         decided
     }
 
+    /// The log of these steps of time and ids.
+    fn log_of(steps: &[(i64, u128)]) -> Vec<(Millis, u128)> {
+        let mut at = 0;
+        let append = |(step, id): &(i64, u128)| {
+            at += step;
+            (at, *id)
+        };
+        steps.iter().map(append).collect()
+    }
+
     fn decide(dedup: &mut DedupIndex, log: &[(Millis, u128)]) -> Vec<bool> {
         log.iter()
             .map(|&(at, id)| {
@@ -518,9 +537,12 @@ mod tests {
     proptest! {
         #[test]
         fn decides_as_defined_also_after_a_restart(
-            steps in proptest::collection::vec((0i64..4, 0u128..12), 1..120), max in 1usize..8, cut in 0usize..120, seed in any::<u64>(),
+            steps in proptest::collection::vec((0i64..4, 0u128..12), 1..120),
+            max in 1usize..8,
+            cut in 0usize..120,
+            seed in any::<u64>(),
         ) {
-            let log: Vec<(Millis, u128)> = steps.iter().scan(0, |at, (step, id)| { *at += step; Some((*at, *id)) }).collect();
+            let log = log_of(&steps);
             let expected = naive(&log, &[(0, rule(10, max))]);
             prop_assert_eq!(&decide(&mut DedupIndex::new(rule(10, max), seed), &log), &expected);
 
@@ -529,45 +551,63 @@ mod tests {
             restarted.load(&[block(&log[..cut], &expected)]);
             prop_assert_eq!(decide(&mut restarted, &log[cut..]), expected[cut..].to_vec());
         }
+    }
 
-        #[test]
-        fn a_change_of_the_rule_decides_the_same_for_whoever_lived_through_it_and_whoever_starts_there(
-            steps in proptest::collection::vec((0i64..4, 0u128..12), 1..160),
-            rules in proptest::collection::vec((1i64..20, 1usize..9), 4),
-            mut cuts in proptest::collection::vec(0usize..160, 3),
-        ) {
-            let log: Vec<(Millis, u128)> = steps.iter().scan(0, |at, (step, id)| { *at += step; Some((*at, *id)) }).collect();
-            cuts.sort_unstable();
-            let rules: Vec<(usize, DedupRule)> =
-                std::iter::once(0).chain(cuts).zip(rules).map(|(cut, (horizon, max))| (cut.min(log.len()), rule(horizon, max))).collect();
-            let expected = naive(&log, &rules);
-            let mut lived = DedupIndex::new(rules[0].1, 7);
-            let mut decided = Vec::new();
-            for (at, &entry) in log.iter().enumerate() {
-                rules[1..].iter().filter(|(from, _)| *from == at).for_each(|(_, changed)| lived.set_rule(*changed));
-                decided.extend(decide(&mut lived, &[entry]));
+    // Not indented, because the name of the test fills the line.
+    proptest! {
+    #[test]
+    fn a_change_of_the_rule_decides_the_same_for_whoever_lived_through_it_and_whoever_starts_there(
+        steps in proptest::collection::vec((0i64..4, 0u128..12), 1..160),
+        rules in proptest::collection::vec((1i64..20, 1usize..9), 4),
+        mut cuts in proptest::collection::vec(0usize..160, 3),
+    ) {
+        let log = log_of(&steps);
+        cuts.sort_unstable();
+        let rules: Vec<(usize, DedupRule)> =
+            std::iter::once(0)
+                .chain(cuts)
+                .zip(rules)
+                .map(|(cut, (horizon, max))| (cut.min(log.len()), rule(horizon, max)))
+                .collect();
+        let expected = naive(&log, &rules);
+        let mut lived = DedupIndex::new(rules[0].1, 7);
+        let mut decided = Vec::new();
+        for (at, &entry) in log.iter().enumerate() {
+            let changes = rules[1..].iter().filter(|(from, _)| *from == at);
+            changes.for_each(|(_, changed)| lived.set_rule(*changed));
+            decided.extend(decide(&mut lived, &[entry]));
+        }
+        prop_assert_eq!(&decided, &expected);
+        // An owner that starts at any index loads the ids under the rules that were in force
+        // then.
+        for start in 0..log.len() {
+            let mut started = DedupIndex::new(rules[0].1, 8);
+            let in_force = rules.iter().enumerate().filter(|(_, (from, _))| *from <= start);
+            for (number, (from, of)) in in_force {
+                if number > 0 {
+                    started.set_rule(*of);
+                }
+                let to = rules.get(number + 1).map_or(start, |(next, _)| (*next).min(start));
+                started.load(&[block(&log[*from..to], &expected[*from..to])]);
             }
-            prop_assert_eq!(&decided, &expected);
-            // One that starts at any place loads the ids under the rules of their time.
-            for start in 0..log.len() {
-                let mut started = DedupIndex::new(rules[0].1, 8);
-                for (number, (from, of)) in rules.iter().enumerate().filter(|(_, (from, _))| *from <= start) {
-                    if number > 0 {
-                        started.set_rule(*of);
-                    }
-                    let to = rules.get(number + 1).map_or(start, |(next, _)| (*next).min(start));
-                    started.load(&[block(&log[*from..to], &expected[*from..to])]);
-                }
-                for (at, &entry) in log.iter().enumerate().skip(start) {
-                    rules[1..].iter().filter(|(from, _)| *from == at && at > start).for_each(|(_, changed)| started.set_rule(*changed));
-                    prop_assert_eq!(decide(&mut started, &[entry]), &expected[at..=at], "at {} from {}", at, start);
-                }
+            for (at, &entry) in log.iter().enumerate().skip(start) {
+                let changes =
+                    rules[1..].iter().filter(|(from, _)| *from == at && at > start);
+                changes.for_each(|(_, changed)| started.set_rule(*changed));
+                let decided = decide(&mut started, &[entry]);
+                prop_assert_eq!(decided, &expected[at..=at], "at {} from {}", at, start);
             }
         }
+    }
+    }
 
+    proptest! {
         #[test]
-        fn the_ring_gives_back_what_it_was_given(steps in proptest::collection::vec((-5i64..1_000_000, 0usize..3), 0..4_000)) {
-            let (mut ring, mut model, mut at) = (Ring::default(), VecDeque::new(), 1_767_225_600_000i64);
+        fn the_ring_gives_back_what_it_was_given(
+            steps in proptest::collection::vec((-5i64..1_000_000, 0usize..3), 0..4_000),
+        ) {
+            let (mut ring, mut model) = (Ring::default(), VecDeque::new());
+            let mut at = 1_767_225_600_000i64;
             for (number, (step, pops)) in steps.into_iter().enumerate() {
                 at += step;
                 ring.push(number as u128, at);
@@ -593,7 +633,7 @@ mod tests {
     #[test]
     fn many_ids_come_and_go_and_none_is_lost_or_made_up() {
         let mut dedup = DedupIndex::new(rule(1_000, 60_000), 3);
-        // Waves: more and more at a time, then fewer, over the limit in between.
+        // Waves: rising and then falling numbers of ids, above the limit in between.
         let (mut number, mut at) = (0u64, 0);
         for wave in (1..=80u64).chain((1..80).rev()) {
             at += 50;
@@ -624,7 +664,8 @@ mod tests {
     fn ids_that_meet_at_one_place_are_moved_apart() {
         let mut dedup = DedupIndex::new(rule(1_000, 10_000), 5);
         (0..1_000).for_each(|n| assert!(dedup.insert(id(n), 0)));
-        // As many as do not fit near one home, for whoever knows the seed.
+        // More ids near one home position than fit there; only someone who knows the
+        // seed can choose them.
         let slots = dedup.table.slots() as u64;
         let crowd: Vec<u128> = (1_000u64..)
             .map(id)
@@ -646,7 +687,7 @@ mod tests {
         assert_eq!(dedup.horizon_ms(0), 1_000);
         (0..10).for_each(|n| assert!(dedup.insert(id(n), n as i64 * 10)));
         assert_eq!((dedup.horizon_ms(90), dedup.evictions()), (1_000, 0));
-        // The first three are crowded out: of what was appended after 20 all is known.
+        // The first three are evicted: every id appended after 20 is still known.
         (10..13).for_each(|n| assert!(dedup.insert(id(n), 200)));
         assert_eq!((dedup.horizon_ms(200), dedup.evictions()), (180, 3));
         assert!(dedup.insert(id(2), 201) && !dedup.insert(id(4), 201));

@@ -1,10 +1,10 @@
-//! A persistent FIFO made of two immutable stacks, the classic construction (Okasaki, "Purely
+//! A persistent FIFO queue made of two immutable stacks, the classic construction (Okasaki, "Purely
 //! Functional Data Structures", 5.2).
 //!
-//! Enqueue and dequeue are amortised O(1) when each version is dequeued once; a clone is O(1) and
-//! shares everything; every version stays valid. Dropping a long queue does not recurse. The shard
-//! keeps its committed batches in it: live readers hold a version at no cost, and read it without
-//! the shard's lock.
+//! Enqueue and dequeue are amortised O(1) if each version is dequeued once. Cloning is O(1) and
+//! shares everything, and every version stays valid. Dropping a long queue does not recurse. The
+//! shard keeps its committed batches in one: live readers hold a version at no cost and read it
+//! without the shard's lock.
 
 use std::sync::Arc;
 
@@ -23,8 +23,8 @@ impl<T> Clone for Stack<T> {
 
 impl<T> Drop for Stack<T> {
     fn drop(&mut self) {
-        // Iterative: the derived drop would recurse once for every node. A node that others share
-        // ends the walk.
+        // Iterative, because the derived drop would recurse once per node. Stops at the first node
+        // that another version still shares.
         let mut next = self.0.take();
         while let Some(mut node) = next.and_then(Arc::into_inner) {
             next = node.next.0.take();
@@ -43,7 +43,7 @@ impl<T> Stack<T> {
     }
 }
 
-/// A persistent first-in-first-out queue; see the module.
+/// A persistent first-in, first-out queue; see the [module](self).
 pub struct ImmutableQueue<T> {
     front: Stack<T>,
     back: Stack<T>,
@@ -69,40 +69,42 @@ impl<T: std::fmt::Debug> std::fmt::Debug for ImmutableQueue<T> {
 }
 
 impl<T> ImmutableQueue<T> {
-    /// An empty queue.
+    /// Creates an empty queue.
     pub fn new() -> Self {
         Self::default()
     }
-    /// Number of items.
+    /// Number of items in the queue.
     pub fn len(&self) -> usize {
         self.len
     }
-    /// Whether there is none.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
-    /// This queue with one more item at its end.
+    /// Returns this queue with one more item at its end.
     #[must_use]
     pub fn enqueue(&self, item: impl Into<Arc<T>>) -> Self {
         Self { front: self.front.clone(), back: self.back.push(item.into()), len: self.len + 1 }
     }
-    /// The first item and the queue behind it; `None` if there is none.
+    /// Returns the first item and the rest of the queue, or `None` if the queue is empty.
     pub fn dequeue(&self) -> Option<(Arc<T>, Self)> {
         if let Some(node) = &self.front.0 {
             let rest =
                 Self { front: node.next.clone(), back: self.back.clone(), len: self.len - 1 };
             return Some((node.item.clone(), rest));
         }
+        // The front is used up: reverse the back once. Each item is moved this way at most once per
+        // version, which is what makes dequeue amortised O(1).
         let turned = self.back.iter().fold(Stack(None), |stack, item| stack.push(item.clone()));
         let node = turned.0.as_ref()?;
         let rest = Self { front: node.next.clone(), back: Stack(None), len: self.len - 1 };
         Some((node.item.clone(), rest))
     }
-    /// The first item.
+    /// The first item, which stays in the queue. O(n) while the front stack is empty.
     pub fn peek(&self) -> Option<&Arc<T>> {
         self.front.iter().next().or_else(|| self.back.iter().last())
     }
-    /// All items, first in first; O(n) space for the part that was not yet turned.
+    /// Iterates from first to last. Allocates O(n) for the part that is still in the back stack.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
         let mut back: Vec<_> = self.back.iter().collect();
         back.reverse();
@@ -120,7 +122,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_like_a_vecdeque_and_old_versions_stay(ops in proptest::collection::vec(any::<Option<u16>>(), 0..200)) {
+        fn behaves_like_a_vecdeque_and_old_versions_stay(
+            ops in proptest::collection::vec(any::<Option<u16>>(), 0..200),
+        ) {
             let mut queue = ImmutableQueue::new();
             let mut model: VecDeque<u16> = VecDeque::new();
             let mut versions = Vec::new();
@@ -132,7 +136,8 @@ mod tests {
                     }
                     None => {
                         let dequeued = queue.dequeue();
-                        prop_assert_eq!(dequeued.as_ref().map(|(item, _)| **item), model.pop_front());
+                        let first = dequeued.as_ref().map(|(item, _)| **item);
+                        prop_assert_eq!(first, model.pop_front());
                         queue = dequeued.map_or_else(ImmutableQueue::new, |(_, rest)| rest);
                     }
                 }

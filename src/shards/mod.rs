@@ -1,10 +1,10 @@
-//! What a shard is: a buffer of deltas; the store holds the totals. Pure: no async, no I/O, no
-//! clock, no randomness.
+//! A shard is a buffer of deltas; the store holds the totals. Pure: no async, no I/O,
+//! no clock, no randomness.
 //!
-//! [`driver::ShardDriver`] decides everything about an owned shard, and [`state::ShardState`]
-//! within it holds its memory; a seeded loop can put them through millions of crash points. A new
-//! owner begins with empty aggregates at the checkpoint and the ids of the horizon; whatever it
-//! lost with its memory is still in the log.
+//! [`driver::ShardDriver`] makes every decision about an owned shard; the [`state::ShardState`]
+//! inside it holds the shard's memory. Because both are pure, a seeded loop can take them through
+//! millions of crash points. A new owner starts at the checkpoint with empty aggregates and the ids
+//! of the de-duplication horizon; everything its predecessor held in memory is still in the log.
 
 pub mod batch;
 pub mod dedup;

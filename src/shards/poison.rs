@@ -1,39 +1,38 @@
-//! What a shard does after it died again and again at the same checkpoint: smaller steps, then one
-//! event at a time.
+//! What a shard does after it has died repeatedly at the same checkpoint: it takes smaller steps,
+//! then one event at a time.
 
 use crate::model::flush::SuspectEvent;
 use crate::model::offset::Offset;
 
-/// Starts at one checkpoint that are taken for bad luck.
+/// Starts at one checkpoint that count as bad luck.
 const PATIENCE: u32 = 3;
-/// Records between two flushes at the first careful start; then 64, then 1.
+/// Records between two flushes in the first careful start; 64 and 1 in the next two.
 const FIRST_STEP: usize = 4096;
-/// By how many bits the step shrinks from start to start.
+/// Bits by which the step shrinks per start.
 const SHRINK_BITS: u32 = 6;
 
-/// Deaths over one event that are no coincidence. A process that is killed from outside dies over
-/// whatever event is marked just then, and one that is killed every 60 ms spends perhaps a third of
-/// its life between a mark and the flush that clears it: with two deaths, one in ten test runs of
-/// 300 kills on a busy machine set an innocent event aside. Eight such deaths in a row are one in
-/// 15,000.
+/// Deaths while applying one event that are no coincidence. A process killed from outside dies over
+/// whatever event is marked at that moment, and one that is killed every 60 ms spends perhaps a
+/// third of its life between a mark and the flush that clears it. With two deaths, one in ten test
+/// runs of 300 kills on a busy machine quarantined an innocent event. Eight such deaths in a row
+/// have a probability of one in 15,000.
 const DEATHS: u32 = 8;
 
-/// How a shard goes through its log.
+/// How a shard works through its log.
+#[allow(missing_docs, reason = "the name says it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApplyMode {
     /// As fast as it can.
     Normal,
-    /// At most `step` records between two flushes, so that the checkpoint closes in on the poison.
-    Careful {
-        /// Records.
-        step: usize,
-    },
-    /// One record, event by event, each noted in the store before it is applied.
+    /// At most `step` records between two flushes, so that the checkpoint moves close
+    /// to the poison event.
+    Careful { step: usize },
+    /// One record, event by event; each is recorded in the store before it is applied.
     Isolating,
 }
 
 impl ApplyMode {
-    /// Records between two flushes; none means no bound.
+    /// Most records between two flushes; `None` means no limit.
     pub fn max_records(self) -> Option<usize> {
         match self {
             ApplyMode::Normal => None,
@@ -43,7 +42,7 @@ impl ApplyMode {
     }
 }
 
-/// The mode of the `attempts`-th start at one checkpoint.
+/// Mode of the start number `attempts` at one checkpoint, counted from 1.
 pub fn mode_for(attempts: u32) -> ApplyMode {
     if attempts <= PATIENCE {
         return ApplyMode::Normal;
@@ -54,7 +53,7 @@ pub fn mode_for(attempts: u32) -> ApplyMode {
     }
 }
 
-/// Whether an event is set aside: the shard died [`DEATHS`] times while it was being applied alone.
+/// Whether an event is quarantined: the shard died [`DEATHS`] times while it was applied alone.
 pub fn is_poison(suspects: &[SuspectEvent], offset: Offset, index: u32) -> bool {
     suspects.iter().any(|s| (s.offset, s.index) == (offset, index) && s.deaths >= DEATHS)
 }
@@ -136,7 +135,7 @@ mod tests {
         }
     }
 
-    /// What the store keeps of a shard over its starts.
+    /// What the store keeps of a shard across its starts.
     #[derive(Default)]
     struct Kept {
         attempts: u32,
@@ -164,8 +163,8 @@ mod tests {
             Claim { checkpoint, attempts: self.attempts, suspects: self.suspects.clone() }
         }
 
-        /// One life of the shard; whether it got through. Dies where a poison event would be
-        /// applied.
+        /// One life of the shard; returns whether it got through. It dies where a poison
+        /// event would be applied.
         fn live(&mut self, record: &LogRecord) -> bool {
             self.live_beside(record, &[1, 3])
         }

@@ -1,10 +1,9 @@
-//! Release of a quarantined event: the growth that its fold is, from the one apply path that live
-//! shards and recomputation use too.
+//! Release of a quarantined event: computes the delta that the event adds, with the same apply path
+//! that live shards and recomputation use.
 //!
-//! What always holds: a released event goes where recomputing its record puts it, because the
-//! admissions of its offset decide: to its own series if that was admitted by then, otherwise to
-//! the overflow series that stands in for it. An event that cannot be folded is refused
-//! and stays set aside.
+//! A released event lands where recomputing its record would put it, because the admissions at its
+//! offset decide: in its own series if that was admitted by then, otherwise in the overflow series
+//! that stands in for it. An event that cannot be folded is refused and stays in quarantine.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,10 +21,11 @@ use crate::model::series::SeriesId;
 #[error("{0}")]
 pub struct ReleaseError(String);
 
-/// Folds one event that was set aside. `admissions` are those of its shard.
+/// Folds one quarantined event. `admissions` are those of its shard.
 ///
 /// # Errors
-/// If this build cannot read the record, or would set the event aside again.
+/// Fails if this build cannot read the record, if it is not a single event, or if folding would
+/// quarantine the event again.
 pub fn fold(
     limits: &ShardLimits,
     row: &QuarantineRow,
@@ -43,8 +43,8 @@ pub fn fold(
              it"
         )));
     }
-    // Only the offset counts: the batch is merged under the row of the quarantine, not under a
-    // checkpoint.
+    // Only the offset matters: the batch is merged under the quarantine row,
+    // not under a checkpoint.
     let checkpoint = Checkpoint {
         log: LogId([0; 16]),
         next: row.offset,
@@ -54,6 +54,8 @@ pub fn fold(
     };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
     let admission = SeriesAdmission::recorded(admissions).for_shard(row.shard);
+    // Empty de-duplication: the id of the event was remembered when it was quarantined, so it would
+    // be a duplicate of itself.
     let state =
         ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
     let one = LogRecord {

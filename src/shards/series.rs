@@ -1,14 +1,15 @@
-//! Admission of series: beyond a tenant's limit, events go to the overflow series of their metric;
-//! beyond its limit of metric names, to the overflow series of the tenant.
+//! Admission of series. Beyond a tenant's limit of series, events go to the overflow series of
+//! their metric; beyond its limit of metric names, to the overflow series of the tenant.
 //!
-//! The limits decide, and the offset of each admission is stored with the series. Recomputing obeys
-//! what was stored, whatever the limits are by then; so does a shard that folds archived records
-//! once more, because their objects say what it admitted there.
+//! The limits decide, and the offset of each admission is stored with the series. Recomputation
+//! follows what was stored, whatever the limits are by then. So does a shard that applies archived
+//! records again, because their objects say what it admitted there.
 //!
-//! The overflow series of a metric may be written by several shards, and the catalogue notes only
-//! one of them: it says nothing about what a shard decided. So from the first name on that a shard
-//! refuses a tenant, it uses overflow series of its own for that tenant, whose admissions tell
-//! refused names from those that only have no room for a further series ([`SeriesAdmission::overflow_series`]).
+//! Several shards may write the overflow series of a metric, and the catalogue records only the
+//! first of them, so it does not say what any other shard decided. Therefore, from the first metric
+//! name that a shard refuses a tenant, it uses overflow series of its own for that tenant. Their
+//! admissions distinguish refused names from names that merely had no room
+//! for another series ([`SeriesAdmission::overflow_series`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,11 +19,11 @@ use hashbrown::{HashMap, HashSet};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId, metric_hash};
 
-/// The metric names of each tenant, as far as this process knows: those of the catalogue, and those
-/// that its shards let in since.
+/// Metric names of each tenant that this process knows: those of the catalogue, and those that its
+/// shards have admitted since.
 ///
-/// Names are only ever added, so a name that was refused once is refused for the life of the
-/// process, unless another one let it in.
+/// Names are never removed. A name that was refused stays refused for the life of the process,
+/// unless the catalogue shows that another process admitted it.
 #[derive(Debug)]
 pub struct MetricNameRegistry {
     limit: usize,
@@ -30,17 +31,17 @@ pub struct MetricNameRegistry {
 }
 
 impl MetricNameRegistry {
-    /// At most so many names for each tenant.
+    /// Creates a registry that admits up to `limit` names per tenant.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, names: Mutex::default() })
     }
 
     fn names(&self) -> MutexGuard<'_, HashMap<String, HashSet<u64, FixedState>, FixedState>> {
-        // Sets of numbers: an insertion that panicked left nothing half done that matters.
+        // A set of numbers: a panic in the middle of an insertion leaves nothing inconsistent.
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Learns names that the catalogue has, whatever the limit.
+    /// Adds names of the catalogue, whatever the limit.
     pub fn extend(&self, catalogue: &[(String, String)]) {
         let mut names = self.names();
         for (tenant, metric) in catalogue {
@@ -48,7 +49,7 @@ impl MetricNameRegistry {
         }
     }
 
-    /// Whether the tenant may use the name, which it does from now on.
+    /// Whether the tenant may use the name. A new name is admitted, and counted, if there is room.
     pub fn try_admit(&self, tenant: &str, metric: &str) -> bool {
         let hash = metric_hash(tenant, metric);
         let mut names = self.names();
@@ -59,13 +60,13 @@ impl MetricNameRegistry {
         known.len() < self.limit && known.insert(hash)
     }
 
-    /// How many names each tenant may use, and how many this one does.
+    /// The limit of names, and how many this tenant uses.
     pub fn usage(&self, tenant: &str) -> (usize, usize) {
         (self.limit, self.names().get(tenant).map_or(0, HashSet::len))
     }
 }
 
-/// The series that this shard has admitted.
+/// The series that a shard has admitted.
 #[derive(Debug)]
 pub struct SeriesAdmission {
     shard: ShardId,
@@ -75,20 +76,21 @@ pub struct SeriesAdmission {
 
 #[derive(Debug)]
 enum AdmissionRule {
-    /// Series of one tenant, at most, and names; below an offset, what was decided before.
+    /// Limits per tenant decide; below `recorded.below`, earlier decisions do.
     Limit {
         limit: u64,
         counts: HashMap<String, u64, FixedState>,
         recorded: RecordedAdmissions,
         metric_names: Option<Arc<MetricNameRegistry>>,
-        /// The last record of which an event went to the overflow series that shards share.
+        /// Offset of the last record with an event that went to an overflow
+        /// series shared between shards.
         shared_at: Option<Offset>,
     },
-    /// Nothing is admitted that was not then.
+    /// Nothing is admitted that was not admitted at the time.
     Recorded,
 }
 
-/// What was admitted in records that are folded once more.
+/// Admissions in records that are applied again.
 #[derive(Debug, Default)]
 struct RecordedAdmissions {
     below: Offset,
@@ -96,13 +98,15 @@ struct RecordedAdmissions {
 }
 
 impl SeriesAdmission {
-    /// What the catalogue knows, by tenant, under a limit per tenant; names have no limit.
+    /// Starts from the series in the catalogue, by tenant, with a limit of series per tenant and
+    /// no limit of names.
     pub fn limited(limit: u64, catalogue: Vec<(String, Vec<SeriesId>)>) -> Self {
         let mut counts = HashMap::default();
         let mut admitted = HashMap::default();
         for (tenant, ids) in catalogue {
             counts.insert(tenant, ids.len() as u64);
-            // Whatever the catalogue knows was admitted below the checkpoint.
+            // Everything in the catalogue was admitted below the checkpoint, so offset
+            // 0 is early enough.
             admitted.extend(ids.into_iter().map(|id| (id, 0)));
         }
         let rule = AdmissionRule::Limit {
@@ -115,7 +119,7 @@ impl SeriesAdmission {
         Self { shard: ShardId(0), admitted, rule }
     }
 
-    /// As it was: each series from the offset on at which it was admitted.
+    /// Follows recorded admissions only: each series is admitted from its offset on.
     pub fn recorded(admissions: Vec<(SeriesId, Offset)>) -> Self {
         Self {
             shard: ShardId(0),
@@ -124,23 +128,22 @@ impl SeriesAdmission {
         }
     }
 
-    /// Of which shard.
+    /// Sets the shard, which names its own overflow series.
     #[must_use]
     pub fn for_shard(self, shard: ShardId) -> Self {
         Self { shard, ..self }
     }
 
-    /// Under a limit of names, too.
+    /// Adds a limit of metric names.
     #[must_use]
     pub fn with_metric_names(mut self, names: Arc<MetricNameRegistry>) -> Self {
-        if let AdmissionRule::Limit { metric_names: census, .. } = &mut self.rule {
-            *census = Some(names);
+        if let AdmissionRule::Limit { metric_names: registry, .. } = &mut self.rule {
+            *registry = Some(names);
         }
         self
     }
 
-    /// Learns what was admitted in records below `to` that are folded once more: there, nothing
-    /// else is.
+    /// Adds recorded admissions. Below `to`, a series is admitted if and only if it is among them.
     pub fn apply_recorded(&mut self, admissions: &[(SeriesId, Offset)], to: Offset) {
         if let AdmissionRule::Limit { recorded, .. } = &mut self.rule {
             recorded.below = recorded.below.max(to);
@@ -150,23 +153,28 @@ impl SeriesAdmission {
         }
     }
 
-    /// Whether the series is admitted at the offset.
+    /// Whether the series is admitted at this offset.
     pub fn is_admitted(&self, id: SeriesId, offset: Offset) -> bool {
         self.admitted.get(&id).is_some_and(|&from| from <= offset)
     }
 
-    /// As [`SeriesAdmission::is_admitted`], or it was admitted there by then and its event only comes now.
+    /// Like [`SeriesAdmission::is_admitted`], but also true for a recorded admission that has
+    /// not been applied yet.
     fn is_admitted_or_recorded(&self, series: &Series, offset: Offset) -> bool {
         let id = SeriesId::of_key(&series.key());
         let pending = |from: &Offset| *from <= offset;
         self.is_admitted(id, offset)
-            || matches!(&self.rule, AdmissionRule::Limit { recorded, .. } if offset < recorded.below && recorded.pending.get(&id).is_some_and(pending))
+            || matches!(
+                &self.rule,
+                AdmissionRule::Limit { recorded, .. }
+                    if offset < recorded.below && recorded.pending.get(&id).is_some_and(pending)
+            )
     }
 
-    /// Admits a series that is not known, if its tenant has room for it and for its metric, which
-    /// overflow series always have, or if it was admitted then.
+    /// Admits an unknown series if its tenant has room for it and for its metric name, or, below
+    /// the recorded offset, if it was admitted there. Overflow series always have room.
     pub fn try_admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
-        let AdmissionRule::Limit { limit, counts, recorded, metric_names: census, .. } =
+        let AdmissionRule::Limit { limit, counts, recorded, metric_names: registry, .. } =
             &mut self.rule
         else {
             return false;
@@ -174,8 +182,12 @@ impl SeriesAdmission {
         let count = counts.entry_ref(series.tenant.as_str()).or_insert(0);
         let is_overflow = series.is_overflow();
         let named = || {
-            census.as_ref().is_none_or(|census| census.try_admit(&series.tenant, &series.metric))
+            registry
+                .as_ref()
+                .is_none_or(|registry| registry.try_admit(&series.tenant, &series.metric))
         };
+        // Below `recorded.below` the limits are not asked: the record was decided before, and must
+        // be decided the same way again.
         let admits = match offset < recorded.below {
             true => recorded.pending.get(&id).is_some_and(|from| *from <= offset),
             false => is_overflow || *count < *limit && named(),
@@ -187,23 +199,23 @@ impl SeriesAdmission {
         admits
     }
 
-    /// The overflow series that takes an event of a series that is not admitted. Which one follows
-    /// from the admissions of this shard's own overflow series alone, so that recomputing finds
-    /// it again:
+    /// The overflow series for an event of a series that is not admitted. The choice follows from
+    /// the admissions of this shard's own overflow series alone, so that
+    /// recomputation finds it again:
     ///
-    /// - While no name of the tenant was refused here, it is that of the metric, which shards
-    ///   share.
-    /// - The first refusal admits this shard's overflow series of the tenant. From then on a metric
-    ///   that may be used has an overflow series of this shard, admitted with its first event; what
-    ///   has none was refused.
-    /// - In the very record of the first refusal, what came before it must not have gone to the
-    ///   shared series: then it waits.
+    /// - While the shard has refused no name of the tenant, it is the metric's overflow
+    ///   series, which shards share.
+    /// - The first refusal admits this shard's overflow series of the tenant. From then on, a
+    ///   metric with an admitted name has an overflow series of this shard, admitted with its first
+    ///   event; a metric without one was refused.
+    /// - If an earlier event of the same record went to the shared series, the first refusal is put
+    ///   off to the next record, because admissions are recorded per offset.
     pub fn overflow_series(&mut self, series: &Series, offset: Offset) -> Series {
         let (of_tenant, of_metric) =
             (series.overflow_of_tenant(self.shard), series.overflow_of_shard(self.shard));
         let refused_before = self.is_admitted_or_recorded(&of_tenant, offset);
         let own = refused_before && self.is_admitted_or_recorded(&of_metric, offset);
-        let AdmissionRule::Limit { recorded, metric_names: Some(census), shared_at, .. } =
+        let AdmissionRule::Limit { recorded, metric_names: Some(registry), shared_at, .. } =
             &mut self.rule
         else {
             return if own {
@@ -223,7 +235,7 @@ impl SeriesAdmission {
                 series.overflow()
             };
         }
-        let named = own || census.try_admit(&series.tenant, &series.metric);
+        let named = own || registry.try_admit(&series.tenant, &series.metric);
         match (refused_before, named) {
             (true, true) => of_metric,
             (true, false) => of_tenant,
@@ -235,10 +247,13 @@ impl SeriesAdmission {
         }
     }
 
-    /// Whether a refusal holds for the rest of a batch: as long as nothing but the limit of series
-    /// decides.
+    /// Whether a refusal holds for the rest of a batch, which is so if the limit
+    /// of series alone decides.
     pub fn refusals_are_final(&self, offset: Offset) -> bool {
-        matches!(&self.rule, AdmissionRule::Limit { recorded, metric_names: None, .. } if offset >= recorded.below)
+        matches!(
+            &self.rule,
+            AdmissionRule::Limit { recorded, metric_names: None, .. } if offset >= recorded.below
+        )
     }
 }
 
@@ -309,7 +324,8 @@ mod tests {
         (SeriesId::of_key(&series.key()), series)
     }
 
-    /// Where an event goes: its series, or what stands in for it, admitted as a batch does it.
+    /// Where an event goes: to its series or to the one that stands in for it, admitted as
+    /// a batch does it.
     fn place(
         admission: &mut SeriesAdmission,
         (id, series): &(SeriesId, Series),
@@ -326,11 +342,11 @@ mod tests {
 
     #[test]
     fn names_beyond_the_limit_share_one_metric() {
-        let census = MetricNameRegistry::new(2);
-        census.extend(&[("t".to_owned(), "old".to_owned())]);
+        let registry = MetricNameRegistry::new(2);
+        registry.extend(&[("t".to_owned(), "old".to_owned())]);
         let mut admission = SeriesAdmission::limited(9, vec![])
             .for_shard(ShardId(7))
-            .with_metric_names(census.clone());
+            .with_metric_names(registry.clone());
         assert_eq!(place(&mut admission, &of_metric("old", 1), 0), of_metric("old", 1).1);
         assert_eq!(place(&mut admission, &of_metric("new", 1), 1), of_metric("new", 1).1);
         for n in 0..50_u64 {
@@ -345,8 +361,8 @@ mod tests {
             of_metric("new", 2).1,
             "known names go on"
         );
-        assert_eq!(census.usage("t"), (2, 2));
-        assert_eq!(census.usage("other"), (2, 0));
+        assert_eq!(registry.usage("t"), (2, 2));
+        assert_eq!(registry.usage("other"), (2, 0));
     }
 
     #[test]
@@ -360,37 +376,41 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Two shards that share a census, and the same records folded again from what the catalogue noted: an overflow series that both
-        /// write to is noted for the first one only.
+        /// Two shards share a registry, and the same records are applied again from what the
+        /// catalogue recorded. An overflow series that both shards write is recorded for
+        /// the first one only.
         #[test]
         fn recomputing_finds_every_place_again(
-            events in proptest::collection::vec((0_usize..2, 0_u8..6, 0_u8..4, proptest::bool::ANY), 1..80),
+            events in proptest::collection::vec(
+                (0_usize..2, 0_u8..6, 0_u8..4, proptest::bool::ANY), 1..80),
             names in 0_usize..5,
             limit in 0_u64..6,
             forget in 0_usize..80,
         ) {
-            let census = MetricNameRegistry::new(names);
-            let new = |shard: usize, catalogue, census: &Arc<MetricNameRegistry>| {
-                SeriesAdmission::limited(limit, catalogue).for_shard(ShardId(shard as u32)).with_metric_names(census.clone())
+            let registry = MetricNameRegistry::new(names);
+            let new = |shard: usize, catalogue, registry: &Arc<MetricNameRegistry>| {
+                SeriesAdmission::limited(limit, catalogue)
+                    .for_shard(ShardId(shard as u32))
+                    .with_metric_names(registry.clone())
             };
-            let mut live = [new(0, vec![], &census), new(1, vec![], &census)];
+            let mut live = [new(0, vec![], &registry), new(1, vec![], &registry)];
             let mut noted: [Vec<(SeriesId, Offset)>; 2] = Default::default();
             let mut catalogue: Vec<(String, String)> = Vec::new();
             let mut places = Vec::new();
             let mut offsets = [0_u64; 2];
             for (at, (shard, metric, n, next)) in events.iter().copied().enumerate() {
-                // Series are routed: none is of both shards.
+                // Series are routed, so no series belongs to both shards.
                 let event = of_metric(&format!("m{metric}"), n * 2 + shard as u8);
                 offsets[shard] += u64::from(next);
                 let offset = offsets[shard];
                 if at == forget {
-                    // A start: what is known is what the catalogue noted, and the names in it.
-                    let census = MetricNameRegistry::new(names + 1);
-                    census.extend(&catalogue);
+                    // A restart: only the series in the catalogue and their names are known.
+                    let registry = MetricNameRegistry::new(names + 1);
+                    registry.extend(&catalogue);
                     for shard in 0..2 {
                         offsets[shard] += 1;
                         let ids = noted[shard].iter().map(|(id, _)| *id).collect();
-                        live[shard] = new(shard, vec![("t".to_owned(), ids)], &census);
+                        live[shard] = new(shard, vec![("t".to_owned(), ids)], &registry);
                     }
                 }
                 let offset = offsets[shard].max(offset);
@@ -403,12 +423,15 @@ mod tests {
                 places.push((shard, event, offset, placed));
             }
             for (shard, noted) in noted.iter().enumerate() {
-                let mut recorded = SeriesAdmission::recorded(noted.clone()).for_shard(ShardId(shard as u32));
+                let mut recorded =
+                    SeriesAdmission::recorded(noted.clone()).for_shard(ShardId(shard as u32));
                 let mut learned = new(shard, vec![], &MetricNameRegistry::new(0));
                 learned.apply_recorded(noted, u64::MAX);
                 for (_, event, offset, placed) in places.iter().filter(|(of, ..)| *of == shard) {
-                    proptest::prop_assert_eq!(&place(&mut recorded, event, *offset), placed, "recorded, {}", offset);
-                    proptest::prop_assert_eq!(&place(&mut learned, event, *offset), placed, "learned, {}", offset);
+                    let found = place(&mut recorded, event, *offset);
+                    proptest::prop_assert_eq!(&found, placed, "recorded, {}", offset);
+                    let found = place(&mut learned, event, *offset);
+                    proptest::prop_assert_eq!(&found, placed, "learned, {}", offset);
                 }
             }
         }

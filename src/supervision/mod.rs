@@ -1,10 +1,10 @@
-//! When actors are run again: a tree of supervisors over gateways, shards and archive, and the
-//! orderly end.
+//! Restarts and the orderly shutdown of actors: a tree of supervisors over
+//! gateways, shards and archive.
 //!
-//! What always holds: a failed child is started again after a backoff; recovery comes from store
-//! and log, never from the memory of the dead actor. A child over its restart intensity either
-//! fails its supervisor (gateways, archive) or is tried for ever (shards: one bad shard must not
-//! take its neighbours along). A shard runs where the log assigns it, and nowhere twice.
+//! A failed child is restarted after a back-off. Recovery comes from store and log, never from the
+//! memory of the dead actor. A child over its restart intensity either fails its supervisor
+//! (gateways, archive) or is retried for ever (shards: one bad shard must not take its neighbours
+//! down). A shard runs where the log assigns it, and has at most one actor on a node.
 
 pub mod ownership;
 pub mod policy;

@@ -1,77 +1,72 @@
-//! Which shards are started, drained and let go, as a pure function of the assignment and of what
-//! becomes of their actors.
+//! Which shards are started, drained and relinquished: a pure function of the assignment and of
+//! what happens to the actors.
 //!
-//! What always holds: a shard has at most one actor on a node; a shard that leaves the assignment
-//! is let go once, when its actor has ended or has had its time; a shard that comes back meanwhile
-//! is started when the former actor has ended, not before.
+//! Invariants: a shard has at most one actor on a node. A shard that leaves the assignment is
+//! relinquished once, when its actor has ended or its drain has timed out. A shard that comes back
+//! in the meantime is started only after its former actor has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::offset::ShardId;
 
-/// The shards of an assignment that there are: a log may speak of more, and nobody writes or reads
-/// those.
+/// The assigned shards that exist. A log may assign more partitions than there are shards; nobody
+/// writes or reads those.
 pub fn existing_shards(assigned: &BTreeSet<ShardId>, shard_count: u32) -> BTreeSet<ShardId> {
     assigned.iter().filter(|shard| shard.0 < shard_count).copied().collect()
 }
 
-/// How far a shard's actor is.
+/// State of a shard's actor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ActorPhase {
-    /// It claims and loads.
     Starting,
-    /// It runs.
     Running,
-    /// It failed; its backoff runs.
+    /// Failed; its back-off is running.
     Waiting,
-    /// Another owner has claimed the shard: it waits for another assignment, or for a longer
-    /// backoff.
+    /// Another owner has claimed the shard: waits for another assignment or for a longer back-off.
     Refused,
-    /// The shard was let go, but the actor has not ended in time.
+    /// The shard was relinquished, but the actor has not ended in time.
     Lingering,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct ActorState {
     phase: ActorPhase,
-    /// The shard left the assignment.
+    /// Whether the shard has left the assignment.
     revoked: bool,
-    /// Tells the timers of one wait from those of another.
+    /// Number of the last transition, so that a timer of an earlier phase
+    /// is recognised as outdated.
     turn: u64,
 }
 
-/// What is to be done next, in order.
+/// What the supervisor has to do next, in order. `turn` goes back with the event
+/// that ends the wait.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwnershipStep {
-    /// Start the actor.
     Start(ShardId),
-    /// Start it again after the backoff: [`ShardOwnership::retry`] with this turn.
+    /// Restart the actor after its back-off: call [`ShardOwnership::retry`] with this turn.
     Retry {
-        /// The shard.
         shard: ShardId,
-        /// The turn.
         turn: u64,
-        /// Whether another owner has the shard.
+        /// Whether another owner has the shard, which calls for a longer back-off.
         refused: bool,
     },
-    /// Let it flush what is open, then stop it.
+    /// Let the actor flush what is open, then stop it.
     Drain(ShardId),
-    /// When the time for draining is over: [`ShardOwnership::on_drain_timeout`] with this turn.
+    /// When the drain has timed out, call [`ShardOwnership::on_drain_timeout`] with this turn.
     WatchDrain {
-        /// The shard.
         shard: ShardId,
-        /// The turn.
         turn: u64,
     },
-    /// Stop it at once: it came too late.
+    /// Stop the actor at once; its shard has been relinquished.
     Stop(ShardId),
-    /// Nothing of the shard is left here: empty its slot.
+    /// Clear the shard's entry in the table: no actor of the shard counts here any more.
     Vacate(ShardId),
-    /// Tell the log that another node may have it.
+    /// Tell the log that another node may have the shard.
     Relinquish(ShardId),
 }
 
-/// The shards of a node.
+/// The shards of a node and their actors.
 #[derive(Debug, Default)]
 pub struct ShardOwnership {
     assigned: BTreeSet<ShardId>,
@@ -80,12 +75,12 @@ pub struct ShardOwnership {
 }
 
 impl ShardOwnership {
-    /// Whether no shard is owned, started or drained here.
+    /// Whether no shard is owned, starting, draining or lingering here.
     pub fn is_empty(&self) -> bool {
         self.actors.is_empty()
     }
 
-    /// These shards are to be owned here, and no others.
+    /// Replaces the assignment and returns the steps that follow.
     pub fn assign(&mut self, assigned: &BTreeSet<ShardId>) -> Vec<OwnershipStep> {
         let mut steps = Vec::new();
         let changed = self.assigned != *assigned;
@@ -96,9 +91,9 @@ impl ShardOwnership {
         for &shard in assigned {
             match self.actors.get(&shard) {
                 None => self.start(shard, &mut steps),
-                // The group has met since: whoever had claimed the shard knows by now that it is
-                // ours.
-                Some(place) if place.phase == ActorPhase::Refused && changed => {
+                // The consumer group has met since the refusal. Whoever had claimed the shard knows
+                // by now that it is assigned to this node.
+                Some(actor) if actor.phase == ActorPhase::Refused && changed => {
                     self.start(shard, &mut steps)
                 }
                 Some(_) => {}
@@ -119,18 +114,20 @@ impl ShardOwnership {
     }
 
     fn revoke(&mut self, shard: ShardId, was_assigned: bool, steps: &mut Vec<OwnershipStep>) {
-        let Some(place) = self.actors.get(&shard).filter(|place| !place.revoked).copied() else {
+        let Some(actor) = self.actors.get(&shard).filter(|actor| !actor.revoked).copied() else {
             return;
         };
-        match place.phase {
-            // It came back and leaves again, while its former actor still ends: nothing of this
-            // time is there to wait for.
+        match actor.phase {
+            // The shard came back and leaves again while its former actor is still ending. No actor
+            // was started for it in between, so there is nothing to wait for.
             ActorPhase::Lingering if was_assigned => steps.push(OwnershipStep::Relinquish(shard)),
             ActorPhase::Lingering => {}
             ActorPhase::Waiting | ActorPhase::Refused => self.finish(shard, steps),
             ActorPhase::Starting | ActorPhase::Running => {
-                let turn = self.enter(shard, place.phase, true);
-                if place.phase == ActorPhase::Running {
+                let turn = self.enter(shard, actor.phase, true);
+                // A starting actor has nothing to flush yet; it is drained when it reports
+                // that it has loaded.
+                if actor.phase == ActorPhase::Running {
                     steps.push(OwnershipStep::Drain(shard));
                 }
                 steps.push(OwnershipStep::WatchDrain { shard, turn });
@@ -138,10 +135,10 @@ impl ShardOwnership {
         }
     }
 
-    /// The shards, of so many, that this node neither is to own nor does anything with.
+    /// The shards below `shards` that are not assigned to this node and not active on it.
     pub fn unassigned(&self, shards: u32) -> BTreeSet<ShardId> {
         let let_go = |shard: &ShardId| {
-            self.actors.get(shard).is_none_or(|place| place.phase == ActorPhase::Lingering)
+            self.actors.get(shard).is_none_or(|actor| actor.phase == ActorPhase::Lingering)
         };
         (0..shards)
             .map(ShardId)
@@ -149,27 +146,30 @@ impl ShardOwnership {
             .collect()
     }
 
-    /// The actor has loaded its shard and runs.
+    /// The actor has loaded its shard.
     pub fn on_started(&mut self, shard: ShardId) -> Vec<OwnershipStep> {
-        let Some(place) = self.actors.get_mut(&shard) else {
+        let Some(actor) = self.actors.get_mut(&shard) else {
             return vec![OwnershipStep::Stop(shard)];
         };
-        match place.phase {
+        match actor.phase {
+            // The shard was relinquished while the actor was loading.
             ActorPhase::Lingering => vec![OwnershipStep::Stop(shard)],
             _ => {
-                place.phase = ActorPhase::Running;
-                if place.revoked { vec![OwnershipStep::Drain(shard)] } else { Vec::new() }
+                actor.phase = ActorPhase::Running;
+                if actor.revoked { vec![OwnershipStep::Drain(shard)] } else { Vec::new() }
             }
         }
     }
 
-    /// The actor ended, in whatever way, or did not come up.
+    /// The actor has ended, for whatever reason, or did not start.
     pub fn on_failed(&mut self, shard: ShardId, refused: bool) -> Vec<OwnershipStep> {
         let mut steps = Vec::new();
         match self.actors.get(&shard).copied() {
             None => {}
             Some(ActorState { phase: ActorPhase::Lingering, .. }) => {
                 self.actors.remove(&shard);
+                // The entry was cleared at the time-out, but the lingering actor may have
+                // written to it since.
                 steps.push(OwnershipStep::Vacate(shard));
                 if self.assigned.contains(&shard) {
                     self.start(shard, &mut steps);
@@ -191,16 +191,17 @@ impl ShardOwnership {
         steps
     }
 
-    /// Nothing of a revoked shard runs any more.
+    /// Ends a revoked shard whose actor is gone.
     fn finish(&mut self, shard: ShardId, steps: &mut Vec<OwnershipStep>) {
         self.actors.remove(&shard);
         steps.extend([OwnershipStep::Vacate(shard), OwnershipStep::Relinquish(shard)]);
+        // The shard came back while its actor was draining.
         if self.assigned.contains(&shard) {
             self.start(shard, steps);
         }
     }
 
-    /// The backoff of this turn is over.
+    /// The back-off of this turn is over.
     pub fn retry(&mut self, shard: ShardId, turn: u64) -> Vec<OwnershipStep> {
         let mut steps = Vec::new();
         if self.actors.get(&shard).is_some_and(|p| {
@@ -211,15 +212,15 @@ impl ShardOwnership {
         steps
     }
 
-    /// The time for draining of this turn is over: others wait for the shard, and the store refuses
-    /// whatever the actor still does.
+    /// The drain of this turn has timed out. Another node waits for the shard, so it is
+    /// relinquished; the store refuses whatever the old actor still tries to commit.
     pub fn on_drain_timeout(&mut self, shard: ShardId, turn: u64) -> Vec<OwnershipStep> {
-        let Some(place) = self.actors.get_mut(&shard).filter(|p| p.turn == turn && p.revoked)
+        let Some(actor) = self.actors.get_mut(&shard).filter(|p| p.turn == turn && p.revoked)
         else {
             return Vec::new();
         };
-        let running = place.phase == ActorPhase::Running;
-        (place.phase, place.revoked) = (ActorPhase::Lingering, false);
+        let running = actor.phase == ActorPhase::Running;
+        (actor.phase, actor.revoked) = (ActorPhase::Lingering, false);
         let stop = running.then_some(OwnershipStep::Stop(shard));
         stop.into_iter()
             .chain([OwnershipStep::Vacate(shard), OwnershipStep::Relinquish(shard)])
@@ -358,13 +359,13 @@ mod tests {
         assert_eq!(ownership.retry(A, turn), [OwnershipStep::Start(A)]);
     }
 
-    /// What a node's actors do, told by their steps.
+    /// What a node's actors do, as driven by the steps.
     #[derive(Default)]
     struct Model {
-        /// Shards whose actor starts (false) or runs (true).
+        /// Shards with an actor: starting (false) or running (true).
         actors: BTreeMap<ShardId, bool>,
         timers: Vec<(ShardId, u64, bool)>,
-        /// Assigned or started, and not let go since.
+        /// Shards assigned or started, and not relinquished since.
         held: BTreeSet<ShardId>,
         assigned: BTreeSet<ShardId>,
     }
@@ -392,8 +393,8 @@ mod tests {
                     OwnershipStep::Vacate(_) => {}
                     OwnershipStep::Relinquish(shard) => {
                         assert!(self.held.contains(&shard), "shard {shard} is let go twice");
-                        // What came back meanwhile is let go once more when it leaves again: each
-                        // revocation waits for its own.
+                        // A shard that came back has to be relinquished again when it leaves again:
+                        // each revocation waits for its own call.
                         if !self.assigned.contains(&shard) {
                             self.held.remove(&shard);
                         }
@@ -447,7 +448,7 @@ mod tests {
                 };
                 model.perform(steps);
             }
-            // Nothing fails any more: what is revoked ends, what waits starts.
+            // No more failures: revoked shards end, waiting ones start.
             for _ in 0..20 {
                 for (shard, turn, drain) in std::mem::take(&mut model.timers) {
                     model.perform(if drain {

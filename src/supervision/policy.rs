@@ -1,48 +1,48 @@
-//! The restart decision, as a pure function: exponential backoff with jitter under an intensity
-//! limit.
+//! The restart decision as a pure function: exponential back-off with jitter
+//! under an intensity limit.
 
 use crate::model::window::Millis;
 
-/// When a child is started again.
+/// When a child is restarted.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct RestartPolicy {
-    /// Failures within `window_ms` that are answered by a restart; one more is over the intensity.
+    /// Failures within `window_ms` that lead to a restart; one more exceeds the intensity.
     pub max_restarts: u32,
-    /// The window of the intensity.
     pub window_ms: i64,
-    /// First delay.
     pub backoff_min_ms: i64,
-    /// Longest delay.
     pub backoff_max_ms: i64,
-    /// What happens over the intensity: hand the failure upwards, or keep trying at the longest
-    /// delay, because a child that owns a shard must not take its neighbours along.
+    /// What happens above the intensity: escalate to the parent, or keep retrying at the longest
+    /// delay, because a child that owns a shard must not take its neighbours down.
     pub escalates: bool,
 }
 
 /// What to do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartDecision {
-    /// Start the child again after this delay.
+    /// Restart the child after this delay in milliseconds.
     RestartAfter(i64),
-    /// Fail in turn.
+    /// Fail in turn, so that the parent supervisor decides.
     Escalate,
 }
 
-/// The failures of one child.
+/// Recent failures of one child.
 #[derive(Debug, Clone, Default)]
 pub struct FailureHistory {
     failures: Vec<Millis>,
 }
 
 impl FailureHistory {
-    /// Notes a failure at `now` and decides. `jitter` is a random number; it moves the delay by up
-    /// to a quarter.
+    /// Records a failure at `now` and decides. `jitter` is a random number; it adds up to a
+    /// quarter to the delay.
     pub fn record_failure(
         &mut self,
         policy: &RestartPolicy,
         now: Millis,
         jitter: u64,
     ) -> RestartDecision {
+        // Also drops failures from the future, so that a clock that went back does not
+        // count them for ever.
         self.failures.retain(|&at| at > now - policy.window_ms && at <= now);
         self.failures.push(now);
         let failures = self.failures.len() as u32;
@@ -50,6 +50,7 @@ impl FailureHistory {
             if policy.escalates {
                 return RestartDecision::Escalate;
             }
+            // Keeps the history at its limit: without escalation it would grow with every failure.
             self.failures.remove(0);
         }
         let doublings = (failures - 1).min(30);

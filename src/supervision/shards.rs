@@ -1,9 +1,9 @@
-//! The supervisor of the shards: starts those that the log assigns to this node, lets go of those
-//! that leave, and starts failed ones again as the policy decides.
+//! Supervisor of the shards: starts those that the log assigns to this node, relinquishes those
+//! that leave, and restarts failed ones as the policy decides.
 //!
-//! What is to be done is decided by [`super::ownership`]; this is the shell. Draining never waits
-//! for a store that hangs: after `shards.handover` the shard is let go, and whatever its actor
-//! still does is refused by the store.
+//! [`super::ownership`] decides; this is the shell around it. Draining never waits for a store that
+//! hangs: after `shards.handover` and a short grace period the shard is relinquished, and the store
+//! refuses whatever its actor still does.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,50 +24,47 @@ use crate::actors::ticker::ShardRefs;
 use crate::clock::Clock;
 use crate::model::offset::ShardId;
 
-/// Shards claimed and loaded at once: a takeover of many must leave connections of the store to
-/// those that flush.
+/// Shards that claim and load at the same time. A takeover of many shards must leave store
+/// connections for those that flush.
 const STARTS_AT_ONCE: usize = 8;
-/// From the end of a drain to the end of the actor; one that takes longer is killed.
+/// Time from the end of a drain to the end of the actor; an actor that takes longer is killed.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
-/// Told of shards of which nothing runs here any more.
+/// Tells the log which shards nothing runs for on this node any more.
 pub type RelinquishFn = Arc<dyn Fn(&BTreeSet<ShardId>) + Send + Sync>;
 
-/// What the supervisor of the shards is made of.
+/// Configuration of the supervisor of the shards.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct ShardsSpec {
-    /// The shards to own.
+    /// The shards that the log assigns to this node.
     pub assignment: watch::Receiver<Arc<BTreeSet<ShardId>>>,
-    /// How a shard is started.
+    /// Makes the specification of a shard's actor.
     pub child: Arc<dyn Fn(ShardId) -> ChildSpec + Send + Sync>,
-    /// Told of shards whose actors have stopped.
     pub relinquish: RelinquishFn,
-    /// Where the shards stand.
     pub table: Arc<ShardTable>,
-    /// Where their actors are.
     pub refs: ShardRefs,
-    /// When failed ones start again.
+    /// When failed shards are restarted.
     pub policy: RestartPolicy,
-    /// `shards.refused_delay` in milliseconds.
+    /// `shards.refused_delay`: the shortest back-off after a refusal, in milliseconds.
     pub refused_delay_ms: i64,
-    /// `shards.handover`
+    /// `shards.handover`: how long a shard may take to flush when it is drained.
     pub handover: Duration,
-    /// Time.
     pub clock: Arc<dyn Clock>,
 }
 
 /// Messages of the supervisor.
 #[derive(Debug)]
 pub enum ShardsMessage {
-    /// Look at the assignment.
+    /// The assignment has changed.
     AssignmentChanged,
     /// A start has ended.
     Started(ShardId, Result<ActorCell, SpawnErr>),
-    /// The backoff of this turn is over.
+    /// The back-off of this turn is over.
     Retry(ShardId, u64),
-    /// The time for draining of this turn is over.
+    /// The drain of this turn has timed out.
     DrainTimedOut(ShardId, u64),
-    /// Own nothing any more, whatever is assigned; answered when every shard is let go.
+    /// Relinquish all shards, whatever is assigned from now on; answered when none is left.
     RelinquishAll(RpcReplyPort<()>),
 }
 
@@ -76,14 +73,14 @@ impl ractor::Message for ShardsMessage {}
 /// Supervises the shards that this node owns.
 pub struct ShardsSupervisor;
 
-/// What it remembers.
+/// State of the supervisor.
 pub struct ShardsState {
     spec: ShardsSpec,
     ownership: ShardOwnership,
     actors: BTreeMap<ShardId, ActorCell>,
     shards: HashMap<ActorId, ShardId>,
     histories: HashMap<ShardId, FailureHistory>,
-    /// Shards that failed last because of what no new start mends.
+    /// Shards whose last failure needs repair; they are retried at the longest delay only.
     permanent: BTreeSet<ShardId>,
     starting: Arc<Semaphore>,
     waiters: Vec<RpcReplyPort<()>>,
@@ -114,7 +111,8 @@ impl Actor for ShardsSupervisor {
             waiters: Vec::new(),
             relinquished: false,
         };
-        // What is assigned from the beginning has been tried once when the node begins to serve.
+        // Starts are awaited here, so that every shard assigned from the beginning has been tried
+        // once when the node begins to serve.
         state.ownership.assign(&first);
         let mut starts = Vec::new();
         for &shard in first.iter() {
@@ -142,8 +140,9 @@ impl Actor for ShardsSupervisor {
                     existing_shards(&state.spec.assignment.borrow(), state.spec.refs.len() as u32);
                 let steps = state.ownership.assign(&assigned);
                 state.perform(&myself, steps)?;
-                // What came and went before anybody looked has no actor that could end: its group
-                // would wait for nobody.
+                // A shard that was assigned and revoked between two looks has no actor whose end
+                // would relinquish it. Without this call, the rebalance of the consumer group would
+                // wait for it in vain.
                 (state.spec.relinquish)(&state.ownership.unassigned(state.spec.refs.len() as u32));
             }
             ShardsMessage::Started(shard, outcome) => state.on_started(&myself, shard, outcome)?,
@@ -193,11 +192,10 @@ impl Actor for ShardsSupervisor {
 /// Why an actor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ActorFailure {
-    /// Another owner has claimed the shard.
     Refused,
-    /// The shard cannot be served until somebody mends something.
+    /// The shard cannot be served until somebody repairs something.
     Permanent,
-    /// Anything else: a new start may help.
+    /// Anything else: a restart may help.
     Transient,
 }
 
@@ -211,7 +209,7 @@ impl ActorFailure {
     }
 }
 
-/// Passes changes of the assignment on for as long as both ends live.
+/// Forwards changes of the assignment for as long as both ends live.
 async fn watch(
     mut assignment: watch::Receiver<Arc<BTreeSet<ShardId>>>,
     supervisor: ActorRef<ShardsMessage>,
@@ -224,7 +222,8 @@ async fn watch(
 }
 
 impl ShardsState {
-    /// Starts the actor of a shard, when its turn has come.
+    /// Prepares the start of a shard's actor; the future waits for a
+    /// free slot among [`STARTS_AT_ONCE`].
     fn start(
         &self,
         myself: &ActorRef<ShardsMessage>,
@@ -232,10 +231,11 @@ impl ShardsState {
     ) -> impl Future<Output = Result<ActorCell, SpawnErr>> + Send + 'static {
         let (spawn, supervisor, starting) =
             ((self.spec.child)(shard).spawn, myself.get_cell(), self.starting.clone());
-        // A node that has just got a shard is given time to catch up.
+        // Readiness gives a newly assigned shard time to catch up (`ShardTable::all_fresh`).
         self.spec.table.entry(shard).for_supervisor().set_assigned(self.spec.clock.uptime());
         async move {
-            // The semaphore is never closed; without a permit the start would only be less patient.
+            // The semaphore is never closed. If it were, starting without a permit
+            // would do no harm.
             let _permit = starting.acquire_owned().await.ok();
             spawn(supervisor).await
         }
@@ -250,6 +250,8 @@ impl ShardsState {
         for step in steps {
             match step {
                 OwnershipStep::Start(shard) => {
+                    // Not awaited: loading can take long, and drains and other starts must
+                    // not wait behind it.
                     let (start, myself) = (self.start(myself, shard), myself.clone());
                     tokio::spawn(async move {
                         let outcome = start.await;
@@ -273,6 +275,7 @@ impl ShardsState {
                 }
                 OwnershipStep::Stop(shard) => {
                     if let Some(actor) = self.actors.get(&shard) {
+                        // Not `stop`: an actor that hangs in a call would never read the message.
                         actor.kill();
                     }
                 }
@@ -289,13 +292,14 @@ impl ShardsState {
             }
         }
         if !gone.is_empty() {
-            tracing::debug!(shards = ?gone.iter().map(|shard| shard.0).collect::<Vec<_>>(), "let go");
+            let shards: Vec<u32> = gone.iter().map(|shard| shard.0).collect();
+            tracing::debug!(?shards, "let go");
             (self.spec.relinquish)(&gone);
         }
         Ok(())
     }
 
-    /// Asks for a last flush, bounded in time, and stops the actor.
+    /// Asks for a last flush, with a time limit, and then stops the actor.
     fn drain(&self, shard: ShardId) {
         let Some(actor) = self.actors.get(&shard).cloned().map(ActorRef::<ShardMessage>::from)
         else {
@@ -325,7 +329,8 @@ impl ShardsState {
     ) -> Result<(), ActorProcessingErr> {
         match outcome {
             Ok(actor) => {
-                // One that ended before it was known here has no event that would tell.
+                // An actor that ended before it was registered here has already
+                // sent its supervision event.
                 let ended =
                     matches!(actor.get_status(), ActorStatus::Stopping | ActorStatus::Stopped);
                 if ended {
@@ -356,7 +361,7 @@ impl ShardsState {
         id: ActorId,
         error: Option<&ActorProcessingErr>,
     ) -> Result<(), ActorProcessingErr> {
-        // A child that failed while starting is answered where it was started.
+        // An actor that failed while starting is handled in `on_started`.
         let Some(shard) = self.shards.remove(&id) else { return Ok(()) };
         self.actors.remove(&shard);
         let why = error.map_or_else(|| "it was stopped".to_owned(), ToString::to_string);
@@ -372,7 +377,8 @@ impl ShardsState {
     ) -> Result<(), ActorProcessingErr> {
         let steps = self.ownership.on_failed(shard, failure == ActorFailure::Refused);
         if failure == ActorFailure::Permanent {
-            // It has said so itself, once. No haste brings back what is missing.
+            // The actor has already logged the reason itself. Frequent retries do not bring
+            // back what is missing.
             self.permanent.insert(shard);
         } else {
             self.permanent.remove(&shard);
@@ -381,7 +387,8 @@ impl ShardsState {
             && steps.iter().any(|step| matches!(step, OwnershipStep::Retry { .. }))
         {
             metrics::counter!(crate::telemetry::ACTOR_RESTARTS, "actor" => "shard").increment(1);
-            tracing::warn!(child = %(self.spec.child)(shard).name, error = why, "child failed, it starts again");
+            let child = (self.spec.child)(shard).name;
+            tracing::warn!(%child, error = why, "child failed, it starts again");
         }
         self.perform(myself, steps)
     }
@@ -418,7 +425,7 @@ impl ShardsState {
 
     fn answer_if_empty(&mut self) -> Result<(), ActorProcessingErr> {
         if self.ownership.is_empty() {
-            // Whoever asked may have stopped waiting.
+            // Callers may have stopped waiting.
             self.waiters
                 .drain(..)
                 .filter(|reply| !reply.is_closed())

@@ -1,4 +1,4 @@
-//! One supervisor actor: starts its children, and starts them again as the policy decides.
+//! One supervisor actor: starts its children and restarts them as the policy decides.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,37 +15,34 @@ pub type ChildSpawner =
     Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync>;
 
 /// A child: its name in logs and metrics, and how it is started.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct ChildSpec {
-    /// Kind of actor, the label of the restart metric.
+    /// Kind of actor; the label of the restart metric.
     pub kind: &'static str,
-    /// Name in logs.
     pub name: String,
-    /// How it is started.
     pub spawn: ChildSpawner,
 }
 
-/// What a supervisor is made of.
+/// Configuration of a supervisor. Children are started in order.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct SupervisorSpec {
-    /// Its children, started in order.
     pub children: Vec<ChildSpec>,
-    /// When they are started again.
     pub policy: RestartPolicy,
-    /// Time.
     pub clock: Arc<dyn Clock>,
 }
 
-/// Messages of the supervisor.
+/// Messages of the supervisor. The index is that of the child in the configuration.
 #[derive(Debug)]
 pub enum SupervisorMessage {
-    /// The backoff of a child is over.
+    /// The back-off of a child is over.
     Restart(usize),
 }
 
-/// Supervises its children, one for one.
+/// Supervises its children one for one: a failure restarts that child only.
 pub struct Supervisor;
 
-/// What a supervisor remembers.
+/// State of a supervisor.
 pub struct SupervisorState {
     spec: SupervisorSpec,
     running: HashMap<ActorId, usize>,
@@ -93,6 +90,7 @@ impl Actor for Supervisor {
                 on_failed(&myself, state, cell.get_id(), &error.to_string())
             }
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
+                // Ended as asked, or in a shutdown: an orderly end is never restarted.
                 state.running.remove(&cell.get_id());
                 tracing::info!(child = ?cell.get_name(), ?reason, "child ended");
                 Ok(())
@@ -125,7 +123,7 @@ fn on_failed(
 ) -> Result<(), ActorProcessingErr> {
     match state.running.remove(&id) {
         Some(index) => decide(myself, state, index, error),
-        // A child that failed while starting was answered where it was started.
+        // A child that failed while starting is handled in `start`.
         None => Ok(()),
     }
 }
@@ -144,7 +142,12 @@ fn decide(
         random(),
     ) {
         RestartDecision::RestartAfter(delay) => {
-            tracing::warn!(child = %child.name, %error, delay_ms = delay, "child failed, it starts again");
+            tracing::warn!(
+                child = %child.name,
+                %error,
+                delay_ms = delay,
+                "child failed, it starts again"
+            );
             let delay = Duration::from_millis(delay.unsigned_abs());
             myself.send_after(delay, move || SupervisorMessage::Restart(index));
             Ok(())
@@ -155,7 +158,7 @@ fn decide(
     }
 }
 
-/// A random number for jitter; zero, which means no jitter, if the system has none to give.
+/// A random number for jitter; zero, which means no jitter, if the system cannot supply one.
 pub(super) fn random() -> u64 {
     getrandom::u64().unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! The oracle's checks: after every commit, after every look of the archiver, and at the end.
+//! The oracle's checks: after every commit, after every run of the archiver, and at the end.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +55,7 @@ fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
     rows
 }
 
-/// The rows as `verify` reads them: the bytes stored must be those of the rollup.
+/// The rows as `verify` reads them: the stored bytes must be those of the rollup.
 fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
     let mut rows = OracleRows::new();
     let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup, bytes: &[u8]| {
@@ -68,7 +68,7 @@ fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
     rows
 }
 
-/// All that a store says, but for revisions, owners and recent ids.
+/// Everything a store contains, except revisions, owners and recent ids.
 fn dump_store(store: &dyn RollupStore, shards: usize) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("the double answers");
     let mut all =
@@ -90,7 +90,7 @@ fn dump_store(store: &dyn RollupStore, shards: usize) -> Vec<String> {
 }
 
 impl SimWorld {
-    /// I5, then I2, I3 and I7 in the state that a commit left behind.
+    /// Checks I5, and then I2, I3 and I7 on the state that a commit has left behind.
     pub fn after_commit(
         &mut self,
         shard: ShardId,
@@ -103,7 +103,8 @@ impl SimWorld {
         if moved || ok {
             let chain =
                 before.is_some_and(|c| c.epoch == guard.epoch && c.next == guard.range.from);
-            // Without any fence the rows must betray it as well: this check would always be first.
+            // Without any fence, the rows must reveal the bug as well; this check
+            // would always come first.
             ensure(Invariant::SingleWriter, chain || self.has_plant(Plant::NoFence), || {
                 format!("{guard:?} was written on top of {before:?}")
             })?;
@@ -112,8 +113,7 @@ impl SimWorld {
         self.check_store(false)
     }
 
-    /// The rollups, the accounting and the quarantine are the fold of what lies below the
-    /// checkpoints.
+    /// Rollups, accounting and quarantine are the fold of the records below the checkpoints.
     pub fn check_store(&mut self, full: bool) -> Result<(), Violation> {
         let store = self.store.clone();
         let mut snapshot = store.snapshot().expect("the double answers");
@@ -261,7 +261,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// Whether the archive has what a log released that a store which was put back still needs.
+    /// Whether the archive holds what the log has released and a rolled-back store still needs.
     fn can_recover_gap(&self, shard: ShardId, at: &Checkpoint, start: Offset) -> bool {
         let chains = || {
             ObjectChains::of(
@@ -274,7 +274,7 @@ impl SimWorld {
             && chains().covering(at.archived, OffsetRange { from: at.archived, to: start }).is_ok()
     }
 
-    /// Everything, once all is quiet.
+    /// All checks, once everything has settled.
     pub fn check_everything(&mut self) -> Result<(), Violation> {
         self.check_store(true)?;
         self.check_archive(true)?;
@@ -302,10 +302,9 @@ impl SimWorld {
         self.verify()
     }
 
-    /// A store that is made anew from the archive's listing and the log is the one that is there,
-    /// to the bit, whatever leftovers of crashes the listing has.
-    /// Not if it was put back meanwhile: leftovers then tell of other decisions than those that
-    /// count.
+    /// A store rebuilt from the archive's listing and the log equals the present one to the bit,
+    /// whatever leftovers of crashes the listing contains. This does not hold after a rollback of
+    /// the store, because leftovers then carry decisions that no longer count.
     fn rebuild(&mut self) -> Result<(), Violation> {
         if self.rolled_back || !self.rng.chance(200) {
             return Ok(());
@@ -343,7 +342,7 @@ impl SimWorld {
             blocks.into_iter().flat_map(|block| block.runs).flat_map(|(_, ids)| ids).collect()
         };
         for s in 0..self.shards() {
-            // How far they reach back beyond the horizon depends on how large the flushes were.
+            // How far the ids reach back beyond the horizon depends on the size of the flushes.
             let (found, expected) = (ids(&*store, s), ids(&*self.store, s));
             let same = found.ends_with(&expected) || expected.ends_with(&found);
             ensure(Invariant::Rebuildable, same, || {
@@ -353,7 +352,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// `rollmill verify` agrees, in any range of hours.
+    /// `rollmill verify` agrees for any range of hours.
     fn verify(&mut self) -> Result<(), Violation> {
         if !self.rng.chance(200) {
             return Ok(());
@@ -376,7 +375,7 @@ impl SimWorld {
         ensure(Invariant::Rebuildable, agrees, || format!("verify of hours {hours:?}: {report:?}"))
     }
 
-    /// After the release of everything set aside, every tenant has in every hour exactly what it
+    /// Once everything in quarantine is released, every tenant has in every hour exactly what it
     /// would have had without poison.
     fn release_all(&mut self) -> Result<(), Violation> {
         let set_aside =

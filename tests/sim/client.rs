@@ -1,5 +1,4 @@
-//! Clients: they send requests, and send them again until they are acknowledged, and sometimes
-//! after.
+//! Clients: they send requests, resend them until they are acknowledged, and sometimes afterwards.
 
 use std::sync::Arc;
 
@@ -16,17 +15,17 @@ use crate::plants::Plant;
 use crate::report::{Fault, Violation, ensure};
 use crate::world::SimWorld;
 
-/// A request and what became of it.
+/// A request and its state.
 #[derive(Debug, Clone)]
 pub struct SimRequest {
     pub events: Vec<SimEvent>,
-    /// Its records: no events if the payload is garbage.
+    /// The records of the request; no events if the payload does not decode.
     pub records: Vec<(ShardId, Bytes, Option<Vec<SimEvent>>)>,
     pub acked: bool,
 }
 
 impl SimWorld {
-    /// A client sends something.
+    /// A client sends or resends a request.
     pub fn run_client(&mut self) -> Result<(), Violation> {
         let waiting: Vec<usize> =
             (0..self.requests.len()).filter(|r| !self.requests[*r].acked).collect();
@@ -134,7 +133,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// Notes what the log has kept of a request.
+    /// Records what the log has kept of a request.
     fn record_history(&mut self, r: usize) -> Result<(), Violation> {
         for s in 0..self.shards() {
             let shard = ShardId(s as u32);
@@ -163,7 +162,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// Every client gets its acknowledgement in the end.
+    /// Resends what is not acknowledged, until every client has its acknowledgement.
     pub fn resend_unacknowledged(&mut self) -> Result<(), Violation> {
         self.setup.ack_lost = 0;
         for r in 0..self.requests.len() {

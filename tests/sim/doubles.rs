@@ -1,5 +1,5 @@
-//! The doubles as the simulation uses them: faults drawn from the seed, counted when they had an
-//! effect, and the bugs planted in them.
+//! The doubles as the simulation uses them: with faults drawn from the seed, counted when they had
+//! an effect, and with planted bugs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,12 +39,12 @@ pub struct FaultRates {
     pub archive_takeover: usize,
 }
 
-/// Where the doubles draw their faults from, and where effects are counted.
+/// Source of the doubles' faults, and counter of their effects.
 pub struct FaultDice {
     pub rng: Rng,
     pub rates: FaultRates,
     pub stats: RunStats,
-    /// How the next flush fails, whatever is drawn.
+    /// Overrides the draw for the next flush.
     pub next_flush: Option<memory::StoreFault>,
 }
 
@@ -315,7 +315,7 @@ impl RollupStore for SimStore {
     }
 }
 
-/// A snapshot in which a day once written keeps its first revision.
+/// A snapshot in which the revision of a day never exceeds 1.
 struct FrozenRevisions<'a>(Box<dyn StoreSnapshot + 'a>);
 
 impl StoreSnapshot for FrozenRevisions<'_> {
@@ -437,8 +437,8 @@ struct LightObject {
     torn: bool,
 }
 
-/// A light archive: records as they are, no Parquet, so that a schedule costs microseconds. Its
-/// faults are those of the real double.
+/// A light archive: it keeps records as they are instead of writing Parquet, so that a schedule
+/// costs microseconds. Its faults are those of the Parquet double.
 #[derive(Default)]
 struct LightArchive(Mutex<BTreeMap<String, LightObject>>);
 
@@ -492,7 +492,7 @@ impl LightArchive {
 /// The archive as the simulation uses it.
 pub struct SimArchive {
     light: LightArchive,
-    /// The double that writes real Parquet, for a share of the schedules.
+    /// The double that writes real Parquet, used in a share of the schedules.
     parquet: Option<Arc<dyn Archive>>,
     store: Arc<SimStore>,
     dice: SharedDice,
@@ -527,7 +527,8 @@ impl SimArchive {
             && !torn
         {
             let row = parquet.write(log, shard, epoch, records, decisions)?;
-            // What was torn is replaced: the name is the same owner's.
+            // A torn object of the same name is replaced; names contain the epoch, so it
+            // is the same owner's.
             self.remove(&row.path, Tier::Hot)?;
             return Ok(row);
         }

@@ -1,5 +1,5 @@
-//! The real query engine, its cache included, in the middle of everything: a commit may come
-//! between its snapshot and its live reads.
+//! The real query engine with its cache, in the middle of a schedule: a commit may arrive between
+//! its snapshot and its live reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -29,8 +29,8 @@ use crate::world::SimWorld;
 
 type PendingAction = Box<dyn FnOnce() + Send>;
 
-/// Sends live reads to the node that was chosen for each shard; before the first one, something may
-/// happen.
+/// Routes live reads to the node chosen for each shard, and performs a pending action
+/// before the first read.
 struct ReadRouter {
     tables: Vec<Arc<ShardTable>>,
     chosen: Mutex<Vec<usize>>,
@@ -90,7 +90,7 @@ impl LiveReader for ReadRouter {
     }
 }
 
-/// An engine over all nodes.
+/// A query engine over all nodes.
 pub struct SimEngine {
     engine: Arc<QueryEngine>,
     router: Arc<ReadRouter>,
@@ -129,7 +129,7 @@ struct Completeness {
     overflow: Option<u64>,
 }
 
-/// The books of a tenant.
+/// Accounting of a tenant.
 #[derive(serde::Deserialize)]
 struct LedgerAnswer {
     hours: Vec<LedgerHour>,
@@ -164,7 +164,8 @@ struct Point {
 }
 
 impl SimWorld {
-    /// Asks the engine; a commit on its way may arrive between its snapshot and its live reads.
+    /// Asks the engine. A commit on its way may arrive between the engine's snapshot
+    /// and its live reads.
     pub fn ask_engine(&mut self) -> Result<(), Violation> {
         let tenant = self.rng.below(2);
         let nodes: Vec<usize> = (0..self.shards()).map(|s| self.owner_of(s)).collect();
@@ -247,8 +248,8 @@ impl SimWorld {
         })
     }
 
-    /// Asks the engine for a tenant's books: they must balance, and hold exactly what was counted
-    /// below and above the checkpoints.
+    /// Asks the engine for a tenant's accounting. It has to balance and to hold exactly what was
+    /// counted below and above the checkpoints.
     pub fn ask_ledger(&mut self) -> Result<(), Violation> {
         let tenant = self.rng.below(2);
         let nodes: Vec<usize> = (0..self.shards()).map(|s| self.owner_of(s)).collect();
@@ -308,7 +309,7 @@ impl SimWorld {
         })
     }
 
-    /// What a complete answer must hold: everything that the owners asked have applied.
+    /// What a complete answer has to hold: everything that the asked owners have applied.
     fn rows(
         &self,
         tenant: usize,

@@ -1,5 +1,5 @@
-//! The oracle: what the rollups must be, word by word from the definitions, in plain maps. Nothing
-//! of `shards/` is used.
+//! The oracle: what the rollups must be, literally from the definitions, in plain maps. It
+//! uses nothing of `shards/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -15,7 +15,7 @@ pub const POISON: &str = "poison";
 const PAGES: [&str; 6] = ["", "a", "b", "c", "d", "e"];
 const HOUR_MS: i64 = 3_600_000;
 
-/// What a client sends.
+/// An event that a client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SimEvent {
     /// Index into [`series`].
@@ -27,7 +27,7 @@ pub struct SimEvent {
     pub poison: bool,
 }
 
-/// A record as it stands in the log. No events: its payload does not decode.
+/// A record in the log. It has no events if its payload does not decode.
 #[derive(Debug, Clone)]
 pub struct LoggedRecord {
     pub appended: i64,
@@ -41,7 +41,7 @@ pub fn page_of(series: usize) -> &'static str {
     PAGES[series % PAGES.len()]
 }
 
-/// The series that events belong to: all pages of both tenants.
+/// All series: every page of both tenants.
 pub fn series(shard_count: u32) -> &'static [Arc<RoutedSeries>] {
     static ALL: OnceLock<[Vec<Arc<RoutedSeries>>; 2]> = OnceLock::new();
     let all = ALL.get_or_init(|| {
@@ -96,7 +96,7 @@ pub struct OracleFold {
     kept: Vec<(i64, usize, u32)>,
     admitted: [BTreeSet<usize>; 2],
     pub rows: OracleRows,
-    /// By tenant (or none) and hour of receipt: aggregated, de-duplicated, quarantined.
+    /// By tenant (empty if unknown) and hour of receipt: aggregated, de-duplicated, quarantined.
     pub accounting: BTreeMap<(&'static str, i32), [u64; 3]>,
     pub quarantined: BTreeSet<EventPosition>,
     pub events: u64,
@@ -126,8 +126,7 @@ impl OracleFold {
         }
     }
 
-    /// The first events of the next record: what a shard that goes event by event has applied of
-    /// it.
+    /// Folds the first events of the next record: what a shard in isolation has applied of it.
     pub fn fold_part(
         &mut self,
         record: &LoggedRecord,
@@ -156,6 +155,8 @@ impl OracleFold {
             .or_default();
         let appended = record.appended;
         if let Some(id) = event.id {
+            // The definition needs no index: the last `max_ids` ids, of which those
+            // within the horizon count.
             let window = &self.kept[self.kept.len().saturating_sub(rules.max_ids)..];
             let same =
                 |&&(_, series, other): &&(i64, usize, u32)| (series, other) == (event.series, id);
@@ -191,12 +192,12 @@ impl OracleFold {
     }
 }
 
-/// Adds the rows of one shard to those of another.
+/// Merges the rows of one shard into those of others.
 pub fn merge(into: &mut OracleRows, rows: &OracleRows) {
     rows.iter().for_each(|(key, rollup)| into.entry(*key).or_default().merge(rollup));
 }
 
-/// Where two sets of rows differ, byte by byte.
+/// The first difference between two sets of rows, byte by byte.
 pub fn difference(expected: &OracleRows, found: &OracleRows) -> Option<String> {
     let bytes = |rollup: Option<&Rollup>| {
         let mut out = Vec::new();

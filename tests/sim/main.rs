@@ -1,10 +1,11 @@
-//! Deterministic simulation of the embedded core: the real `ShardState`, slots, archiver and record
-//! encoding, on doubles of log, store and archive that fail as badly as their ports allow. One seed
-//! is one schedule; the same seed gives the same schedule.
+//! Deterministic simulation of the embedded core: the real shard driver, shard table, archiver and
+//! record encoding, on doubles of log, store and archive that fail as badly as their ports allow.
+//! One seed is one schedule; the same seed always gives the same schedule.
 //!
 //! `ROLLMILL_SIM_SEEDS=1000000 cargo test --test sim` runs more seeds, `ROLLMILL_SIM_SEED=7` runs
-//! one and prints its trace.
-#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
+//! one seed and prints its trace.
+// A test crate exports nothing, and its clean-up may ignore results.
+#![allow(unreachable_pub, clippy::let_underscore_must_use)]
 
 mod checks;
 mod client;
@@ -28,18 +29,18 @@ use plants::Plant;
 use report::{RunStats, Violation};
 use rollmill::clock::Stopwatch;
 
-/// Schedules are made of small maps: half of their time is allocation.
+/// Schedules consist of small maps, so half of their time is allocation.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Schedules of a run that nobody asked more of.
+/// Schedules per run, unless `ROLLMILL_SIM_SEEDS` says otherwise.
 const SEEDS: u64 = 200_000;
-/// Seeds within which a planted bug must be found.
+/// Seeds within which a planted bug has to be found.
 const BOUND: u64 = 20_000;
-/// Findings after which a planted bug needs no more seeds.
+/// Findings after which no more seeds are tried for a planted bug.
 const ENOUGH: usize = 50;
 
-/// Poison kills shards by panicking; its message would drown everything else.
+/// Silences the panics of poison events, which would drown all other output.
 fn quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -58,7 +59,7 @@ fn number(name: &str) -> Option<u64> {
         .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
-/// Runs the seeds on all cores; the sums, and the violations by seed.
+/// Runs the seeds on all cores. Returns the sum of the statistics and the violations by seed.
 fn run_all(seeds: std::ops::Range<u64>, plant: Option<Plant>) -> (RunStats, Vec<(u64, Violation)>) {
     quiet();
     let (next, sums) = (AtomicU64::new(seeds.start), Mutex::new((RunStats::default(), Vec::new())));
@@ -87,7 +88,7 @@ fn run_all(seeds: std::ops::Range<u64>, plant: Option<Plant>) -> (RunStats, Vec<
     (stats, found)
 }
 
-/// What happens under a seed, a line each.
+/// What happens under a seed, one line per step.
 fn trace(seed: u64, plant: Option<Plant>) -> String {
     quiet();
     let outcome = world::run(seed, plant, true);

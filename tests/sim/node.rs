@@ -1,6 +1,6 @@
-//! A node: the real slots, the real archiver, and the real driver of each shard. What the driver
-//! asks for is performed in the order of the seed: a crash, a pause or another owner can come
-//! between any two steps. Nothing is decided here.
+//! A node: the real shard table, archiver and shard drivers. The commands of the drivers are
+//! performed in an order drawn from the seed, so that a crash, a pause or another owner can come
+//! between any two steps. No decisions are made here.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,28 +30,29 @@ use crate::report::{Fault, Violation, ensure};
 use crate::world::SimWorld;
 use rollmill::invariants::Invariant;
 
-/// What an owner is in the middle of, and what the oracle knows of it.
+/// State of an owner between its steps, and what the oracle knows about it.
 #[derive(Debug, Default)]
 pub struct SimShard {
     pub alive: bool,
-    /// Claimed, not loaded yet.
+    /// Claimed but not loaded yet.
     pub starting: Option<(Box<ShardStartup>, StartupCommand)>,
-    /// Counts the lives: the outcome of a commit is for the life that began it.
+    /// Number of the life; the outcome of a commit is only for the life that sent it.
     pub life: u64,
-    /// The outcome of the commit, not handled yet.
+    /// Outcome of the commit, not handled yet.
     pub inbox: Option<(Offset, Result<(), CallError>)>,
-    /// Not performed yet: it waits for another shard, or for its turn.
+    /// A command that waits for another shard's isolation or for the next turn.
     pub pending_command: Option<ShardCommand>,
-    /// Events of the record at this offset that are applied, one by one. Outlives the life, as the
-    /// slot does.
+    /// Offset of a record that is applied event by event, and the number of events applied.
+    /// Outlives the owner, as the entry in the shard table does.
     pub isolated: Option<(Offset, u32)>,
-    /// Events that this owner sets aside. Outlives the life, as the slot does.
+    /// Events that this owner quarantines. Outlives the owner, as the entry in
+    /// the shard table does.
     pub quarantined: BTreeSet<EventPosition>,
-    /// While the log lacks what comes next.
+    /// Present while records that the log lost are read from the archive.
     pub gap_reader: Option<GapReader>,
-    /// When the owner before it had applied everything.
+    /// When the previous owner had caught up with the log.
     pub inherited: Option<Millis>,
-    /// Its node goes on after a pause.
+    /// Whether the node has just resumed after a pause.
     pub woke: bool,
 }
 
@@ -64,7 +65,7 @@ pub struct SimNode {
     pub isolating: Option<usize>,
 }
 
-/// A commit on its way to the store. It needs no living owner to get there.
+/// A commit on its way to the store. It arrives even if its owner has died.
 pub struct PendingCommit {
     pub node: usize,
     pub shard: usize,
@@ -92,7 +93,7 @@ impl SimWorld {
         }
     }
 
-    /// Starts a shard, as far as the store has to be read.
+    /// Starts a shard, up to the point at which it would load.
     pub fn claim(&mut self, n: usize, s: usize) -> Result<(), Violation> {
         let config = ShardConfig {
             shard: ShardId(s as u32),
@@ -118,7 +119,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// Answers a starting shard for as long as these are its questions.
+    /// Answers the questions of a starting shard as long as `answered` accepts them.
     fn start(
         &mut self,
         n: usize,
@@ -160,7 +161,7 @@ impl SimWorld {
         self.convictable[s].extend(shell.quarantined.iter().copied());
     }
 
-    /// What an owner was in the middle of is gone.
+    /// Drops what an owner was in the middle of.
     fn forget(&mut self, n: usize, s: usize) {
         let node = &mut self.nodes[n];
         node.isolating.take_if(|isolating| *isolating == s);
@@ -170,8 +171,8 @@ impl SimWorld {
         shell.life += 1;
     }
 
-    /// The owner dies. Its slot may keep the memory until the next life, as after an error, or lose
-    /// it, as after a stop.
+    /// Kills the owner. The entry may keep its memory until the next life, as after an error, or
+    /// lose it, as after a stop.
     pub fn die(&mut self, n: usize, s: usize, why: &str) {
         self.add_trace(|| format!("node {n} shard {s} dies: {why}"));
         self.forget(n, s);
@@ -180,7 +181,7 @@ impl SimWorld {
         }
     }
 
-    /// One pulse of a living owner: as far as something has to wait.
+    /// Wakes a living owner and runs it until something has to wait.
     pub fn wake_shard(&mut self, n: usize, s: usize, drain: bool) -> Result<(), Violation> {
         if self.resume(n, s)? {
             return Ok(());
@@ -194,7 +195,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// One step of the walk.
+    /// One step of the exhaustive walk.
     pub fn step_once(&mut self, n: usize) -> Result<(), Violation> {
         if self.resume(n, 0)? { Ok(()) } else { self.drive(n, 0, ShardEvent::Wakeup) }
     }
@@ -203,7 +204,7 @@ impl SimWorld {
         self.drive(n, s, ShardEvent::Drain)
     }
 
-    /// Goes on with what an owner is in the middle of, if it is.
+    /// Continues what an owner is in the middle of. Returns false if there is nothing.
     fn resume(&mut self, n: usize, s: usize) -> Result<bool, Violation> {
         if self.nodes[n].shards[s].starting.is_some() {
             return self.start(n, s, |_| true).map(|()| true);
@@ -230,7 +231,7 @@ impl SimWorld {
         }
     }
 
-    /// Tells the driver, and performs what it asks for.
+    /// Passes an event to the driver and performs its commands.
     fn drive(&mut self, n: usize, s: usize, event: ShardEvent<'static>) -> Result<(), Violation> {
         let mut commands = VecDeque::new();
         self.step_driver(n, s, event, &mut commands)?;
@@ -242,7 +243,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// One step of the driver, which may die of poison.
+    /// One step of the driver, which may die of a poison event.
     fn step_driver(
         &mut self,
         n: usize,
@@ -275,7 +276,8 @@ impl SimWorld {
         Ok(())
     }
 
-    /// Performs a command, or keeps it for a later step; its answer, if there is one at once.
+    /// Performs a command, or keeps it for a later step. Returns the event that answers it, if it
+    /// is available at once.
     fn perform(
         &mut self,
         n: usize,
@@ -303,6 +305,7 @@ impl SimWorld {
                 return Ok(Some(read));
             }
             ShardCommand::Confirm { next } => return Ok(Some(self.ports(n, s).confirm(next))),
+            // The mark is a step of its own: a crash can come before it.
             ShardCommand::MarkSuspect { offset, index, .. } => {
                 self.nodes[n].shards[s].isolated = Some((offset, index));
                 self.nodes[n].shards[s].pending_command = Some(command);
@@ -311,6 +314,7 @@ impl SimWorld {
                 self.nodes[n].shards[s].pending_command = Some(command)
             }
             ShardCommand::ReleaseIsolation => self.nodes[n].isolating = None,
+            // Only sent: `deliver` lets it arrive in a later step, whoever owns the shard by then.
             ShardCommand::Commit { guard, batch, forget_ids_before } => {
                 let life = self.nodes[n].shards[s].life;
                 self.add_trace(|| {
@@ -344,11 +348,10 @@ impl SimWorld {
         Ok(None)
     }
 
-    /// The oracle judges why an owner ends. A log that does not continue may end one that was
-    /// fenced off, because its successors released what it lacks, and one on a store that was
-    /// put back, because a node that does not know yet still releases by what the store said
-    /// before. Nothing else explains it, and nothing at all explains it while the owner starts or
-    /// reads from the archive.
+    /// The oracle judges why an owner ends. A log that does not continue is explained in two cases.
+    /// A fenced owner may lack what its successors have released. On a store that was rolled back,
+    /// a node that has not noticed yet still releases by the earlier checkpoint. Nothing else
+    /// explains it, and nothing at all does while the owner starts or reads from the archive.
     fn check_end(
         &mut self,
         n: usize,
@@ -382,7 +385,7 @@ impl SimWorld {
         })
     }
 
-    /// What the pulse does for a node's shards.
+    /// What the ticker does for a shard of the node.
     pub fn update_progress(&mut self, n: usize, s: usize) {
         let slots = &self.nodes[n].table;
         slots.update_progress(shard_id(s), slots.entry(shard_id(s)));
@@ -403,7 +406,7 @@ impl SimWorld {
         self.nodes[n].table.entry(shard_id(s)).read_state(ShardState::next).expect("a living owner")
     }
 
-    /// A commit reaches the store; its owner learns of it later, if it lives.
+    /// A commit reaches the store. Its owner, if it lives, learns the outcome in a later step.
     pub fn deliver(&mut self, at: usize) -> Result<(), Violation> {
         let mut pending = self.pending.remove(at);
         let shard = pending.guard.shard;
@@ -418,7 +421,7 @@ impl SimWorld {
         self.on_delivered(pending, before, outcome)
     }
 
-    /// What follows from a commit that reached the store.
+    /// Checks and consequences of a commit that has reached the store.
     pub fn on_delivered(
         &mut self,
         pending: PendingCommit,
@@ -451,7 +454,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// The real archiver, and the bugs of its release.
+    /// Runs the real archiver, and the planted bugs of its release.
     pub fn run_archiver(&mut self, n: usize) -> Result<(), Violation> {
         let released: u64 = (0..self.setup.shards).map(|s| self.log.start(ShardId(s))).sum();
         self.nodes[n].archiver.archive_due_shards();

@@ -1,10 +1,10 @@
 //! Planted bugs: mistakes that people make in systems of this kind. Each must be found within a
-//! bounded number of seeds.
+//! limited number of seeds.
 //!
-//! No product code is changed. A bug of the store, the archive or the log is planted in its double;
-//! a bug of a shard is planted in its driver, by altering what the driver is told or what it asks
-//! for, so that the real decision and everything behind it run on ([`PlantSite::Driver`]); a
-//! bug of what surrounds the shards is planted in the simulation's node.
+//! Product code is not changed. A bug of the store, the archive or the log is planted in its
+//! double. A bug of a shard is planted at its driver, by altering the events it gets or the
+//! commands it gives, so that the real decision and everything behind it still run
+//! ([`PlantSite::Driver`]). A bug of what surrounds the shards is planted in the simulated node.
 
 use std::sync::Arc;
 
@@ -22,9 +22,9 @@ use crate::world::SimWorld;
 pub enum PlantSite {
     /// In the double behind a port.
     Double,
-    /// In the driver of a shard: in what it is told or asks for.
+    /// At the driver of a shard: in its events or commands.
     Driver,
-    /// In what surrounds the shards: clients, archiver, queries, slots.
+    /// In what surrounds the shards: clients, archiver, queries, shard table.
     Node,
 }
 
@@ -45,8 +45,8 @@ macro_rules! plants {
 }
 
 impl Plant {
-    /// Chance finds it once in ten thousand schedules, or never, because logs lose nothing there: a
-    /// written schedule shows it.
+    /// Whether random schedules hit the bug once in ten thousand times, or never because their logs
+    /// lose nothing. A written schedule or the walk shows it instead.
     pub fn is_rare(self) -> bool {
         matches!(self, Plant::LoadNotChecked | Plant::ShortLogAccepted)
     }
@@ -56,20 +56,25 @@ plants! {
     NoFence Double "the flush compares neither epoch nor offset",
     NoEpochFence Double "the flush compares the offset, not the epoch",
     OffsetInSecondTransaction Double "rows in one transaction, the checkpoint in a second one",
-    IdsInSecondTransaction Double "rows and checkpoint in one transaction, the de-duplication block in a second one",
+    IdsInSecondTransaction Double
+        "rows and checkpoint in one transaction, the de-duplication block in a second one",
     QuarantineRowLost Double "the quarantine row is not part of the flush",
     IdsForgottenEarly Double "de-duplication blocks are deleted a horizon too early",
-    TornObjectAccepted Double "an archive object counts as written without a look at its size and checksum",
-    ObjectNameWithoutEpoch Double "archive objects are named by their first offset only, and puts overwrite",
+    TornObjectAccepted Double
+        "an archive object counts as written without a look at its size and checksum",
+    ObjectNameWithoutEpoch Double
+        "archive objects are named by their first offset only, and puts overwrite",
     AckBeforeLog Node "the client is told before the log has it",
     RequestTorn Double "the log keeps a part of a request and acknowledges all of it",
     BlindRetry Driver "a commit of unknown outcome is sent again, on top of whatever is stored",
     IdleNotConfirmed Driver "an idle owner does not look whether the store stands where it left it",
     LossNotHealed Driver "what the log lost is not read from the archive",
     ReleasePastArchive Node "the log is released below the checkpoint, archived or not",
-    ReleasePastCheckpoint Node "the log is released below what was applied, neither committed nor archived",
+    ReleasePastCheckpoint Node
+        "the log is released below what was applied, neither committed nor archived",
     RecentIdsNotLoaded Driver "a new owner does not load the recent ids",
-    LoadNotChecked Driver "a new owner does not look whether another one claimed while it was loading the recent ids",
+    LoadNotChecked Driver
+        "a new owner does not look whether another one claimed while it was loading the recent ids",
     AdmissionsNotLoaded Driver "a new owner does not load the admitted series",
     OneRecordEarly Driver "a new owner begins one record below the checkpoint",
     OneRecordLate Driver "a new owner begins one record above the checkpoint",
@@ -77,22 +82,27 @@ plants! {
     AttemptsForgotten Driver "the starts at one checkpoint are not counted",
     ShortLogAccepted Driver "a log that ends below the checkpoint is not refused",
     FailedCommitForgotten Driver "what follows from a failed commit is thrown away",
-    RecoveringEndedEarly Driver "a new owner takes its checkpoint for the end of what the log held at its claim",
-    IsolationKept Driver "a shard that is done with its suspects keeps others from isolating theirs",
+    RecoveringEndedEarly Driver
+        "a new owner takes its checkpoint for the end of what the log held at its claim",
+    IsolationKept Driver
+        "a shard that is done with its suspects keeps others from isolating theirs",
     LateEventsDropped Driver "deltas of past days are dropped at the flush",
     DedupByWallClock Driver "the horizon is measured with the wall clock at the time of applying",
     DeadShardIgnored Node "a query takes a shard that does not answer for an empty one",
-    RowsReadAfterLive Node "a query reads rows from a later snapshot than the checkpoints it asks the shards with",
+    RowsReadAfterLive Node
+        "a query reads rows from a later snapshot than the checkpoints it asks the shards with",
     CheckpointsReadAfterRows Node "a query reads checkpoints from a later snapshot than its rows",
-    RevisionsStand Double "the flush does not move the revisions by which the query cache knows its days",
+    RevisionsStand Double
+        "the flush does not move the revisions by which the query cache knows its days",
     CaughtUpRemembered Node "a new owner inherits when its predecessor had caught up with the log",
-    RecoveringNotSaid Node "a new owner that has not reached what the log held at its claim answers as if it had",
+    RecoveringNotSaid Node
+        "a new owner that has not reached what the log held at its claim answers as if it had",
     ReadsBehindIgnored Node "a shard that is behind reports now",
 }
 
-/// The driver, altered.
+/// Bugs at the driver.
 impl SimWorld {
-    /// What a starting shard is told.
+    /// Alters the answer to a starting shard.
     pub fn plant_in_answer(
         &self,
         s: usize,
@@ -141,7 +151,7 @@ impl SimWorld {
         event
     }
 
-    /// What a running shard is told, if it is.
+    /// Alters an event of a running shard, or drops it.
     pub fn plant_in_event<'a>(&self, event: ShardEvent<'a>) -> Option<ShardEvent<'a>> {
         match (self.plant, event) {
             (Some(Plant::FailedCommitForgotten), ShardEvent::CommitEnded(Err(error)))
@@ -160,7 +170,7 @@ impl SimWorld {
         }
     }
 
-    /// What a running shard asks for, if it does.
+    /// Alters a command of a running shard, or drops it.
     pub fn plant_in_command(&self, command: ShardCommand) -> Option<ShardCommand> {
         match (self.plant, command) {
             (Some(Plant::IdleNotConfirmed), ShardCommand::Confirm { .. })

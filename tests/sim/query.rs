@@ -1,5 +1,5 @@
-//! Queries: one snapshot of the store, then the live deltas of each shard, with anything in
-//! between.
+//! Queries: one snapshot of the store, then the live deltas of each shard, with
+//! other steps in between.
 
 use std::collections::BTreeSet;
 
@@ -19,15 +19,15 @@ use crate::plants::Plant;
 use crate::report::{Fault, Violation, ensure};
 use crate::world::SimWorld;
 
-/// What a shard answered.
+/// Answer of a shard.
 #[derive(Clone)]
 pub struct LiveAnswer {
     applied: u64,
-    /// End of the log when it answered.
+    /// End of the log at the time of the answer.
     end: u64,
     as_of: i64,
-    /// What the log held when its owner claimed the shard, unless it says that it has not reached
-    /// that yet.
+    /// End of the log when the owner claimed the shard; `None` if the shard says that it has
+    /// not reached that yet.
     held: Option<u64>,
     set_aside: BTreeSet<EventPosition>,
     alone: Option<(u64, u32)>,
@@ -45,7 +45,7 @@ pub struct SimQuery {
 }
 
 impl SimWorld {
-    /// The next step of the query at hand, or a new one.
+    /// Takes the next step of the open query, or starts a new one.
     pub fn step_query(&mut self) -> Result<(), Violation> {
         if self.engine.is_some() && self.rng.chance(500) {
             return if self.rng.chance(200) { self.ask_ledger() } else { self.ask_engine() };
@@ -57,7 +57,7 @@ impl SimWorld {
         };
         if query.answers.len() < self.shards() {
             self.ask(&mut query);
-            // Most queries are quick: the rest follows at once.
+            // Most queries are fast: the remaining shards are asked at once.
             while query.answers.len() < self.shards() && self.rng.chance(600) {
                 self.ask(&mut query);
             }
@@ -126,7 +126,7 @@ impl SimWorld {
         query.rows = rows;
     }
 
-    /// The node that has the owner which the snapshot names.
+    /// The node with the owner that the snapshot names.
     fn node_of(&self, s: usize, checkpoint: Option<Checkpoint>) -> Option<usize> {
         let epoch = checkpoint?.epoch;
         (0..self.setup.nodes)
@@ -227,15 +227,15 @@ impl SimWorld {
             let live = std::mem::take(&mut query.rows);
             let before = live.clone();
             self.read_rows(query);
-            // What was live stays; what was stored is read anew.
+            // Keeps what was live and reads again what was stored.
             let stored = std::mem::take(&mut query.rows);
             query.rows = if stored.is_empty() { before } else { stored };
             merge(&mut query.rows, &rows);
         }
     }
 
-    /// What a node says that it holds, so that it need not be asked, leaves out nothing that it
-    /// does hold.
+    /// The windows that a node announces, so that it need not be asked for others, include
+    /// all that it holds.
     fn check_windows(&self, shard: ShardId, n: usize, tenant: &str, rows: &OracleRows) {
         let mut said = BTreeSet::new();
         let stood = self.nodes[n]
@@ -250,8 +250,8 @@ impl SimWorld {
         );
     }
 
-    /// Store ⊕ live must be the fold of exactly what the answer claims, and must claim no more than
-    /// it holds.
+    /// Store ⊕ live has to be the fold of exactly what the answer claims, and no shard may claim
+    /// more than it has applied.
     pub fn judge(&mut self, query: SimQuery) -> Result<(), Violation> {
         let complete = query.answers.iter().all(Option::is_some);
         self.hit(if complete { Fault::QueryComplete } else { Fault::QueryPartial });
@@ -301,7 +301,7 @@ impl SimWorld {
         Ok(())
     }
 
-    /// The node that seems to own a shard and answers.
+    /// The node that seems to own a shard and is running.
     pub fn owner_of(&mut self, s: usize) -> usize {
         let lives = |n: &usize| self.nodes[*n].shards[s].alive && !self.nodes[*n].paused;
         let owner = (0..self.setup.nodes).find(lives).unwrap_or(0);
@@ -321,8 +321,8 @@ impl SimWorld {
         )
     }
 
-    /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it
-    /// as the owner that answered did.
+    /// The fold of a prefix of a shard's log: up to the checkpoint as decided in the store, above
+    /// it as decided by the owner that answered.
     pub fn fold_to(&self, s: usize, stored: u64, answer: Option<&LiveAnswer>) -> OracleFold {
         let to = answer.map_or(stored, |a| a.applied.max(stored));
         let mut fold = if self.oracle[s].next == stored {

@@ -1,10 +1,11 @@
-//! What happened: faults by kind, and violations by the ids of the catalogue.
+//! What happened: counts of faults by kind, and violations by the ids of the invariant catalogue.
 
 use rollmill::invariants::Invariant;
 
 macro_rules! faults {
     ($($name:ident = $text:literal),* $(,)?) => {
-        /// What can go wrong, or must at least happen, for a run to mean anything. Counted when it had an effect.
+        /// What can go wrong, or at least has to happen for a run to mean anything. Counted when
+        /// it had an effect.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Fault { $($name),* }
         impl Fault {
@@ -121,7 +122,7 @@ impl std::fmt::Display for RunStats {
     }
 }
 
-/// An invariant that did not hold.
+/// An invariant that was violated.
 #[derive(Debug, Clone)]
 pub struct Violation {
     pub invariant: Invariant,

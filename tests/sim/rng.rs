@@ -1,4 +1,4 @@
-//! Randomness from one seed: SplitMix64.
+//! Random numbers from one seed: SplitMix64.
 
 #[derive(Debug, Clone)]
 pub struct Rng(u64);

@@ -1,4 +1,4 @@
-//! Schedules written down: what chance finds too rarely.
+//! Schedules that are written down, because random ones hit them too rarely.
 
 use rollmill::model::offset::{LogId, ShardId};
 use rollmill::persistence::log::{LogReader, LogRetention};
@@ -19,8 +19,8 @@ fn world(plant: Option<Plant>) -> SimWorld {
     SimWorld::with(setup, rng, plant, false)
 }
 
-/// Node 0 claims and waits for the store; node 1 claims, applies and flushes; then node 0 reads the
-/// recent ids, among them those of records that it will read from the log, and answers a query
+/// Node 0 claims and waits for the store. Node 1 claims, applies and flushes. Then node 0 reads the
+/// recent ids, which include those of records that it will read from the log, and answers a query
 /// whose snapshot still names it as the owner.
 fn overtaken_while_loading() -> Result<(), Violation> {
     let mut world = world(None);
@@ -39,8 +39,8 @@ fn overtaken_while_loading() -> Result<(), Violation> {
 
 #[test]
 fn an_owner_overtaken_while_it_loads_gives_up() {
-    // That a build without the check is found is shown by `every_planted_bug_is_found`, over many
-    // such schedules.
+    // That a build without the check is found is shown by the walk
+    // (`the_walk_finds_what_is_planted`): random schedules are too unlikely to hit this one.
     assert!(overtaken_while_loading().is_ok());
 }
 

@@ -1,5 +1,5 @@
-//! What one schedule is made of: everything is drawn from its seed, and every seed stresses
-//! something else.
+//! Parameters of one schedule. They are drawn from its seed, so that every
+//! seed stresses something else.
 
 use rollmill::shards::state::ShardLimits;
 
@@ -24,23 +24,23 @@ pub struct SimSetup {
     pub takeover: usize,
     pub jumps: usize,
     pub rollback: usize,
-    /// Per thousand turns of a shard that is loading: the store is slow.
+    /// Per thousand turns of a shard that is loading: how often the store is too slow to answer.
     pub slow_load: usize,
-    /// Per thousand requests.
+    /// Per thousand requests or events.
     pub ack_lost: usize,
     pub poison: usize,
     pub undecodable: usize,
     pub resend: usize,
     pub late: usize,
     pub without_id: usize,
-    /// Queries go through the real engine, too.
+    /// Whether queries also go through the real engine.
     pub engine: bool,
-    /// The archive's double writes Parquet.
+    /// Whether the archive's double writes real Parquet.
     pub parquet: bool,
 }
 
 impl SimSetup {
-    /// Two nodes, one shard, nothing fails by itself: for schedules that are written down.
+    /// Two nodes, one shard and no random faults, for schedules that are written down.
     pub fn calm(rng: &mut Rng) -> Self {
         let rules = OracleRules { horizon_ms: 1_000_000, max_ids: 1_000, max_series: 100 };
         let drawn = Self::draw(rng);
@@ -80,8 +80,8 @@ impl SimSetup {
     }
 
     pub fn draw(rng: &mut Rng) -> Self {
-        // Off, rare or frequent, each for itself: schedules with one kind of trouble, and with all
-        // of them.
+        // Off, rare or frequent, each on its own: there are schedules with one kind of fault and
+        // with all of them.
         let rate = |rng: &mut Rng, frequent: usize| match rng.below(3) {
             0 => 0,
             1 => frequent / 4,

@@ -1,10 +1,10 @@
 //! Every schedule of a small world: two owners of one shard, four records of which one is a
-//! duplicate, a few claims, crashes and failing commits. In every state the store is checked, and
-//! every living owner is asked with every snapshot taken so far.
+//! duplicate, and a few claims, crashes and failing commits. In every state the store is checked,
+//! and every living owner is asked with every snapshot taken so far.
 //!
-//! A state is known by what led to it as far as it matters: the checkpoint, the commits on their
-//! way, each owner's own past, and the snapshots. It is rebuilt by repeating its choices, because
-//! the real state machine is not made to be copied.
+//! A state is identified by the part of its history that matters: the checkpoint, the commits on
+//! their way, each owner's history, and the snapshots. It is rebuilt by repeating its choices,
+//! because the real state machine cannot be copied.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -27,9 +27,10 @@ const OWNERS: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WalkChoice {
     Claim(usize),
-    /// One step of a living owner: it loads, or learns how its commit ended, or applies one record.
+    /// One step of a living owner: it loads, handles the outcome of its commit,
+    /// or applies one record.
     Step(usize),
-    /// It begins a flush.
+    /// The owner starts a flush.
     Flush(usize),
     Crash(usize),
     /// A commit reaches the store.
@@ -44,8 +45,8 @@ struct WalkBudget {
     faults: usize,
 }
 
-/// What an owner's state is made of: where it was claimed, what the store held when it loaded, the
-/// batches it began, and how they ended.
+/// What determines an owner's state: where it was claimed, what the store held when it loaded, the
+/// batches it has started, and how they ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct OwnerHistory {
     claimed: Option<(u64, u64)>,
@@ -59,7 +60,7 @@ struct ScheduleWalk {
     world: SimWorld,
     budget: WalkBudget,
     past: [OwnerHistory; OWNERS],
-    /// Up to where it has begun to flush; a failed commit takes that back.
+    /// End of the last flush started; a failed commit takes it back.
     flushed: [u64; OWNERS],
     snapshots: Vec<SimQuery>,
     seen: HashSet<(u64, u64)>,
@@ -137,7 +138,7 @@ impl ScheduleWalk {
         choices
     }
 
-    /// What happens next; `look` asks for the checks, which a repetition does not need.
+    /// Takes a choice. `look` asks for the checks, which a repetition does not need.
     fn take(&mut self, choice: WalkChoice, look: bool) -> Result<(), Violation> {
         match choice {
             WalkChoice::Claim(n) => {
@@ -194,7 +195,7 @@ impl ScheduleWalk {
         }
     }
 
-    /// Every snapshot so far, asked of every owner that it names.
+    /// Asks every owner with every snapshot that names it.
     fn check_snapshots(&mut self) -> Result<(), Violation> {
         for n in 0..OWNERS {
             let epoch = self.world.nodes[n].table.entry(ShardId(0)).epoch();
@@ -235,7 +236,7 @@ impl ScheduleWalk {
     }
 }
 
-/// What a walk saw, and the first violation with the choices that lead to it.
+/// Result of a walk; a violation comes with the choices that lead to it.
 struct WalkResult {
     states: usize,
     transitions: u64,
@@ -246,7 +247,7 @@ fn walk(plant: Option<Plant>, budget: WalkBudget) -> WalkResult {
     crate::quiet();
     let mut found = WalkResult { states: 1, transitions: 0, violation: None };
     let mut known = HashSet::new();
-    // The shortest schedules first.
+    // Breadth first, so that the first violation has one of the shortest schedules.
     let mut open: VecDeque<Vec<WalkChoice>> = [vec![]].into();
     while let Some(path) = open.pop_front() {
         let rebuilt = || -> Result<ScheduleWalk, Violation> {

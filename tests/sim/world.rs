@@ -1,5 +1,5 @@
-//! One schedule: a world drawn from a seed, a scheduler that picks what happens next, healing, and
-//! the last accounts.
+//! One schedule: a world drawn from a seed, a scheduler that picks the next step, a phase without
+//! faults, and the final checks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -29,9 +29,9 @@ use crate::rng::Rng;
 use crate::setup::SimSetup;
 
 pub const LOG: LogId = LogId([9; 16]);
-/// Some day at ten minutes to an hour.
+/// Some day at ten minutes to the hour.
 const T0: i64 = 500_000 * 3_600_000 - 600_000;
-/// Rounds in which everything must be applied, flushed and archived once nothing fails any more. A
+/// Rounds within which everything must be applied, flushed and archived once faults have stopped. A
 /// poison event costs about 15 lives.
 const SETTLE_ROUNDS: usize = 6_000;
 
@@ -40,7 +40,7 @@ pub struct SimWorld {
     pub rng: Rng,
     pub plant: Option<Plant>,
     pub clock: Arc<ManualClock>,
-    /// By how much the wall clock is wrong.
+    /// How far the wall clock is off, in milliseconds.
     pub leapt: i64,
     pub now: i64,
     pub log: Arc<MemoryLog>,
@@ -51,28 +51,29 @@ pub struct SimWorld {
     pub pending: Vec<PendingCommit>,
     pub requests: Vec<SimRequest>,
     pub next_id: u32,
-    /// What the log has kept, ever.
+    /// Every record that the log has ever kept, by shard.
     pub history: Vec<Vec<LoggedRecord>>,
     /// The fold up to the checkpoint, by shard.
     pub oracle: Vec<OracleFold>,
-    /// The end of the log when a shard was claimed, by the epoch of the claim.
+    /// End of the log when a shard was claimed, by the epoch of the claim.
     pub held_at_claim: BTreeMap<Epoch, u64>,
-    /// The last counter of an epoch seen, by shard.
+    /// Highest epoch counter seen, by shard.
     pub epochs: Vec<u64>,
+    /// Events that may be in quarantine, because a claim has reported eight deaths for them.
     pub convictable: Vec<BTreeSet<EventPosition>>,
-    /// How the store may come back.
+    /// A state to which the store may be rolled back.
     pub backup: Option<StoreBackup>,
     pub rolled_back: bool,
-    /// Manifest rows whose objects were compared, by shard.
+    /// Manifest rows whose objects have been compared, by shard.
     pub verified: Vec<usize>,
-    /// Archived offset and start of the log when they were last checked, by shard.
+    /// Archived offset and start of the log at the last check, by shard.
     pub archived: Vec<(u64, u64)>,
     pub query: Option<SimQuery>,
     pub engine: Option<SimEngine>,
     trace: Option<Vec<String>>,
 }
 
-/// What a schedule came to.
+/// Result of a schedule.
 pub struct RunOutcome {
     pub stats: RunStats,
     pub violation: Option<Violation>,
@@ -228,7 +229,7 @@ impl SimWorld {
     pub fn set_time(&mut self, now: i64) {
         self.now = now;
         self.clock.set(now);
-        // The pulse of a node that runs sees the new time before anything else happens.
+        // The ticker of a running node sees the new time before anything else happens.
         for n in 0..self.setup.nodes {
             if !self.nodes[n].paused {
                 (0..self.shards()).for_each(|s| self.update_progress(n, s));
@@ -247,8 +248,8 @@ impl SimWorld {
                 90_000_000,
             ]);
             match self.rng.below(4) {
-                // A process that sleeps through a clock going back and forth cannot know of it:
-                // that one case stays out.
+                // A process that is suspended while the clock goes back and forth cannot notice it,
+                // so this case is left out.
                 0 if self.nodes.iter().all(|node| !node.paused) => self.leap(-5_000),
                 1 if self.leapt > 0 && self.nodes.iter().all(|node| !node.paused) => {
                     self.leap(-self.leapt)
@@ -266,7 +267,7 @@ impl SimWorld {
         }
     }
 
-    /// The wall clock leaps, and no time passes.
+    /// The wall clock leaps without time passing.
     fn leap(&mut self, by: i64) {
         self.hit(if by < 0 { Fault::ClockBack } else { Fault::ClockForward });
         self.add_trace(|| format!("the clock leaps by {by}"));
@@ -275,7 +276,7 @@ impl SimWorld {
         self.set_time(self.now + by);
     }
 
-    /// Whatever may go wrong at any moment.
+    /// Injects what may go wrong at any moment.
     fn inject_trouble(&mut self) -> Result<(), Violation> {
         let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
         if self.rng.chance(self.setup.pause) {
@@ -307,14 +308,15 @@ impl SimWorld {
         Ok(())
     }
 
-    /// The store fails over to a standby that lacks commits, or is put back from a backup. Whoever
-    /// owned shards goes on unaware.
+    /// The store fails over to a standby that lacks commits, or is restored from a backup. The
+    /// owners of shards do not notice.
     fn roll_back(&mut self, backup: &StoreBackup) -> Result<(), Violation> {
         self.hit(Fault::StoreRolledBack);
         self.add_trace(|| "the store is as it was before".to_owned());
         self.store.put_back(backup);
         self.query = None;
         self.rolled_back = true;
+        // The oracle starts over: what it has folded is not in the store any more.
         self.oracle.iter_mut().for_each(|fold| *fold = OracleFold::default());
         self.epochs.iter_mut().for_each(|counter| *counter = 0);
         self.verified.iter_mut().for_each(|rows| *rows = 0);
@@ -329,7 +331,7 @@ impl SimWorld {
             self.die(n, s, "its node crashed");
             self.nodes[n].table.entry(ShardId(s as u32)).drop_memory();
         }
-        // What was sent to the store may still arrive, or died with the process.
+        // Commits that were sent may still arrive, or may have died with the process.
         for at in (0..self.pending.len()).rev() {
             if self.pending[at].node == n && self.rng.chance(500) {
                 self.pending.remove(at);
@@ -338,7 +340,7 @@ impl SimWorld {
         }
     }
 
-    /// A shard of a node gets its turn: a living owner goes on, a dead one starts again, and
+    /// Gives a shard of a node its turn: a living owner continues, a dead one restarts, and
     /// sometimes another node takes over.
     fn run_shard(&mut self, n: usize, s: usize) -> Result<(), Violation> {
         if self.nodes[n].paused {
@@ -359,13 +361,13 @@ impl SimWorld {
         }
         self.claim(n, s)?;
         if self.query.is_none() && self.rng.chance(300) {
-            // The moment at which an answer is most easily wrong.
+            // Right after a claim an answer is most easily wrong.
             self.query = Some(self.snapshot());
         }
         Ok(())
     }
 
-    /// Nothing fails any more: everything sent must be acknowledged, applied, flushed, archived and
+    /// Faults have stopped: everything sent has to be acknowledged, applied, flushed, archived and
     /// released in bounded time.
     fn settle(&mut self) -> Result<(), Violation> {
         self.add_trace(|| "healing".to_owned());
@@ -374,12 +376,14 @@ impl SimWorld {
         self.nodes.iter_mut().for_each(|node| node.paused = false);
         let survivor = self.rng.below(self.setup.nodes);
         for n in (0..self.setup.nodes).filter(|n| *n != survivor) {
-            // The others are gone by and by; what they still send is refused.
+            // The other owners die here; commits that they have sent are refused.
             (0..self.shards()).for_each(|s| self.die(n, s, "healing"));
         }
         self.resend_unacknowledged()?;
         for _ in 0..SETTLE_ROUNDS {
             self.set_time(self.now + 100);
+            // Delivered first, so that an owner that waits for its commit handles the
+            // outcome in this round.
             while !self.pending.is_empty() {
                 self.deliver(0)?;
             }
@@ -402,8 +406,8 @@ impl SimWorld {
         })
     }
 
-    /// Whether the shard's owner lives on the node. One that was fenced off is started again by
-    /// whoever assigns shards to nodes.
+    /// Whether the shard's owner is on the node. A fenced owner is restarted by whoever
+    /// assigns shards to nodes.
     fn owns(&self, n: usize, s: usize) -> bool {
         let shell = &self.nodes[n].shards[s];
         let stored = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch);

@@ -1,4 +1,4 @@
-//! What is noted before anything of a shard's archive goes; the decision is [`ExpiryState`]'s.
+//! What is recorded before anything of a shard's archive is deleted. [`ExpiryState`] decides.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,49 +14,50 @@ use crate::model::window::Millis;
 use crate::persistence::store::{ExpiryTarget, StoreError, StoreSnapshot};
 use crate::telemetry;
 
-/// Looks while the time gathers: what a restart takes away is one of them at most.
+/// Checks per grace period. A restart loses at most the time since the last one.
 const CHECKS_PER_GRACE: i64 = 288;
-/// A note of a shard of which nothing is due is written at least this often: a leap of the wall
-/// clock shows against it.
+/// The state of a shard without due objects is written at least this often, because a leap of the
+/// wall clock is detected by comparison with it.
 const IDLE_MS: i64 = 3_600_000;
-/// Rows read at once to see which are due.
+/// Manifest rows read at once when looking for due ones.
 const PAGE: usize = 4_096;
 
-/// What came of the last look at each shard, and when that was.
+/// Time and result of the last check of each shard.
 #[derive(Debug, Clone, Default)]
 pub struct ExpiryChecks(Arc<Mutex<CheckResults>>);
 
-/// When each shard was looked at, and the offset below which something was due.
+/// Per shard: time of the check, and the offset below which objects may be deleted.
 type CheckResults = BTreeMap<ShardId, (ClockReading, Option<Offset>)>;
 
 impl ExpiryChecks {
     fn with<T>(&self, act: impl FnOnce(&mut CheckResults) -> T) -> T {
-        // A map is whole after every change.
+        // The map is consistent after every change, so a poisoned lock can be used.
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// A note of a shard, as the store has it and as it reads.
+/// The state of a shard as stored (`text`, for the compare-and-set) and decoded
+/// (`note`). `approvals` counts those given so far.
 struct StoredState {
     text: Option<String>,
     note: ExpiryState,
-    said: i64,
+    approvals: i64,
 }
 
 impl ArchiveMaintenance {
-    /// Everything of the shard below may be deleted now. A leap of the wall clock is looked at
-    /// before anything else goes.
+    /// The offset below which everything of the shard may be deleted now. After a leap of the wall
+    /// clock, the state is checked again before anything else is deleted.
     pub(super) fn deletable_below(
         &self,
         shard: ShardId,
     ) -> Result<Option<Offset>, ActorProcessingErr> {
         let now = self.clock.reading();
-        let look_every = (self.limits.expiry.grace_ms / CHECKS_PER_GRACE).max(1);
-        let last = self.expiry_checks.with(|looked| looked.get(&shard).copied());
+        let check_every = (self.limits.expiry.grace_ms / CHECKS_PER_GRACE).max(1);
+        let last = self.expiry_checks.with(|checks| checks.get(&shard).copied());
         match last {
             Some((at, below))
                 if now.leap_since(&at).is_none()
-                    && now.elapsed_since(&at).is_some_and(|since| since < look_every) =>
+                    && now.elapsed_since(&at).is_some_and(|since| since < check_every) =>
             {
                 Ok(below)
             }
@@ -64,14 +65,14 @@ impl ArchiveMaintenance {
         }
     }
 
-    /// Looks at what is due, and notes it.
+    /// Checks what is due and records it.
     pub(super) fn check_expiry(
         &self,
         shard: ShardId,
     ) -> Result<Option<Offset>, ActorProcessingErr> {
         let now = self.clock.reading();
         let mut snapshot = self.store.snapshot()?;
-        let StoredState { text, mut note, said } = stored_state(&mut *snapshot, shard)?;
+        let StoredState { text, mut note, approvals } = stored_state(&mut *snapshot, shard)?;
         let (of, first) = snapshot.extent_of_archive(shard)?;
         let floor = first.unwrap_or(0);
         let ends = if self.limits.keep_ms > 0 {
@@ -80,21 +81,24 @@ impl ArchiveMaintenance {
             Vec::new()
         };
         drop(snapshot);
-        let noted_to = note.recorded_to().unwrap_or(i64::MIN);
-        let new = ends.iter().filter(|end| signed_offset(**end) > noted_to).count() as u64;
-        let look = ExpirySample {
+        let recorded_to = note.recorded_to().unwrap_or(i64::MIN);
+        let new = ends.iter().filter(|end| signed_offset(**end) > recorded_to).count() as u64;
+        let sample = ExpirySample {
             run_id: self.run_id,
             now,
             floor: signed_offset(floor),
             due_to: ends.last().copied().map(signed_offset),
             newly_due: new,
             total: of,
-            approvals: said,
+            approvals,
         };
         let (was_idle, recent) = (note.is_idle(), note.is_recent(&now, IDLE_MS));
-        let verdict = note.update(&self.limits.expiry, &look);
+        let verdict = note.update(&self.limits.expiry, &sample);
+        // Skips the write only if nothing is due before and after, and the stored state is recent.
         let written =
             (was_idle && note.is_idle() && recent) || self.write(shard, text.as_deref(), &note)?;
+        // A verdict counts only once it is stored: if another node has written
+        // meanwhile, its state decides.
         let below = verdict.delete_below.filter(|_| written).map(|to| to.unsigned_abs());
         if let Some(stop) = verdict.new_stop.filter(|_| written) {
             metrics::counter!(telemetry::EXPIRY_STOPS).increment(1);
@@ -106,11 +110,11 @@ impl ArchiveMaintenance {
         }
         metrics::gauge!(telemetry::EXPIRY_STOPPED, "shard" => shard.0.to_string())
             .set(f64::from(u8::from(note.stop().is_some())));
-        self.expiry_checks.with(|looked| looked.insert(shard, (now, below)));
+        self.expiry_checks.with(|checks| checks.insert(shard, (now, below)));
         Ok(below)
     }
 
-    /// Where the objects end that are due, in order.
+    /// End offsets of the objects that are due, in order.
     fn due_ends(
         &self,
         snapshot: &mut dyn StoreSnapshot,
@@ -133,12 +137,13 @@ impl ArchiveMaintenance {
         Ok(ends)
     }
 
-    /// Notes the objects that nothing needs; those that have been noted for long enough.
+    /// Records the objects that nothing needs. Returns those that were recorded long enough ago.
     pub(super) fn removable_orphans(
         &self,
         shard: ShardId,
         needless: &[&str],
     ) -> Result<Vec<String>, ActorProcessingErr> {
+        // First adds the time that has passed, which is what the age of an orphan is measured by.
         self.check_expiry(shard)?;
         let StoredState { text, mut note, .. } = stored_state(&mut *self.store.snapshot()?, shard)?;
         let before = note.clone();
@@ -147,7 +152,7 @@ impl ArchiveMaintenance {
         Ok(if written { ripe } else { Vec::new() })
     }
 
-    /// `false` if somebody else has looked meanwhile.
+    /// Writes the state by compare-and-set; `false` if another node has written it meanwhile.
     fn write(
         &self,
         shard: ShardId,
@@ -164,14 +169,14 @@ fn stored_state(
     shard: ShardId,
 ) -> Result<StoredState, StoreError> {
     let Some(found) = snapshot.expiry(ExpiryTarget::Archive(shard))? else {
-        return Ok(StoredState { text: None, note: ExpiryState::default(), said: 0 });
+        return Ok(StoredState { text: None, note: ExpiryState::default(), approvals: 0 });
     };
     let note = serde_json::from_str(&found.note)
         .map_err(|e| CodecError::new("note of what expires", e.to_string()));
     Ok(StoredState {
         note: note.map_err(|e| StoreError::Invalid(e.to_string()))?,
         text: Some(found.note),
-        said: found.approvals,
+        approvals: found.approvals,
     })
 }
 

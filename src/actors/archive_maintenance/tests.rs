@@ -1,4 +1,4 @@
-//! Moving, expiry and orphans, killed at every step.
+//! Moving, expiry and orphans, with a crash at every step.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,10 +22,10 @@ const EXPIRY: ExpiryRules = ExpiryRules { grace_ms: DAY_MS, max_at_once: 1_000 }
 const LIMITS: MaintenanceLimits =
     MaintenanceLimits { cold_after_ms: 30 * DAY_MS, keep_ms: 365 * DAY_MS, expiry: EXPIRY };
 const SHARDS: [ShardId; 2] = [ShardId(0), ShardId(1)];
-/// Age in days of the objects of each shard: two expire, two move, two stay.
+/// Age in days of each shard's objects: two expire, two move, two stay.
 const AGES: [i64; 6] = [500, 367, 364, 31, 29, 0];
 
-/// Dies at a step: with it done or not. From then on nothing is done any more.
+/// A crash at a step, before or after its effect. Nothing takes effect afterwards.
 #[derive(Default)]
 struct Death {
     step: AtomicUsize,
@@ -34,7 +34,7 @@ struct Death {
 }
 
 impl Death {
-    /// `None`: go on. `Some(done)`: the process is gone.
+    /// `None`: continue. `Some(done)`: the process is dead.
     fn step(&self) -> Option<bool> {
         let step = self.step.fetch_add(1, Ordering::SeqCst);
         (step >= self.at).then_some(step == self.at && self.done)
@@ -105,7 +105,7 @@ fn record(offset: Offset, appended: Millis) -> LogRecord {
 }
 
 impl World {
-    /// Now, and what is due was noted more than a day ago.
+    /// The present; what is due was recorded more than a day ago.
     fn new() -> Self {
         let world = Self::before_it_is_noted();
         for shard in SHARDS {
@@ -115,7 +115,7 @@ impl World {
         world
     }
 
-    /// A day and a little before.
+    /// A little more than a day earlier.
     fn before_it_is_noted() -> Self {
         let clock = ManualClock::at(NOW - DAY_MS - 2 * HOUR_MS);
         let world = Self {
@@ -167,8 +167,8 @@ impl World {
         listed.map(|object| (object.path, object.tier)).collect()
     }
 
-    /// What the manifest names is there, whole, with the row as it is and with one that was read
-    /// before.
+    /// Every object in the manifest can be read in full, with the current row and
+    /// with one read before.
     fn all_readable(&self, before: &[ManifestRow]) {
         let manifest = self.manifest();
         for row in before
@@ -287,7 +287,7 @@ fn a_clock_that_is_ahead_removes_nothing_and_stops_nothing_for_long() {
 fn a_start_with_a_clock_ahead_removes_nothing_within_a_day() {
     let world = World::before_it_is_noted();
     let (manifest, listed) = (world.manifest(), world.listed());
-    // Nobody has looked before, so no leap shows.
+    // There was no earlier check, so no leap is noticed.
     world.clock.jump(400 * DAY_MS);
     for run in 0..5 {
         let upkeep = ArchiveMaintenance { run_id: run, ..world.upkeep(&immortal()) };
@@ -358,14 +358,14 @@ fn a_death_between_any_two_steps_loses_nothing() {
             world.all_readable(&before);
             assert!(upkeep.turn(&SHARDS));
             world.all_readable(&before);
-            // Copies of this day are no orphans yet.
+            // Copies made on the same day are not orphans yet.
             world.clock.set(NOW + DAY_MS + 2 * HOUR_MS);
             upkeep.sweep(&SHARDS);
             world.all_readable(&before);
             world.finished();
         }
     }
-    // Three steps for each of 4 expiries (row, hot, cold) and of 4 moves (copy, tier, hot), two
+    // Three steps for each of 4 expiries (row, hot, cold) and 4 moves (copy, tier, hot), with two
     // kinds of death each.
     assert_eq!(deaths, 2 * 3 * 8);
 }
@@ -430,7 +430,7 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
     assert!(!upkeep.turn(&SHARDS[..1]), "the turn is spent on what is damaged");
     assert!(upkeep.turn(&SHARDS[..1]), "then it comes to the end");
     assert_eq!(moved(), [DAMAGED, DAMAGED + 1, DAMAGED + 2], "what is behind them has moved");
-    // Somebody puts one back: the next search for orphans forgets that it was damaged.
+    // Somebody repairs one: the next search for orphans forgets that it was damaged.
     world.archive.put(&bad[2].path, Tier::Hot, kept[2].clone());
     assert!(upkeep.turn(&SHARDS[..1]));
     assert_eq!(moved().len(), 3);
@@ -529,7 +529,7 @@ fn objects_without_a_row_are_orphans_and_hot_ones_that_moved_are_leftovers() {
 fn objects_newer_than_a_restored_manifest_are_no_orphans() {
     let world = World::new();
     let rows = world.manifest();
-    // The store as it was after the first object of each shard.
+    // The store as of the first object of each shard.
     let restored = MemoryStore::new();
     for row in rows.iter().filter(|row| row.range.from == 0) {
         let epoch = restored.claim(row.shard, LOG, 7).expect("claim").checkpoint.epoch;
@@ -542,7 +542,7 @@ fn objects_newer_than_a_restored_manifest_are_no_orphans() {
     upkeep.sweep(&SHARDS);
     assert_eq!(world.listed(), listed, "the log may not have their records any more");
 
-    // They are when the archive has gone on without them.
+    // They are orphans once the archive has continued without them.
     let shard = SHARDS[0];
     let epoch = restored.claim(shard, LOG, 8).expect("claim").checkpoint.epoch;
     let records: Vec<LogRecord> = (2..4).map(|offset| record(offset, NOW)).collect();

@@ -1,4 +1,5 @@
-//! Objects tile, are cut in time, and are noted by an owner that may leave at any moment.
+//! Objects tile the log, are cut in time, and are recorded by an owner that may
+//! leave at any moment.
 
 use bytes::Bytes;
 
@@ -57,8 +58,8 @@ impl Archive for Leaving {
     }
 }
 
-/// The store still has the owner's epoch, and takes the row: the slot, which is empty by then, says
-/// nothing about it.
+/// The store still has the owner's epoch and takes the row. The shard's entry, which is empty by
+/// then, is not updated.
 #[test]
 fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
     let clock = ManualClock::at(1_000_000);

@@ -1,48 +1,50 @@
-//! What a node saw of its clocks: when a shard had applied everything, and when the wall clock went
-//! back.
+//! What a node has observed of its clocks: when a shard had applied everything, and when the
+//! wall clock went back.
 
 use crate::model::clock::ClockReading;
 use crate::model::window::Millis;
 
-/// A wall clock that is set right by less than this has not gone back: both clocks are read in
-/// whole milliseconds, one after the other.
+/// Corrections of the wall clock below this size do not count as going back: both clocks are read
+/// in whole milliseconds, one after the other.
 pub(super) const JITTER_MS: i64 = 100;
 
-/// When an owner was last seen to have applied the whole log: on the boot clock, and, on the wall
-/// clock, a time before which nothing was received since then; none if it never was.
+/// When an owner was last seen to have applied the whole log: the time on the boot clock, and a
+/// lower bound on the wall-clock receive times of everything appended since. `None` if
+/// it was never seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CaughtUpTime(Option<(Millis, Millis)>);
 
 impl CaughtUpTime {
-    /// The times, if it was.
+    /// Boot-clock time and receive-time bound.
     pub(super) fn times(self) -> Option<(Millis, Millis)> {
         self.0
     }
 
-    /// A time before which nothing was received since then, on the wall clock.
+    /// Lower bound on the receive times (wall clock) of everything appended since.
     pub fn as_of(self) -> Option<Millis> {
         self.0.map(|(_, wall)| wall)
     }
 
-    /// Looks at a shard whose end is known since `known`; `whole` says whether its owner has
-    /// applied everything below.
+    /// Updates the times. `known` is the time for which the log's end is known; `whole` says
+    /// whether the owner has applied everything below that end.
     pub(super) fn update(&mut self, whole: bool, known: Millis, now: ClockReading) {
         let ahead = now.wall.saturating_sub(now.uptime);
         if whole {
             self.0 = Some((known, known.saturating_add(ahead)));
         } else if let Some((uptime, wall)) = &mut self.0 {
+            // The wall clock may have gone back: later records then bear earlier receive times.
             *wall = (*wall).min(uptime.saturating_add(ahead));
         }
     }
 }
 
-/// What the wall clock did while this node looked at it.
+/// How the wall clock has moved against the boot clock.
 #[derive(Debug, Default)]
 pub(super) struct WallClockWatch {
-    /// By how much it was ahead of the boot clock.
+    /// Difference between the wall clock and the boot clock at the last reading.
     ahead: Option<i64>,
-    /// When it was last seen to have gone back, on the boot clock: what is received then bears
-    /// earlier times than what came before.
+    /// Boot-clock time at which the wall clock was last seen to have gone back. Records received
+    /// afterwards bear earlier times than their predecessors.
     pub went_back_at: Option<Millis>,
 }
 

@@ -1,6 +1,7 @@
-//! What one shard shares in the process. Each field has one writer, by type: the driver's steps
-//! ([`ShardEntry::drive`]), the archiver ([`ArchiverEntry`]), the supervisor ([`SupervisorEntry`]). All
-//! others read.
+//! State of one shard that is shared within the process. Who may write is a matter of types: the
+//! owner's actor and the ticker write through [`ShardEntry`], the archiver through
+//! [`ArchiverEntry`], and the supervisor through [`SupervisorEntry`], which also clears everything
+//! once no owner is left. Everybody else reads.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -14,10 +15,10 @@ use crate::model::window::Millis;
 use crate::shards::driver::{ShardCommand, ShardDriver, ShardEvent, StepContext};
 use crate::shards::state::ShardState;
 
-/// What one shard shares in the process.
+/// State of one shard that is shared within the process.
 #[derive(Debug, Default)]
 pub struct ShardEntry {
-    /// What runs the owned shard, with its memory; none while nobody owns it here.
+    /// Driver of the owned shard, with its memory; `None` while this node does not own the shard.
     pub(super) driver: RwLock<Option<ShardDriver>>,
     applied: AtomicU64,
     committed: AtomicU64,
@@ -26,53 +27,54 @@ pub struct ShardEntry {
     flush_failure: Mutex<Option<String>>,
     caught_up: Mutex<CaughtUpTime>,
     stopped: Mutex<Option<StopCause>>,
-    /// A pulse is on its way to the actor: its credit.
+    /// Whether a wake-up is on its way to the actor, which is its credit.
     wakeup_pending: AtomicBool,
     archived: AtomicU64,
     archive_requested: AtomicU64,
-    /// Applied since the last archive object. The driver's steps add, the archiver subtracts.
+    /// Payload bytes applied since the last archive object. Driver steps
+    /// add, the archiver subtracts.
     unarchived_bytes: AtomicU64,
-    /// 0 while the shard is not in the assignment.
+    /// Boot-clock time; 0 while the shard is not assigned to this node.
     assigned_at: AtomicI64,
 }
 
-/// What a shard stands still at.
+/// Why a shard has stopped.
 #[derive(Debug)]
 struct StopCause {
-    /// The record that it does not get over; none if it cannot even begin.
+    /// The record that it cannot get past; `None` if it could not start.
     before: Option<Offset>,
     why: String,
 }
 
-/// What all may read.
+/// What every reader may see.
 impl ShardEntry {
-    /// What the owner here has in memory; none if nobody owns the shard here, or its owner died in
-    /// the middle of a step.
+    /// Reads the owner's memory. `None` if this node does not own the shard, or if the owner died
+    /// in the middle of a step, which leaves the lock poisoned.
     pub fn read_state<T>(&self, read: impl FnOnce(&ShardState) -> T) -> Option<T> {
         self.driver.read().ok()?.as_ref().map(|driver| read(driver.state()))
     }
 
-    /// Epoch of the owner here.
+    /// Epoch of the owner on this node.
     pub fn epoch(&self) -> Option<Epoch> {
         self.read_state(ShardState::epoch)
     }
 
-    /// Next offset to apply.
+    /// Next offset to apply, as of the driver's last step.
     pub fn applied(&self) -> Offset {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// Everything below is in the store.
+    /// Exclusive end of what is in the store.
     pub fn committed(&self) -> Offset {
         self.committed.load(Ordering::Acquire)
     }
 
-    /// Everything below is in the archive.
+    /// Exclusive end of what is in the archive.
     pub fn archived(&self) -> Offset {
         self.archived.load(Ordering::Acquire)
     }
 
-    /// Everything below is in the store and in the archive: the log may release it.
+    /// Everything below is both in the store and in the archive, so the log may release it.
     pub fn release_floor(&self) -> Offset {
         self.committed().min(self.archived())
     }
@@ -82,12 +84,12 @@ impl ShardEntry {
         self.attempts.load(Ordering::Acquire)
     }
 
-    /// Flushes that failed since the last that did not.
+    /// Failed flushes in a row.
     pub fn flush_failures(&self) -> u32 {
         self.flush_failures.load(Ordering::Acquire)
     }
 
-    /// Why the newest flush failed, if it did.
+    /// Why the newest flush failed; `None` if it succeeded.
     pub fn flush_failure(&self) -> Option<String> {
         self.flush_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -97,12 +99,13 @@ impl ShardEntry {
         *self.caught_up_guard()
     }
 
-    /// How long ago the owner was last seen to have applied the whole log; none if it never was.
+    /// Milliseconds since the owner was last seen to have applied the whole log; `None`
+    /// if it never was.
     pub(super) fn caught_up_for(&self, uptime: Millis) -> Option<i64> {
         self.caught_up().times().map(|(at, _)| uptime.saturating_sub(at))
     }
 
-    /// Why the shard cannot be served until somebody repairs it, if so.
+    /// Why the shard has stopped until somebody repairs something; `None` if it has not.
     pub fn stop_reason(&self) -> Option<String> {
         self.stopped
             .lock()
@@ -111,24 +114,25 @@ impl ShardEntry {
             .map(|stop| stop.why.clone())
     }
 
-    /// How long ago the shard entered this node's assignment; none if it is not in it.
+    /// Milliseconds since the shard was assigned to this node; `None` if it is not assigned.
     pub(super) fn assigned_for(&self, uptime: Millis) -> Option<i64> {
         let at = self.assigned_at.load(Ordering::Acquire);
         (at != 0).then(|| uptime.saturating_sub(at))
     }
 
-    // What it holds is whole after every change: the poison says nothing.
+    // The value is consistent after every change, so a poisoned lock can be used.
     fn caught_up_guard(&self) -> MutexGuard<'_, CaughtUpTime> {
         self.caught_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the owner's actor writes, through the driver's steps.
+/// Written by the owner's actor, mostly through the driver's steps, and by the ticker.
 impl ShardEntry {
-    /// A new owner: its positions and its memory, in one step. What an earlier life had caught up
-    /// with counts no longer: what it held in memory is gone.
+    /// Installs a new owner with its positions. The caught-up time of an earlier owner is reset,
+    /// because what that owner held in memory is gone.
     pub fn install_owner(&self, claim: &Claim, driver: impl Into<ShardDriver>) {
         self.driver.clear_poison();
+        // Held to the end, so that no reader sees new positions with old memory.
         let mut owned = self.driver.write().unwrap_or_else(PoisonError::into_inner);
         self.applied.store(claim.checkpoint.next, Ordering::Release);
         self.committed.store(claim.checkpoint.next, Ordering::Release);
@@ -139,10 +143,11 @@ impl ShardEntry {
         *owned = Some(driver.into());
     }
 
-    /// One step of the owner's driver, and what it publishes; the next offset to apply.
+    /// Runs one step of the owner's driver, publishes its positions and returns the
+    /// next offset to apply.
     ///
     /// # Errors
-    /// If nobody owns the shard here, or its owner died in the middle of a step.
+    /// Fails if no owner is installed, or if it died in the middle of a step.
     pub(super) fn drive(
         &self,
         at: StepContext,
@@ -153,19 +158,21 @@ impl ShardEntry {
         let driver = owned.as_mut().ok_or(NotOwned)?;
         driver.handle(at, event, out);
         let next = driver.state().next();
+        // Published under the lock: the archiver relates them to the epoch that it reads under it.
         self.applied.store(next, Ordering::Release);
         self.committed.store(driver.committed(), Ordering::Release);
         self.attempts.store(driver.attempts(), Ordering::Release);
         Ok(next)
     }
 
-    /// The owner stopped: its memory is gone. Where it was stays known until the next owner begins.
+    /// Drops the memory of an owner that has stopped. Its positions remain until
+    /// the next owner starts.
     pub fn drop_memory(&self) {
         self.driver.clear_poison();
         *self.driver.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Notes how a flush ended.
+    /// Records how a flush ended.
     pub fn record_flush(&self, outcome: Result<(), &str>) {
         let mut failure = self.flush_failure.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
@@ -175,27 +182,28 @@ impl ShardEntry {
         *failure = outcome.err().map(str::to_owned);
     }
 
-    /// Payload bytes were applied that the archive does not have.
+    /// Adds payload bytes that were applied and are not in the archive.
     pub(super) fn add_unarchived_bytes(&self, bytes: usize) {
         self.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Notes whether the owner has applied everything below the end that was seen.
+    /// Records whether the owner has applied everything below the observed end.
     pub(super) fn record_progress(&self, seen: &Observation) {
         let Ok(owned) = self.driver.read() else { return };
         let whole = owned.as_ref().is_some_and(|driver| driver.state().next() >= seen.end);
         self.caught_up_guard().update(whole, seen.end_as_of, seen.now);
     }
 
-    /// The shard stands still: before this record, or at its start. Whether that is news.
+    /// Marks the shard as stopped before this record, or at its start. Returns
+    /// whether that is news.
     pub(super) fn set_stopped(&self, before: Option<Offset>, why: &str) -> bool {
         let stop = StopCause { before, why: why.to_owned() };
         let former = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).replace(stop);
         former.is_none_or(|former| former.why != why)
     }
 
-    /// It has got over what stopped it, if its next record is this one; or it is not stopped here
-    /// any more. Whether that is news.
+    /// Clears the stop if the next record lies above the one that caused it, or unconditionally
+    /// without an offset. Returns whether there was one to clear.
     pub(super) fn clear_stop(&self, next: Option<Offset>) -> bool {
         let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let over = |stop: &StopCause| {
@@ -204,29 +212,29 @@ impl ShardEntry {
         stopped.take_if(|stop| over(stop)).is_some()
     }
 
-    /// The actor has its pulse, or there is no actor to take it.
+    /// Gives the wake-up credit back: the actor has its wake-up, or there is no actor.
     pub fn clear_wakeup(&self) {
         self.wakeup_pending.store(false, Ordering::Release);
     }
 
-    /// Whether the actor may get a pulse: at most one is on its way.
+    /// Takes the wake-up credit; false if a wake-up is still on its way.
     pub fn try_begin_wakeup(&self) -> bool {
         !self.wakeup_pending.swap(true, Ordering::AcqRel)
     }
 }
 
-/// What the archiver writes.
+/// What the archiver may write.
 #[derive(Debug, Clone, Copy)]
 pub struct ArchiverEntry<'a>(&'a ShardEntry);
 
 impl ShardEntry {
-    /// For the archiver alone.
+    /// For the archiver only.
     pub fn for_archiver(&self) -> ArchiverEntry<'_> {
         ArchiverEntry(self)
     }
 
-    /// An operator asks for an archive of everything that is applied, without waiting for objects
-    /// to be due. Up to where that is, if it is not there yet.
+    /// Requests an archive of everything applied so far, without waiting for an object to be due.
+    /// Returns the end of that range, or `None` if it is archived already. Called for operators.
     pub fn request_archive(&self) -> Option<Offset> {
         let to = self.applied();
         (to > self.archived()).then(|| {
@@ -237,9 +245,9 @@ impl ShardEntry {
 }
 
 impl ArchiverEntry<'_> {
-    /// The owner, and what it has committed that the archive does not have, if there is any. All of
-    /// it is of one moment: an owner that leaves or begins while the archiver works has other
-    /// positions, and the store refuses it what was read before.
+    /// The owner's epoch and the committed range that is not archived yet; `None` if there is none.
+    /// All values are of one moment. If the owner changes while the archiver works with them, the
+    /// store refuses the write.
     pub fn unarchived_range(self) -> Option<(Epoch, OffsetRange)> {
         let owned = self.0.driver.read().ok()?;
         let owner = owned.as_ref()?.state().epoch();
@@ -252,68 +260,71 @@ impl ArchiverEntry<'_> {
         self.0.unarchived_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody has asked for an archive of something above `from`.
+    /// Whether an archive of records above `from` was requested.
     pub fn is_requested_above(self, from: Offset) -> bool {
         self.0.archive_requested.load(Ordering::Acquire) > from
     }
 
-    /// An object with these payload bytes was written.
+    /// Subtracts the payload bytes of an object that was written.
     pub fn subtract_unarchived_bytes(self, bytes: u64) {
+        // A concurrent addition may get lost. That is harmless: the figure only
+        // makes objects due earlier.
         self.0
             .unarchived_bytes
             .store(self.unarchived_bytes().saturating_sub(bytes), Ordering::Relaxed);
     }
 
-    /// The owner of this epoch has archived everything below `to`. Up to where it had before; none
-    /// from a former owner, whose news count no longer.
+    /// Records that the owner of this epoch has archived everything below `to`. Returns the
+    /// previous end, or `None` if the epoch is not that of the current owner.
     pub fn set_archived(self, epoch: Epoch, to: Offset) -> Option<Offset> {
+        // Held across the swap: no other owner can be installed between the check and the write.
         let owned = self.0.driver.read().ok()?;
         let is_owner = owned.as_ref().is_some_and(|driver| driver.state().epoch() == epoch);
         is_owner.then(|| self.0.archived.swap(to, Ordering::AcqRel))
     }
 }
 
-/// What the supervisor of the shards writes.
+/// What the supervisor of the shards may write.
 #[derive(Debug, Clone, Copy)]
 pub struct SupervisorEntry<'a>(&'a ShardEntry);
 
 impl ShardEntry {
-    /// For the supervisor alone.
+    /// For the supervisor of the shards only.
     pub fn for_supervisor(&self) -> SupervisorEntry<'_> {
         SupervisorEntry(self)
     }
 }
 
 impl SupervisorEntry<'_> {
-    /// The shard is in this node's assignment, at the latest since now.
+    /// Records that the shard is assigned to this node, at the latest since `now`.
     pub fn set_assigned(self, now: Millis) {
         let _since_before =
             self.0.assigned_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// The shard is not in this node's assignment any more.
+    /// Records that the shard is no longer assigned to this node.
     pub fn clear_assigned(self) {
         self.0.assigned_at.store(0, Ordering::Release);
     }
 
-    /// Nobody owns the shard here any more. Positions of a former owner release nothing of the log
-    /// and archive nothing.
+    /// Clears the entry of a shard without an owner. All positions become 0, so that those of a
+    /// former owner neither release the log nor archive anything.
     pub fn vacate(self) {
-        let slot = self.0;
-        slot.driver.clear_poison();
-        let mut owned = slot.driver.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = self.0;
+        entry.driver.clear_poison();
+        let mut owned = entry.driver.write().unwrap_or_else(PoisonError::into_inner);
         for position in [
-            &slot.applied,
-            &slot.committed,
-            &slot.archived,
-            &slot.archive_requested,
-            &slot.unarchived_bytes,
+            &entry.applied,
+            &entry.committed,
+            &entry.archived,
+            &entry.archive_requested,
+            &entry.unarchived_bytes,
         ] {
             position.store(0, Ordering::Release);
         }
-        *slot.caught_up_guard() = CaughtUpTime::default();
-        slot.attempts.store(0, Ordering::Release);
-        slot.record_flush(Ok(()));
+        *entry.caught_up_guard() = CaughtUpTime::default();
+        entry.attempts.store(0, Ordering::Release);
+        entry.record_flush(Ok(()));
         *owned = None;
     }
 }

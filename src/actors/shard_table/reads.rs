@@ -1,4 +1,4 @@
-//! What queries read of the shards of this node, and how far their answers reach.
+//! What queries read from the shards of this node, and how fresh the answers are.
 
 use std::sync::{Arc, PoisonError};
 
@@ -18,28 +18,29 @@ use crate::shards::state::{
     StaleCheckpoint,
 };
 
-/// How far back an owned shard knows the ids of events.
+/// How far back an owned shard knows event ids.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DedupStatus {
-    /// The owner.
     pub epoch: Epoch,
-    /// Equal ids are known for certain for this time.
+    /// How far back from the last append time duplicates are certain to be found.
     pub horizon_ms: i64,
-    /// `dedup.horizon`.
+    /// As configured by `dedup.horizon`.
     pub configured_ms: i64,
-    /// `dedup.max_ids`.
+    /// As configured by `dedup.max_ids`.
     pub max_ids: usize,
-    /// Ids that this owner has forgotten because there were too many.
+    /// Ids evicted by this owner because of `max_ids`.
     pub evictions: u64,
 }
 
 impl ShardTable {
-    /// How far back each shard that is owned here knows the ids of events.
+    /// How far back each shard owned by this node knows event ids.
     pub fn dedup_statuses(&self) -> Vec<(ShardId, DedupStatus)> {
-        let stand = |(shard, slot): (ShardId, &Arc<ShardEntry>)| {
-            let stand = slot.read_state(|state| {
+        let status = |(shard, entry): (ShardId, &Arc<ShardEntry>)| {
+            let status = entry.read_state(|state| {
                 let (epoch, dedup) = (state.epoch(), state.dedup());
-                // By the clock that decides: the append times of the log.
+                // Measured on the clock that de-duplication decides by: the append
+                // times of the log.
                 let (horizon_ms, crowded_out) =
                     (dedup.horizon_ms(state.appended().unwrap_or(Millis::MAX)), dedup.evictions());
                 let rule = dedup.rule();
@@ -51,68 +52,66 @@ impl ShardTable {
                     evictions: crowded_out,
                 }
             });
-            Some((shard, stand?))
+            Some((shard, status?))
         };
-        self.iter().filter_map(stand).collect()
+        self.iter().filter_map(status).collect()
     }
 }
 
-/// How far an owned shard is.
+/// Progress of an owned shard.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardWatermark {
-    /// The owner.
     pub epoch: Epoch,
-    /// Next offset to apply.
     pub next: Offset,
-    /// The log's end.
     pub end: Offset,
-    /// Everything received before this is applied.
+    /// Everything received before this time is applied.
     pub as_of: Millis,
-    /// How long ago everything that was appended then was applied.
+    /// How long ago the shard had applied everything appended until then, in milliseconds.
     pub age_ms: i64,
 }
 
 impl ShardTable {
-    /// How far a shard is that is owned here; none for the others.
+    /// Progress of a shard that is owned by this node; `None` for other shards.
     pub fn watermark(&self, shard: ShardId) -> Option<ShardWatermark> {
-        let slot = self.entries.get(shard.0 as usize)?;
-        slot.epoch()?;
+        let entry = self.entries.get(shard.0 as usize)?;
+        entry.epoch()?;
         let seen = self.observe(shard);
-        let owned = slot.driver.read().ok()?;
+        let owned = entry.driver.read().ok()?;
         let state = owned.as_ref()?.state();
-        let mark = state.live_progress();
-        let ShardFreshness { as_of, age_ms, .. } = self.freshness(shard, slot, &mark, &seen);
+        let progress = state.live_progress();
+        let ShardFreshness { as_of, age_ms, .. } = self.freshness(shard, entry, &progress, &seen);
         Some(ShardWatermark {
             epoch: state.epoch(),
-            next: mark.applied,
+            next: progress.applied,
             end: seen.end,
             as_of,
             age_ms,
         })
     }
 
-    /// Up to when a shard that is behind holds everything, and how long ago that was; none if
-    /// nothing says so.
+    /// For a shard that lags: the receive time up to which it has everything, and how long ago that
+    /// was in milliseconds. `None` if nothing tells.
     fn applied_as_of(
         &self,
         shard: ShardId,
-        slot: &ShardEntry,
-        mark: &LiveProgress,
+        entry: &ShardEntry,
+        progress: &LiveProgress,
         now: ClockReading,
     ) -> Option<(Millis, i64)> {
-        let caught_up = slot
+        let caught_up = entry
             .caught_up()
             .times()
             .map(|(uptime, wall)| (wall, now.uptime.saturating_sub(uptime)));
-        let applied = mark.last.map(|times| self.received_before(times, now));
+        let applied = progress.last.map(|times| self.received_before(times, now));
         match (caught_up, applied) {
             (Some((wall, age)), Some((received, since))) => {
                 Some((wall.max(received), age.min(since)))
             }
             (None, None) => {
-                // Nothing was applied in this life yet: all that was appended before the first
-                // record above the checkpoint is in the store.
-                let records = self.log.read(shard, mark.applied, 1).ok()?;
+                // Nothing was applied in this life yet. Everything appended before the first record
+                // above the checkpoint is in the store.
+                let records = self.log.read(shard, progress.applied, 1).ok()?;
                 records
                     .first()
                     .map(|missing| self.received_before((missing.appended, missing.received), now))
@@ -121,8 +120,8 @@ impl ShardTable {
         }
     }
 
-    /// A time before which nothing was received that was appended behind a record, and how long ago
-    /// that was appended.
+    /// A lower bound on the receive times of everything appended after a record, and how many
+    /// milliseconds ago the record was appended.
     fn received_before(
         &self,
         (appended, received): (Millis, Millis),
@@ -138,10 +137,11 @@ impl ShardTable {
         let in_step = |wall: Millis, append: Millis| {
             wall.saturating_sub(append).saturating_abs() <= JITTER_MS
         };
+        // Receive times can be trusted only if the wall clock has not gone back since the record.
         let as_of = match (went_back, in_step(now.wall, append_now) && in_step(received, appended))
         {
             (true, _) => Millis::MIN,
-            // A leap of no more than the jitter is not seen, so that much is never claimed.
+            // A leap within the jitter is not noticed, so that much is never claimed.
             (false, true) => received.saturating_sub(JITTER_MS),
             (false, false) => {
                 received.min(now.wall.saturating_sub(at_most)).saturating_sub(JITTER_MS)
@@ -152,8 +152,8 @@ impl ShardTable {
 }
 
 impl ShardTable {
-    /// Reads the open part of one shard under its lock, and says how far the answer reaches. The
-    /// rest is read without the lock.
+    /// Reads the open batch of one shard under its lock and says how fresh the answer is. The
+    /// frozen batches are read afterwards, without the lock.
     fn read_open_batch(
         &self,
         (shard, checkpoint): &ShardRead,
@@ -162,73 +162,76 @@ impl ShardTable {
             &Checkpoint,
         ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint>,
     ) -> Result<(ShardFreshness, LiveBatches), LiveError> {
-        let slot = self.entries.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
-        // The log is not asked about what is not owned here: it may know nothing of it.
-        slot.epoch().ok_or_else(|| unowned_error(slot))?;
+        let entry = self.entries.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
+        // Shards that are not owned here are not looked up in the log, which may
+        // know nothing of them.
+        entry.epoch().ok_or_else(|| unowned_error(entry))?;
         let seen = self.observe(*shard);
-        // A poisoned lock means that the actor died while writing: its state is worthless until the
-        // restart replaces it.
-        let guard = slot.driver.read().map_err(|_| LiveError::Unavailable)?;
-        let state = guard.as_ref().ok_or_else(|| unowned_error(slot))?.state();
-        let (mark, batches) = live(state, checkpoint.as_ref().ok_or(LiveError::StaleCheckpoint)?)?;
-        Ok((self.freshness(*shard, slot, &mark, &seen), batches))
+        // A poisoned lock means that the actor died in the middle of a step. Its state is unusable
+        // until the restart replaces it.
+        let guard = entry.driver.read().map_err(|_| LiveError::Unavailable)?;
+        let state = guard.as_ref().ok_or_else(|| unowned_error(entry))?.state();
+        let (progress, batches) =
+            live(state, checkpoint.as_ref().ok_or(LiveError::StaleCheckpoint)?)?;
+        Ok((self.freshness(*shard, entry, &progress, &seen), batches))
     }
 }
 
 impl ShardTable {
-    /// Where an owned shard's memory begins, how far it reaches, and which windows of which metrics
-    /// it holds, all at one moment.
+    /// Start of an owned shard's memory, its freshness, and the windows that it holds,
+    /// all at one moment.
     ///
     /// # Errors
-    /// If it is not owned here.
+    /// [`LiveError::Unavailable`] if the shard is not owned here.
     pub fn position(
         &self,
         shard: ShardId,
         visit: &mut dyn FnMut(u64, Hour),
     ) -> Result<(Checkpoint, ShardFreshness), LiveError> {
-        let slot = self.entries.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
-        slot.epoch().ok_or(LiveError::Unavailable)?;
+        let entry = self.entries.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
+        entry.epoch().ok_or(LiveError::Unavailable)?;
         let seen = self.observe(shard);
-        let guard = slot.driver.read().map_err(|_| LiveError::Unavailable)?;
+        let guard = entry.driver.read().map_err(|_| LiveError::Unavailable)?;
         let state = guard.as_ref().ok_or(LiveError::Unavailable)?.state();
-        let (from, mark, batches) = state.position(visit);
-        let report = self.freshness(shard, slot, &mark, &seen);
+        let (from, progress, batches) = state.position(visit);
+        let report = self.freshness(shard, entry, &progress, &seen);
         drop(guard);
+        // Frozen batches do not change, so they are visited without holding up the actor.
         batches.visit_windows(visit);
         Ok((from, report))
     }
 
-    /// How far an answer reaches that was read after the observation.
+    /// Freshness of an answer that was read after the observation.
     fn freshness(
         &self,
         shard: ShardId,
-        slot: &ShardEntry,
-        mark: &LiveProgress,
+        entry: &ShardEntry,
+        progress: &LiveProgress,
         seen: &Observation,
     ) -> ShardFreshness {
         let Observation { now, end_as_of: known, end } = *seen;
-        let behind = end.saturating_sub(mark.applied);
+        let behind = end.saturating_sub(progress.applied);
         // Never later than what the log's end proves.
         let proven = now.uptime.saturating_sub(known).max(0);
         let (as_of, age_ms) = match behind {
             0 => (now.wall, proven),
-            _ => self.applied_as_of(shard, slot, mark, now).unwrap_or((0, now.wall)),
+            _ => self.applied_as_of(shard, entry, progress, now).unwrap_or((0, now.wall)),
         };
         let as_of = as_of.min(now.wall.saturating_sub(proven));
-        let stopped = slot.stop_reason().is_some();
+        let stopped = entry.stop_reason().is_some();
         ShardFreshness {
             as_of,
             age_ms: age_ms.max(proven),
             behind,
-            recovering: mark.recovering,
+            recovering: progress.recovering,
             stopped,
         }
     }
 }
 
-/// Why a shard without an owner here does not answer.
-fn unowned_error(slot: &ShardEntry) -> LiveError {
-    if slot.stop_reason().is_some() { LiveError::Stopped } else { LiveError::Unavailable }
+/// Why a shard without an owner on this node does not answer.
+fn unowned_error(entry: &ShardEntry) -> LiveError {
+    if entry.stop_reason().is_some() { LiveError::Stopped } else { LiveError::Unavailable }
 }
 
 impl LiveReader for ShardTable {
@@ -239,12 +242,12 @@ impl LiveReader for ShardTable {
     fn read(
         &self,
         asked: &[ShardRead],
-        question: &LiveQuery<'_>,
+        query: &LiveQuery<'_>,
         matchers: &[Matcher],
         visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> ShardResults {
         let mut matches = |series: &Series| {
-            (question.overflow && series.is_overflow())
+            (query.overflow && series.is_overflow())
                 || matchers.iter().all(|matcher| matcher.matches(series))
         };
         let mut read = |one: &ShardRead| {
@@ -252,10 +255,10 @@ impl LiveReader for ShardTable {
                 visit(one.0, series, hour, rollup)
             };
             let open = self.read_open_batch(one, |state, checkpoint| {
-                state.live(checkpoint, question, &mut matches, &mut visit)
+                state.live(checkpoint, query, &mut matches, &mut visit)
             });
             let all = |(report, batches): (ShardFreshness, LiveBatches)| {
-                batches.visit(question, &mut matches, &mut visit);
+                batches.visit(query, &mut matches, &mut visit);
                 report
             };
             (one.0, open.map(all))
@@ -266,19 +269,20 @@ impl LiveReader for ShardTable {
     fn catalogue(
         &self,
         asked: &[ShardRead],
-        question: &CatalogueQuery<'_>,
+        query: &CatalogueQuery<'_>,
         visit: &mut dyn FnMut(&CatalogueGrowth),
     ) -> ShardResults {
         let mut read = |one: &ShardRead| {
             let mut growth = CatalogueGrowth::default();
-            let mut note = |entry: CatalogueEntry<'_>| growth.add(question, entry);
+            let mut note = |entry: CatalogueEntry<'_>| growth.add(query, entry);
             let open = self.read_open_batch(one, |state, checkpoint| {
-                state.live_catalogue(checkpoint, question.tenant, &mut note)
+                state.live_catalogue(checkpoint, query.tenant, &mut note)
             });
             let report = open.map(|(report, batches)| {
-                batches.visit_catalogue(question.tenant, &mut note);
+                batches.visit_catalogue(query.tenant, &mut note);
                 report
             });
+            // Only a complete answer is handed on; a failed shard must have visited nothing.
             if report.is_ok() {
                 visit(&growth);
             }
@@ -290,16 +294,16 @@ impl LiveReader for ShardTable {
     fn accounting(
         &self,
         asked: &[ShardRead],
-        question: &AccountingQuery<'_>,
+        query: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
     ) -> ShardResults {
         let mut read = |one: &ShardRead| {
             let mut visit = |row: &AccountingDelta| visit(one.0, row);
             let open = self.read_open_batch(one, |state, checkpoint| {
-                state.live_accounting(checkpoint, question, &mut visit)
+                state.live_accounting(checkpoint, query, &mut visit)
             });
             let all = |(report, batches): (ShardFreshness, LiveBatches)| {
-                batches.visit_accounting(question, &mut visit);
+                batches.visit_accounting(query, &mut visit);
                 report
             };
             (one.0, open.map(all))

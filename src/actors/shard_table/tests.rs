@@ -1,5 +1,5 @@
-//! What a slot says of its shard must be true, however old the log's news are and whoever owned the
-//! shard before.
+//! What an entry says about its shard must be true, however outdated the log's knowledge is and
+//! whoever owned the shard before.
 
 use std::sync::Mutex;
 
@@ -22,7 +22,7 @@ const SHARD: ShardId = ShardId(0);
 const T0: Millis = 1_000_000;
 const DAY_MS: i64 = 86_400_000;
 
-/// A log whose ends are those of an earlier moment, as Kafka's are.
+/// A log that reports the ends of an earlier moment, as Kafka does.
 struct Lagging {
     log: Arc<MemoryLog>,
     seen: Mutex<(Millis, Offset)>,
@@ -33,7 +33,7 @@ impl Lagging {
         Arc::new(Self { log: MemoryLog::new(LOG, 2, clock.clone()), seen: Mutex::new((0, 0)) })
     }
 
-    /// What the log knows of its end is of now.
+    /// The log's knowledge of its end is up to date.
     fn refresh(&self, now: Millis) {
         *self.seen.lock().unwrap() = (now, self.log.end(SHARD));
     }
@@ -87,7 +87,7 @@ fn begin(slot: &ShardEntry, claim: &Claim) {
     begin_with(slot, claim, 0);
 }
 
-/// An owner that claims the shard when the log holds so many records.
+/// An owner that claims the shard while the log holds this many records.
 fn begin_with(slot: &ShardEntry, claim: &Claim, log_end: Offset) {
     let limits = ShardLimits {
         dedup_horizon_ms: 1,
@@ -189,8 +189,8 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
                 "seed {seed}: {report:?}, but the record of {first_missing} is missing"
             );
             assert!(report.as_of <= now, "seed {seed}");
-            // A record acknowledged by a clock that is ahead of what the end proves is not vouched
-            // for either.
+            // Nor does the shard vouch for a record that was acknowledged by a clock ahead of
+            // what the end proves.
             let known = log.end_as_of(SHARD, clock.uptime());
             assert!(report.as_of < known + T0, "seed {seed}");
             assert!(report.age_ms >= clock.uptime() - known, "seed {seed}");
@@ -290,8 +290,8 @@ fn a_shard_that_cannot_be_served_does_not_make_its_node_unready() {
     );
 }
 
-/// What a shard reports that has applied `applied` of three records, which were appended a second
-/// apart; the wall clock leapt before the third.
+/// Freshness of a shard that has applied `applied` of three records. They were appended one second
+/// apart, and the wall clock leapt before the third.
 fn leapt(leap: i64, applied: usize) -> (ShardFreshness, Millis) {
     let clock = ManualClock::at(T0);
     let log = MemoryLog::new(LOG, 1, clock.clone());
@@ -351,7 +351,7 @@ fn an_owner_is_recovering_until_it_has_reached_what_the_log_held_at_its_claim() 
     (0..3).for_each(|_| _ = append());
     let (slot, claim) = (slots.entry(SHARD), claim(0, 1));
     begin_with(slot, &claim, log.end(SHARD));
-    // What comes later does not count: its owner is behind, not recovering.
+    // Records that arrive later do not count: the owner then lags but is not recovering.
     append();
     for applied in 0..=4 {
         let report = read(&slots, SHARD, &claim.checkpoint).unwrap();

@@ -1,5 +1,5 @@
-//! What the driver of a running shard asks for. Commands are performed in order; the answer, if
-//! there is one, is an event.
+//! Commands of a running shard's driver. They are performed in order; where a command has an
+//! answer, it comes back as an event.
 
 use std::sync::Arc;
 
@@ -8,109 +8,89 @@ use crate::model::flush::{FlushBatch, FlushGuard};
 use crate::model::offset::{Epoch, Offset, OffsetRange};
 use crate::model::window::Millis;
 
-/// What the driver asks for.
+#[allow(missing_docs, reason = "the names say it")]
+/// What the driver asks for. Offsets are inclusive starts; `max_bytes` counts payload bytes, and
+/// the last record may exceed it.
 #[derive(Debug)]
 pub enum ShardCommand {
-    /// Read records of the log; answered by `LogRead`.
-    ReadLog {
-        /// The first record.
-        from: Offset,
-        /// About so many payload bytes at most.
-        max_bytes: usize,
-    },
-    /// Read records that the log lost; answered by `ArchiveRead`.
-    ReadArchive {
-        /// The first record.
-        from: Offset,
-        /// About so many payload bytes at most.
-        max_bytes: usize,
-    },
-    /// Wait until no other shard of the node isolates events; answered by `IsolationAcquired`. If
-    /// the process dies, only this shard's event is under suspicion.
+    /// Read records from the log; answered by `LogRead`.
+    ReadLog { from: Offset, max_bytes: usize },
+    /// Read records that the log lost from the archive; answered by `ArchiveRead`.
+    ReadArchive { from: Offset, max_bytes: usize },
+    /// Wait until no other shard of the node isolates events; answered by `IsolationAcquired`.
+    /// Only one does at a time, so that a crash incriminates only that shard's event.
     AcquireIsolation,
-    /// Another shard of the node may isolate events.
+    /// Let another shard of the node isolate events.
     ReleaseIsolation,
-    /// Note in the store that this event is about to be applied alone; answered by `SuspectMarked`.
-    MarkSuspect {
-        /// The owner.
-        epoch: Epoch,
-        /// Its record.
-        offset: Offset,
-        /// Its index in the record.
-        index: u32,
-    },
-    /// Commit in one store transaction; answered by `CommitEnded`.
+    /// Record in the store that this event is about to be applied in
+    /// isolation; answered by `SuspectMarked`.
+    MarkSuspect { epoch: Epoch, offset: Offset, index: u32 },
+    /// Commit the batch in one store transaction; answered by `CommitEnded`.
     Commit {
-        /// Where, and by whom.
+        /// Compare-and-set condition: shard, log, range and epoch.
         guard: FlushGuard,
-        /// What.
         batch: Arc<FlushBatch>,
-        /// Ids appended before this are out of every horizon.
+        /// Ids appended before this time are outside every horizon and can be deleted.
         forget_ids_before: Millis,
     },
-    /// Claim the shard, which the store could not give before; answered by `Reclaimed`.
+    /// Claim the shard, which failed at its start; answered by `Reclaimed`.
     Reclaim,
-    /// Read what the archiver of this owner has archived, and after that the stored checkpoint;
-    /// answered by `Confirmed`. A flush would find out that the store was rolled back, but
-    /// there is nothing to flush.
+    /// Read how far this owner's archiver has got and, after that, the stored checkpoint; answered
+    /// by `Confirmed`. It detects a store that was rolled back while there is nothing to flush.
     Confirm {
-        /// Up to here this owner has committed. The answer repeats it.
+        /// Exclusive end of what this owner has committed; repeated in the answer.
         next: Offset,
     },
-    /// Whoever waits for a drain need not wait any longer.
+    /// Answer those who wait for a drain.
     Drained,
-    /// There is more to read at once.
+    /// There is more to read: send `Wakeup` at once.
     WakeAgain,
-    /// For logs, metrics and the shard table; nothing depends on it.
+    /// Report to logs, metrics and the shard table. No decision depends on it.
     Notify(ShardNotice),
-    /// End the shard and drop its memory. No later command counts.
+    /// End the shard and drop its memory. Commands after this one are ignored.
     End(EndReason),
 }
 
-/// What happened to a shard, for people.
+#[allow(missing_docs, reason = "the names say it")]
+/// What happened to a shard, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShardNotice {
-    /// The store took no claim: the shard answers queries and waits with its flushes.
+    /// The store took no claim: the shard answers queries and holds back its flushes.
     Unclaimed(CallError),
-    /// The log lost these records, and the archive has them.
+    /// The log lost these records; they are read from the archive.
     RecoveryStarted(OffsetRange),
-    /// All that the log lost was applied.
+    /// All lost records have been applied.
     RecoveryEnded(OffsetRange),
-    /// The archive cannot be reached for what the log lost; it is tried again.
+    /// The archive with the lost records cannot be reached; the read is retried.
     RecoveryDelayed(CallError),
-    /// Records were applied.
     Applied(AppliedRecords),
-    /// A commit ended.
     FlushEnded(Result<(), CallError>),
-    /// Where the store stands could not be learned; it is tried again.
+    /// The stored checkpoint could not be read for confirmation; the next idle interval retries.
     Unconfirmed(CallError),
-    /// The shard stands still until somebody repairs something: before this record, or at its
-    /// start.
+    /// The shard cannot continue until somebody repairs something.
     Stopped {
-        /// The record.
+        /// The record at which the shard stopped; `None` if it could not start.
         before: Option<Offset>,
-        /// Why.
         why: String,
     },
 }
 
 impl ShardNotice {
-    /// That the shard stands still before this record, or at its start, if it ends for a reason
-    /// that needs repair.
+    /// `Stopped` before this record, or at the start, if the shard ends for a reason that
+    /// needs repair; `None` otherwise.
     pub fn from_end(reason: &EndReason, before: Option<Offset>) -> Option<Self> {
         reason.needs_repair().then(|| ShardNotice::Stopped { before, why: reason.to_string() })
     }
 }
 
-/// Records that were applied.
+#[allow(missing_docs, reason = "the names say it")]
+/// Records applied in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppliedRecords {
-    /// How many.
     pub records: usize,
-    /// Their payload.
+    /// Sum of the payload sizes.
     pub bytes: usize,
-    /// Append time of the first.
+    /// Append time of the first record; `None` if there were no records.
     pub oldest: Option<Millis>,
-    /// Whether they came from the archive.
     pub from_archive: bool,
 }

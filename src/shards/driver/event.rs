@@ -1,4 +1,4 @@
-//! What the driver of a running shard is told.
+//! Events that the driver of a running shard handles.
 
 use std::borrow::Cow;
 
@@ -8,54 +8,55 @@ use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Checkpoint, Offset};
 use crate::model::window::Millis;
 
-/// When an event happens, and how far the log is then.
+/// Time and log end at the time of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepContext {
-    /// The boot clock, for cadence only: it never touches a rollup.
+    /// Boot clock. Used for cadence only; it never affects a rollup.
     pub now: Millis,
-    /// The log's end.
+    /// Exclusive end of the log.
     pub log_end: Offset,
 }
 
-/// What happens to a shard.
+/// What happened. Events that carry a result answer the command of the same purpose.
 #[derive(Debug)]
 pub enum ShardEvent<'a> {
     /// There may be something to read or to flush.
     Wakeup,
-    /// Flush what is open.
+    /// Flush whatever is open; answered by the command `Drained`.
     Drain,
-    /// Records of the log, in order: what was asked for.
+    /// Records read from the log, in offset order.
     LogRead(Result<Cow<'a, [LogRecord]>, CallError>),
-    /// Records that the log lost, in order: what was asked for.
+    /// Records read from the archive in place of those that the log lost, in offset order.
     ArchiveRead(Result<ArchivedRecords, CallError>),
-    /// No other shard of the node isolates events now.
+    /// No other shard of the node isolates events.
     IsolationAcquired,
-    /// Whether the store has noted the event that is to be applied alone.
+    /// Whether the store has recorded the event that is about to be applied in isolation.
     SuspectMarked(Result<(), CallError>),
     /// How the commit in flight ended.
     CommitEnded(Result<(), CallError>),
-    /// Whether the store gave the claim that it could not give before.
+    /// Whether the claim that failed at the start has succeeded now.
     Reclaimed(Result<(), CallError>),
-    /// Where the store stands.
+    /// What the store has, to be compared with what this owner has committed.
+    #[allow(missing_docs, reason = "the name says it")]
     Confirmed {
-        /// As the command said.
+        /// As in the command.
         next: Offset,
-        /// The archived offset that was known here before the checkpoint was read.
+        /// Archived offset known on this node before the checkpoint was read. The order matters:
+        /// read afterwards, it could be ahead of the checkpoint without any rollback.
         archived: Offset,
-        /// The stored checkpoint.
         stored: Result<Option<Checkpoint>, CallError>,
     },
 }
 
-/// Records that the log lost.
+/// Records that the log lost, read from the archive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ArchivedRecords {
-    /// In the order of the log.
+    /// The records, in offset order.
     pub records: Vec<LogRecord>,
-    /// What was decided about the records below an offset, if that is news.
+    /// Recorded decisions for the records below the given offset, if they were not sent before.
     pub decisions: Option<(RangeDecisions, Offset)>,
-    /// Where the last object ends that is to be read. The log may have its last records, but only
-    /// the object has what was decided about them. It changes when a damaged object is
-    /// replaced by another.
+    /// Exclusive end of the last object to be read. The log may still have the last records of that
+    /// object, but only the object has the decisions made about them. The value changes when a
+    /// damaged object is replaced.
     pub to: Offset,
 }

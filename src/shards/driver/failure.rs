@@ -1,41 +1,42 @@
-//! Why a call that the driver asked for failed, and why a shard ends. Only what the driver decides
-//! on has a kind; the text is for people.
+//! Why a call that the driver asked for failed, and why a shard ends. The kind is what the driver
+//! decides on; the text is for people.
 
 use crate::model::offset::{LogDivergence, Offset, OffsetRange, ShardId};
 
 /// What a failure means for the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// Certainly not applied; may be repeated.
+    /// Certainly not applied; may be retried.
     NotApplied,
-    /// Nobody answers. Nothing was applied; may be repeated.
+    /// No answer from the other side. Nothing was applied; may be retried.
     Unavailable,
-    /// Took longer than allowed. Nothing was applied; may be repeated.
+    /// Took longer than allowed. Nothing was applied; may be retried.
     TimedOut,
-    /// Whether it was applied is not known: it must not be repeated.
+    /// May or may not have been applied; must not be retried.
     OutcomeUnknown,
-    /// Another owner has claimed the shard.
+    /// Fenced: another owner has claimed the shard.
     Refused,
-    /// The data is damaged. The shard can wait where it is until somebody repairs it.
+    /// The data is damaged. The shard can stay up at its position until it is repaired.
     Damaged,
-    /// Cannot work, here or on another node, until somebody repairs it.
+    /// Cannot work on any node until somebody repairs it.
     Unusable,
-    /// Anything else: a new start may help.
+    /// Anything else: a restart may help.
     Other,
 }
 
-/// A failed call.
+/// A call of the driver that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct CallError {
-    /// What it means for the shard.
+    /// What it means for the shard; the driver decides on this alone.
     pub kind: FailureKind,
-    /// For people.
+    /// What went wrong, for people; no decision depends on it.
     pub message: String,
 }
 
 impl CallError {
-    /// Whether the store takes no claim and no flush now, but may later.
+    /// Whether the store takes neither claims nor flushes now, but may later. `OutcomeUnknown`
+    /// counts, because a claim may be retried.
     pub fn is_store_unavailable(&self) -> bool {
         matches!(
             self.kind,
@@ -43,7 +44,7 @@ impl CallError {
         )
     }
 
-    /// Whether a commit that failed like this may be sent again: nothing of it can be in the store.
+    /// Whether a commit that failed this way may be sent again: nothing of it can be in the store.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.kind,
@@ -52,50 +53,42 @@ impl CallError {
     }
 }
 
-/// Why a shard ends. Its memory is dropped; the next start reads the checkpoint again.
+/// Why a shard ends. Its memory is dropped; the next start reads the checkpoint.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndReason {
-    /// The log does not continue where the store stands.
+    /// The log does not continue at the store's checkpoint.
     #[error(transparent)]
     Diverged(#[from] LogDivergence),
-    /// A call failed in a way that this life of the shard cannot survive.
+    /// A call failed in a way that ends this life of the shard.
     #[error(transparent)]
     Failed(#[from] CallError),
     /// Another owner claimed the shard while this one was loading.
     #[error("refused: shard {shard} is not at the expected checkpoint and epoch any more")]
-    Fenced {
-        /// The shard.
-        shard: ShardId,
-    },
-    /// The store lacks what this owner or its archiver committed: it failed over, or was restored
-    /// from a backup.
+    Fenced { shard: ShardId },
+    /// The store lacks what this owner or its archiver has committed: it failed over, or was
+    /// restored from a backup.
     #[error(
         "refused: the store does not stand where the owner of shard {shard} left it, at {next} or \
          above"
     )]
     RolledBack {
-        /// The shard.
         shard: ShardId,
-        /// Everything below was committed.
+        /// Exclusive end of what was committed.
         next: Offset,
     },
-    /// An owner that had no claim got one: it starts again from the checkpoint, under the new
-    /// epoch.
+    /// An owner without a claim has obtained one. It restarts from the checkpoint
+    /// under the new epoch.
     #[error("the store takes writes again, and the shard starts anew")]
     Reclaimed,
-    /// The performer answered a question that was not asked.
+    /// The performer sent an answer to a command that was not open.
     #[error("shard {shard} was told {event}, which it did not ask for")]
-    UnexpectedEvent {
-        /// The shard.
-        shard: ShardId,
-        /// What it was told.
-        event: &'static str,
-    },
+    UnexpectedEvent { shard: ShardId, event: &'static str },
 }
 
 impl EndReason {
-    /// Whether another owner has the shard, or the store moved below this one: the next start may
-    /// wait.
+    /// Whether another owner has the shard, or the store fell behind this one. The next start
+    /// then has no urgency.
     pub fn is_refusal(&self) -> bool {
         match self {
             EndReason::Fenced { .. } | EndReason::RolledBack { .. } => true,
@@ -106,8 +99,8 @@ impl EndReason {
         }
     }
 
-    /// Whether no start helps, on this node or another, until somebody repairs log, store or
-    /// archive.
+    /// Whether no restart helps, on any node, until somebody repairs the log, the
+    /// store or the archive.
     pub fn needs_repair(&self) -> bool {
         match self {
             EndReason::Diverged(_) => true,

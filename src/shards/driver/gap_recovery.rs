@@ -1,15 +1,16 @@
-//! Gap recovery: a log that begins above the checkpoint lost records; the archive may have them.
+//! Gap recovery: reads from the archive what the log has lost above the checkpoint.
 
 use crate::model::offset::{Checkpoint, LogDivergence, Offset, OffsetRange, check_continuity};
 use crate::model::window::Millis;
 
-/// An archive that cannot be reached is asked again after this time.
+/// Back-off after the archive could not be reached.
 const RETRY_MS: i64 = 1_000;
 
-/// What a log that holds `[start, end)` lost above the checkpoint; none if it continues there.
+/// The range that a log holding `[start, end)` lost above the checkpoint; `None`
+/// if it continues there.
 ///
 /// # Errors
-/// [`LogDivergence::ShortLog`] if it ends below the checkpoint.
+/// [`LogDivergence::ShortLog`] if the log ends below the checkpoint.
 pub fn lost_range(
     at: &Checkpoint,
     (start, end): (Offset, Offset),
@@ -21,19 +22,21 @@ pub fn lost_range(
     }
 }
 
-/// What the log lost, on its way from the archive.
+/// The range that the log lost, while it is being read from the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GapRecovery {
     lost: OffsetRange,
+    // Exclusive end of the last object to be read; may lie above the end of `lost`.
     end: Offset,
     failed_at: Option<Millis>,
 }
 
 impl GapRecovery {
-    /// From objects of which the last ends at `to`, in front of a log that ends at `log_end`.
+    /// Plans to read `lost` from objects that end at `to` (exclusive). The log ends at `log_end`.
     ///
     /// # Errors
-    /// [`LogDivergence::ShortLog`] if the log ends below what it once gave to the archive.
+    /// [`LogDivergence::ShortLog`] if the log ends below `to`: it lost records that it once
+    /// gave to the archive.
     pub fn new(lost: OffsetRange, to: Offset, log_end: Offset) -> Result<Self, LogDivergence> {
         if to > log_end {
             return Err(LogDivergence::ShortLog { end: log_end, checkpoint: to });
@@ -41,18 +44,17 @@ impl GapRecovery {
         Ok(Self { lost, end: to, failed_at: None })
     }
 
-    /// What the log lost.
+    /// The range that the log lost.
     pub fn lost(&self) -> OffsetRange {
         self.lost
     }
 
-    /// Whether a shard at `next` has everything that was lost.
+    /// Whether a shard whose next offset is `next` has read every object.
     pub fn is_over(&self, next: Offset) -> bool {
         next >= self.end
     }
 
-    /// Whether an archive that could not be reached is left alone still. A clock that went back
-    /// ends the wait.
+    /// Whether the back-off after a failure still runs. A clock that goes back ends it.
     pub(super) fn is_waiting(&self, now: Millis) -> bool {
         self.failed_at.is_some_and(|at| (0..RETRY_MS).contains(&now.saturating_sub(at)))
     }

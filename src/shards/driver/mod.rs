@@ -1,12 +1,13 @@
-//! The shard driver: everything that decides about a shard. Events in, commands out; whoever
+//! The shard driver makes every decision about a shard. Events in, commands out; the code that
 //! performs the commands decides nothing.
 //!
 //! [`startup::ShardStartup`] claims and loads; [`ShardDriver`] reads, applies, commits, confirms,
 //! drains, isolates suspects and recovers what the log lost. The shard actor performs the commands
-//! on threads, the simulation in the order of a seed.
+//! on threads, the simulation in an order drawn from a seed.
 //!
 //! A commit of unknown outcome, a refusal or a diverged log ends the shard: its memory is dropped,
-//! and the next start reads the checkpoint. Nothing is ever repeated whose outcome is not known.
+//! and the next start reads the checkpoint. Nothing of unknown outcome is ever retried, except a
+//! claim: it writes no data, and the next one mints a new epoch.
 
 mod command;
 mod event;
@@ -30,18 +31,21 @@ use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Checkpoint, LogDivergence, Offset, OffsetRange, ShardId};
 use crate::model::window::Millis;
 
-/// A log that is damaged where the shard stands is read again after this time: somebody may have
-/// repaired it.
+/// How long a shard waits before it reads again from a log that is damaged at its position, in case
+/// somebody has repaired it.
 const DAMAGED_RETRY_MS: i64 = 5_000;
 
-/// Whether the shard may apply events alone. One shard of a node at a time does.
+/// Whether the shard holds the node's isolation permit, which lets it apply events one by one. Only
+/// one shard of a node holds it at a time, so that a crash of the process incriminates one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Isolation {
-    /// It does not.
     Released,
-    /// It waits to mark this event.
-    Waiting { offset: Offset, index: u32 },
-    /// From the first mark of a record until the flush that passes it has cleared the mark.
+    /// Waiting for the permit to mark this event.
+    Waiting {
+        offset: Offset,
+        index: u32,
+    },
+    /// Held from the first mark of a record until the flush of that record has cleared the mark.
     Held,
 }
 
@@ -51,23 +55,23 @@ pub struct ShardDriver {
     state: ShardState,
     pull_bytes: usize,
     recovery: Option<GapRecovery>,
-    /// The store took no claim: where the shard would flush, it tries to claim.
+    /// The store took no claim at the start; the shard tries to claim where it would flush.
     unclaimed: bool,
     isolation: Isolation,
-    /// Since when the log is left alone, because it is damaged at the next record.
+    /// When the log was found to be damaged at the next record. Reading pauses for a while.
     damaged_since: Option<Millis>,
     committing_range: Option<OffsetRange>,
-    /// Everything below is in the store.
+    /// Exclusive end of what is in the store.
     committed: Offset,
-    /// Starts at this checkpoint without progress; 0 once it has committed.
+    /// Starts at this checkpoint without progress; 0 once this owner has committed.
     attempts: u32,
-    /// Somebody waits until nothing is in flight.
+    /// `Drained` is due as soon as the commit in flight has ended.
     draining: bool,
-    /// Empty between two events; kept for its memory.
+    /// Empty between events; kept to reuse its allocation.
     effects: Vec<ShardEffect>,
 }
 
-/// Runs a shard that nobody claimed: what recomputes records, and tests.
+/// For a shard that was not claimed: recomputation and tests.
 impl From<ShardState> for ShardDriver {
     fn from(state: ShardState) -> Self {
         Self::new(state, 1, usize::MAX, None, false)
@@ -75,7 +79,8 @@ impl From<ShardState> for ShardDriver {
 }
 
 impl ShardDriver {
-    /// Runs a shard that was claimed, in its `attempts`-th start at one checkpoint.
+    /// Creates the driver of a claimed shard. `attempts` counts the starts at this checkpoint, this
+    /// one included; `unclaimed` says that the claim is still owed.
     pub fn new(
         state: ShardState,
         attempts: u32,
@@ -98,27 +103,28 @@ impl ShardDriver {
         }
     }
 
-    /// Its memory, for readers.
+    /// The shard's memory, for readers.
     pub fn state(&self) -> &ShardState {
         &self.state
     }
 
-    /// Learns what was decided about the records below `to`, which are folded once more.
+    /// Sets the recorded decisions (admissions and quarantine) for the records below `to`, which
+    /// are about to be applied a second time.
     pub fn apply_decisions(&mut self, decisions: &RangeDecisions, to: Offset) {
         self.state.apply_decisions(decisions, to);
     }
 
-    /// Everything below is in the store.
+    /// Exclusive end of what is in the store.
     pub fn committed(&self) -> Offset {
         self.committed
     }
 
-    /// Starts at this checkpoint without progress; 0 once it has committed.
+    /// Starts at this checkpoint without progress; 0 once this owner has committed.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// One step.
+    /// Handles one event and appends the resulting commands to `out`.
     pub fn handle(
         &mut self,
         at: StepContext,
@@ -147,8 +153,8 @@ impl ShardDriver {
         check_progress(self.state.shard(), before, self.state.next());
     }
 
-    /// Asks for records; what is due follows when they are applied, or at once if none are asked
-    /// for.
+    /// Asks for records. A flush that is due follows once they are applied, or at once if nothing
+    /// is to be read.
     fn on_wakeup(&mut self, at: StepContext, out: &mut VecDeque<ShardCommand>) {
         let next = self.state.next();
         if let Some(over) = self.recovery.take_if(|recovery| recovery.is_over(next)) {
@@ -165,7 +171,7 @@ impl ShardDriver {
         }
     }
 
-    /// Where the next records come from, if any are wanted now.
+    /// Chooses where the next records are read from; `None` if none are wanted now.
     fn read_from(&self, at: StepContext) -> Option<ShardCommand> {
         let (from, max_bytes) = (self.state.next(), self.pull_bytes);
         if self.state.credit() == 0 || from == at.log_end {
@@ -188,6 +194,8 @@ impl ShardDriver {
         out: &mut VecDeque<ShardCommand>,
     ) {
         self.damaged_since = None;
+        // The read was sized in bytes. In careful mode the credit is smaller than that, and the
+        // rest is read again after the flush.
         let credit = self.state.credit();
         let records = &records[..records.len().min(credit)];
         self.step(ShardInput::Records(records), out);
@@ -200,8 +208,8 @@ impl ShardDriver {
         self.after_records(at, true, out);
     }
 
-    /// A damaged log ends nothing: the shard stands still there and lives. What lies below is
-    /// flushed and answered, and a start would find the same damage.
+    /// A damaged log does not end the shard: it stops at the damage and stays up. Everything below
+    /// is flushed and served, and a restart would only find the same damage.
     fn on_log_failed(
         &mut self,
         at: StepContext,
@@ -218,7 +226,7 @@ impl ShardDriver {
         self.after_records(at, false, out);
     }
 
-    /// An archive that is away ends nothing either.
+    /// An unreachable archive does not end the shard; it is retried after a back-off.
     fn on_archive_read(
         &mut self,
         at: StepContext,
@@ -246,8 +254,9 @@ impl ShardDriver {
         }
     }
 
-    /// What is due after records were applied, or could not be had. In the middle of a record that
-    /// is applied event by event, nothing is.
+    /// Runs what is due after records were applied or could not be read. In the middle of a record
+    /// that is applied event by event nothing is due, because a checkpoint cannot
+    /// lie inside a record.
     fn after_records(&mut self, at: StepContext, more: bool, out: &mut VecDeque<ShardCommand>) {
         if self.state.is_isolating() {
             return;
@@ -267,6 +276,8 @@ impl ShardDriver {
 
     fn on_drain(&mut self, at: StepContext, out: &mut VecDeque<ShardCommand>) {
         self.tick(at.now, true, out);
+        // A commit that was in flight already is waited for as well. What is open above it is not
+        // flushed any more: the next owner reads it from the log.
         self.draining = self.committing_range.is_some();
         if !self.draining {
             out.push_back(ShardCommand::Drained);
@@ -291,6 +302,8 @@ impl ShardDriver {
         match outcome {
             Ok(()) => {
                 (self.committed, self.attempts) = (range.to, 0);
+                // The flush has passed the marked record, which clears the mark in the store; only
+                // now may another shard isolate.
                 if self.isolation == Isolation::Held {
                     self.isolation = Isolation::Released;
                     out.push_back(ShardCommand::ReleaseIsolation);
@@ -308,8 +321,8 @@ impl ShardDriver {
         }
     }
 
-    /// A claim whose outcome is not known changes nothing: nothing was written under it, and the
-    /// next one is a new epoch.
+    /// A claim of unknown outcome may be retried: nothing has been written under it, and the next
+    /// claim mints a new epoch.
     fn on_reclaimed(
         &mut self,
         at: StepContext,
@@ -326,7 +339,8 @@ impl ShardDriver {
         }
     }
 
-    /// Whether the store stands where this owner and its archiver left it, or further.
+    /// Ends the shard unless the store is at or above what this owner and
+    /// its archiver have committed.
     fn on_confirmed(
         &mut self,
         next: Offset,
@@ -335,10 +349,10 @@ impl ShardDriver {
         out: &mut VecDeque<ShardCommand>,
     ) {
         let epoch = self.state.epoch();
-        let stands =
+        let is_current =
             |at: Checkpoint| at.epoch == epoch && at.next >= next && at.archived >= archived;
         match stored {
-            Ok(stored) if stored.is_some_and(stands) => {}
+            Ok(stored) if stored.is_some_and(is_current) => {}
             Ok(_) => self.end(EndReason::RolledBack { shard: self.state.shard(), next }, out),
             Err(error) if error.kind == FailureKind::Refused => self.end(error.into(), out),
             Err(error) => out.push_back(ShardCommand::Notify(ShardNotice::Unconfirmed(error))),
@@ -356,7 +370,7 @@ impl ShardDriver {
         self.step(ShardInput::Tick { now, drain }, out);
     }
 
-    /// Steps the state machine, and asks for what it asks for.
+    /// Steps the state machine and translates its effects into commands.
     fn step(&mut self, input: ShardInput<'_>, out: &mut VecDeque<ShardCommand>) {
         let mut effects = std::mem::take(&mut self.effects);
         self.state.step(input, &mut effects);
@@ -380,6 +394,8 @@ impl ShardDriver {
                         )
                     });
                     self.committing_range = Some(guard.range);
+                    // An unclaimed owner has no epoch of its own to commit under. A successful
+                    // claim ends the shard, and its next start reads this batch from the log again.
                     out.push_back(match self.unclaimed {
                         true => ShardCommand::Reclaim,
                         false => ShardCommand::Commit { guard, batch, forget_ids_before },
@@ -405,8 +421,8 @@ impl ShardDriver {
     }
 }
 
-/// I12, after every step: the position never goes back. A log that lost or reordered data stops the
-/// shard.
+/// I12, after every step: the position never goes back. A log that lost or reordered
+/// data stops the shard.
 fn check_progress(shard: ShardId, before: Offset, after: Offset) {
     check(Invariant::FailLoud, after >= before, || {
         format!("shard {shard} went back from {before} to {after}")

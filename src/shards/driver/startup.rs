@@ -1,9 +1,9 @@
-//! How a shard gets its owner: probe, claim, load, confirm. One question at a time, so that a
-//! crash, a pause or another owner can come between any two.
+//! How a shard gets its owner: probe, claim, load. One question at a time, so that a crash, a pause
+//! or another owner can come between any two.
 //!
-//! Where no other process can own the shard, it does not need a store that takes writes to answer
-//! queries: unclaimed, it reads on from the stored checkpoint under its last owner's epoch, and
-//! where it would flush it tries to claim. Once that works, it starts anew.
+//! If no other process can own the shard, it can answer queries without a store that takes writes:
+//! it reads on unclaimed from the stored checkpoint, under its last owner's epoch, and tries to
+//! claim where it would flush. A claim that succeeds ends it, and it starts again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,104 +21,100 @@ use crate::shards::state::{ShardLimits, ShardState};
 
 /// What is fixed for a shard on a node.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ShardConfig {
-    /// The shard.
     pub shard: ShardId,
-    /// The log of its records.
     pub log: LogId,
-    /// Whether this process alone has the log, so that no other can own the shard.
+    /// Whether only this process has access to the log, so that no other process can own the shard.
     pub exclusive: bool,
-    /// Its limits.
     pub limits: ShardLimits,
-    /// Series of one tenant that it admits: the tenant's limit divided over the shards.
+    /// Most series that the shard admits for one tenant: the tenant's limit divided by
+    /// the number of shards.
     pub max_series: u64,
-    /// The metric names of each tenant, shared by the shards of a node.
+    /// Metric names of each tenant, shared by the shards of a node. `None` means no limit of names.
     pub metric_names: Option<Arc<MetricNameRegistry>>,
-    /// Payload bytes read in one step: bounds how long readers wait for the open batch.
+    /// Payload bytes read in one step. It bounds how long readers wait for the lock
+    /// on the open batch.
     pub pull_bytes: usize,
 }
 
-/// What a starting shard asks for. Each question has one answer, the event of the same name.
+/// What a starting shard asks for. The answer to each is the event of the same name.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartupCommand {
     /// Read the stored checkpoint.
     FindCheckpoint,
-    /// Claim the shard: mint an epoch, count the attempt.
+    /// Claim the shard: mint an epoch and count the attempt.
     Claim,
-    /// Learn the greatest append time of a record below `next` from the log, because the checkpoint
-    /// does not say it.
-    FindAppended {
-        /// The checkpoint.
-        next: Offset,
-    },
-    /// Learn where the log starts and ends as of now, whatever was known before.
+    /// Find the greatest append time of a record below `next` in the log, because the checkpoint
+    /// does not have it.
+    FindAppended { next: Offset },
+    /// Read the current start and end of the log, bypassing any cached values.
     ReadBounds,
-    /// Find objects of the archive that hold the records which the log lost.
+    /// Find archive objects that hold the records which the log lost.
     PlanRecovery {
-        /// The archived offset of the checkpoint: the archiver notes the objects of the chain from
-        /// there.
+        /// Archived offset of the checkpoint. The plan follows the chain of objects that continues
+        /// there, because the archiver inserts the manifest rows of that chain.
         archived: Offset,
-        /// What the log lost.
         lost: OffsetRange,
     },
-    /// Read the recent ids and the admitted series, and after these the stored checkpoint and the
-    /// rules of de-duplication.
+    /// Read the recent ids and the admitted series, and after both the stored checkpoint
+    /// and the de-duplication rules.
     Load,
-    /// Note a rule of de-duplication.
+    /// Store a de-duplication rule.
     RecordRule {
-        /// The owner.
         epoch: Epoch,
-        /// The first record that it decides.
+        /// First record to which the rule applies.
         from: Offset,
-        /// The rule.
         rule: DedupRule,
     },
 }
 
-/// What a starting shard is told.
+/// Answers to the commands of a starting shard.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "each answers the command of the same name")]
 pub enum StartupEvent {
-    /// The stored checkpoint; none of a shard that was never claimed.
+    /// The stored checkpoint; `None` if the shard was never claimed.
     FindCheckpoint(Result<Option<Checkpoint>, CallError>),
-    /// The claim.
     Claim(Result<Claim, CallError>),
-    /// The append time; none if the log cannot tell.
+    /// The append time; `None` if the log cannot tell.
     FindAppended(Result<Option<Millis>, CallError>),
-    /// Start and end of the log.
+    /// Start (inclusive) and end (exclusive) of the log.
     ReadBounds(Result<(Offset, Offset), CallError>),
-    /// Where the last of the objects ends, or the first part of what was lost that is in none.
+    /// Exclusive end of the last object, or the first part of the lost range that no object holds.
     PlanRecovery(Result<Result<Offset, OffsetRange>, CallError>),
-    /// What the store has of the shard.
     Load(Result<LoadedShard, CallError>),
-    /// The rule is noted.
     RecordRule(Result<(), CallError>),
 }
 
 /// What the store has of a shard.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct LoadedShard {
-    /// The blocks of ids. Those beyond the horizon were deleted by the flush that knew the append
-    /// times.
+    /// Blocks of recent ids. Blocks beyond the horizon were deleted by the flush that
+    /// knew the append times.
     pub blocks: Vec<DedupBlock>,
-    /// The admitted series, by tenant.
+    /// Admitted series, by tenant.
     pub admitted: Vec<(String, Vec<SeriesId>)>,
-    /// The checkpoint, read after both.
+    /// Read after the blocks and the series, so that a change of owner in between shows.
     pub checkpoint: Option<Checkpoint>,
-    /// The rules of de-duplication that are noted, read with the checkpoint.
+    /// Stored de-duplication rules, read together with the checkpoint.
     pub rules: DedupRules,
 }
 
-/// An owner that is not complete yet.
+/// A claim whose shard is still being loaded.
 #[derive(Debug)]
 struct PendingOwner {
     claim: Claim,
     unclaimed: Option<CallError>,
+    // Exclusive end of the log, read after the claim.
     end: Offset,
     recovery: Option<GapRecovery>,
 }
 
-/// Which question is open.
+/// The question that is open.
 #[derive(Debug)]
+// The first three run before a claim, to learn whether a shard that stopped before can start now.
 enum ShardPhase {
     Probe,
     ProbeBounds(Checkpoint),
@@ -132,36 +128,35 @@ enum ShardPhase {
     RecordRules(PendingOwner, LoadedShard, VecDeque<(Offset, DedupRule)>),
 }
 
-/// A shard that is being started.
+/// A shard that is starting.
 #[derive(Debug)]
 pub struct ShardStartup {
     config: ShardConfig,
     phase: ShardPhase,
 }
 
+#[allow(missing_docs, reason = "the names say it")]
 /// What follows from an answer.
 #[derive(Debug)]
 pub enum StartupProgress {
-    /// The next question.
+    /// The question to ask next.
     Next(Box<ShardStartup>, StartupCommand),
-    /// The shard has its owner.
     Started(Box<RunningShard>),
 }
 
-/// A shard that has its owner.
+/// A shard that has loaded and can run.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug)]
 pub struct RunningShard {
-    /// The claim.
     pub claim: Claim,
-    /// What runs it.
     pub driver: ShardDriver,
-    /// What people should know.
+    /// What to report to operators about the start.
     pub notices: Vec<ShardNotice>,
 }
 
 impl ShardStartup {
-    /// A shard that could not be served before is probed before it is claimed: each claim is a new
-    /// epoch, and counts as an attempt.
+    /// Begins a start. A shard that could not be served before is probed before it is claimed,
+    /// because each claim mints an epoch and counts as an attempt.
     pub fn begin(config: ShardConfig, stood_still: bool) -> (Box<Self>, StartupCommand) {
         let (phase, ask) = match stood_still {
             true => (ShardPhase::Probe, StartupCommand::FindCheckpoint),
@@ -170,7 +165,7 @@ impl ShardStartup {
         (Box::new(Self { config, phase }), ask)
     }
 
-    /// The claim, once there is one.
+    /// The claim, once the shard has one.
     pub fn claim(&self) -> Option<&Claim> {
         match &self.phase {
             ShardPhase::FindAppended(owner)
@@ -182,10 +177,10 @@ impl ShardStartup {
         }
     }
 
-    /// The next question, or the owner.
+    /// Takes the answer to the open question and returns the next question or the running shard.
     ///
     /// # Errors
-    /// If the shard cannot start.
+    /// Fails if the shard cannot start, or if `event` does not answer the open question.
     pub fn handle(self: Box<Self>, event: StartupEvent) -> Result<StartupProgress, EndReason> {
         let Self { config, phase } = *self;
         match (phase, event) {
@@ -240,7 +235,7 @@ impl StartupEvent {
     }
 }
 
-/// The recovery of what the log lost, as it was planned.
+/// Turns a plan into the recovery of the lost range.
 fn recovery(
     lost: OffsetRange,
     end: Offset,
@@ -283,6 +278,8 @@ impl ShardConfig {
     fn on_claimed(self, claimed: Result<Claim, CallError>) -> Result<StartupProgress, EndReason> {
         match claimed {
             Ok(claim) => Ok(self.owned(claim, None)),
+            // Only with exclusive access to the log: otherwise another process may have claimed the
+            // shard, and answers under the old epoch would lag behind its commits.
             Err(why) if self.exclusive && why.is_store_unavailable() => {
                 Ok(self.ask(ShardPhase::FindUnclaimed(why), StartupCommand::FindCheckpoint))
             }
@@ -290,9 +287,9 @@ impl ShardConfig {
         }
     }
 
-    /// Goes on from the checkpoint as it stands, of a store that takes no writes. Nobody counts
-    /// this start: an event that crashes the process does so again until the store can be
-    /// written. A shard that never had an owner has nothing to go on from.
+    /// Continues unclaimed from the stored checkpoint while the store takes no writes. This start
+    /// is not counted, so an event that crashes the process does so again and again until the store
+    /// takes writes. A shard that never had an owner has no checkpoint to continue from.
     fn on_unclaimed(
         self,
         why: CallError,
@@ -315,8 +312,8 @@ impl ShardConfig {
         }
     }
 
-    /// The bounds are read after the claim: the owner before may have flushed what this node has
-    /// not heard of yet.
+    /// The bounds are read after the claim: the previous owner may have flushed records that lie
+    /// above the log end known to this node.
     fn on_bounds(
         self,
         mut owner: PendingOwner,
@@ -335,9 +332,9 @@ impl ShardConfig {
         })
     }
 
-    /// Another owner may have claimed and flushed between the claim and what was loaded. That would
-    /// be of a later checkpoint, and this owner would answer queries with it until its first
-    /// flush is refused.
+    /// Fences a claim that was overtaken while loading: another owner may have claimed and flushed
+    /// in between. The loaded ids would then belong to a later checkpoint, and this owner would
+    /// answer queries with them until its first flush is refused.
     fn on_loaded(
         self,
         owner: PendingOwner,
@@ -363,8 +360,8 @@ impl ShardConfig {
         Ok(self.next_rule(owner, loaded, due))
     }
 
-    /// Notes the configured rule, if it is another one than before: it decides from the checkpoint
-    /// on, for whoever folds the records.
+    /// Stores the configured rule if it differs from the last one. It applies from the checkpoint
+    /// on, for everyone who folds these records.
     fn next_rule(
         self,
         owner: PendingOwner,
@@ -385,17 +382,17 @@ impl ShardConfig {
         let PendingOwner { claim, unclaimed, end, recovery } = owner;
         let mut admission =
             SeriesAdmission::limited(self.max_series, loaded.admitted).for_shard(self.shard);
-        if let Some(census) = self.metric_names {
-            admission = admission.with_metric_names(census);
+        if let Some(names) = self.metric_names {
+            admission = admission.with_metric_names(names);
         }
         let recent = RecentIds { rules: loaded.rules, blocks: loaded.blocks };
         let state = ShardState::new(self.limits, self.shard, &claim, recent, admission, end);
-        let reports = unclaimed.iter().cloned().map(ShardNotice::Unclaimed);
-        let reports = reports
+        let notices = unclaimed.iter().cloned().map(ShardNotice::Unclaimed);
+        let notices = notices
             .chain(recovery.map(|recovery| ShardNotice::RecoveryStarted(recovery.lost())))
             .collect();
         let driver =
             ShardDriver::new(state, claim.attempts, self.pull_bytes, recovery, unclaimed.is_some());
-        RunningShard { claim, driver, notices: reports }
+        RunningShard { claim, driver, notices }
     }
 }

@@ -1,4 +1,4 @@
-//! What the driver asks for, event by event.
+//! The driver's commands, event by event.
 
 use super::startup::{
     LoadedShard, RunningShard, ShardConfig, ShardStartup, StartupCommand, StartupEvent,
@@ -51,7 +51,7 @@ fn failed(kind: FailureKind) -> CallError {
     CallError { kind, message: format!("{kind:?}") }
 }
 
-/// Records that hold nothing.
+/// Records without content.
 fn records(offsets: std::ops::Range<Offset>) -> Vec<LogRecord> {
     let mut payload = Vec::new();
     let record = Record {
@@ -69,7 +69,7 @@ fn records(offsets: std::ops::Range<Offset>) -> Vec<LogRecord> {
         .collect()
 }
 
-/// Answers a starting shard as a store, a log and an archive would, where all is well.
+/// Answers a starting shard as a healthy store, log and archive would.
 struct Ground {
     claim: Result<Claim, CallError>,
     stored: Option<Checkpoint>,
@@ -116,7 +116,7 @@ impl Ground {
     }
 }
 
-/// A shard that started at `next` in a log that ends at `end`.
+/// A shard that started at `next`, with a log that ends at `end`.
 fn driver(next: Offset, end: Offset) -> ShardDriver {
     Ground::new(next, (0, end)).start(config(false), false).expect("it starts").driver
 }
@@ -254,7 +254,7 @@ fn without_a_claim_an_exclusive_shard_answers_and_claims_where_it_would_flush() 
     read(&mut driver, 0, 2, 0..2);
     let drain = on(&mut driver, 0, 2, ShardEvent::Drain);
     assert!(matches!(drain[..], [ShardCommand::Reclaim]), "{drain:?}");
-    // Nothing was written under a claim whose outcome is not known.
+    // Nothing was written under a claim of unknown outcome.
     let unknown =
         on(&mut driver, 0, 2, ShardEvent::Reclaimed(Err(failed(FailureKind::OutcomeUnknown))));
     assert!(
@@ -308,7 +308,7 @@ fn a_damaged_log_is_read_again_later_and_ends_nothing() {
     assert!(ends(&other).is_some_and(EndReason::needs_repair));
 }
 
-/// A shard with a flush of two records in flight, and somebody who waits for it.
+/// A shard that is draining, with a flush of two records in flight.
 fn draining() -> ShardDriver {
     let mut driver = driver(0, 2);
     assert!(
@@ -317,7 +317,11 @@ fn draining() -> ShardDriver {
     );
     let drain = on(&mut driver, 0, 2, ShardEvent::Drain);
     assert!(
-        matches!(&drain[..], [ShardCommand::Commit { guard, .. }] if (guard.range.from, guard.range.to) == (0, 2)),
+        matches!(
+            &drain[..],
+            [ShardCommand::Commit { guard, .. }]
+                if (guard.range.from, guard.range.to) == (0, 2)
+        ),
         "{drain:?}"
     );
     driver
@@ -410,7 +414,7 @@ fn an_idle_owner_confirms_that_the_store_stands_where_it_left_it() {
     }
 }
 
-/// A shard in its seventh start at one checkpoint: it applies events alone.
+/// A shard in its seventh start at one checkpoint: it applies events one by one.
 fn isolating() -> ShardDriver {
     let mut ground = Ground::new(0, (0, 2));
     ground.claim = Ok(Claim { suspects: vec![SuspectEvent::quarantined(9, 9)], ..claim(0, 7) });

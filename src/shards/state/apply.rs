@@ -1,5 +1,4 @@
-//! How records are applied: whole, or after crashes event by event; what cannot be applied is set
-//! aside.
+//! Applies records: whole, or event by event after crashes. What cannot be applied is quarantined.
 
 use super::{IsolatedRecord, ShardEffect, ShardState};
 use crate::model::CodecError;
@@ -13,6 +12,7 @@ use crate::shards::poison::{ApplyMode, is_poison};
 
 impl ShardState {
     pub(super) fn on_records(&mut self, records: &[LogRecord], effects: &mut Vec<ShardEffect>) {
+        // The step after a mark: the marked event comes first, and may mark the next one.
         if self.isolated.is_some() {
             self.apply_marked(effects);
         }
@@ -44,13 +44,14 @@ impl ShardState {
         }
     }
 
-    /// Whether the record is of a version that this build does not read. One that an older build
-    /// has set aside stays so.
+    /// Stops before a record whose version this build does not know. A record that an older build
+    /// has quarantined stays quarantined.
     fn stop_if_unsupported(&mut self, record: &LogRecord, effects: &mut Vec<ShardEffect>) -> bool {
         let Some(version) = record::unknown_version(&record.payload) else { return false };
         if is_poison(&self.suspects, record.offset, 0) {
             return false;
         }
+        // The effect is pushed once, but the stop holds: `credit` is 0 from now on.
         if self.divergence.is_none() {
             let unread = LogDivergence::UnsupportedVersion { offset: record.offset, version };
             self.divergence = Some(unread);
@@ -59,7 +60,7 @@ impl ShardState {
         true
     }
 
-    /// The record with its append time, which is the running maximum over the shard.
+    /// The record with its append time raised to the running maximum of the shard.
     fn with_append_time(&self, record: &LogRecord) -> LogRecord {
         LogRecord {
             appended: self.appended.map_or(record.appended, |before| before.max(record.appended)),
@@ -91,8 +92,8 @@ impl ShardState {
         }
     }
 
-    /// The record, if it can be one that a gateway has written, and what is known of its series.
-    /// Events of others would count for another tenant, or twice.
+    /// Decodes a record and looks up its series. A record that no gateway can have written is
+    /// refused, because its events would count for another tenant, or twice.
     fn read<'r>(&self, payload: &'r [u8]) -> Result<(Record<'r>, Vec<SeriesLookup>), CodecError> {
         let record = record::decode(payload)?;
         let foreign =
@@ -115,40 +116,43 @@ impl ShardState {
         Ok((record, local))
     }
 
-    /// The next event of a record applied alone: notes it in the store first, or passes over what
-    /// is no event of it.
+    /// Asks to mark the next event of the isolated record in the store before it is applied.
     fn mark_suspect(&mut self, effects: &mut Vec<ShardEffect>) {
-        if let Some(alone) = &self.isolated {
-            effects
-                .push(ShardEffect::MarkSuspect { offset: alone.record.offset, index: alone.index });
+        if let Some(isolated) = &self.isolated {
+            effects.push(ShardEffect::MarkSuspect {
+                offset: isolated.record.offset,
+                index: isolated.index,
+            });
         }
     }
 
     fn apply_marked(&mut self, effects: &mut Vec<ShardEffect>) {
-        let Some(mut alone) = self.isolated.take() else { return };
-        let payload = alone.record.payload.clone();
+        let Some(mut isolated) = self.isolated.take() else { return };
+        let payload = isolated.record.payload.clone();
         let events = match self.read(&payload) {
             Ok((record, mut local)) => {
-                self.dedup.advance(alone.record.appended);
-                let index = alone.index as usize;
+                self.dedup.advance(isolated.record.appended);
+                let index = isolated.index as usize;
                 if index < record.events.len() {
                     self.events += 1;
-                    self.apply_event(&alone.record, &record, index, &mut local);
+                    // Applied in full after its mark is stored: if this crashes the process, the
+                    // next claim finds the mark.
+                    self.apply_event(&isolated.record, &record, index, &mut local);
                 }
                 record.events.len()
             }
             Err(error) => {
                 self.events += 1;
-                self.quarantine(&alone.record, 0, "", &error.to_string(), payload.to_vec());
+                self.quarantine(&isolated.record, 0, "", &error.to_string(), payload.to_vec());
                 0
             }
         };
-        alone.index += 1;
-        if (alone.index as usize) < events {
-            self.isolated = Some(alone);
+        isolated.index += 1;
+        if (isolated.index as usize) < events {
+            self.isolated = Some(isolated);
             self.mark_suspect(effects);
         } else {
-            self.advance_past(&alone.record);
+            self.advance_past(&isolated.record);
         }
     }
 
@@ -163,6 +167,8 @@ impl ShardState {
         let entry = &record.series[event.series as usize];
         let original = entry.series_id();
         let hour = Hour::of(log_record.received);
+        // The id is remembered before the event is counted or quarantined: a retry by the client
+        // must be a duplicate in both cases.
         if let Some(id) = event.id_hash(original) {
             if !self.dedup.insert(id, log_record.appended) {
                 self.open.update_accounting(record.tenant, hour, |row| row.deduplicated += 1);
@@ -226,7 +232,7 @@ impl ShardState {
     }
 }
 
-/// One event of a record as a record of its own, so that its release can fold it.
+/// One event as a record of its own, so that a release can fold it alone.
 fn single(record: &Record<'_>, index: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(event) = record.events.get(index) {

@@ -1,12 +1,12 @@
-//! What a running shard checks about itself. Each check is a function of what it is given, so that
-//! a test can break it.
+//! Invariant checks that a running shard makes on itself. Each is a function of its arguments, so
+//! that a test can violate it.
 
 use crate::invariants::{Invariant, check};
 use crate::model::flush::FlushBatch;
 use crate::model::offset::{Offset, OffsetRange, ShardId};
 
-/// I7 and I2, before a batch goes to the store: every event applied is counted once, and every
-/// event counted as aggregated is in exactly one delta.
+/// I7 and I2, before a batch goes to the store: every applied event is counted exactly once, and
+/// every event counted as aggregated is in exactly one delta.
 pub(super) fn check_counts(shard: ShardId, range: OffsetRange, batch: &FlushBatch, applied: u64) {
     let OffsetRange { from, to } = range;
     let rows = &batch.accounting;

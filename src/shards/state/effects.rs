@@ -1,4 +1,4 @@
-//! What happens to a shard, and what it asks for.
+//! Inputs and effects of the shard state machine.
 
 use std::sync::Arc;
 
@@ -9,53 +9,48 @@ use crate::model::window::Millis;
 /// What happens to a shard.
 #[derive(Debug)]
 pub enum ShardInput<'a> {
-    /// Records read from the log, in order.
+    /// Records read from the log or the archive, in offset order.
     Records(&'a [LogRecord]),
-    /// Time passes; `drain` asks for a flush of whatever is open.
+    /// Time has passed, so something may be due.
     Tick {
-        /// The boot clock, for cadence only: it never touches a rollup.
+        /// Boot clock. Used for cadence only; it never affects a rollup.
         now: Millis,
-        /// Flush now.
+        /// Whether to flush whatever is open.
         drain: bool,
     },
-    /// The commit in flight ended.
+    /// The commit in flight has succeeded.
     Committed {
-        /// The boot clock.
+        /// Boot clock, for cadence only.
         now: Millis,
     },
-    /// The commit in flight was certainly not applied and may be tried again.
+    /// The commit in flight was certainly not applied and may be retried.
     CommitFailed,
 }
 
-/// What a shard asks for. Effects are carried out in order.
+/// What a shard asks for. Effects are performed in order.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug)]
 pub enum ShardEffect {
-    /// Commit this batch in one store transaction, then answer `Committed` or `CommitFailed`; on an
-    /// unknown outcome drop the state.
+    /// Commit this batch in one store transaction and step with `Committed` or `CommitFailed`. If
+    /// the outcome is unknown, drop the state.
     Commit {
-        /// The guard.
         guard: FlushGuard,
-        /// The batch.
         batch: Arc<FlushBatch>,
-        /// Ids appended before this are out of every horizon.
+        /// Ids appended before this time are outside every horizon.
         forget_ids_before: Millis,
     },
-    /// Note the event in the store before going on: the shard applies it alone.
-    MarkSuspect {
-        /// Its record.
-        offset: Offset,
-        /// Its index.
-        index: u32,
-    },
-    /// Look whether the store still stands where this owner and its archiver left it, or further;
-    /// if not, drop the state. A flush would find out, but there is nothing to flush: a store
-    /// that failed over and lost commits would stay behind for as long as no event comes.
+    /// Record the event in the store before it is applied in isolation, then step again.
+    MarkSuspect { offset: Offset, index: u32 },
+    /// Check that the store is still at or above what this owner and its archiver have committed;
+    /// if not, drop the state. A flush would notice, but there is nothing to flush: without this
+    /// check, a store that failed over and lost commits would stay behind until
+    /// the next event arrives.
     Confirm {
-        /// Up to here this owner has committed.
+        /// Exclusive end of what this owner has committed.
         next: Offset,
     },
-    /// Stop loudly: the log does not continue where the store stands. Before a record that this
-    /// build does not read ([`LogDivergence::UnsupportedVersion`]) the state stands still of itself, and lives:
-    /// what lies below is flushed and answered.
+    /// Stop: the log does not continue at the store's checkpoint. For
+    /// [`LogDivergence::UnsupportedVersion`] the state stays valid: it takes no more records, but
+    /// what it has is flushed and served.
     Stop(LogDivergence),
 }

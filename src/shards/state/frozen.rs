@@ -1,5 +1,5 @@
-//! The batches that were handed to the store. Readers hold versions of them: what a version has
-//! stays there for as long as somebody reads it, whatever is committed or forgotten meanwhile.
+//! Batches that were handed to the store. Readers hold a version of the set, which keeps its
+//! batches for as long as it is read, whatever is committed or dropped meanwhile.
 
 use std::sync::Arc;
 
@@ -25,46 +25,45 @@ struct CommittedBatch {
     at: Millis,
 }
 
-/// A version of the batches that were handed to the store. Cloning one is cheap and needs no lock
-/// afterwards.
+/// A version of the set of frozen batches. Cloning is cheap, and reading a clone needs no lock.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FrozenBatches {
-    /// Oldest first.
+    /// Batches in the store, oldest first.
     committed: ImmutableQueue<CommittedBatch>,
-    /// The newest, while it is not in the store.
+    /// The newest batch, until it is in the store.
     uncommitted: Option<Arc<FrozenBatch>>,
 }
 
 impl FrozenBatches {
-    /// All of them, oldest first.
+    /// All batches, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<FrozenBatch>> {
         self.committed.iter().map(|committed| &committed.frozen).chain(&self.uncommitted)
     }
 
-    /// Where the oldest begins, if there is one.
+    /// Start of the oldest batch, if there is one.
     pub(super) fn from(&self) -> Option<Offset> {
         let oldest = self.committed.peek().map(|committed| &committed.frozen);
         oldest.or(self.uncommitted.as_ref()).map(|frozen| frozen.range.from)
     }
 
-    /// The one that is not in the store yet.
+    /// The batch that is not in the store yet.
     pub(super) fn uncommitted(&self) -> Option<&Arc<FrozenBatch>> {
         self.uncommitted.as_ref()
     }
 
-    /// A batch is handed to the store.
+    /// Adds a batch that is about to be sent to the store.
     pub(super) fn freeze(&mut self, frozen: Arc<FrozenBatch>) {
         self.uncommitted = Some(frozen);
     }
 
-    /// It is in the store.
+    /// Moves the uncommitted batch to the committed ones.
     pub(super) fn commit(&mut self, at: Millis) {
         if let Some(frozen) = self.uncommitted.take() {
             self.committed = self.committed.enqueue(CommittedBatch { frozen, at });
         }
     }
 
-    /// Forgets what was committed longer ago than a query may hold an older snapshot.
+    /// Drops batches that were committed longer ago than any query can hold an older snapshot.
     pub(super) fn forget(&mut self, now: Millis, keep_ms: i64) {
         while self.committed.peek().is_some_and(|oldest| now.saturating_sub(oldest.at) > keep_ms)
             && let Some((_, rest)) = self.committed.dequeue()

@@ -13,33 +13,34 @@ use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
 use crate::shards::batch::visit_frozen;
 
-/// What a shard holds that the catalogue of the store does not show yet.
+/// What a shard holds that the store's catalogue does not show yet.
 #[derive(Debug, Clone, Copy)]
 pub enum CatalogueEntry<'a> {
     /// A series that was admitted.
     Series(&'a SeriesInfo),
-    /// A window of a metric in which there is something.
+    /// A metric and an hour for which there is data.
     Window(&'a str, Hour),
 }
 
-/// How far a live answer reaches.
+/// Progress that a live answer reflects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LiveProgress {
-    /// Everything below is in store ⊕ answer.
+    /// Exclusive end of what store ⊕ answer contain.
     pub applied: Offset,
-    /// Append and received time of the last record applied; none if none was in this life.
+    /// Append and receive time of the last record applied; `None` if this owner
+    /// has applied none yet.
     pub last: Option<(Millis, Millis)>,
-    /// Whether the owner has not reached yet what the log held when it claimed the shard.
+    /// Whether the owner is still catching up with the log as it was when the shard was claimed.
     pub recovering: bool,
 }
 
-/// The shard cannot answer above that checkpoint: it is another owner's, or its batches are gone.
+/// The shard cannot answer above the given checkpoint: it belongs to another owner, or the batches
+/// above it have been dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StaleCheckpoint;
 
-/// The frozen batches that belong to a live answer, in the version that its open part was read
-/// with. They are visited without the shard's lock: applying, flushing and forgetting go on
-/// meanwhile.
+/// The frozen batches of a live answer, in the version with which its open part was read. Visiting
+/// them needs no lock on the shard, which applies, flushes and drops batches meanwhile.
 #[derive(Debug)]
 pub struct LiveBatches {
     from: Offset,
@@ -51,27 +52,27 @@ impl LiveBatches {
         self.frozen.iter().map(|frozen| &**frozen).filter(|frozen| frozen.range.from >= self.from)
     }
 
-    /// Visits the deltas that are asked for.
+    /// Visits the deltas that match the query.
     pub fn visit(
         &self,
-        question: &LiveQuery<'_>,
+        query: &LiveQuery<'_>,
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) {
-        self.batches().for_each(|frozen| visit_frozen(&frozen.batch, question, matches, visit));
+        self.batches().for_each(|frozen| visit_frozen(&frozen.batch, query, matches, visit));
     }
 
-    /// Visits what was counted.
+    /// Visits the accounting rows that match the query.
     pub fn visit_accounting(
         &self,
-        question: &AccountingQuery<'_>,
+        query: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(&AccountingDelta),
     ) {
         let rows = self.batches().flat_map(|frozen| &frozen.batch.accounting);
-        rows.filter(|row| question.matches(row)).for_each(visit);
+        rows.filter(|row| query.matches(row)).for_each(visit);
     }
 
-    /// Visits what the catalogue lacks.
+    /// Visits the tenant's series and windows that the catalogue lacks.
     pub fn visit_catalogue(&self, tenant: &str, visit: &mut dyn FnMut(CatalogueEntry<'_>)) {
         for frozen in self.batches() {
             let series = frozen.batch.admitted.iter().map(|(info, _)| info);
@@ -81,7 +82,7 @@ impl LiveBatches {
         }
     }
 
-    /// Visits the windows of metrics in which there is something.
+    /// Visits the `(metric hash, hour)` pairs that have deltas.
     pub fn visit_windows(&self, visit: &mut dyn FnMut(u64, Hour)) {
         let windows = self.batches().flat_map(|frozen| &frozen.windows);
         windows.for_each(|(metric, hour)| visit(*metric, *hour));
@@ -89,44 +90,43 @@ impl LiveBatches {
 }
 
 impl ShardState {
-    /// Visits the open deltas above the checkpoint, which must be this owner's: by epoch and as a
-    /// boundary between batches. The frozen ones are handed out.
+    /// Visits the open deltas above the checkpoint and returns the frozen batches above it.
     ///
     /// # Errors
-    /// [`StaleCheckpoint`].
+    /// [`StaleCheckpoint`] if the checkpoint is not of this owner's epoch or is not the start of a
+    /// batch that the shard still holds.
     pub fn live(
         &self,
         checkpoint: &Checkpoint,
-        question: &LiveQuery<'_>,
+        query: &LiveQuery<'_>,
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint> {
         let batches = self.batches_above(checkpoint)?;
-        self.open.visit(question, matches, visit);
+        self.open.visit(query, matches, visit);
         Ok((self.live_progress(), batches))
     }
 
-    /// Visits what the open batch counted above the checkpoint, which must be this owner's as for
-    /// [`ShardState::live`].
+    /// Visits the accounting of the open batch and returns the frozen batches above the checkpoint.
     ///
     /// # Errors
-    /// [`StaleCheckpoint`].
+    /// [`StaleCheckpoint`], as for [`ShardState::live`].
     pub fn live_accounting(
         &self,
         checkpoint: &Checkpoint,
-        question: &AccountingQuery<'_>,
+        query: &AccountingQuery<'_>,
         visit: &mut dyn FnMut(&AccountingDelta),
     ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint> {
         let batches = self.batches_above(checkpoint)?;
-        self.open.accounting().iter().filter(|row| question.matches(row)).for_each(visit);
+        self.open.accounting().iter().filter(|row| query.matches(row)).for_each(visit);
         Ok((self.live_progress(), batches))
     }
 
-    /// Visits what the open batch has and the catalogue lacks, above the checkpoint, which must be
-    /// this owner's as for [`ShardState::live`].
+    /// Visits what the open batch has and the catalogue lacks, and returns the frozen
+    /// batches above the checkpoint.
     ///
     /// # Errors
-    /// [`StaleCheckpoint`].
+    /// [`StaleCheckpoint`], as for [`ShardState::live`].
     pub fn live_catalogue(
         &self,
         checkpoint: &Checkpoint,
@@ -138,8 +138,8 @@ impl ShardState {
         Ok((self.live_progress(), batches))
     }
 
-    /// Where this owner's memory begins, how far it has applied, and which windows of which metrics
-    /// ([`metric_hash`](crate::model::series::metric_hash)) the open batch has.
+    /// Where this owner's memory begins and how far it has applied. Visits the `(metric hash,
+    /// hour)` pairs of the open batch ([`metric_hash`](crate::model::series::metric_hash)).
     pub fn position(
         &self,
         visit: &mut dyn FnMut(u64, Hour),
@@ -151,14 +151,14 @@ impl ShardState {
         (checkpoint, self.live_progress(), LiveBatches { from: next, frozen: self.frozen.clone() })
     }
 
-    /// The batches above a checkpoint that is this owner's: by epoch and as a boundary between
-    /// batches that are still here. Between two events of a record that is applied alone there
-    /// is nothing to answer with: a part of a record is no prefix of the log.
+    /// The frozen batches above a checkpoint. The checkpoint has to be of this owner's epoch and
+    /// the start of a batch that is still held. Between two events of an isolated record the answer
+    /// is always an error: part of a record is not a prefix of the log.
     fn batches_above(&self, checkpoint: &Checkpoint) -> Result<LiveBatches, StaleCheckpoint> {
         let held = checkpoint.next == self.open.from()
             || self.frozen.iter().any(|f| f.range.from == checkpoint.next);
         let mine = checkpoint.epoch == self.epoch && checkpoint.log == self.log;
-        let whole = self.isolated.as_ref().is_none_or(|alone| alone.index == 0);
+        let whole = self.isolated.as_ref().is_none_or(|isolated| isolated.index == 0);
         if !(held && mine && whole) {
             return Err(StaleCheckpoint);
         }
@@ -168,7 +168,7 @@ impl ShardState {
         Ok(batches)
     }
 
-    /// How far a live answer reaches.
+    /// Progress that a live answer reflects now.
     pub fn live_progress(&self) -> LiveProgress {
         let last = self.received.and_then(|received| Some((self.appended?, received)));
         LiveProgress { applied: self.next, last, recovering: self.next < self.log_end }

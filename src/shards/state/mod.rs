@@ -1,4 +1,5 @@
-//! The shard state machine: inputs in, effects out.
+//! The shard state machine: inputs in, effects out. It holds the shard's memory; the driver around
+//! it handles startup, gap recovery, isolation permits and failures.
 
 mod apply;
 mod checks;
@@ -27,35 +28,36 @@ use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 
-/// A flush that failed twice waits so long, then twice as long each time: a store that fails for a
-/// reason is not to be kept busy with it.
+/// Back-off after the second failed flush in a row; it doubles with each further one. A store that
+/// fails for a reason should not be kept busy with retries.
 const RETRY_MS: i64 = 500;
-/// The longest wait: how much later than the store a shard may be there.
+/// Longest back-off: how much later than the store a shard may be back.
 const RETRY_MAX_MS: i64 = 8_000;
 
-/// The limits of one shard.
+/// Limits of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardLimits {
-    /// `dedup.horizon` in milliseconds.
+    /// Configured by `dedup.horizon`, in append time.
     pub dedup_horizon_ms: i64,
-    /// `dedup.max_ids`, per shard.
+    /// Configured by `dedup.max_ids`, per shard.
     pub dedup_max_ids: usize,
-    /// `flush.interval` in milliseconds.
+    /// Longest time between two flushes: `flush.interval`.
     pub flush_interval_ms: i64,
-    /// Bytes of open deltas at which a flush is due before its time.
+    /// Bytes of open deltas that trigger a flush before its interval. At twice this figure
+    /// the shard stops reading.
     pub max_delta_bytes: usize,
-    /// How long a committed batch is kept for queries that hold an older snapshot: the longest
-    /// time a query may take.
+    /// How long a committed batch is kept for queries that hold an older snapshot: the longest time
+    /// that a query may take.
     pub keep_flushed_ms: i64,
-    /// Number of shards, which says where a series belongs.
+    /// Number of shards, which decides where a series belongs.
     pub shard_count: u32,
-    /// Fault injection for tests of the quarantine: applying an event of the user with this hash
-    /// panics.
+    /// Fault injection for tests of the quarantine: applying an event of the user
+    /// with this hash panics.
     pub panic_on_user: Option<u64>,
 }
 
 impl ShardLimits {
-    /// The configured rule of de-duplication.
+    /// The configured de-duplication rule, with `max_ids` limited to what the index can hold.
     pub fn dedup_rule(&self) -> DedupRule {
         DedupRule {
             horizon_ms: self.dedup_horizon_ms,
@@ -64,7 +66,7 @@ impl ShardLimits {
     }
 }
 
-/// The rule that decides the record at `offset`.
+/// Switches to the rule in force at `offset`.
 fn apply_due_rules(
     dedup: &mut DedupIndex,
     ahead: &mut VecDeque<(Offset, DedupRule)>,
@@ -75,14 +77,14 @@ fn apply_due_rules(
     }
 }
 
-/// A record that is applied event by event, because whole records crashed the shard.
+/// A record that is applied event by event, because applying whole records crashed the shard.
 #[derive(Debug)]
 struct IsolatedRecord {
     record: LogRecord,
     index: u32,
 }
 
-/// The state of one owned shard.
+/// State of an owned shard.
 #[derive(Debug)]
 pub struct ShardState {
     limits: ShardLimits,
@@ -90,42 +92,42 @@ pub struct ShardState {
     log: LogId,
     epoch: Epoch,
     next: Offset,
-    /// Append time of the record before `next`, if that is known.
+    /// Append time of the record before `next`, if known.
     appended: Option<Millis>,
-    /// When the last record applied in this life was received.
+    /// Receive time of the last record applied in this life.
     received: Option<Millis>,
     dedup: DedupIndex,
-    /// Rules of later records: only who folds records once more has any.
+    /// Rules of later records, in offset order. Only recomputation has any.
     rules_ahead: VecDeque<(Offset, DedupRule)>,
     admission: SeriesAdmission,
     open: OpenBatch,
     open_since: Option<Millis>,
-    /// In which hour the first record of the open batch was received.
+    /// Hour of receipt of the first record in the open batch.
     open_hour: Option<Hour>,
-    /// Since when there has been nothing to flush, or when that was confirmed last.
+    /// Since when there has been nothing to flush, or when that was last confirmed with the store.
     idle_since: Option<Millis>,
     frozen: FrozenBatches,
     in_flight: bool,
     retry: bool,
-    /// Flushes that failed since the last that did not, and since when the next one waits.
+    /// Failed flushes in a row, and since when the next attempt has been backing off.
     failures: u32,
     waiting_since: Option<Millis>,
-    /// Events applied since the last flush began.
+    /// Events applied since the last flush began; checked against the accounting of the batch.
     events: u64,
     mode: ApplyMode,
-    /// End of the log, read after the shard was claimed. Until it is reached careful modes last,
-    /// and an owner before may have shown more.
+    /// End of the log, read after the claim. Until the shard reaches it, careful modes last, and a
+    /// previous owner may have answered with more than this one has applied.
     log_end: Offset,
     applied_since_flush: usize,
     suspects: Vec<SuspectEvent>,
     isolated: Option<IsolatedRecord>,
-    /// What comes next cannot be read by this build.
+    /// Why the next record cannot be applied: this build does not know its version.
     divergence: Option<LogDivergence>,
 }
 
 impl ShardState {
-    /// An owner that has just claimed the shard: empty aggregates at the checkpoint, and the recent
-    /// ids.
+    /// State of an owner that has just claimed the shard: no deltas, at the checkpoint,
+    /// with the recent ids.
     pub fn new(
         limits: ShardLimits,
         shard: ShardId,
@@ -136,8 +138,10 @@ impl ShardState {
     ) -> Self {
         let checkpoint = claim.checkpoint;
         let RecentIds { rules, blocks } = recent.into();
-        // Nobody who makes up ids knows the nonce.
+        // Clients choose ids but cannot know the nonce, so they cannot make ids
+        // collide in the table.
         let mut dedup = DedupIndex::new(limits.dedup_rule(), checkpoint.epoch.nonce);
+        // Each block is loaded under the rule that was in force when its records were applied.
         let mut rules_ahead = rules.0.into();
         for block in &blocks {
             apply_due_rules(&mut dedup, &mut rules_ahead, block.range.from);
@@ -165,8 +169,8 @@ impl ShardState {
             failures: 0,
             waiting_since: None,
             events: 0,
-            // Where nothing waits, nothing can have killed the starts before: they were moves from
-            // node to node.
+            // A shard with no backlog cannot have been killed by an event. The earlier starts were
+            // moves from node to node.
             mode: if checkpoint.next >= log_end {
                 ApplyMode::Normal
             } else {
@@ -180,7 +184,7 @@ impl ShardState {
         }
     }
 
-    /// Learns what was decided about the records below `to`, which are folded once more.
+    /// Sets the recorded decisions for the records below `to`, which are about to be applied again.
     pub fn apply_decisions(&mut self, decisions: &RangeDecisions, to: Offset) {
         self.admission.apply_recorded(&decisions.admitted, to);
         self.suspects.retain(|suspect| suspect.offset >= self.next);
@@ -192,48 +196,49 @@ impl ShardState {
         );
     }
 
-    /// Next offset to read.
+    /// Next offset to apply.
     pub fn next(&self) -> Offset {
         self.next
     }
 
-    /// Its shard.
+    /// The shard that this state belongs to.
     pub fn shard(&self) -> ShardId {
         self.shard
     }
 
-    /// Where the open batch begins: everything below is in the store, or on its way there.
+    /// First offset of the open batch: everything below is in the store or in flight to it.
     pub fn flushed_to(&self) -> Offset {
         self.open.from()
     }
 
-    /// Whether it is in the middle of a record that is applied event by event.
+    /// Whether the shard is in the middle of a record that is applied event by event.
     pub fn is_isolating(&self) -> bool {
         self.isolated.is_some()
     }
 
-    /// The owner's epoch.
+    /// Epoch of this owner.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Bytes of deltas that wait for their flush.
+    /// Bytes of open deltas.
     pub fn open_bytes(&self) -> usize {
         self.open.bytes()
     }
 
-    /// Append time of the last record applied, if it is known.
+    /// Append time of the last record applied, if known.
     pub fn appended(&self) -> Option<Millis> {
         self.appended
     }
 
-    /// The ids that it knows.
+    /// De-duplication index of the shard.
     pub fn dedup(&self) -> &DedupIndex {
         &self.dedup
     }
 
-    /// How many records it takes now: 0 while its memory bound is reached, before a record that it
-    /// cannot read or, after crashes, until the commit in flight ends.
+    /// How many records the shard takes now. It is 0 at twice `max_delta_bytes`, before a record
+    /// that this build cannot read, in the middle of an isolated record and, in careful modes,
+    /// until the commit in flight has ended.
     pub fn credit(&self) -> usize {
         if self.divergence.is_some()
             || self.open.bytes() >= self.limits.max_delta_bytes.saturating_mul(2)
@@ -248,8 +253,8 @@ impl ShardState {
         }
     }
 
-    /// One step. After a [`ShardEffect::MarkSuspect`] has been carried out, the shell steps with no
-    /// records, and the event is applied.
+    /// Handles one input. After a [`ShardEffect::MarkSuspect`] has been performed, the driver steps
+    /// with no records, and the marked event is applied.
     pub fn step(&mut self, input: ShardInput<'_>, effects: &mut Vec<ShardEffect>) {
         match input {
             ShardInput::Records(records) => self.on_records(records, effects),
@@ -264,8 +269,8 @@ impl ShardState {
         }
     }
 
-    /// Whether a flush that failed is to wait still. The first is tried again at once; a clock that
-    /// went back ends the wait.
+    /// Whether the retry of a failed flush has to wait. The first retry is immediate. A clock that
+    /// goes back ends the wait.
     fn must_wait(&mut self, now: Millis) -> bool {
         let pause = match self.failures {
             0 | 1 => 0,
@@ -281,6 +286,7 @@ impl ShardState {
             return;
         }
         if self.retry {
+            // A drain skips the back-off: the shard will not be here for another attempt.
             if !drain && self.must_wait(now) {
                 return;
             }
@@ -304,7 +310,8 @@ impl ShardState {
         }
     }
 
-    /// Whether a record of another hour has come, as far as there is a cadence at all.
+    /// Whether the last record was received in another hour than the first one of the open batch: a
+    /// flush is due at the end of an hour. Without a flush interval there is no such cadence.
     fn hour_has_ended(&self) -> bool {
         self.limits.flush_interval_ms < i64::MAX && self.open_hour != self.received.map(Hour::of)
     }
@@ -314,8 +321,8 @@ impl ShardState {
         if now.saturating_sub(since) >= self.limits.flush_interval_ms {
             self.idle_since = Some(now);
             if self.next == self.open.from() && self.isolated.is_none() {
-                // Nothing is open. What it knows of the batch before was for series that come again
-                // at once; an idle shard keeps no memory.
+                // Nothing is open. The previous batch is only kept for series that occur again
+                // soon, and an idle shard should not hold memory.
                 self.open = OpenBatch::new(self.next);
             }
             effects.push(ShardEffect::Confirm { next: self.open.from() });
@@ -340,7 +347,8 @@ impl ShardState {
         self.send_commit(effects);
     }
 
-    /// Hands the batch that is not in the store to it, for the first time or again.
+    /// Sends the uncommitted batch to the store, for the first time or as a retry. A retry repeats
+    /// the same bytes under the same guard.
     fn send_commit(&mut self, effects: &mut Vec<ShardEffect>) {
         if let Some(frozen) = self.frozen.uncommitted() {
             let (guard, batch) = (self.guard(frozen.range), frozen.batch.clone());
@@ -362,6 +370,8 @@ impl ShardState {
         self.failures = 0;
         if self.next >= self.log_end {
             self.mode = ApplyMode::Normal;
+        // The suspect record is behind the checkpoint; its neighbours go one by one,
+        // but as whole records.
         } else if self.mode == ApplyMode::Isolating {
             self.mode = ApplyMode::Careful { step: 1 };
         }

@@ -1,35 +1,30 @@
-//! What is asked of a shard's memory.
+//! Queries to a shard's memory.
 
 use crate::model::flush::AccountingDelta;
 use crate::model::window::Hour;
 
-/// What a query asks of the live deltas.
+/// A query for live deltas. Hours are `[from, to)`.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct LiveQuery<'a> {
-    /// Whose.
     pub tenant: &'a str,
-    /// Which metric.
     pub metric: &'a str,
-    /// First hour.
     pub from: Hour,
-    /// First hour behind.
     pub to: Hour,
-    /// Whether distinct users are wanted; otherwise the sketch may be left empty.
+    /// Whether distinct users are wanted; if not, their sketch may be left empty.
     pub distinct: bool,
-    /// Whether quantiles are wanted; otherwise the sketch may be left empty.
+    /// Whether quantiles are wanted; if not, their sketch may be left empty.
     pub quantiles: bool,
-    /// Whether the metric's overflow series is wanted, whatever the matchers say.
+    /// Whether the metric's overflow series is wanted, regardless of the matchers.
     pub overflow: bool,
 }
 
-/// What is asked of the accounting above the checkpoint.
+/// A query for the accounting above the checkpoint. `[from, to)` are hours of receipt.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct AccountingQuery<'a> {
-    /// Whose.
     pub tenant: &'a str,
-    /// First hour of receipt.
     pub from: Hour,
-    /// First hour behind.
     pub to: Hour,
 }
 

@@ -1,5 +1,5 @@
-//! Records that no gateway of this cluster wrote, or that another release did: what they may not
-//! do.
+//! Records that no gateway of this cluster wrote, or that another release wrote: what
+//! they must not do.
 
 use bytes::Bytes;
 
@@ -14,7 +14,7 @@ use crate::model::series::{Series, SeriesId};
 
 const SHARDS: u32 = 4;
 
-/// A record of one event for each of the entries.
+/// A record with one event per entry.
 fn payload(tenant: &str, entries: &[(SeriesId, Vec<u8>)], id: &str) -> Vec<u8> {
     let series = entries.iter().map(|(id, key)| SeriesEntry { id: &id.0, key }).collect();
     let event = |at| RecordEvent {
@@ -34,7 +34,7 @@ fn payload(tenant: &str, entries: &[(SeriesId, Vec<u8>)], id: &str) -> Vec<u8> {
     bytes
 }
 
-/// The first series of the tenant that belongs to this shard, from `turn` on.
+/// The first series of the tenant, counting from `turn`, that belongs to this shard.
 fn entry(tenant: &str, shard: u32, turn: u32) -> (SeriesId, Vec<u8>) {
     let mut all = (turn..).map(|page| {
         let key = Series::new(tenant, "views", [("page".to_owned(), page.to_string())]).key();
@@ -47,7 +47,7 @@ fn ours(id: &str) -> Vec<u8> {
     payload("shop", &[entry("shop", 1, 0)], id)
 }
 
-/// A record of a release to come.
+/// A record of a future release.
 fn newer(id: &str) -> Vec<u8> {
     let mut bytes = ours(id);
     assert_eq!(bytes[1], record::VERSION);
@@ -102,7 +102,7 @@ impl Run {
             .collect()
     }
 
-    /// What a flush holds now: events counted, and what was set aside.
+    /// What a flush would hold now: the number of events counted, and the quarantined events.
     fn flush(&mut self) -> (OffsetRange, u64, Vec<QuarantineRow>) {
         self.effects.clear();
         self.state.step(ShardInput::Tick { now: 0, drain: true }, &mut self.effects);
@@ -122,7 +122,7 @@ impl Run {
 fn a_record_of_an_unknown_version_stops_the_shard_and_what_lies_below_is_flushed() {
     for attempts in [1, 100] {
         let mut run = Run::new(attempts, vec![]);
-        // Alone, event by event, after many starts: the same.
+        // The same when isolated event by event, after many starts.
         run.feed(0, vec![newer("x"), ours("c")]);
         assert_eq!(
             run.stops(),
@@ -205,7 +205,7 @@ fn flushing() -> ShardState {
     run.state
 }
 
-/// Whether a tick offers the flush again.
+/// Whether a tick sends the commit again.
 fn offers(state: &mut ShardState, now: Millis, drain: bool) -> bool {
     let mut effects = Vec::new();
     state.step(ShardInput::Tick { now, drain }, &mut effects);
