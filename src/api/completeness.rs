@@ -32,8 +32,8 @@ pub struct MissingShard {
     pub shard: u32,
     /// The cause, as one fixed word.
     #[cfg_attr(test, schemars(extend("enum" = [
-            "behind", "stopped", "recovering", "moved",
-            "unavailable", "unreachable", "overloaded", "too_large"
+    "behind", "stopped", "recovering", "moved",
+    "unavailable", "unreachable", "overloaded", "too_large"
     ])))]
     pub reason: String,
     /// How far the shard is behind, in milliseconds; absent if it did not answer.

@@ -63,12 +63,12 @@ impl schemars::JsonSchema for Point {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let figure = serde_json::json!({"type": ["number", "string", "null"]});
         schemars::json_schema!({
-                "description": "One bucket: its start `t`, and a value for each aggregate; null if no \
-                                event of the bucket has a value.",
-            "type": "object",
-            "required": ["t"],
-            "properties": {"t": {"type": "string", "format": "date-time"}},
-            "additionalProperties": figure,
-        })
+        "description": "One bucket: its start `t`, and a value for each aggregate; null if no \
+                        event of the bucket has a value.",
+                "type": "object",
+                "required": ["t"],
+                "properties": {"t": {"type": "string", "format": "date-time"}},
+                "additionalProperties": figure,
+            })
     }
 }

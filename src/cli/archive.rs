@@ -44,10 +44,10 @@ enum Command {
     /// Archive now what a node has applied so far, and wait until it is done
     #[command(after_help = "Examples:
   rollmill archive flush
-    rollmill archive flush --url http://node-2:8080 --timeout 300
-  
-  A node archives its own shards: in a cluster, run this against every node. Records that are not
-  in the store yet are flushed first, within flush.interval.")]
+  rollmill archive flush --url http://node-2:8080 --timeout 300
+
+A node archives its own shards: in a cluster, run this against every node. Records that are not
+in the store yet are flushed first, within flush.interval.")]
     Flush {
         /// Longest wait, in seconds
         #[arg(long, default_value_t = 120)]

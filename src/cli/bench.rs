@@ -27,21 +27,21 @@ const COUNTS: std::ops::RangeInclusive<u64> = 1..=99_999_999;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-    rollmill bench                                     300-byte events, 1,000 series, batches of 100
-    rollmill bench --bytes 4096 --seconds 30
-    rollmill bench --series 1000000 --warm-up          a million series that exist already
-    rollmill bench --batch 1 --connections 64          one event per request
-    rollmill bench --queries                           single series, and sums of 1,000 series
-    rollmill bench --compare victoria-metrics          the same events and queries for both
-    rollmill bench --url 127.0.0.1:8080 --json
-  
-  A lost connection is reopened, and the same events are sent again with the same ids, for up to a
-  minute: a server may be killed meanwhile. Exit code 0: exactly the acknowledged events are
-  counted. 1: they are not, or some requests had no answer.
-  
-  Without --url it starts a server of its own on a temporary directory, and also measures its CPU,
-  memory and disk. Load generator and server share this machine, so CPU seconds per million events
-  are more reliable than events per second.")]
+  rollmill bench                                     300-byte events, 1,000 series, batches of 100
+  rollmill bench --bytes 4096 --seconds 30
+  rollmill bench --series 1000000 --warm-up          a million series that exist already
+  rollmill bench --batch 1 --connections 64          one event per request
+  rollmill bench --queries                           single series, and sums of 1,000 series
+  rollmill bench --compare victoria-metrics          the same events and queries for both
+  rollmill bench --url 127.0.0.1:8080 --json
+
+A lost connection is reopened, and the same events are sent again with the same ids, for up to a
+minute: a server may be killed meanwhile. Exit code 0: exactly the acknowledged events are
+counted. 1: they are not, or some requests had no answer.
+
+Without --url it starts a server of its own on a temporary directory, and also measures its CPU,
+memory and disk. Load generator and server share this machine, so CPU seconds per million events
+are more reliable than events per second.")]
 pub(super) struct BenchArgs {
     /// Size of one event in bytes
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(200..=8_192))]

@@ -97,10 +97,8 @@ impl ServerArgs {
     }
 }
 
-/// Decodes an answer into its API type.
-///
-/// # Errors
-/// If the server is of a release whose answers are incompatible.
+/// Decodes an answer into its API type. Fails if the server is of a release
+/// whose answers are incompatible.
 pub(super) fn decode_answer<T: serde::de::DeserializeOwned>(
     answer: &serde_json::Value,
 ) -> anyhow::Result<T> {
@@ -186,10 +184,7 @@ impl ServerClient {
         self.answer(request.call())
     }
 
-    /// Sends a POST request.
-    ///
-    /// # Errors
-    /// Those of [`Self::get`].
+    /// Sends a POST request. Fails as [`Self::get`] does.
     pub(super) fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<HttpAnswer, String> {
         let mut request =
             self.agent.post(format!("{}{path}", self.address)).header("content-type", kind);

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::client::ServerArgs;
 
-/// A node that takes longer counts as not ready. Shorter than the health check timeout of the
-/// container image.
+/// A node that takes longer counts as not ready. Shorter than the health check timeout
+/// of the container image.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]

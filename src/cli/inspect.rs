@@ -18,7 +18,7 @@ use crate::model::suggest::nearest_name;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill metrics
-    rollmill metrics --json --url http://10.0.0.5:8080 --key $KEY")]
+  rollmill metrics --json --url http://10.0.0.5:8080 --key $KEY")]
 pub(super) struct MetricsArgs {
     /// Print the answer of the server unchanged, as JSON
     #[arg(long)]

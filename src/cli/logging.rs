@@ -14,8 +14,8 @@ use crate::telemetry;
 
 /// Largest write that a pipe takes without blocking once it is writable (PIPE_BUF).
 const AT_ONCE: usize = 4096;
-/// How long to wait for a stalled reader. After one timeout there is no more waiting until it reads
-/// again.
+/// How long to wait for a stalled reader. After one timeout there is no more waiting
+/// until it reads again.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 

@@ -29,8 +29,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, ConfigErrors, key};
 use crate::node::permissions;
 
-/// Exact metrics from billions of events: takes events over HTTP, answers time series a second
-/// later.
+/// Exact metrics from billions of events: takes events over HTTP, answers time
+/// series a second later.
 #[derive(Debug, Parser)]
 #[command(
     name = "rollmill",
@@ -136,8 +136,8 @@ pub fn check(args: &[&str]) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 141 if standard output
-/// was closed.
+/// Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 141 if
+/// standard output was closed.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     // Before anything is written: files of the node are private to its user.

@@ -17,7 +17,7 @@ enum QuarantineCommand {
     /// List the quarantined events
     #[command(after_help = "Examples:
   rollmill quarantine list
-    rollmill quarantine list --all --json --url http://10.0.0.5:8080 --key $KEY")]
+  rollmill quarantine list --all --json --url http://10.0.0.5:8080 --key $KEY")]
     List {
         /// List discarded events, too
         #[arg(long)]
@@ -128,8 +128,8 @@ fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Applies an operation to each event. Continues after a refusal, so that one event does not block
-/// the others.
+/// Applies an operation to each event. Continues after a refusal, so that one event does
+/// not block the others.
 #[allow(clippy::print_stdout)] // the output of the command
 fn apply_to_each(
     server: &ServerArgs,

@@ -17,17 +17,17 @@ use crate::recompute::rebuild::RebuildReport;
 #[command(after_help = "Examples:
   rollmill rebuild --data ./data --dry-run
   rollmill rebuild --data ./data && rollmill verify --data ./data
-    ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill \
-                          rollmill rebuild --config rollmill.toml
-  
-  Stop the servers and move the old store away first. An interrupted rebuild continues when it
-  is run again; until it is done, no server starts on its store. Use the servers' configuration:
-  the limits of de-duplication and series decide again about records that were not archived yet.
-  
-  The archive does not hold, and so the new store lacks: whether a quarantined event was released
-  or discarded after it was archived (it is quarantined again), and what has expired.
-  
-  Exit code 0: the store is rebuilt. 1: it is not, and no server starts on what exists so far.")]
+  ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill \
+                        rollmill rebuild --config rollmill.toml
+
+Stop the servers and move the old store away first. An interrupted rebuild continues when it
+is run again; until it is done, no server starts on its store. Use the servers' configuration:
+the limits of de-duplication and series decide again about records that were not archived yet.
+
+The archive does not hold, and so the new store lacks: whether a quarantined event was released
+or discarded after it was archived (it is quarantined again), and what has expired.
+
+Exit code 0: the store is rebuilt. 1: it is not, and no server starts on what exists so far.")]
 pub(super) struct RebuildArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]

@@ -33,16 +33,16 @@ use super::client::ServerArgs;
     after_help = "Examples:
   rollmill send events.ndjson
   rollmill send logs/ 'more/*.ndjson.gz' --resume sent.json --rejects bad.ndjson
-    rollmill send flights.csv.gz --metric delay --time event_time --value dep_delay \
-    --label origin=origin --resume flights.sent
-    rollmill send export.csv --metric-column sensor --time seconds --time-unit s \
-    --value reading --delimiter ';' --decimal-comma
-    tail -F events.ndjson | rollmill send -
-  
-  Reads NDJSON, a JSON array, or CSV with a header; plain, gzip or zstd. A partial batch is sent after
-  a second. Sent twice, a file counts twice, unless --resume records what was sent.
-  
-  Exit code 0: every event was accepted. 1: some were refused, or not everything was sent."
+  rollmill send flights.csv.gz --metric delay --time event_time --value dep_delay \
+  --label origin=origin --resume flights.sent
+  rollmill send export.csv --metric-column sensor --time seconds --time-unit s \
+  --value reading --delimiter ';' --decimal-comma
+  tail -F events.ndjson | rollmill send -
+
+Reads NDJSON, a JSON array, or CSV with a header; plain, gzip or zstd. A partial batch is sent after
+a second. Sent twice, a file counts twice, unless --resume records what was sent.
+
+Exit code 0: every event was accepted. 1: some were refused, or not everything was sent."
 )]
 pub(super) struct SendArgs {
     /// Files, directories or patterns to send; - is standard input
@@ -69,8 +69,8 @@ pub(super) struct SendArgs {
     /// CSV: a label, and the column that holds it
     #[arg(long, value_name = "LABEL=COLUMN", requires = "csv", value_parser = label)]
     label: Vec<(String, String)>,
-    /// CSV: delimiter, one character or `tab` [default: the most frequent of , ; tab | in the
-    /// header]
+    /// CSV: delimiter, one character or `tab` [default: the most frequent of , ; tab
+    /// | in the header]
     #[arg(long, requires = "csv", value_parser = delimiter)]
     delimiter: Option<u8>,
     /// CSV: values are written as 1.234,5

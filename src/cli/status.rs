@@ -10,10 +10,10 @@ use crate::api::status::StatusAnswer;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill status
-    rollmill status --json --url http://10.0.0.5:8080 --key $KEY
-  
-  Exit code 0: every shard has an owner that keeps up. 1: one has none or is stale, or the node
-  cannot tell.")]
+  rollmill status --json --url http://10.0.0.5:8080 --key $KEY
+
+Exit code 0: every shard has an owner that keeps up. 1: one has none or is stale, or the node
+cannot tell.")]
 pub(super) struct StatusArgs {
     /// Print the answer of the server unchanged, as JSON
     #[arg(long)]
@@ -182,17 +182,17 @@ mod tests {
     fn a_table_names_owner_and_problem() {
         let answer = StatusAnswer::deserialize(json!({
             "healthy": false, "store": "the store failed",
-                        "nodes": [{
-                            "name": "a", "roles": ["gateway", "shards"], "version": "1",
-                            "uptime_ms": 1_000, "not_ready": null, "shards": 1,
-                        }],
-                        "shards": [
-                            {"shard": 0, "owner": "here", "node": "a", "epoch": 3, "next": 9, "end": 10,
-                             "lag": 1, "age_ms": 12_000, "archived": 4, "archive_lag": 5, "attempts": 0,
-                             "problem": "stale"},
-                            {"shard": 1, "owner": "none", "node": null, "problem": "no_owner"},
-                            {"shard": 2, "owner": "here", "node": "a", "problem": "stopped",
-                             "why": "the log is corrupt"}],
+            "nodes": [{
+                "name": "a", "roles": ["gateway", "shards"], "version": "1",
+                "uptime_ms": 1_000, "not_ready": null, "shards": 1,
+            }],
+            "shards": [
+                {"shard": 0, "owner": "here", "node": "a", "epoch": 3, "next": 9, "end": 10,
+                 "lag": 1, "age_ms": 12_000, "archived": 4, "archive_lag": 5, "attempts": 0,
+                 "problem": "stale"},
+                {"shard": 1, "owner": "none", "node": null, "problem": "no_owner"},
+                {"shard": 2, "owner": "here", "node": "a", "problem": "stopped",
+                 "why": "the log is corrupt"}],
         }));
         let answer = answer.expect("an answer of an older release");
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();

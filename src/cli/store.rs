@@ -37,8 +37,8 @@ enum Command {
     #[command(after_help = "Example:
   ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill store migrate")]
     Migrate {
-        /// URL of the database; leave the password out if others see this machine's processes
-        /// [default: store.url]
+        /// URL of the database; leave the password out if others see this
+        /// machine's processes [default: store.url]
         #[arg(long)]
         url: Option<String>,
         /// The server's configuration file, if it has one

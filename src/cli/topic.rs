@@ -20,10 +20,10 @@ enum Command {
     /// Create the topic: one partition per shard, unlimited retention, LogAppendTime, and a log id
     #[command(after_help = "Examples:
   rollmill topic create --config rollmill.toml
-    ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 \
-                              rollmill topic create --if-missing
-  
-  Exit code 1: the topic exists, but a node would refuse it. The output says how to fix it.")]
+  ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 \
+                            rollmill topic create --if-missing
+
+Exit code 1: the topic exists, but a node would refuse it. The output says how to fix it.")]
     Create {
         /// If the topic exists, show and check it as describe does
         #[arg(long)]
@@ -40,13 +40,13 @@ Exit code 1: a setting is not as a node expects it. The output says how to fix i
     Describe(Options),
     /// Move the cluster from another topic to the configured one; all nodes must be stopped
     #[command(after_help = "Example:
-    rollmill topic move --config rollmill.toml --from rollmill --dry-run
-  
-  kafka.topic of the configuration is the new topic, which must not exist yet. Everything in the
-  old topic is flushed and archived first. Offsets continue, so that retries are recognised and
-  `rollmill verify` covers old and new records. It may be killed at any time: run it again. No node
-  starts before it is done. The old topic is not deleted, but no node opens it any more. For
-  `rollmill rebuild`, the old log is a --former-log.")]
+  rollmill topic move --config rollmill.toml --from rollmill --dry-run
+
+kafka.topic of the configuration is the new topic, which must not exist yet. Everything in the
+old topic is flushed and archived first. Offsets continue, so that retries are recognised and
+`rollmill verify` covers old and new records. It may be killed at any time: run it again. No node
+starts before it is done. The old topic is not deleted, but no node opens it any more. For
+`rollmill rebuild`, the old log is a --former-log.")]
     Move {
         /// Topic that the cluster uses now
         #[arg(long, value_name = "TOPIC")]
@@ -202,7 +202,7 @@ fn json(topic: &TopicDescription) -> serde_json::Value {
         "cluster": topic.cluster,
         "log": topic.log.map(|log| log.to_string()),
         "partitions": topic.partitions,
-                "surplus_partitions": surplus,
+        "surplus_partitions": surplus,
         "replication": topic.replication,
         "under_replicated": numbers(&topic.under_replicated),
         "leaderless": numbers(&topic.leaderless),

@@ -1,6 +1,6 @@
-//! Handlers for operators and administrators. Status and expiry need the scope `operator`. The
-//! quarantine needs `admin` for the tenant's own events, and `operator` for records without a known
-//! tenant.
+//! Handlers for operators and administrators. Status and expiry need the scope `operator`.
+//! The quarantine needs `admin` for the tenant's own events, and `operator` for records
+//! without a known tenant.
 
 use std::sync::Arc;
 
@@ -208,11 +208,15 @@ async fn event_place(
     json_body(gateway, tenant, headers, body, "{\"shard\":…,\"offset\":…,\"index\":…}").await
 }
 
-async fn run_operation<T: serde::Serialize + Send + 'static>(
+async fn run_operation<T, F>(
     gateway: &Gateway,
     tenant: &Arc<str>,
-    work: impl FnOnce(&dyn QuarantineService, &QueryBudget) -> Result<T, OperateError> + Send + 'static,
-) -> Result<Response, ApiError> {
+    work: F,
+) -> Result<Response, ApiError>
+where
+    T: serde::Serialize + Send + 'static,
+    F: FnOnce(&dyn QuarantineService, &QueryBudget) -> Result<T, OperateError> + Send + 'static,
+{
     let quarantine = gateway.deps.quarantine.clone();
     let answer = gateway.run_blocking(tenant, move |budget| work(&*quarantine, budget)).await?;
     Ok(json(read_routes::json(&answer)?))

@@ -68,8 +68,8 @@ impl AdmissionControl {
         Ok(())
     }
 
-    /// Refunds events that were not stored, so that they do not cause the refusal of their own
-    /// retry.
+    /// Refunds events that were not stored, so that they do not cause the refusal
+    /// of their own retry.
     pub fn refund(&self, tenant: &Arc<str>, events: usize) {
         if let Some(mut bucket) = self.buckets.get_mut(tenant) {
             bucket.tokens = (bucket.tokens + events as f64).min(self.burst);

@@ -1,6 +1,6 @@
-//! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer KEY`.
-//! Interfaces whose existing clients support nothing else also take a key as the password of
-//! `Authorization: Basic`.
+//! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer
+//! KEY`. Interfaces whose existing clients support nothing else also take a key as the
+//! password of `Authorization: Basic`.
 //!
 //! The tenant follows from the key alone. Without a keys file every request is tenant `default`
 //! with all scopes, and the node listens on loopback only.
@@ -29,8 +29,8 @@ pub struct KeyTable {
     tenants: usize,
 }
 
-/// Builds a key from random bytes. Returns the plain key, which is shown once, its prefix, and its
-/// hash.
+/// Builds a key from random bytes. Returns the plain key, which is shown once, its
+/// prefix, and its hash.
 pub fn new_key(random: [u8; 24]) -> (String, String, String) {
     let plain = format!("rm_{}", hex(&random));
     let prefix = plain[..PREFIX_BYTES].to_owned();
@@ -102,8 +102,8 @@ impl KeyTable {
         self.tenant_of(authorization(headers, "bearer"), scope, now)
     }
 
-    /// Like [`Self::authenticate`], but also accepts the key as the password of `Basic`, with any
-    /// user name.
+    /// Like [`Self::authenticate`], but also accepts the key as the password of `Basic`,
+    /// with any user name.
     ///
     /// # Errors
     /// As [`Self::authenticate`].

@@ -1,8 +1,8 @@
 //! Answers as CSV (RFC 4180): one row per point, numbers with all their digits.
 //!
 //! Label values are written unchanged, even those that a spreadsheet takes for a formula. CSV
-//! cannot mark a cell as text, and a quote in front would change the value for every other reader.
-//! docs/api.md documents this.
+//! cannot mark a cell as text, and a quote in front would change the value for every other
+//! reader. docs/api.md documents this.
 
 use super::error::ApiError;
 use super::render::{self, DecimalFormat};
@@ -22,10 +22,8 @@ pub struct CsvAnswer {
     pub completeness: String,
 }
 
-/// Renders an answer as CSV.
-///
-/// # Errors
-/// If the query was cancelled meanwhile or exceeded its memory budget.
+/// Renders an answer as CSV. Fails if the query was cancelled meanwhile or
+/// exceeded its memory budget.
 pub(super) fn table(
     answer: &mut QueryOutput<'_>,
     decimals: DecimalFormat,

@@ -50,10 +50,8 @@ impl BodyReservation {
         shares::reserve(&gateway.shares.inflight, tenant, 0).map(Self)
     }
 
-    /// Grows the reservation to `bytes`, if it is smaller.
-    ///
-    /// # Errors
-    /// 429 or 503 if too many bytes are in flight.
+    /// Grows the reservation to `bytes`, if it is smaller. Fails with 429 or 503 if too many
+    /// bytes are in flight.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         let more = (bytes as u64).saturating_sub(self.0.amount());
         if more > 0 {

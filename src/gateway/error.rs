@@ -1,5 +1,5 @@
-//! Errors of the gateway: one shape, `{"error": {"code", "message", "details"}}`, and `Retry-After`
-//! on every overload.
+//! Errors of the gateway: one shape, `{"error": {"code", "message", "details"}}`, and
+//! `Retry-After` on every overload.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

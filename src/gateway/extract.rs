@@ -1,5 +1,5 @@
-//! Extraction of parameters, path segments and the idempotency key from a request, and the errors
-//! for invalid ones.
+//! Extraction of parameters, path segments and the idempotency key from a request, and the
+//! errors for invalid ones.
 
 use std::sync::Arc;
 
@@ -23,10 +23,8 @@ pub(super) fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// The header `Idempotency-Key`; `None` if it is missing.
-///
-/// # Errors
-/// 400 if it is empty, longer than 100 bytes or not ASCII.
+/// The header `Idempotency-Key`; `None` if it is missing. Fails with 400 if it is empty, longer
+/// than 100 bytes or not ASCII.
 pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     match headers.get("idempotency-key").map(HeaderValue::to_str) {
         None => Ok(None),
@@ -38,21 +36,16 @@ pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiErr
     }
 }
 
-/// A decoded segment of the path.
-///
-/// # Errors
-/// 400 if it does not decode to UTF-8.
+/// A decoded segment of the path. Fails with 400 if it does not decode to UTF-8.
 pub(super) fn path_segment(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
     path.map(|Path(part)| part).map_err(|_| {
         ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8")
     })
 }
 
-/// Decodes a query string. Broken escapes and invalid UTF-8 are errors: a lenient decoder would
-/// guess, and answer a different question.
-///
-/// # Errors
-/// 400 names the parameter that does not decode.
+/// Decodes a query string. Broken escapes and invalid UTF-8 are errors: a lenient decoder
+/// would guess, and answer a different question. Fails with 400, naming the parameter
+/// that does not decode.
 pub(super) fn decode_query(RawQuery(query): QueryString) -> Result<ParamList, ApiError> {
     let query = query.unwrap_or_default();
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
@@ -86,10 +79,7 @@ fn percent_decode(text: &str) -> Option<String> {
 
 /// Decodes the parameters and refuses those that are not `known`. Every route reads its parameters
 /// here or passes them to code that does the same. It does so after authentication, so that
-/// strangers do not learn what a route takes.
-///
-/// # Errors
-/// 400: those of [`super::params::QueryParams::read`].
+/// strangers do not learn what a route takes. Fails as [`super::params::QueryParams::read`] does.
 pub(super) fn checked_params(query: QueryString, known: &[&str]) -> Result<ParamList, ApiError> {
     let given = decode_query(query)?;
     super::params::QueryParams::read(&given, known)?;

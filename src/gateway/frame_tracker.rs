@@ -153,18 +153,18 @@ mod tests {
     proptest! {
         #[test]
         fn how_the_bytes_come_in_does_not_matter(
-                        messages in prop::collection::vec(
-                            (prop::collection::vec(0_usize..300, 1..4), any::<bool>()),
-                            1..6,
-                        ),
+            messages in prop::collection::vec(
+                (prop::collection::vec(0_usize..300, 1..4), any::<bool>()),
+                1..6,
+            ),
             cut in any::<prop::sample::Index>(),
             step in 1_usize..50,
         ) {
             let mut stream = Vec::new();
             for (parts, ping) in &messages {
                 for (at, payload) in parts.iter().enumerate() {
-                                        let opcode = if at == 0 { TEXT } else { MORE };
-                                        stream.extend(frame(opcode, at + 1 == parts.len(), *payload));
+                    let opcode = if at == 0 { TEXT } else { MORE };
+                    stream.extend(frame(opcode, at + 1 == parts.len(), *payload));
                     stream.extend(ping.then(|| frame(PING, true, 7)).unwrap_or_default());
                 }
             }

@@ -1,5 +1,5 @@
-//! The series interner: labels are parsed, checked, hashed and routed once per distinct (tenant,
-//! metric, label bytes).
+//! The series interner: labels are parsed, checked, hashed and routed once per distinct
+//! (tenant, metric, label bytes).
 //!
 //! It is a two-generation cache, bounded in entries and bytes: when the current generation is full,
 //! it becomes the previous one, and entries still in use are copied back. Equality is decided by
@@ -61,9 +61,7 @@ impl Interner {
     }
 
     /// The series of these label bytes; on a miss, `parse` reads and checks them.
-    ///
-    /// # Errors
-    /// Those of `parse`.
+    /// Fails as `parse` does.
     pub fn intern(
         &self,
         tenant: &str,

@@ -1,7 +1,7 @@
-//! Finds where the parts of a JSON text begin and end, without validating them: whatever lies
-//! between two commas is one event, however broken, so that it alone is refused. Only strings and
-//! brackets must be closed. Works on bytes, so that invalid UTF-8 affects only the event that
-//! contains it.
+//! Finds where the parts of a JSON text begin and end, without validating them: whatever
+//! lies between two commas is one event, however broken, so that it alone is refused. Only
+//! strings and brackets must be closed. Works on bytes, so that invalid UTF-8 affects only
+//! the event that contains it.
 
 use std::ops::Range;
 
@@ -144,10 +144,8 @@ fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, ScanError> 
     }
 }
 
-/// The object or array that begins at `from` and is followed by white space only.
-///
-/// # Errors
-/// If it is not closed, or something follows it.
+/// The object or array that begins at `from` and is followed by white space only. Fails if the
+/// value is not closed, or something follows it.
 pub(super) fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, ScanError> {
     let end = value_end(text, from, true)?;
     match skip_space(text, end) {
@@ -159,10 +157,8 @@ pub(super) fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, Scan
 }
 
 /// The elements of the array that begins at `from`, and where it ends. Stops after `max` + 1, which
-/// is enough to see that there are too many. Nothing between two commas is an empty element.
-///
-/// # Errors
-/// If the elements cannot be separated.
+/// is enough to see that there are too many. Nothing between two commas is an empty element. Fails
+/// if the elements cannot be separated.
 pub(super) fn elements(
     text: &[u8],
     from: usize,
@@ -332,36 +328,36 @@ mod tests {
 
     proptest! {
         #[test]
-                fn elements_are_those_of_the_json_parser(
-                    values in proptest::collection::vec(".{0,40}", 0..8),
-                    spaces in "[ \n\t]{0,3}",
-                ) {
-                    let array: Vec<_> = values
-                        .iter()
-                        .map(|text| serde_json::json!({"k": text, text: [text]}).to_string())
-                        .collect();
+        fn elements_are_those_of_the_json_parser(
+            values in proptest::collection::vec(".{0,40}", 0..8),
+            spaces in "[ \n\t]{0,3}",
+        ) {
+            let array: Vec<_> = values
+                .iter()
+                .map(|text| serde_json::json!({"k": text, text: [text]}).to_string())
+                .collect();
             let text = format!("[{spaces}{}{spaces}]", array.join(&format!("{spaces},{spaces}")));
             let found = split(&text).unwrap();
             prop_assert_eq!(found, array.iter().map(String::as_str).collect::<Vec<_>>());
         }
 
         #[test]
-                fn no_bytes_are_out_of_its_bounds(noise in proptest::collection::vec(
-                    prop_oneof![
-                        Just(b'"'), Just(b'\\'), Just(b'['), Just(b']'),
-                        Just(b'{'), Just(b'}'), Just(b','), Just(b':'), any::<u8>(),
-                    ],
-                    0..60,
-                )) {
+        fn no_bytes_are_out_of_its_bounds(noise in proptest::collection::vec(
+            prop_oneof![
+                Just(b'"'), Just(b'\\'), Just(b'['), Just(b']'),
+                Just(b'{'), Just(b'}'), Just(b','), Just(b':'), any::<u8>(),
+            ],
+            0..60,
+        )) {
             let text = [b"[".as_slice(), &noise].concat();
             if let Ok((found, end)) = elements(&text, 0, 3) {
-                                let inside = found.iter().all(|range| range.end <= end);
-                                prop_assert!(end <= text.len() && found.len() <= 4 && inside);
+                let inside = found.iter().all(|range| range.end <= end);
+                prop_assert!(end <= text.len() && found.len() <= 4 && inside);
             }
             let text = [b"{".as_slice(), &noise].concat();
             for member in JsonMembers::of(&text, 0).flatten() {
-                                let JsonMember { name, value } = member;
-                                prop_assert!(name.end <= value.start && value.end <= text.len());
+                let JsonMember { name, value } = member;
+                prop_assert!(name.end <= value.start && value.end <= text.len());
             }
             let _ = whole_value(&text, 0).map_err(|broken| broken.describe(&text));
         }

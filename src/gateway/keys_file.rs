@@ -26,8 +26,8 @@ pub enum Scope {
     Read,
     /// Release and discard quarantined events of the own tenant.
     Admin,
-    /// Operate the node: `/metrics`, the status, records without a known tenant. Sees no tenant's
-    /// events.
+    /// Operate the node: `/metrics`, the status, records without a known tenant.
+    /// Sees no tenant's events.
     Operator,
 }
 
@@ -111,10 +111,8 @@ pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     }
 }
 
-/// Edits a keys file, creating it if it is missing. If `change` fails, nothing is written.
-///
-/// # Errors
-/// Those of [`read`] and of `change`, and failures to write.
+/// Edits a keys file, creating it if it is missing. If `change` fails, nothing is written. Fails as
+/// [`read`] and `change` do, or if the file cannot be written.
 pub fn edit<T>(
     path: &Path,
     change: impl FnOnce(&mut KeysFile) -> Result<T, String>,

@@ -53,8 +53,8 @@ use crate::query::service::QueryService;
 /// Whether the node is ready for a role, or for all of its own if `None`; the error says why not.
 pub type ReadyCheck = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
 
-/// Metric names of a tenant: how many it may use, and how many it uses. `None` on a node without
-/// shards.
+/// Metric names of a tenant: how many it may use, and how many it uses. `None` on
+/// a node without shards.
 pub type MetricNameUsage = Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + Sync>;
 
 /// What the gateway depends on.
@@ -108,8 +108,8 @@ pub struct Gateway {
     stopping: tokio::sync::watch::Sender<bool>,
 }
 
-/// Bodies from this size on are parsed off the event loop: on it they would delay every other
-/// connection's answers.
+/// Bodies from this size on are parsed off the event loop: on it they would delay
+/// every other connection's answers.
 const LARGE: usize = 1 << 20;
 /// The same threshold while several tenants share the node. A body of this size may hold thousands
 /// of events, and a tenant must not wait for another's.
@@ -117,10 +117,7 @@ const LARGE_AMONG_SEVERAL: usize = 64 << 10;
 
 impl Gateway {
     /// Parses a body. A large one goes to the reader pool, where tenants take turns and threads run
-    /// below the priority of the event loop.
-    ///
-    /// # Errors
-    /// Those of `work`; 500 if it panics.
+    /// below the priority of the event loop. Fails as `work` does, with 500 if it panics.
     async fn read_in_turn<T: Send + 'static>(
         self: &Arc<Self>,
         tenant: &Arc<str>,

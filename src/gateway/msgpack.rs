@@ -271,8 +271,8 @@ fn time(token: Token<'_>) -> TimeField<'_> {
     }
 }
 
-/// Floats become decimals by their shortest text, so that 0.1 stays 0.1; NaN and infinities are
-/// invalid.
+/// Floats become decimals by their shortest text, so that 0.1 stays 0.1; NaN
+/// and infinities are invalid.
 fn number(token: Token<'_>) -> NumberField<'_> {
     match token {
         Token::Nil => NumberField::Null,

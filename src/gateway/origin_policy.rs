@@ -3,9 +3,9 @@
 //!
 //! Without keys, the loopback address is all that protects a node, and any page in a browser on
 //! this machine can send requests there. So `Host` must name the node itself, which stops DNS
-//! rebinding (a page whose own name resolves to 127.0.0.1), and `Origin` must be the node's own or
-//! one of `server.cors_origins`. With keys no check is needed: a browser never sends a bearer token
-//! by itself.
+//! rebinding (a page whose own name resolves to 127.0.0.1), and `Origin` must be the node's own
+//! or one of `server.cors_origins`. With keys no check is needed: a browser never sends a
+//! bearer token by itself.
 
 use std::net::IpAddr;
 
@@ -64,10 +64,8 @@ impl OriginPolicy {
         })
     }
 
-    /// Checks host and origin of a request to a node without keys.
-    ///
-    /// # Errors
-    /// 421 for a foreign host name, 403 for a page of another site.
+    /// Checks host and origin of a request to a node without keys. Fails with 421 for a foreign
+    /// host name, 403 for a page of another site.
     fn check_keyless(&self, request: &Request) -> Result<(), ApiError> {
         let path = request.uri().path();
         // Load balancers probe these under any host name.
@@ -140,10 +138,8 @@ fn name_of(host: &str) -> Option<&str> {
     Some(name).filter(|name| !name.is_empty())
 }
 
-/// Checks that a request's head can be read in one way only.
-///
-/// # Errors
-/// 400 for a repeated or missing header, 501 for a transfer coding other than chunked.
+/// Checks that a request's head can be read in one way only. Fails with 400 for a repeated or
+/// missing header, 501 for a transfer coding other than chunked.
 fn check_head(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
     let bad = |code, message: String| Err(ApiError::new(StatusCode::BAD_REQUEST, code, message));

@@ -27,8 +27,8 @@ const DOCS: &[(&str, &str)] = &[
     ("send", include_str!("../../docs/send.md")),
 ];
 
-/// Content security policy of the index page: it allows the page's own style, by hash, and nothing
-/// else.
+/// Content security policy of the index page: it allows the page's own style, by
+/// hash, and nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = INDEX
         .split_once("<style>")

@@ -1,7 +1,7 @@
 //! JSON bodies: one event, an array, or NDJSON. Fields stay slices of the body; no tree is built.
 //!
-//! A body is split into events before any is parsed, so that an error inside one event refuses only
-//! that event.
+//! A body is split into events before any is parsed, so that an error inside one event
+//! refuses only that event.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -167,9 +167,7 @@ fn unquote(raw: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Checks that stored JSON can be decoded by later readers of the archive. Expects valid JSON.
-///
-/// # Errors
-/// If it is nested too deeply, or a string contains a lone surrogate, which is no character.
+/// Fails if it is nested too deeply, or a string contains a lone surrogate, which is no character.
 pub(super) fn check_stored_json(what: &str, json: &str) -> Result<(), String> {
     let (bytes, mut depth, mut quoted, mut at) = (json.as_bytes(), 0usize, false, 0);
     while let Some(byte) = bytes.get(at) {
@@ -192,8 +190,8 @@ pub(super) fn check_stored_json(what: &str, json: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Length of the escape, or surrogate pair of escapes, at the start of `text`; `None` for a lone
-/// surrogate.
+/// Length of the escape, or surrogate pair of escapes, at the start of `text`; `None`
+/// for a lone surrogate.
 fn escape_len(text: &[u8]) -> Option<usize> {
     let unit = |at: usize| match text.get(at..at + 6)? {
         [b'\\', b'u', digits @ ..] => {
@@ -218,9 +216,7 @@ pub fn split_json(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError
 }
 
 /// Like [`split_json`], for a part of a text; errors name lines and columns of the whole text.
-///
-/// # Errors
-/// Those of [`split_json`].
+/// Fails as [`split_json`] does.
 pub fn split_json_in(
     text: &[u8],
     part: Range<usize>,
@@ -244,9 +240,7 @@ pub fn split_json_in(
     }
 }
 
-/// The elements of the array that begins at `start` and is followed by white space only.
-///
-/// # Errors
+/// The elements of the array that begins at `start` and is followed by white space only. Fails with
 /// 400 if they cannot be separated, 413 above `max`.
 pub(super) fn split_array(
     text: &[u8],
@@ -308,10 +302,8 @@ pub(super) struct LabelList {
 }
 
 impl LabelList {
-    /// Adds a label; names are checked only where validation would not see them later.
-    ///
-    /// # Errors
-    /// If there are too many, the name is a duplicate, or an empty label has an invalid name.
+    /// Adds a label; names are checked only where validation would not see them later. Fails if
+    /// there are too many, the name is a duplicate, or an empty label has an invalid name.
     pub(super) fn push(&mut self, name: String, value: String) -> Result<(), String> {
         if self.empty.contains(&name) || self.labels.iter().any(|(n, _)| *n == name) {
             return Err("a label is there twice".to_owned());

@@ -55,10 +55,7 @@ pub fn query(
     render::query_answer(&mut answer, decimals).map_err(|why| QueryError::ended(why, 0).into())
 }
 
-/// Answers `GET /v1/query` as CSV.
-///
-/// # Errors
-/// Those of [`query`].
+/// Answers `GET /v1/query` as CSV. Fails as [`query`] does.
 pub fn table(
     queries: &dyn QueryService,
     tenant: &str,
@@ -71,9 +68,7 @@ pub fn table(
 }
 
 /// The update of a subscription, and a hash of the part whose change makes it worth sending.
-///
-/// # Errors
-/// Those of [`query`].
+/// Fails as [`query`] does.
 pub fn update(
     queries: &dyn QueryService,
     tenant: &str,
@@ -86,10 +81,7 @@ pub fn update(
     render::update(name, &mut answer, decimals).map_err(|why| QueryError::ended(why, 0).into())
 }
 
-/// Answers `GET /v1/metrics`, one page.
-///
-/// # Errors
-/// Those of [`query`].
+/// Answers `GET /v1/metrics`, one page. Fails as [`query`] does.
 pub fn metrics(
     queries: &dyn QueryService,
     tenant: &str,
@@ -113,10 +105,7 @@ pub fn metrics(
     })
 }
 
-/// Answers `GET /v1/labels/{name}/values`, one page.
-///
-/// # Errors
-/// Those of [`query`].
+/// Answers `GET /v1/labels/{name}/values`, one page. Fails as [`query`] does.
 pub fn label_values(
     queries: &dyn QueryService,
     tenant: &str,
@@ -137,10 +126,7 @@ pub fn label_values(
     })
 }
 
-/// Answers `GET /v1/accounting`, by default for the last 24 hours.
-///
-/// # Errors
-/// Those of [`query`].
+/// Answers `GET /v1/accounting`, by default for the last 24 hours. Fails as [`query`] does.
 pub fn accounting(
     queries: &dyn QueryService,
     tenant: &str,
@@ -235,8 +221,8 @@ pub fn query_request(
     Ok((spec.check()?, AnswerFormat { decimals, table }))
 }
 
-/// Checks the name of a metric. An impossible name is an error, because "no data" would hide the
-/// mistake.
+/// Checks the name of a metric. An impossible name is an error, because "no data"
+/// would hide the mistake.
 fn check_metric(metric: &str) -> Result<(), ApiError> {
     let refused = |why: EventError| {
         ApiError::bad(
@@ -299,10 +285,7 @@ fn page_request<'g>(
     }
 }
 
-/// Serialises an answer.
-///
-/// # Errors
-/// 500, in theory: the types of the API always serialise.
+/// Serialises an answer. A failure (500) is a bug: the types of the API always serialise.
 pub(super) fn json(answer: &impl serde::Serialize) -> Result<String, ApiError> {
     serde_json::to_string(answer).map_err(|error| {
         tracing::error!(%error, "an answer cannot be written");

@@ -1,6 +1,6 @@
-//! The JSON of query answers, written straight into a string: numbers keep all their digits, and a
-//! large answer is built without an intermediate tree. A test checks the shape against
-//! [`crate::api::query::QueryAnswer`].
+//! The JSON of query answers, written straight into a string: numbers keep all their
+//! digits, and a large answer is built without an intermediate tree. A test checks
+//! the shape against [`crate::api::query::QueryAnswer`].
 
 use std::fmt::Write;
 

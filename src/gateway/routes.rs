@@ -172,10 +172,8 @@ impl Gateway {
         keys.authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
 
-    /// Runs a query on the query pool. Dropping the future cancels the query.
-    ///
-    /// # Errors
-    /// 429 or 503 if too many queries run; 503 if it times out; otherwise those of `question`.
+    /// Runs a query on the query pool. Dropping the future cancels the query. Fails with 429 or 503
+    /// if too many queries run; 503 if it times out; otherwise as `question` does.
     pub(super) async fn run_query<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
@@ -186,11 +184,8 @@ impl Gateway {
     }
 
     /// Runs blocking work on the query pool, under the limits of queries. Dropping the future
-    /// aborts its budget.
-    ///
-    /// # Errors
-    /// 429 or 503 if too much runs; 503 if it times out; 500 if it panics, which affects nothing
-    /// else; otherwise those of `work`.
+    /// aborts its budget. Fails with 429 or 503 if too much runs; 503 if it times out; 500 if it
+    /// panics, which affects nothing else; otherwise as `work` does.
     pub(super) async fn run_blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
         &self,
         tenant: &Arc<str>,

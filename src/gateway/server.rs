@@ -209,8 +209,8 @@ async fn connection(
     }
 }
 
-/// Completes when the connection is evicted, or its key is revoked while the client does not take
-/// an answer.
+/// Completes when the connection is evicted, or its key is revoked while the client does
+/// not take an answer.
 async fn await_disconnect(
     connection: &ClientConnection,
     gateway: Option<&Arc<Gateway>>,

@@ -32,16 +32,16 @@ fn router(why: Arc<ArcSwap<String>>) -> Router {
     let unready = why.clone();
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-                .route(
-                    "/readyz",
-                    get(|| async move {
-                        ApiError::unavailable("not_ready", unready.load().as_str(), RETRY)
-                    }),
-                )
-                .fallback(|| async move {
-                    let message = format!("the node is starting: {}", why.load());
-                    ApiError::unavailable("starting", message, RETRY)
-                })
+        .route(
+            "/readyz",
+            get(|| async move {
+                ApiError::unavailable("not_ready", unready.load().as_str(), RETRY)
+            }),
+        )
+        .fallback(|| async move {
+            let message = format!("the node is starting: {}", why.load());
+            ApiError::unavailable("starting", message, RETRY)
+        })
         .layer(axum::middleware::from_fn(|request: Request, next: Next| async move {
             let mut response = next.run(request).await;
             // Closes, so that the client's next request reaches the started node.

@@ -1,4 +1,4 @@
-//! The edge driven through its router and through real sockets, over doubles of the log and the
+//! Tests of the gateway through its router and through real sockets, with fakes of the log and the
 //! query engine.
 
 mod browsers;
@@ -73,15 +73,15 @@ impl BatchSink for Log {
     }
 }
 
-/// Queries; one that is to `wait` takes until the sender is gone.
+/// A query engine; a query of metric `wait` blocks until the sender is dropped.
 #[derive(Default)]
 struct Queries {
     held: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 impl QueryService for Queries {
-    /// Metric `wait` waits, metric `until_ended` runs until it is ended; the label `pad` has as
-    /// many characters as `limit` says.
+    /// Metric `wait` blocks, metric `until_ended` runs until it is cancelled; the label `pad` gets
+    /// as many characters as `limit` says.
     fn query<'a>(
         &self,
         tenant: &str,
@@ -139,7 +139,7 @@ impl QueryService for Queries {
             completeness: QueryCompleteness::of(&[], &Vec::new(), NOW, 1),
         })
     }
-    /// As many records are nobody's as the tenant's name is long.
+    /// Reports as many unreadable records as the tenant's name has characters.
     fn accounting(
         &self,
         tenant: &str,
@@ -154,7 +154,7 @@ impl QueryService for Queries {
     }
 }
 
-/// Lists one event, whose tenant is the key's, and whose reason says what else the key reaches.
+/// Lists one event of the key's tenant; its reason tells what else the key may see.
 struct FakeQuarantine;
 impl QuarantineService for FakeQuarantine {
     fn list(
@@ -323,14 +323,15 @@ async fn send(
 #[tokio::test]
 async fn good_events_pass_beside_bad_ones_and_raw_bytes_are_kept() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
-    let body = r#" [{"metric":"m","value":"0.1","labels":{"b":"2","a":"1"}}, {"metric":"m","timestamp":-1,"id":"old"} ,
-        {"metric":"m","timestamp":4102444800000},{"metric":"m","value":1e19},{"metric":"m","value":"NaN"},{"metric":"m","value":null}]"#;
+    let body = r#" [{"metric":"m","value":"0.1","labels":{"b":"2","a":"1"}},
+        {"metric":"m","timestamp":-1,"id":"old"} ,
+        {"metric":"m","timestamp":4102444800000},{"metric":"m","value":1e19},
+        {"metric":"m","value":"NaN"},{"metric":"m","value":null}]"#;
     let (status, answer, _) = send(&gateway, body).await;
     assert_eq!(status, StatusCode::ACCEPTED);
-    assert!(
-        answer.starts_with(r#"{"accepted":2,"rejected":4,"errors":[{"index":1,"id":"old","code":"timestamp_too_old""#),
-        "{answer}"
-    );
+    let first = r#"{"index":1,"id":"old","code":"timestamp_too_old""#;
+    let begin = format!(r#"{{"accepted":2,"rejected":4,"errors":[{first}"#);
+    assert!(answer.starts_with(&begin), "{answer}");
     for code in ["timestamp_in_future", "value_out_of_range", "value_invalid"] {
         assert!(answer.contains(code), "{code} in {answer}");
     }
@@ -545,7 +546,7 @@ async fn the_quarantine_is_for_operators() {
     };
     let of = |tenant: &str, reason: &str| (tenant.to_owned(), reason.to_owned());
     assert_eq!(listed("", &operator).await, of("acme", "false false"));
-    // The operator of the node reaches what is nobody's, and no tenant's events.
+    // An operator of the node sees records without a known tenant, but no tenant's events.
     assert_eq!(listed("", &of_the_node).await, of("", "true false"));
     assert_eq!(listed("?all=true", &operator).await, of("acme", "false true"));
     let (status, released) = ask("POST", "/release", &operator, place).await;
@@ -646,7 +647,7 @@ async fn a_reader_that_never_reads_is_dropped() {
             .await
             .is_ok()
         {
-            // Long enough for an answer: one that comes after the next of its name is not written.
+            // Long enough for an answer: one that arrives after the next of its name is dropped.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });

@@ -1,5 +1,5 @@
-//! Cuts a connection whose client does not take what is sent, and tracks messages while they come
-//! in.
+//! Cuts a connection whose client does not take what is sent, and tracks messages
+//! while they come in.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;

@@ -1,11 +1,11 @@
 //! `GET /v1/ws`: events with acknowledgements in order, and subscriptions.
 //!
-//! At most `ws.window` messages are unacknowledged; beyond that the server stops reading. At most
-//! `ws.max_subscriptions` updates are being queried or wait for the reader; beyond that no query
-//! starts. A connection ends with a close frame that gives the reason, sent after all pending
-//! acknowledgements, so that the client knows what is durable. Only a reader that does not take its
-//! answers is cut at once (1013). A key that is revoked or expires ends a connection within a
-//! second (1008).
+//! At most `ws.window` messages are unacknowledged; beyond that the server stops reading. At
+//! most `ws.max_subscriptions` updates are being queried or wait for the reader; beyond that no
+//! query starts. A connection ends with a close frame that gives the reason, sent after all
+//! pending acknowledgements, so that the client knows what is durable. Only a reader that does
+//! not take its answers is cut at once (1013). A key that is revoked or expires ends a
+//! connection within a second (1008).
 
 mod close;
 mod inbound;
@@ -66,8 +66,8 @@ struct Subscription {
 type UnsentGuard = (Arc<()>, Option<ShareLease>);
 /// A message, and for an update the guard that counts it.
 type OutgoingMessage = (Message, Option<UnsentGuard>);
-/// Name and generation of a subscription; its update, with a hash of the part whose change makes an
-/// update worth sending.
+/// Name and generation of a subscription; its update, with a hash of the part whose change makes
+/// an update worth sending.
 type SubscriptionUpdate = (String, u64, Result<(String, u128), ApiError>);
 
 struct WsSession {
@@ -118,11 +118,9 @@ pub async fn upgrade(
     Ok(ws.on_upgrade(move |socket| run(gateway, headers, socket, connection)))
 }
 
-/// Moves a key from the second of two subprotocols, where a browser sends it, to `Authorization`:
-/// `new WebSocket(url, ["bearer", KEY])`.
-///
-/// # Errors
-/// 400 if the request also has a key in `Authorization`.
+/// Moves a key from the second of two subprotocols, where a browser sends it, to
+/// `Authorization`: `new WebSocket(url, ["bearer", KEY])`. Fails with 400 if the request also
+/// has a key in `Authorization`.
 fn key_from_protocol(headers: &mut HeaderMap) -> Result<(), ApiError> {
     let offered = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -209,8 +207,8 @@ async fn run(
     drop(tokio::time::timeout(CLOSE_TIMEOUT, answered).await);
 }
 
-/// Completes once a message has been unfinished for longer than `limit`. Pings do not reset the
-/// time.
+/// Completes once a message has been unfinished for longer than `limit`. Pings do
+/// not reset the time.
 async fn message_timeout(connection: Option<Arc<ClientConnection>>, limit: Duration) {
     let Some(connection) = connection else { return std::future::pending().await };
     while connection.message_age().is_none_or(|since| since <= limit) {
@@ -325,8 +323,8 @@ impl WsSession {
         }
     }
 
-    /// Parses a message completely before the next, so that messages are appended in the order in
-    /// which they arrive.
+    /// Parses a message completely before the next, so that messages are appended in the order
+    /// in which they arrive.
     async fn on_text(&mut self, text: Bytes) -> Result<(), CloseReason> {
         let (headers, bytes) = (self.headers.clone(), text.len());
         // Only decides whose turn it is. Without the write scope no message is large.

@@ -62,8 +62,8 @@ impl HttpClient {
         self.exchange(head.as_bytes()).await
     }
 
-    /// Sends a whole request and returns status and body. After a failure the next exchange opens a
-    /// new connection.
+    /// Sends a whole request and returns status and body. After a failure the next exchange
+    /// opens a new connection.
     pub(super) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
         let answer = self.exchange_once(request).await;
         self.closes |= answer.is_err();

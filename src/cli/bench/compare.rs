@@ -86,11 +86,8 @@ impl RoundPlan {
     }
 }
 
-/// Runs the comparison that the arguments select.
-///
-/// # Errors
-/// If a server cannot be started or refuses requests, the peer's binary is missing, or Rollmill
-/// counted anything wrongly.
+/// Runs the comparison that the arguments select. Fails if a server cannot be started or refuses
+/// requests, the peer's binary is missing, or Rollmill counted anything wrongly.
 pub(super) async fn measure(args: &BenchArgs, peer: PeerServer) -> anyhow::Result<Comparison> {
     let PeerServer::VictoriaMetrics = peer;
     let binary = victoria::binary(args.victoria_binary.as_deref())?;

@@ -1,5 +1,5 @@
-//! The events of a benchmark: a body is built once and then patched in place, which costs next to
-//! nothing per request.
+//! The events of a benchmark: a body is built once and then patched in place, which costs next
+//! to nothing per request.
 
 use std::fmt::Write;
 
@@ -15,8 +15,8 @@ pub(super) struct BenchBody {
 }
 
 impl BenchBody {
-    /// Builds a body; `head` makes the request head for its length, which precedes it in the
-    /// buffer.
+    /// Builds a body; `head` makes the request head for its length, which precedes
+    /// it in the buffer.
     pub(super) fn new(
         shape: &EventShape,
         wire: WireProtocol,

@@ -158,8 +158,8 @@ impl LoadConnection {
         BenchBody::new(shape, self.wire, |length| self.client.post_head(self.wire, length))
     }
 
-    /// Sends a request until it is accepted. It repeats the same event ids, so that no event is
-    /// counted twice.
+    /// Sends a request until it is accepted. It repeats the same event ids, so that no
+    /// event is counted twice.
     pub(super) async fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
         match self.try_to_send(request).await? {
             SendAttempts { unanswered: Some(why), .. } => Err(why),
@@ -167,8 +167,8 @@ impl LoadConnection {
         }
     }
 
-    /// Like [`Self::send`], but reports a server that is away for too long as a result, not an
-    /// error.
+    /// Like [`Self::send`], but reports a server that is away for too long as a
+    /// result, not an error.
     async fn try_to_send(&mut self, request: &[u8]) -> anyhow::Result<SendAttempts> {
         let mut tries = SendAttempts::default();
         let mut away: Option<Stopwatch> = None;
@@ -314,8 +314,8 @@ pub(super) async fn is_visible(
     Ok(status == 200 && wire.count(&answer)? >= events)
 }
 
-/// The number of the run's events that the server counts, as soon as it is `expected` or after a
-/// minute.
+/// The number of the run's events that the server counts, as soon as it is `expected`
+/// or after a minute.
 pub(super) async fn count_of(
     target: &LoadTarget,
     shape: &EventShape,

@@ -10,10 +10,8 @@ use super::server::{BenchServer, free_address, temporary_directory};
 
 const BINARY: &str = "victoria-metrics";
 
-/// The binary given by `--victoria-binary`, or the one in `PATH`.
-///
-/// # Errors
-/// If there is none; the message names Debian's package.
+/// The binary given by `--victoria-binary`, or the one in `PATH`. Fails if there is none; the
+/// message names Debian's package.
 pub(super) fn binary(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     find(named, &std::env::var_os("PATH").unwrap_or_default())
 }
@@ -34,10 +32,8 @@ fn find(named: Option<&Path>, path: &std::ffi::OsStr) -> anyhow::Result<PathBuf>
     found.with_context(|| format!("{BINARY} is not in PATH: {way_out}"))
 }
 
-/// Starts the server with default settings, on loopback and a temporary directory.
-///
-/// # Errors
-/// If it does not start and answer within ten seconds.
+/// Starts the server with default settings, on loopback and a temporary directory. Fails if it does
+/// not start and answer within ten seconds.
 pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<BenchServer> {
     let (address, data) = (free_address()?, temporary_directory(name));
     let mut command = Command::new(binary);
@@ -50,10 +46,8 @@ pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<BenchServ
     BenchServer::launch(command, address, data, true, "/health").await
 }
 
-/// Makes all ingested data visible to queries, and writes it to disk.
-///
-/// # Errors
-/// If the server answers with an error.
+/// Makes all ingested data visible to queries, and writes it to disk. Fails if the server
+/// answers with an error.
 pub(super) async fn flush(server: &BenchServer) -> anyhow::Result<()> {
     let (status, answer) =
         HttpClient::connect(server.address, None).await?.get("/internal/force_flush").await?;
@@ -63,10 +57,8 @@ pub(super) async fn flush(server: &BenchServer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The version that the binary prints. Debian's build prints none; then its path is used.
-///
-/// # Errors
-/// If the binary cannot be run.
+/// The version that the binary prints. Debian's build prints none; then its path is used. Fails if
+/// the binary cannot be run.
 pub(super) fn version(binary: &Path) -> anyhow::Result<String> {
     let output = Command::new(binary)
         .arg("-version")

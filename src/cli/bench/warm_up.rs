@@ -88,6 +88,6 @@ async fn await_idle(server: &BenchServer) -> anyhow::Result<()> {
     }
     bail!(
         "the server has not come to rest within {MAX_IDLE_WAIT} s: measure fewer series, or \
-                 without --warm-up"
+         without --warm-up"
     )
 }

@@ -111,10 +111,8 @@ impl WireProtocol {
         }
     }
 
-    /// The number in the answer of that query; 0 if it has no series.
-    ///
-    /// # Errors
-    /// If the answer is not JSON, or the number cannot be parsed.
+    /// The number in the answer of that query; 0 if it has no series. Fails if the answer is not
+    /// JSON, or the number cannot be parsed.
     pub(super) fn count(self, answer: &[u8]) -> anyhow::Result<u64> {
         let answer: serde_json::Value = serde_json::from_slice(answer)?;
         if self != Self::Rollmill {
@@ -150,10 +148,8 @@ impl WireProtocol {
         }
     }
 
-    /// The sums in the answer of that query, in order of time.
-    ///
-    /// # Errors
-    /// If the answer is not JSON, or a sum is no number.
+    /// The sums in the answer of that query, in order of time. Fails if the answer is not JSON, or
+    /// a sum is no number.
     pub(super) fn day_sums(self, answer: &[u8]) -> anyhow::Result<Vec<f64>> {
         let answer: serde_json::Value = serde_json::from_slice(answer)?;
         let (points, field) = match self {

@@ -66,8 +66,8 @@ fn highest(values: &[Option<f64>]) -> Option<f64> {
     values.iter().flatten().copied().reduce(f64::max)
 }
 
-/// The character of a bar in one row. A value shows at least one eighth, even zero; a gap shows
-/// nothing.
+/// The character of a bar in one row. A value shows at least one eighth, even zero;
+/// a gap shows nothing.
 fn cell(value: Option<f64>, low: f64, high: f64, row: usize) -> char {
     let Some(value) = value else { return ' ' };
     let whole = ROWS * PARTS.len();

@@ -55,10 +55,8 @@ impl BatchPoster {
         Self { server, patience, stop, retries: 0 }
     }
 
-    /// Delivers a body; `lines` are its lines, including their line feeds.
-    ///
-    /// # Errors
-    /// If the server refuses for good, or does not answer within the patience. Everything delivered
+    /// Delivers a body; `lines` are its lines, including their line feeds. Fails if the
+    /// server refuses for good, or does not answer within the patience. Everything delivered
     /// before is in `done`.
     pub(super) fn deliver(
         &mut self,

@@ -41,8 +41,8 @@ struct MemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 /// Writes the event with an id on one line. Returns whether it got the id `made_up`.
 ///
 /// # Errors
-/// A code and a message if it is no JSON object or its time is ambiguous. All other checks are left
-/// to the server.
+/// A code and a message if it is no JSON object or its time is ambiguous. All other checks are
+/// left to the server.
 pub(super) fn one_line(
     value: &[u8],
     made_up: &str,

@@ -1,5 +1,5 @@
-//! Reads and decompresses an input on a thread of its own, so that its consumer can wait with a
-//! timeout.
+//! Reads and decompresses an input on a thread of its own, so that its consumer can
+//! wait with a timeout.
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};

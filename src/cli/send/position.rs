@@ -86,10 +86,7 @@ impl SendPosition {
     }
 
     /// Finds or adds the entry of each input. `begins` checks whether an input begins with what the
-    /// entry says was sent.
-    ///
-    /// # Errors
-    /// If an input has the name of an entry but begins differently.
+    /// entry says was sent. Fails if an input has the name of an entry but begins differently.
     pub(super) fn resolve(
         &mut self,
         inputs: &[(String, Option<FileIdentity>)],

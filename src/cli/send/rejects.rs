@@ -43,8 +43,8 @@ struct RejectFiles {
 }
 
 impl RejectsWriter {
-    /// Opens the files for appending: a repeated run must not overwrite what an earlier one has
-    /// kept.
+    /// Opens the files for appending: a repeated run must not overwrite what an
+    /// earlier one has kept.
     pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
         let open = |path: &Path| {
             let opened = OpenOptions::new().create(true).append(true).open(path);

@@ -1,5 +1,5 @@
-//! Detects the format of an input by its beginning. Formats that `send` cannot read are refused by
-//! name.
+//! Detects the format of an input by its beginning. Formats that `send` cannot read
+//! are refused by name.
 
 use super::split::{BOM, InputFormat};
 use super::table::delimiter_of;
@@ -82,8 +82,8 @@ pub(super) fn format_of(
     }
 }
 
-/// The column names, if these lines are CSV: none begins like JSON, and all have as many delimiters
-/// as the first.
+/// The column names, if these lines are CSV: none begins like JSON, and all have as many
+/// delimiters as the first.
 fn csv_header(text: &[u8]) -> Option<String> {
     let mut lines = text
         .split(|byte| *byte == b'\n')

@@ -172,8 +172,8 @@ impl Splitter {
         &self.held[self.start..]
     }
 
-    /// The next complete record, or after [`Self::finish`] also the last one. Blank records are
-    /// skipped.
+    /// The next complete record, or after [`Self::finish`] also the last one.
+    /// Blank records are skipped.
     pub(super) fn next(&mut self) -> Option<InputRecord> {
         loop {
             if self.skip_all {
@@ -362,8 +362,8 @@ impl Splitter {
         false
     }
 
-    /// An empty record for an array that is still open at the end of the input, at the place where
-    /// the array begins.
+    /// An empty record for an array that is still open at the end of the input, at the place
+    /// where the array begins.
     pub(super) fn take_open_array(&mut self) -> Option<InputRecord> {
         let open = self.complete && self.arrays > 0 && !self.skip_all;
         self.arrays = 0;
@@ -525,19 +525,19 @@ mod tests {
         fn rows_are_those_of_the_csv_crate(input in "[a\",;\r\n]{0,40}", part in 1usize..9) {
             let found = split(InputFormat::Csv(b','), input.as_bytes(), part);
             prop_assume!(found.iter().all(|(_, _, _, flaw)| flaw.is_none()));
-                        let mut reader = csv::ReaderBuilder::new()
-                            .has_headers(false)
-                            .flexible(true)
-                            .from_reader(input.as_bytes());
-                        let theirs: Vec<u64> =
-                            reader.records().map(|row| row.unwrap().position().unwrap().byte()).collect();
-                        // The csv crate may start a row at the line feed after a carriage return.
-                        let is_break = |b: &&u8| matches!(**b, b'\r' | b'\n');
-                        let starts = |at: u64| {
-                            at + input.as_bytes()[at as usize..].iter().take_while(is_break).count() as u64
-                        };
-                        let ours: Vec<u64> = found.iter().map(|row| row.1).collect();
-                        prop_assert_eq!(ours, theirs.into_iter().map(starts).collect::<Vec<_>>());
+            let mut reader = csv::ReaderBuilder::new()
+                .has_headers(false)
+                .flexible(true)
+                .from_reader(input.as_bytes());
+            let theirs: Vec<u64> =
+                reader.records().map(|row| row.unwrap().position().unwrap().byte()).collect();
+            // The csv crate may start a row at the line feed after a carriage return.
+            let is_break = |b: &&u8| matches!(**b, b'\r' | b'\n');
+            let starts = |at: u64| {
+                at + input.as_bytes()[at as usize..].iter().take_while(is_break).count() as u64
+            };
+            let ours: Vec<u64> = found.iter().map(|row| row.1).collect();
+            prop_assert_eq!(ours, theirs.into_iter().map(starts).collect::<Vec<_>>());
         }
     }
 }

@@ -144,8 +144,8 @@ impl ColumnMap {
         })
     }
 
-    /// Appends a row as an event on one line; a row without an id gets `made_up`. Returns whether it
-    /// did.
+    /// Appends a row as an event on one line; a row without an id gets `made_up`.
+    /// Returns whether it did.
     ///
     /// # Errors
     /// A code and a message, if the row cannot be an event.

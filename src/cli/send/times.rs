@@ -28,8 +28,8 @@ impl TimeUnit {
         }
     }
 
-    /// The unit in which a number is a time between 1973 and 5138; `None` for smaller numbers,
-    /// which are ambiguous.
+    /// The unit in which a number is a time between 1973 and 5138; `None` for smaller
+    /// numbers, which are ambiguous.
     fn of(whole: i128) -> Option<Self> {
         match whole.unsigned_abs() {
             0..100_000_000 => None,
@@ -70,10 +70,8 @@ impl TimeParser {
             .map(TimeUnit::name)
     }
 
-    /// Parses a number since 1970: digits, optionally with a sign and a fraction.
-    ///
-    /// # Errors
-    /// If its unit differs from that of earlier times, or it is out of range.
+    /// Parses a number since 1970: digits, optionally with a sign and a fraction. Fails if its unit
+    /// differs from that of earlier times, or it is out of range.
     pub(super) fn number(&mut self, text: &str) -> Result<InputTime, String> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let Ok(seen) = whole.parse::<i128>() else {
@@ -119,11 +117,9 @@ impl TimeParser {
             .ok_or_else(|| format!("{text} {} since 1970 is out of range", unit.name()))
     }
 
-    /// Parses a cell: a number, a time with a zone, or one without.
-    ///
-    /// # Errors
-    /// Those of [`Self::number`], and for a time without a zone if `--tz` is not given. Text that
-    /// is no time is left to the server to refuse.
+    /// Parses a cell: a number, a time with a zone, or one without. Fails as [`Self::number`]
+    /// does, and for a time without a zone if `--tz` is not given. Text that is no time is left to
+    /// the server to refuse.
     pub(super) fn cell(&mut self, text: &str) -> Result<InputTime, String> {
         if is_number(text) {
             return self.number(text);

@@ -49,10 +49,8 @@ struct SentRecord<'a> {
 }
 
 /// Splits a body into records and returns the bytes that their ranges point into. A record that
-/// holds no event has the reason instead.
-///
-/// # Errors
-/// 400 if the body cannot be read, 413 above `max` records, 422 if it has none.
+/// holds no event has the reason instead. Fails with 400 if the body cannot be read, 413 above
+/// `max` records, 422 if it has none.
 pub(super) fn read(
     embedded: EmbeddedFormat,
     body: &Bytes,

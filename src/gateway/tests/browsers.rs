@@ -1,4 +1,4 @@
-//! What browsers send: pages of other sites, names pointed at loopback, preflights, beacons.
+//! Requests of browsers: foreign pages, DNS rebinding to loopback, preflights, beacons.
 
 use axum::http::HeaderMap;
 
@@ -28,7 +28,7 @@ fn with_key() -> (String, KeyTable) {
     (plain, KeyTable::of(KeysFile { keys: vec![stored] }))
 }
 
-/// Status and headers of an answer, and its body.
+/// Status, headers and body of an answer.
 async fn ask(
     gateway: &Arc<Gateway>,
     method: &str,
@@ -80,7 +80,7 @@ async fn a_name_that_is_pointed_at_loopback_is_not_the_nodes() {
             }
         }
     }
-    // The name in the target counts, too.
+    // The host in the request target is checked, too.
     let (status, ..) =
         ask(&gateway, "GET", "http://evil.example/v1/query?metric=m", &[("host", "localhost")], "")
             .await;
@@ -229,7 +229,7 @@ async fn listed_pages_ask_first_send_and_read() {
             );
         }
     }
-    // What is refused can be read, too.
+    // A page may also read an error.
     let (keyed, _) = listing(with_key().1);
     let (status, headers, _) =
         ask(&keyed, "POST", "/v1/events", &[("host", "a"), ("origin", PAGE)], EVENT).await;

@@ -1,4 +1,4 @@
-//! Heads that could be read in two ways, answers that must be seen, and answers that are packed.
+//! Ambiguous request heads, answers that must arrive, and compressed answers.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a raw request is answered with, up to the end of the connection.
+/// Everything that the server answers to raw bytes, up to the end of the connection.
 async fn raw(address: SocketAddr, request: &str) -> String {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request.as_bytes()).await.unwrap();
@@ -116,7 +116,7 @@ async fn a_body_that_says_it_is_too_large_is_refused_from_its_head() {
     assert!(answer.contains("HTTP/1.1 202"), "{answer}");
 }
 
-/// As Python's urllib and many others do it: send all, and only then read.
+/// Sends everything before it reads, as Python's urllib and many other clients do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sends_all_before_it_reads_still_sees_why_it_was_refused() {
     let (address, _stop) =
@@ -131,7 +131,7 @@ async fn whoever_sends_all_before_it_reads_still_sees_why_it_was_refused() {
             let mut socket = TcpStream::connect(address).await.unwrap();
             let head = format!("POST /v1/events HTTP/1.1\r\nHost: localhost\r\n{head}\r\n");
             socket.write_all(head.as_bytes()).await.unwrap();
-            // Slower than the answer comes, so that a reset would be met.
+            // Slower than the answer arrives, so that a reset would be noticed.
             for part in body.chunks(1 << 20) {
                 socket.write_all(part).await.expect("the server reads on");
             }
@@ -228,7 +228,7 @@ async fn a_compressed_body_has_a_thousand_members_at_most() {
             assert_eq!(got.as_u16(), status, "{coding} {members}: {answer}");
             assert!(status == 202 || answer.contains("1000 members"), "{answer}");
         }
-        // An event in two members, and something behind the last.
+        // One event split over two members, and trailing bytes after the last.
         let mut request = post("application/json", [full.clone(), b"junk".to_vec()].concat());
         request.headers_mut().insert("content-encoding", coding.parse().unwrap());
         assert_eq!(call(&gateway, request).await.0.as_u16(), 400);

@@ -1,4 +1,4 @@
-//! Bodies that want to do harm: shapes, numbers, times and plain noise, in every codec.
+//! Malicious bodies: shapes, numbers, times and plain noise, in every codec.
 
 use std::io::Write;
 
@@ -23,12 +23,12 @@ fn request(kind: &str, encoding: Option<&str>, body: Vec<u8>) -> Request<Body> {
     request
 }
 
-/// MessagePack: a string.
+/// Encodes a MessagePack string.
 fn text(out: &mut Vec<u8>, text: &str) {
     rmp::encode::write_str(out, text).unwrap();
 }
 
-/// MessagePack: an event with one field beside the metric, its value already encoded.
+/// Encodes a MessagePack event with one field besides the metric; its value is already encoded.
 fn packed(field: &str, value: &[u8]) -> Vec<u8> {
     let mut out = vec![0x82];
     text(&mut out, "metric");
@@ -38,8 +38,7 @@ fn packed(field: &str, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Roomy limits, so that the decoders themselves meet the shapes, not only the cap on an event's
-/// bytes.
+/// Generous limits, so that bodies reach the decoders and not only the limit on an event's size.
 fn roomy() -> Config {
     Config::defaults().with(|c| c.accept.max_event_bytes = ByteSize::of(32 << 20))
 }
@@ -203,7 +202,7 @@ async fn a_field_or_label_that_is_there_twice_is_refused() {
     assert!(log.batches.lock().unwrap().is_empty());
 }
 
-/// What a value is answered with, and what it is then.
+/// The answer to a value, and the value that is stored.
 const NUMBERS: &[(&str, u16, &str)] = &[
     ("1e308", 422, "value_out_of_range"),
     ("-1e308", 422, "value_out_of_range"),
@@ -305,7 +304,7 @@ async fn numbers_that_are_none_are_refused_in_messagepack() {
     }
 }
 
-/// Times that are refused, and with which code.
+/// Times that are refused, each with its code.
 const TIMES: &[(&str, &str)] = &[
     ("-1", "timestamp_too_old"),
     ("0", "timestamp_too_old"),
@@ -368,10 +367,10 @@ async fn garbage_times_are_refused_in_every_codec() {
 
 const KINDS: [&str; 3] = ["application/json", "application/x-ndjson", "application/msgpack"];
 
-/// A good body, some of its bytes changed, cut or doubled: closer to what a decoder understands
-/// than noise is.
+/// A valid body with some bytes changed, cut or doubled: it gets further into a decoder than noise.
 fn nearly_good() -> impl Strategy<Value = Vec<u8>> {
-    let json = r#"[{"metric":"m","timestamp":1767225600000,"value":"1.5e2","labels":{"a":"b\u00e4"},"user":"u","id":"i","properties":[{}]}]"#;
+    let json = r#"[{"metric":"m","timestamp":1767225600000,"value":"1.5e2",
+        "labels":{"a":"b\u00e4"},"user":"u","id":"i","properties":[{}]}]"#;
     let value: serde_json::Value = serde_json::from_str(json).unwrap();
     let bodies = vec![
         json.as_bytes().to_vec(),
@@ -402,23 +401,30 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_bytes_harm_a_decoder(body in prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), nearly_good()]) {
+    fn no_bytes_harm_a_decoder(
+        body in prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), nearly_good()],
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(EVENT_BYTES as u64)), KeyTable::open());
+        let max_body = ByteSize::of(EVENT_BYTES as u64);
+        let config = Config::defaults().with(|c| c.accept.max_body = max_body);
+        let (gateway, _) = gateway(config, KeyTable::open());
         for kind in KINDS {
             for encoding in [None, Some("gzip"), Some("zstd")] {
                 let mut bodies = vec![body.clone()];
-                // Behind a sound compression the noise reaches the decoder of events.
+                // Validly compressed, the noise reaches the decoder of events.
                 match encoding {
                     Some("gzip") => bodies.push(gzip(&body)),
                     Some("zstd") => bodies.push(zstd::encode_all(&body[..], 1).unwrap()),
                     _ => {}
                 }
                 for body in bodies {
-                    let (status, answer, _) = runtime.block_on(call(&gateway, request(kind, encoding, body)));
-                    prop_assert!(matches!(status.as_u16(), 202 | 400 | 413 | 422), "{} {:?}: {} {}", kind, encoding, status, answer);
+                    let request = request(kind, encoding, body);
+                    let (status, answer, _) = runtime.block_on(call(&gateway, request));
+                    let known = matches!(status.as_u16(), 202 | 400 | 413 | 422);
+                    prop_assert!(known, "{kind} {encoding:?}: {status} {answer}");
                     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
-                    prop_assert!(answer["error"]["code"].is_string() || answer["accepted"].is_u64(), "{}", answer);
+                    let is_error = answer["error"]["code"].is_string();
+                    prop_assert!(is_error || answer["accepted"].is_u64(), "{answer}");
                 }
             }
         }
@@ -443,7 +449,7 @@ async fn bombs_in_bombs_and_wrong_encodings_are_refused() {
         let answer = call(&gateway, request(KINDS[0], Some(encoding), b"x".to_vec())).await;
         assert_eq!(answer.0, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
     }
-    // A zstd frame that asks for a window of 2 GiB.
+    // A zstd frame that requests a window of 2 GiB.
     let window = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00];
     assert_eq!(
         call(&gateway, request(KINDS[0], Some("zstd"), window)).await.0,

@@ -1,4 +1,4 @@
-//! The published interface against the types of the wire, and the fast renderer against them.
+//! Checks the published interface against the API types, and the fast renderer against both.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::model::decimal::Decimal;
 use crate::model::rollup::Rollup;
 use crate::query::completeness::IncompleteShard;
 
-/// Where an answer of a route is published, and its type.
+/// The answers of all routes: path, method, status, and schema of the type.
 fn answers(
     generator: &mut schemars::SchemaGenerator,
 ) -> Vec<(&'static str, &'static str, &'static str, Value)> {
@@ -72,7 +72,7 @@ fn answers(
     of
 }
 
-/// Writes the types of the wire into the interface.
+/// Writes the schemas of the API types into the interface.
 fn with_types(mut interface: Value) -> Value {
     let mut generator = schemars::generate::SchemaSettings::openapi3().into_generator();
     for (path, method, status, schema) in answers(&mut generator) {
@@ -102,7 +102,7 @@ fn the_published_answers_are_the_types_of_the_wire() {
     );
 }
 
-/// One series with a value, and one without.
+/// Two points: one with a value and one without.
 fn answer<'a>(request: &'a QueryRequest, budget: &'a QueryBudget) -> QueryOutput<'a> {
     let mut full = Rollup::default();
     full.add(Some(Decimal::parse("123456789012345678.423456789").unwrap()), Some(7));

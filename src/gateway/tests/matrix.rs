@@ -1,4 +1,4 @@
-//! Every path and method of the published interface against every kind of key.
+//! Every path and method of the published interface, with every kind of key.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ fn interface() -> serde_json::Value {
     serde_json::from_str(include_str!("../openapi.json")).unwrap()
 }
 
-/// `(path, method, scopes of which one is needed)`; no scopes: open to all.
+/// Path, method, and the scopes of which one is required; without scopes the route is public.
 fn operations() -> Vec<(String, String, Vec<String>)> {
     let interface = interface();
     let mut found = Vec::new();
@@ -41,7 +41,7 @@ fn ask(path: &str, method: &str, key: Option<&str>) -> Request<Body> {
     request.body(Body::from(r#"{"shard":1,"offset":2,"index":3}"#)).unwrap()
 }
 
-/// Whose errors have another shape.
+/// Routes whose errors have another shape.
 fn is_kafka(path: &str) -> bool {
     path.starts_with("/topics/")
 }
@@ -132,7 +132,7 @@ async fn every_operation_refuses_every_key_but_the_right_one() {
 async fn the_routes_are_those_of_the_published_interface() {
     let published: BTreeSet<_> =
         operations().into_iter().map(|(path, method, _)| (path, method)).collect();
-    // A router does not list its routes, its source does.
+    // A router cannot list its routes, so they are read from its source.
     let source = include_str!("../routes.rs");
     let routes = source.split(".route(\"").skip(1).map(|rest| {
         let (path, rest) = rest.split_once('"').unwrap();
@@ -142,7 +142,7 @@ async fn the_routes_are_those_of_the_published_interface() {
     assert_eq!(routes.collect::<BTreeSet<_>>(), published);
     let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     for (path, _) in &published {
-        // Known, and answered with 404 in these tests.
+        // These routes exist, but answer 404 in these tests.
         let gone = path.ends_with("/discard") || path.contains("/partitions/");
         for method in METHODS {
             let known = published.contains(&(path.clone(), method.to_owned()));
@@ -199,7 +199,8 @@ async fn no_operation_ignores_a_parameter() {
     let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     let interface = interface();
     for (path, method, _) in operations() {
-        // The engine reads those of its own routes, and other people's protocols are theirs.
+        // The query engine checks the parameters of its routes; REST Proxy routes follow their own
+        // rules.
         let of_the_engine =
             ["/v1/query", "/v1/accounting", "/v1/metrics", "/v1/labels/{name}/values"];
         if of_the_engine.contains(&path.as_str()) || is_kafka(&path) {

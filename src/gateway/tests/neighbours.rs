@@ -1,4 +1,4 @@
-//! One bad event spoils nothing but itself, in all five ways that events come.
+//! One bad event affects nothing but itself, in all five ways that events arrive.
 
 use serde_json::{Value, json};
 
@@ -7,15 +7,15 @@ use crate::telemetry;
 
 const GOOD: &str = r#"{"metric":"good","id":"g"}"#;
 
-/// What becomes of a bad event between two good ones.
+/// The expected outcome of a bad event between two good ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// It alone is refused, with this code.
+    /// Only this event is refused, with this code.
     Alone(&'static str),
-    /// So it is where lines say where it ends. Elsewhere nobody can tell, and the request is
-    /// refused with line and column.
+    /// Only this event is refused if line feeds separate events. In other formats the end of the
+    /// event is unknown, so the request is refused with line and column.
     Endless,
-    /// The same, in bytes that no WebSocket takes for text.
+    /// Like `Alone`, with bytes that a WebSocket text message cannot carry.
     NoText(&'static str),
 }
 
@@ -25,7 +25,7 @@ fn in_properties(bytes: &[u8]) -> Vec<u8> {
     [br#"{"metric":"m","properties":""#, bytes, br#""}"#].concat()
 }
 
-/// The 98 kinds of fault F10, and some more.
+/// The 98 cases of fault F10, and some more.
 fn kinds() -> Vec<(Vec<u8>, Fate)> {
     let deep =
         |n: usize| format!(r#"{{"metric":"m","properties":{}{}}}"#, "[".repeat(n), "]".repeat(n));
@@ -37,7 +37,7 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
     let mut add = |fate: Fate, events: &[&str]| {
         kinds.extend(events.iter().map(|event| (event.as_bytes().to_vec(), fate)))
     };
-    // An unknown field; no object; a field twice.
+    // An unknown field, no object, a repeated field.
     add(
         UNREADABLE,
         &[
@@ -65,7 +65,7 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
             r#"{"metric":"m","properties":1,"properties":1}"#,
         ],
     );
-    // Properties that are too deep, or that no reader of the archive could decode.
+    // Properties that are too deep, or that readers of the archive could not decode.
     add(
         UNREADABLE,
         &[&deep(65), &deep(127), &deep(3_000), &nested(65), &nested(127), &nested(1_000)],
@@ -82,7 +82,7 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
             r#"{"metric":"m","properties":["\ud83d \ude00"]}"#,
         ],
     );
-    // Numbers that are none, where the event itself can be told.
+    // Invalid numbers in an event that can be separated.
     for number in [
         "NaN",
         "-NaN",
@@ -108,7 +108,7 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
         UNREADABLE,
         &[r#"{"metric":"m","timestamp":NaN}"#, r#"{"metric":"m","properties":{"a":-Infinity}}"#],
     );
-    // Broken JSON between brackets that match.
+    // Broken JSON between matching brackets.
     add(
         UNREADABLE,
         &[
@@ -147,7 +147,7 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
             "ok",
         ],
     );
-    // Brackets or strings that do not end.
+    // Brackets or strings that are not closed.
     add(
         Fate::Endless,
         &[
@@ -168,7 +168,7 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
             "\"",
         ],
     );
-    // What rules refuse.
+    // Events that validation refuses.
     for (code, fields) in [
         ("metric_invalid", r#""value":1"#),
         ("metric_invalid", r#""metric":"""#),
@@ -210,7 +210,7 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
         Fate::Alone("event_too_large"),
         &[&format!(r#"{{"metric":"m","properties":"{}"}}"#, "x".repeat(9_000)), &deep(100_000)],
     );
-    // Bytes that are no UTF-8.
+    // Bytes that are not UTF-8.
     let none: [&[u8]; 8] = [
         b"\xff",
         b"\xc3",
@@ -298,7 +298,7 @@ async fn in_the_records_of_a_rest_proxy() {
     for (bad, fate) in kinds() {
         let what = String::from_utf8_lossy(&bad[..bad.len().min(200)]).into_owned();
         if [&br#"{"value":1}"#[..], br#"{"metric":null}"#].contains(&&bad[..]) {
-            // The topic is its metric.
+            // The topic is the default metric.
             continue;
         }
         let body = [
@@ -443,7 +443,7 @@ async fn in_messagepack() {
             call(&gateway, post("application/msgpack", [&[0x91][..], &bad].concat())).await;
         assert_eq!((status.as_u16(), answer.contains(code)), (422, true), "{what}: {answer}");
     }
-    // Where events begin and end cannot be told, and what is no body of events.
+    // Bodies that hold no events, or in which they cannot be separated.
     let whole = [&[0x92][..], &good, &good].concat();
     let more: Vec<Vec<u8>> = vec![
         whole[..whole.len() - 1].to_vec(),
@@ -577,7 +577,8 @@ async fn what_is_kept_of_an_accepted_event_can_be_decoded() {
         let batch = log.batches.lock().unwrap().pop().unwrap();
         serde_json::from_slice::<Value>(&batch.body[batch.events[0].raw.clone()]).unwrap();
     }
-    let records = r#"{"records":[{"key":"\ud800","value":{}},{"key":"k","value":{"properties":"\ud800"}},{"key":"k","value":{}}]}"#;
+    let records = r#"{"records":[{"key":"\ud800","value":{}},
+        {"key":"k","value":{"properties":"\ud800"}},{"key":"k","value":{}}]}"#;
     let mut request = Request::post("/topics/m").body(Body::from(records)).unwrap();
     request
         .headers_mut()
@@ -637,7 +638,8 @@ async fn what_is_refused_does_not_use_the_rate_budget() {
 #[tokio::test]
 async fn a_fraction_of_a_second_has_any_number_of_digits() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
-    let body = r#"[{"metric":"m","timestamp":"2025-12-31T23:59:59.1234567891Z"},{"metric":"m","timestamp":"2025-12-31T23:59:59.12345678912345Z"}]"#;
+    let body = r#"[{"metric":"m","timestamp":"2025-12-31T23:59:59.1234567891Z"},
+        {"metric":"m","timestamp":"2025-12-31T23:59:59.12345678912345Z"}]"#;
     let (status, answer, _) = send(&gateway, body).await;
     assert_eq!((status.as_u16(), answer.starts_with(r#"{"accepted":2,"#)), (202, true), "{answer}");
     assert!(log.batches.lock().unwrap()[0].events.iter().all(|event| event.timestamp == NOW - 877));

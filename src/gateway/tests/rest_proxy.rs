@@ -1,4 +1,4 @@
-//! Kafka REST Proxy: the recorded requests of its clients, and everything that is refused.
+//! Kafka REST Proxy: recorded requests of real clients, and every kind of refusal.
 
 use super::*;
 use crate::model::series::Series;
@@ -54,8 +54,8 @@ async fn the_quickstart_gets_the_recorded_shape() {
         (200, json!({"offsets": [entry], "key_schema_id": null, "value_schema_id": null}))
     );
     assert_eq!(taken(&log), [("jsontest".to_owned(), r#"{"value":"2.5"}"#.to_owned(), None)]);
-    // Confluent's own value is no event: that is said in its entry, and nothing is counted in
-    // silence.
+    // The value in Confluent's own example is no event: its entry says so, and nothing is counted
+    // silently.
     let (status, refused) =
         answer(&gateway, produce("jsontest", JSON_V2, r#"{"records":[{"value":{"foo":"bar"}}]}"#))
             .await;
@@ -113,7 +113,7 @@ async fn good_records_are_taken_beside_bad_ones_in_the_order_of_the_request() {
     ] {
         assert!(text.contains(why), "{why}: {text}");
     }
-    // Keys are kept with the event and are no ids.
+    // Keys are stored with the event and are not ids.
     let expected = [("own", records[0], Some("a")), ("topic", records[11], Some("K/11"))];
     assert_eq!(
         taken(&log),
@@ -130,7 +130,7 @@ async fn binary_records_are_the_events_that_they_encode() {
             .iter()
             .enumerate()
     {
-        // As npm's kafka-rest sends it: chunked, and with "partition": null.
+        // As npm's kafka-rest sends it: chunked, with "partition": null.
         let records = json!({"records": [
             {"value": base64(event), "key": "aw==", "partition": null},
             {"value": base64(padded).trim_end_matches('='), "key": null, "partition": null},
@@ -312,7 +312,7 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
         (format!("Bearer any:{writer}"), None, 401, 40_101),
         (basic(&format!("any:{reader}")), None, 403, 40_301),
         (basic(&format!("any:{writer}")), elsewhere, 403, 40_301),
-        // The name in Host proves nothing, and nothing names the scheme.
+        // The name in `Host` proves nothing, and the scheme is unknown.
         (basic(&format!("any:{writer}")), Some("http://rollmill.test"), 403, 40_301),
     ] {
         for topic in ["t", "t/partitions/1"] {

@@ -1,9 +1,9 @@
-//! One tenant at its worst, beside another one.
+//! One tenant that misbehaves, next to another one.
 
 use super::*;
 use crate::clock::Stopwatch;
 
-/// Keys of the tenants `a` and `b` with all scopes.
+/// Keys with all scopes for the tenants `a` and `b`.
 fn two_tenants() -> (KeyTable, [String; 2]) {
     let stored = |tenant: &str, random: [u8; 24]| {
         let (plain, prefix, sha256) = new_key(random);
@@ -23,7 +23,7 @@ fn event(key: &str) -> Request<Body> {
     request.body(Body::from(r#"{"metric":"m"}"#)).unwrap()
 }
 
-/// Waits until nothing is held any more.
+/// Waits until every reservation is released.
 async fn idle(gateway: &Gateway) {
     for _ in 0..2_000 {
         if gateway.shares.queries.usage("").held == 0
@@ -119,7 +119,7 @@ async fn bytes_in_flight_of_one_tenant_leave_room_for_another() {
     let (keys, [a, b]) = two_tenants();
     let (gateway, _) =
         gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(4 << 20)), keys);
-    // Bodies that have begun and do not end.
+    // Bodies that have begun but do not end.
     let mut begun = Vec::new();
     let mut bodies = Vec::new();
     for _ in 0..40 {
@@ -200,7 +200,7 @@ async fn ask(socket: &mut tokio::net::TcpStream, path: &str, key: &str) {
     socket.write_all(request.as_bytes()).await.unwrap();
 }
 
-/// The first line of the answer.
+/// Reads the first line of an answer.
 async fn status(socket: &mut tokio::net::TcpStream) -> String {
     let mut head = vec![0; 12];
     let read = tokio::time::timeout(LATEST, socket.read_exact(&mut head))
@@ -267,14 +267,15 @@ async fn connections_without_a_key_give_way_and_those_with_one_stay() {
     let mut crowd = Vec::new();
     for n in 0..100 {
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-        // Some say nothing, some begin, some are refused, some ask for more than they take.
+        // Some send nothing, some begin a request, some are refused, some do not read their
+        // answers.
         let says = [
             "",
             "GET / HT",
             "GET /v1/query HTTP/1.1\r\nhost: localhost\r\n\r\n",
             "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n",
         ][n % 4];
-        // It may have had to give way already.
+        // The server may have evicted it already.
         let _ = socket.write_all(says.as_bytes()).await;
         crowd.push(socket);
     }
@@ -310,7 +311,7 @@ async fn connections_of_one_tenant_leave_room_for_another() {
     assert_eq!(status(&mut socket).await, "HTTP/1.1 200");
 }
 
-/// The head of a masked frame.
+/// The header of a masked frame.
 fn head(opcode: u8, length: u64) -> Vec<u8> {
     let mut head = vec![0x80 | opcode, 0xff];
     head.extend(length.to_be_bytes());
@@ -327,7 +328,7 @@ async fn websocket(address: std::net::SocketAddr) -> tokio::net::TcpStream {
     }
 }
 
-/// The code with which a WebSocket is closed, whatever comes before it.
+/// The code with which the server closes a WebSocket, whatever it sends before.
 async fn closed_with(socket: &mut tokio::net::TcpStream) -> Option<u16> {
     let mut read = Vec::new();
     let _reset =
@@ -348,8 +349,8 @@ async fn a_message_has_to_be_whole_in_time_whatever_pings_come_between() {
     while gateway.shares.inflight.usage("default").held < 300_000 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // A ping is no frame of the message, but it may not stand inside of a frame: these are of the
-    // socket beside.
+    // Pings do not count as part of a message, but cannot be sent within a frame. So they go to the
+    // other socket.
     for _ in 0..15 {
         idle.write_all(&[0x89, 0x80, 0, 0, 0, 0]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -415,7 +416,7 @@ async fn large_bodies_are_read_where_tenants_take_turns_whatever_the_protocol() 
     let (keys, [a, b]) = two_tenants();
     let (gateway, _) = gateway(Config::defaults(), keys);
     let (address, _stop) = serve(gateway.clone()).await;
-    // Every turn of that tenant is taken until it is let go.
+    // Occupies every thread that this tenant may use until it is released.
     let (let_go, held) = std::sync::mpsc::sync_channel::<()>(0);
     let held = Arc::new(std::sync::Mutex::new(held));
     let hold = || {

@@ -1,4 +1,4 @@
-//! Clients that do not behave as a client should, over real sockets.
+//! Clients that misbehave, over real sockets.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ const HANDSHAKE: &str = "GET /v1/ws HTTP/1.1\r\nhost: localhost\r\nconnection: \
                          upgrade\r\nupgrade: websocket\r\nsec-websocket-version: \
                          13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// When something that takes a moment on an idle machine has failed.
+/// Timeout for steps that take a moment on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -21,7 +21,7 @@ async fn connect(address: SocketAddr) -> Socket {
     tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap().0
 }
 
-/// Reads until the server closes; its code, if it says one.
+/// Reads until the server closes; returns the close code, if it sends one.
 async fn close_code(ws: &mut Socket) -> Option<u16> {
     let read = async {
         loop {
@@ -89,9 +89,8 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
         0
     });
     tokio::time::sleep(patience + Duration::from_millis(300)).await;
-    // Past their time they read what is left: a close frame, or nothing more if they come too late
-    // for it. On a machine that is so busy that an update was not even made in time, they are
-    // dropped as idle.
+    // After the timeout they read what is left: a close frame, or nothing if they come too late for
+    // it. On a machine so busy that not even an update was made in time, they are dropped as idle.
     let codes = futures::future::join_all(stuck.iter_mut().map(close_code)).await;
     assert!(codes.iter().all(|code| matches!(code, Some(1013 | 1001) | None)), "{codes:?}");
     let enough = tokio::time::timeout(PATIENCE, acked_now.wait_for(|seq| *seq > 20)).await;
@@ -102,7 +101,7 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
     stop.store(true, std::sync::atomic::Ordering::Release);
     going.await.expect("every message was acknowledged in time");
 
-    // One alone, so that the machine's load does not decide whether the frame arrives in time.
+    // A single one, so that machine load does not decide whether the frame arrives in time.
     let mut told = Vec::new();
     while told.len() < 5 || (told.len() < 30 && !told.contains(&Some(1013))) {
         let mut ws = connect(address).await;
@@ -126,7 +125,7 @@ async fn what_waits_for_a_reader_is_bounded() {
     });
     let (address, _stop) = listen(config).await;
     let mut ws = connect(address).await;
-    // Each time a new question under the same name, whose answer the reader does not take.
+    // Each time a new query under the same name, whose answer the client does not read.
     for size in 0..200 {
         let subscribe = format!(
             r#"{{"subscribe":"q","query":{{"metric":"m","by":"pad","limit":"{}"}}}}"#,
@@ -156,19 +155,19 @@ async fn what_waits_for_a_reader_is_bounded() {
 
 #[tokio::test]
 async fn half_open_sockets_are_closed_and_answering_ones_stay() {
-    // Long enough that a machine which stands still for a moment does not make the answering one
-    // look idle.
+    // Long enough that a machine which stalls for a moment does not make the answering client look
+    // idle.
     let idle = Duration::from_secs(3);
     let config = Config::defaults().with(|c| {
         c.ws.idle_timeout = idle;
         c.ws.update_interval = Duration::from_millis(50);
     });
     let (address, _stop) = listen(config).await;
-    // By hand, because the client answers pings by itself.
+    // Built by hand, because the client library answers pings by itself.
     let mut silent = TcpStream::connect(address).await.unwrap();
     silent.write_all(HANDSHAKE.as_bytes()).await.unwrap();
     let mut alive = connect(address).await;
-    // Reading answers pings; for twice the limit nothing else is said.
+    // Reading answers pings; for twice the timeout the client sends nothing else.
     let quiet = tokio::time::timeout(idle * 2, async {
         while let Some(Ok(Message::Ping(_))) = alive.next().await {}
     })
@@ -196,7 +195,8 @@ async fn answers_carry_the_clients_seq_whatever_it_is() {
     let seqs = [5, 5, 0, u64::MAX, 3, 1 << 53, 7];
     for seq in seqs {
         let body = format!(
-            r#"{{"seq":{seq},"events":[{{"metric":"m","value":"NaN"}},{{"metric":"m","timestamp":-1}},{{"metric":"m"}}]}}"#
+            r#"{{"seq":{seq},"events":[{{"metric":"m","value":"NaN"}},
+                {{"metric":"m","timestamp":-1}},{{"metric":"m"}}]}}"#
         );
         ws.send(Message::text(body)).await.unwrap();
     }
@@ -230,7 +230,7 @@ async fn answers_carry_the_clients_seq_whatever_it_is() {
     }
 }
 
-/// Reads to the close: what was said before, the code and the reason.
+/// Reads until the close; returns the messages before it, the code and the reason.
 async fn farewell(ws: &mut Socket) -> (Vec<String>, Option<u16>, String) {
     let mut said = Vec::new();
     let read = async {
@@ -321,7 +321,7 @@ async fn a_message_that_is_none_closes_its_socket_alone_and_says_why() {
 #[tokio::test]
 async fn frames_that_are_none_are_told_after_the_acks_that_are_due() {
     let (address, _stop) = listen(Config::defaults()).await;
-    // A frame as a client sends it, masked with zeros.
+    // A frame as a client sends it, with a zero mask.
     let frame = |first: u8, payload: &[u8]| {
         [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
     };
@@ -500,17 +500,28 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_bytes_harm_a_socket(noise in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,200}", cut in 0usize..60) {
+    fn no_bytes_harm_a_socket(
+        noise in proptest::collection::vec(any::<u8>(), 0..200),
+        text in ".{0,200}",
+        cut in 0usize..60,
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (address, _stop) = listen(Config::defaults().with(|c| c.server.header_timeout = PATIENCE)).await;
-            // A message that is text, one that nearly is right, frames that are none, and no HTTP at all.
-            for text in [text, r#"{"seq":1,"events":[{"metric":"m","value":1}]}"#.chars().take(cut).collect()] {
+            let config = Config::defaults().with(|c| c.server.header_timeout = PATIENCE);
+            let (address, _stop) = listen(config).await;
+                        // Any text, a truncated valid message, invalid frames, and bytes that are
+                        // not HTTP.
+            let valid = r#"{"seq":1,"events":[{"metric":"m","value":1}]}"#;
+            for text in [text, valid.chars().take(cut).collect()] {
                 let mut ws = connect(address).await;
                 ws.send(Message::text(text)).await.unwrap();
                 let answer = tokio::time::timeout(PATIENCE, ws.next()).await.expect("an answer");
-                let begins = [r#"{"ack":"#, r#"{"accepted":"#, r#"{"error":"#, r#"{"final":"#, r#"{"nack":"#, r#"{"update":"#];
-                let said = matches!(&answer, Some(Ok(Message::Text(said))) if begins.iter().any(|begin| said.starts_with(begin)));
+                let begins = [
+                    r#"{"ack":"#, r#"{"accepted":"#, r#"{"error":"#,
+                    r#"{"final":"#, r#"{"nack":"#, r#"{"update":"#,
+                ];
+                let is_known = |text: &str| begins.iter().any(|begin| text.starts_with(begin));
+                let said = matches!(&answer, Some(Ok(Message::Text(text))) if is_known(text));
                 assert!(said, "{answer:?}");
             }
             let mut raw = TcpStream::connect(address).await.unwrap();
@@ -521,9 +532,11 @@ proptest! {
             raw.write_all(&noise).await.unwrap();
             raw.shutdown().await.unwrap();
             let mut answer = Vec::new();
-            // A reset says as much as an answer.
-            let _ = tokio::time::timeout(PATIENCE, raw.read_to_end(&mut answer)).await.expect("ended");
-            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
+            // A reset is as good as an answer.
+            let read = tokio::time::timeout(PATIENCE, raw.read_to_end(&mut answer)).await;
+            let _ = read.expect("ended");
+            let text = String::from_utf8_lossy(&answer);
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{text}");
             acked(&mut connect(address).await, 1).await;
         });
     }

@@ -36,8 +36,8 @@ impl CloseReason {
         Self::ByServer(code, reason.to_owned())
     }
 
-    /// The close reason after a read error. The library does not export its error kinds, so its
-    /// texts decide.
+    /// The close reason after a read error. The library does not export its error kinds,
+    /// so its texts decide.
     pub(super) fn from_error(error: &axum::Error) -> Self {
         let why = error.to_string();
         let code = if why.contains("Space limit") {
