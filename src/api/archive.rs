@@ -44,7 +44,7 @@ pub struct Expiring {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DueExpiry {
-    /// What expires.
+    /// The archive or weeks concerned.
     #[serde(flatten)]
     pub expiring: Expiring,
     /// Everything below this goes.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ErrorAnswer {
-    /// The error itself.
+    /// Code, message and details.
     pub error: ErrorDetail,
 }
 
@@ -18,7 +18,7 @@ pub struct ErrorDetail {
     pub code: String,
     /// A sentence for people.
     pub message: String,
-    /// Always empty today.
+    /// Reserved; always empty today.
     #[serde(default)]
     pub details: serde_json::Map<String, serde_json::Value>,
 }

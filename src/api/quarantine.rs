@@ -55,7 +55,7 @@ pub struct QuarantineAnswer {
     pub more: u64,
 }
 
-/// One quarantined event.
+/// One event in the quarantine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct QuarantinedEvent {
@@ -94,7 +94,7 @@ impl QuarantinedEvent {
 pub struct UnderstoodEvent {
     /// Series of the event; null if its key cannot be read.
     pub series: Option<SeriesName>,
-    /// Event time.
+    /// Time of the event.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub timestamp: Option<jiff::Timestamp>,
     /// Value of the event, as decimal text.

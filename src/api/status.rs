@@ -73,7 +73,7 @@ pub struct ShardStatus {
     pub archive_lag: Option<u64>,
     /// Starts of the shard without progress since.
     pub attempts: Option<u32>,
-    /// Consecutive failed flushes.
+    /// Number of consecutive failed flushes.
     pub flush_failures: Option<u32>,
     /// Error of the last failed flush.
     pub flush_failure: Option<String>,

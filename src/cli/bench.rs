@@ -98,6 +98,7 @@ pub(super) type BenchFigures = Vec<(&'static str, f64, &'static str)>;
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    // One thread, because the other cores belong to the server under test.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -197,6 +198,7 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<(BenchFigures, anyhow::Resu
         rate: args.rate,
         begin: load::LoadPosition { events: warm_events, probes: 0 },
     };
+    // Taken after the warm-up, which is not part of the measurement.
     let cpu_before = own.as_ref().map(BenchServer::cpu_seconds).transpose()?;
     let outcome = load::run(&target, &plan).await?;
     let cpu = own

@@ -158,6 +158,7 @@ impl ServerClient {
             proxy.as_ref().filter(|proxy| uri.as_ref().is_some_and(|uri| !proxy.is_no_proxy(uri)));
         let named = used.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
         let config = ureq::Agent::config_builder()
+            // The body of an error says what is wrong, so it has to be read.
             .http_status_as_error(false)
             .timeout_global(Some(patience))
             .proxy(proxy)

@@ -163,6 +163,7 @@ fn add(
     let shown = key.clone();
     let path = file.path()?;
     keys_file::edit(&path, |keys| {
+        // `revoke` names a key by its prefix alone.
         if keys.keys.iter().any(|other| other.prefix == key.prefix) {
             return Err(format!("there is a key {} already: run the command again", key.prefix));
         }

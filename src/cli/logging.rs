@@ -64,6 +64,7 @@ impl Write for LogWriter {
 
 fn write_record(record: &[u8]) -> bool {
     static STALLED: AtomicBool = AtomicBool::new(false);
+    // Held for all chunks, so that records of other threads do not come in between.
     let mut stderr = std::io::stderr().lock();
     record.chunks(AT_ONCE).all(|part| {
         let patience = if STALLED.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
@@ -76,6 +77,7 @@ fn write_record(record: &[u8]) -> bool {
 }
 
 fn log_panics() {
+    // The default hook writes several lines, which are not log records.
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(at, why = panic.payload_as_str().unwrap_or("no text"), "a thread panicked");

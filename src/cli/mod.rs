@@ -179,6 +179,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
+            // Printed even if a node would refuse it, so that the cause can be seen in it.
             print!("{}", config.to_toml());
             let refused = crate::node::refusals(&config);
             anyhow::ensure!(

@@ -161,9 +161,9 @@ pub(super) async fn expire(
 ) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
     checked_params(q, &[])?;
-    let said: ExpiryRequest =
+    let request: ExpiryRequest =
         json_body(&gateway, &tenant, &headers, body, r#"{"yes":true}"#).await?;
-    if !said.yes {
+    if !request.yes {
         return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             "yes_missing",

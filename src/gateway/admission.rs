@@ -44,6 +44,7 @@ impl AdmissionControl {
     }
 
     fn take_at(&self, tenant: &Arc<str>, events: usize, now: f64) -> Result<(), ApiError> {
+        // 0 means unlimited.
         if self.rate == 0.0 {
             return Ok(());
         }

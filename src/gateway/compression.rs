@@ -82,6 +82,7 @@ fn is_compressible(response: &Response) -> bool {
     is_text
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
         && !response.headers().contains_key(header::CONTENT_ENCODING)
+        // A body of unknown size is a stream, which is not buffered for compression.
         && response.body().size_hint().exact().is_some_and(|bytes| bytes >= MIN_BYTES)
 }
 

@@ -187,6 +187,7 @@ impl ClientConnection {
         let mut owner = lock(&self.owner);
         match owner.as_mut() {
             Some(known) if known.tenant == *tenant => {
+                // This runs for every request, so the header is cloned only when it changes.
                 if known.authorization.as_ref() != authorization {
                     known.authorization = authorization.cloned();
                 }
@@ -237,6 +238,7 @@ impl ClientConnection {
             incoming.memory.shrink_to(0);
             return true;
         };
+        // Fewer bytes than before: one message ended and the next began within these bytes.
         if before.is_none_or(|before| unfinished < before) {
             incoming.began = Some(Stopwatch::start());
         }

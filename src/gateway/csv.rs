@@ -47,6 +47,7 @@ pub(super) fn table(
     let mut charged = 0;
     for at in 0..answer.series.len() {
         rows(answer, at, &mut writer).map_err(write_failed)?;
+        // Charged after each series, so that a table over its budget ends early.
         let written = writer.get_ref().len();
         if let Some(why) = answer.charge(written - charged) {
             return Err(QueryError::ended(why, 0).into());

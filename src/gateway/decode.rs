@@ -42,7 +42,7 @@ enum Encoding {
 pub struct BodyReservation(ShareLease);
 
 impl BodyReservation {
-    /// An empty reservation.
+    /// A reservation of no bytes yet.
     ///
     /// # Errors
     /// In theory those of [`shares::reserve`]; reserving nothing cannot fail.
@@ -75,6 +75,8 @@ impl BodyReservation {
             return Err(body_too_large(max));
         }
         if needed > whole.capacity() {
+            // Grows by doubling as `Vec` does, but exactly, so that reservation and allocation
+            // agree.
             let capacity = needed.max(2 * whole.capacity()).max(STEP).min(max);
             self.grow_to(beside + capacity)?;
             whole.reserve_exact(capacity - whole.len());
@@ -200,6 +202,7 @@ fn decompress(
             Encoding::Zstd => {
                 let mut decoder =
                     zstd::stream::read::Decoder::with_buffer(rest).map_err(broken)?.single_frame();
+                // The decoder allocates its window outside of the reservation.
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
                 take_member(max, &mut decoder, packed.len(), &mut whole, reservation)?;
                 decoder.finish()
@@ -233,6 +236,7 @@ fn take_member(
         if n == 0 {
             return Ok(());
         }
+        // Limits what is really decompressed: a size declared in a header cannot be trusted.
         reservation.reserve_for(whole, n, max, packed_bytes)?;
         whole.extend_from_slice(&chunk[..n]);
     }

@@ -54,6 +54,7 @@ impl<T> TenantQueue<T> {
     fn done(&mut self, tenant: &Arc<str>) {
         if let Some(running) = self.running.get_mut(tenant) {
             *running -= 1;
+            // Forgets idle tenants, so that the map is bounded by the running jobs.
             if *running == 0 {
                 self.running.remove(tenant);
             }
@@ -109,6 +110,7 @@ impl FairPool {
         });
         let mut state = self.0.state();
         state.turns.push(tenant, work);
+        // An idle thread takes the job; otherwise a new one is started, up to the limit.
         if state.idle == 0 && state.threads < self.0.max {
             let inner = self.0.clone();
             let thread = std::thread::Builder::new()

@@ -74,6 +74,7 @@ impl FrameTracker {
         self.last = self.head[0] & 0x80 != 0;
         self.head_bytes = 0;
         if self.part {
+            // A message begins with its first header, even before any payload.
             self.message = Some(self.message.unwrap_or(0));
         }
         self.end_if_done();

@@ -146,6 +146,7 @@ impl IngestRequest<'_> {
         body: &Bytes,
         ranges: Vec<Range<usize>>,
     ) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
+        // Taken before parsing, so that a tenant over its rate costs no parsing.
         self.gateway.admission.take(self.tenant, ranges.len())?;
         let (mut events, mut refusals) = (Vec::with_capacity(ranges.len()), Vec::new());
         for (index, range) in ranges.into_iter().enumerate() {
@@ -200,6 +201,7 @@ impl IngestRequest<'_> {
                 EventError::new(EventErrorCode::EventUnreadable, why),
             )
         })?;
+        // The id first, so that a refusal for any other field can name it.
         let id = self.id(index, &fields.id).map_err(|error| refuse(None, error))?;
         self.validate(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
     }
@@ -250,6 +252,7 @@ async fn append_in_time(
     submit: &dyn BatchSink,
     batch: ValidBatch,
 ) -> Result<(), AppendError> {
+    // The batch may still become durable. The client retries, and ids de-duplicate the retry.
     let unknown = |why: &str| AppendError::Unknown(why.to_owned());
     let ticket = submit.submit(batch)?;
     tokio::time::timeout(gateway.deps.config.gateway.append_timeout, ticket)
@@ -260,6 +263,7 @@ async fn append_in_time(
 }
 
 fn unavailable(error: AppendError) -> ApiError {
+    // A full or broken disk takes longer to repair than an overload to pass.
     let seconds = match error {
         AppendError::DiskFull | AppendError::ReadOnly | AppendError::DiskFailed(_) => 10,
         AppendError::Closed(_) => 2,

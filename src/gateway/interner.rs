@@ -102,6 +102,7 @@ impl Interner {
         use std::hash::BuildHasher;
         let mut hasher = self.seed.build_hasher();
         hasher.write(tenant.as_bytes());
+        // Separates the parts, so that ("ab", "c") and ("a", "bc") hash differently.
         hasher.write_u8(0);
         hasher.write(metric.as_bytes());
         hasher.write_u8(0);

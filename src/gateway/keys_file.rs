@@ -20,7 +20,7 @@ const WRITE_OF_OTHERS: u32 = 0o022;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Send events.
+    /// Send events, on any interface.
     Write,
     /// Query rollups and metric names.
     Read,
@@ -96,6 +96,7 @@ pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     } else {
         toml::from_str(&text).map_err(|e| error(path, e))?
     };
+    // A hash in any other form never matches, and would silently lock its owner out.
     let is_hash = |text: &str| {
         text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
@@ -157,6 +158,7 @@ fn replace(path: &Path, file: &KeysFile) -> std::io::Result<()> {
     {
         return Err(e);
     }
+    // Private from the start: others must not be able to open it while it is written.
     let mut new = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
     new.write_all(text.as_bytes())?;
     new.sync_all()?;

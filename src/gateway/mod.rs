@@ -61,7 +61,7 @@ pub type MetricNameUsage = Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + S
 pub struct GatewayDeps {
     /// Takes validated batches; `None` on a node without the gateway role.
     pub submit: Option<Arc<dyn BatchSink>>,
-    /// Answers queries; blocking.
+    /// Answers queries; calls block the thread.
     pub queries: Arc<dyn QueryService>,
     /// Lists, releases and discards quarantined events.
     pub quarantine: Arc<dyn QuarantineService>,
@@ -73,7 +73,7 @@ pub struct GatewayDeps {
     pub keys: Arc<ArcSwap<auth::KeyTable>>,
     /// Source of every limit.
     pub config: Arc<Config>,
-    /// Wall time.
+    /// Wall time, for timestamps and key expiry.
     pub clock: Arc<dyn Clock>,
     /// Number of shards in the cluster.
     pub shard_count: u32,
@@ -81,7 +81,7 @@ pub struct GatewayDeps {
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Answers the status of nodes and shards.
     pub status: Arc<dyn StatusService>,
-    /// Answers `/readyz`.
+    /// Decides the answer of `/readyz`.
     pub ready: ReadyCheck,
     /// Serves the usage of metric names to `/v1/limits`.
     pub metric_names: MetricNameUsage,

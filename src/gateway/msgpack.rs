@@ -222,6 +222,7 @@ fn fields(raw: &[u8]) -> Result<EventFields<'_>, DecodeReason> {
             2 => fields.value = number(reader.token_of_scalar()?),
             3 => {
                 fields.labels = Some(&raw[reader.skip_checked()?])
+                    // 0xc0 is nil, which means no labels.
                     .filter(|raw| **raw != [0xc0])
                     .unwrap_or_default()
             }

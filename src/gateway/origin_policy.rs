@@ -95,6 +95,7 @@ impl OriginPolicy {
         let is_own_page = headers.get(header::ORIGIN).is_none_or(|origin| {
             let site = origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://"));
             site.zip(named).is_some_and(|(site, host)| {
+                // Browsers leave the default port out of `Origin`.
                 site.eq_ignore_ascii_case(host.strip_suffix(":80").unwrap_or(host))
             })
         });
@@ -127,6 +128,8 @@ impl OriginPolicy {
 /// The host of `host` or `host:port`; an IPv6 address keeps its brackets.
 fn name_of(host: &str) -> Option<&str> {
     let name = match host.rsplit_once(':') {
+        // After the last colon is a port, unless the colon is inside the brackets of an IPv6
+        // address.
         Some((name, port)) if !port.ends_with(']') => {
             if port.bytes().any(|b| !b.is_ascii_digit()) {
                 return None;

@@ -90,6 +90,7 @@ impl<'p> QueryParams<'p> {
 }
 
 fn unknown(name: &str, known: &[&str]) -> String {
+    // Shortened first: a name may be as long as a whole request head.
     let likeness = |known: &str| strsim::jaro_winkler(&excerpt(name).to_lowercase(), known);
     let nearest = known
         .iter()

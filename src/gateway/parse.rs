@@ -21,24 +21,24 @@ pub const MAX_DEPTH: usize = 64;
 /// A field that must be a string.
 #[derive(Debug)]
 pub enum TextField<'a> {
-    /// Missing or null.
+    /// The field is missing or null.
     Absent,
     /// A string, unescaped.
     Present(Cow<'a, str>),
-    /// Any other type.
+    /// The field has another type.
     Invalid,
 }
 
 /// A timestamp as the client sent it.
 #[derive(Debug)]
 pub enum TimeField<'a> {
-    /// Missing or null.
+    /// The field is missing or null.
     Absent,
     /// Milliseconds since the Unix epoch.
     Millis(i64),
     /// A string, to be parsed as RFC 3339.
     Text(Cow<'a, str>),
-    /// Any other type.
+    /// The field has another type.
     Invalid,
 }
 

@@ -136,6 +136,7 @@ pub fn accounting(
 ) -> Result<String, ApiError> {
     let params = QueryParams::read(given, &["from", "to"])?;
     let from = params.time("from")?.unwrap_or(now - 24 * HOUR_MS);
+    // Past the current hour, whose events would be left out otherwise.
     let to = params.time("to")?.unwrap_or(now + HOUR_MS);
     if from >= to {
         return Err(InvalidRequest::EmptyRange.into());

@@ -70,6 +70,7 @@ pub async fn produce_to_partition(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
 ) -> Response {
+    // Authenticates first: without a key the answer is 401, as on every other route.
     let error = gateway.tenant_or_basic(&headers, Scope::Write).err().unwrap_or_else(|| {
         let message =
             "the series of an event decides on its partition, clients do not: POST /topics/{topic}";
@@ -223,6 +224,7 @@ fn embedded_format(headers: &HeaderMap) -> Result<EmbeddedFormat, ApiError> {
 
 /// Renders an error in the shape of the REST Proxy; overload keeps its `Retry-After`.
 pub(super) fn refuse(error: ApiError, headers: &HeaderMap) -> Response {
+    // The REST Proxy appends two digits of its own to the HTTP status.
     let number = match (error.status.as_u16(), error.code) {
         (401, _) => 40_101,
         (403, _) => 40_301,

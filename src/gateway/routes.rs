@@ -118,6 +118,7 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
         && let Err(error) = connection.set_owner(tenant, authorization)
     {
         let mut response = error.into_response();
+        // The tenant has no slot for it, so the connection must not stay open.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return counted.end(response);
     }
@@ -130,6 +131,7 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
             compression::compress_response(&gateway, coding, next.run(request).await).await
         }
     };
+    // Added to errors, too: a page can only read an answer that has these headers.
     policy.add_cors_headers(listed, response.headers_mut());
     counted.end(match tenant {
         Some(tenant) => shares::reserve_answer(&gateway.shares, &tenant, response),
@@ -294,6 +296,7 @@ async fn query(
             .await
             .map(json)?
     };
+    // The same URL is answered as JSON or CSV, and caches must keep them apart.
     response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
 }

@@ -137,8 +137,10 @@ async fn accept(
 ) -> std::io::Result<Option<AcceptedConnection>> {
     loop {
         let (stream, address) = listener.accept().await?;
+        // Answers are written whole, so Nagle's algorithm would only delay them.
         stream.set_nodelay(true)?;
         socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER)?;
+        // Accepts before it has a permit: only a waiting client is a reason to evict another one.
         let slot = match slots.clone().try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => {

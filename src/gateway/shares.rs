@@ -170,7 +170,7 @@ impl AsRef<[u8]> for ReservedBytes {
     }
 }
 
-/// Enlarges a reservation. Fails as [`reserve`] does.
+/// Enlarges a reservation by `more`. Fails as [`reserve`] does.
 pub fn grow(held: &mut ShareLease, more: u64) -> Result<(), ApiError> {
     held.grow(more).map_err(|exceeded| refused(held.pool(), exceeded))
 }

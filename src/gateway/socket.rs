@@ -53,6 +53,7 @@ impl AsyncRead for ClientSocket {
     ) -> Poll<Result<()>> {
         let before = buffer.filled().len();
         let read = ready!(self.stream()?.poll_read(cx, buffer));
+        // No bytes although there is room for some: the client has closed its sending side.
         self.ended |= read.is_err() || (buffer.filled().len() == before && buffer.remaining() > 0);
         Poll::Ready(read)
     }

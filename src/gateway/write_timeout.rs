@@ -33,6 +33,7 @@ impl<S> WriteTimeout<S> {
             stream,
             connection,
             timeout: patience,
+            // Not armed yet: far away, but without overflowing the clock.
             timer: Box::pin(tokio::time::sleep(Duration::MAX / 4)),
             taken: None,
         }
@@ -63,6 +64,7 @@ impl<S> WriteTimeout<S> {
                     self.timer.as_mut().reset(Instant::now() + self.timeout);
                     self.connection.stalled.store(true, Ordering::Relaxed);
                 }
+                // Polled even right after a reset, or the timer would not wake this task.
                 ready!(self.timer.as_mut().poll(context));
                 count_disconnect(DisconnectReason::SlowReader);
                 Poll::Ready(Err(Error::new(

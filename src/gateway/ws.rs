@@ -149,6 +149,7 @@ async fn run(
     let mut writer = tokio::spawn(write(sink, queue, cut_signal, config.ws.idle_timeout));
     let mut stopping = gateway.stopping.subscribe();
     let mut tick = tokio::time::interval(config.ws.update_interval);
+    // After a stall, catching up would query every subscription several times in a row.
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut late = std::pin::pin!(message_timeout(connection.clone(), config.server.body_timeout));
     let mut session = WsSession {
@@ -173,6 +174,7 @@ async fn run(
                 POLICY,
                 "a message was not whole in time (server.body_timeout)",
             )),
+            // A full window stops reading, so that TCP slows the client down.
             message = incoming.next(), if session.acks.len() < config.ws.window => match message {
                 Some(Ok(message)) => session.on_message(message).await,
                 // The socket failed the read because no memory was left for the message.
@@ -401,6 +403,7 @@ impl WsSession {
             // A missing scope is reported as an update, not as a close.
             Err(_) => None,
         };
+        // Lets `on_update` drop an answer to the subscription that this one replaces.
         self.generation += 1;
         let subscription =
             Subscription { params, last: None, _slot, running: false, generation: self.generation };
@@ -504,6 +507,7 @@ impl WsSession {
             .tenant(&self.headers, Scope::Write)
             .or_else(|_| self.gateway.tenant(&self.headers, Scope::Read))
             .map_err(|_| CloseReason::by_server(POLICY, "the key is not valid any more"))?;
+        // The pong counts as received, and keeps a client that only listens from timing out.
         if self.last_received.elapsed() > idle / 3 {
             self.send(Message::Ping(Bytes::new()), None).await?;
         }

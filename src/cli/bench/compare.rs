@@ -191,6 +191,7 @@ async fn load_once(
 async fn ingest_column(contender: &Contender, shape: &EventShape) -> anyhow::Result<ServerColumn> {
     let (sum, server) = (&contender.sum, &contender.server);
     if !contender.is_ours() {
+        // Otherwise part of its data would still be in memory, and missing in its disk usage.
         victoria::flush(server).await?;
     }
     let (cpu, disk) = (server.cpu_seconds()? - contender.cpu_before, server.disk_total()?);

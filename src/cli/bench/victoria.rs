@@ -64,8 +64,8 @@ pub(super) fn version(binary: &Path) -> anyhow::Result<String> {
         .arg("-version")
         .output()
         .with_context(|| format!("cannot run {}", binary.display()))?;
-    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    Ok(if said.is_empty() { binary.display().to_string() } else { said })
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok(if version.is_empty() { binary.display().to_string() } else { version })
 }
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ async fn send(
     while next.get() < shape.series {
         let first = next.get();
         let batch = BATCH.min(shape.series - first);
+        // Reserved before the send: other connections must not send the same series.
         next.set(first + batch);
         let shape = EventShape { batch: batch as usize, ..shape };
         let mut body = line.body(&shape);

@@ -28,6 +28,7 @@ pub(super) fn draw(lines: &[PlotLine], from: &str, to: &str, width: usize) -> St
     let labels = [high, low].map(super::super::number_format::short);
     let margin = labels.iter().map(String::len).max().unwrap_or(0) + 1;
     let room = width.saturating_sub(margin + 1).max(10);
+    // With more buckets than columns, several share a bar.
     let folded = windows.div_ceil(room);
     let bar = (room / windows.div_ceil(folded)).clamp(1, MAX_BAR);
     let mut out = String::new();

@@ -98,7 +98,7 @@ impl BatchPoster {
     ) -> anyhow::Result<Result<HttpAnswer, (String, String)>> {
         let mut failing: Option<Stopwatch> = None;
         let mut delay = FIRST_DELAY;
-        let mut said = String::new();
+        let mut reported = String::new();
         loop {
             let (why, after) = match self.verdict(body) {
                 BatchVerdict::Done(answer) => return Ok(Ok(answer)),
@@ -115,9 +115,10 @@ impl BatchPoster {
             if failing.elapsed() >= patience {
                 bail!("gave up after {} s: {why}", failing.elapsed().as_secs());
             }
-            if said != why && failing.elapsed() >= Duration::from_secs(1) {
+            // A failure of less than a second needs no message, and the same one none again.
+            if reported != why && failing.elapsed() >= Duration::from_secs(1) {
                 eprintln!("rollmill: {why}; trying again");
-                said = why;
+                reported = why;
             }
             self.retries += 1;
             self.wait(after.unwrap_or(delay));
@@ -132,6 +133,7 @@ impl BatchPoster {
         };
         match (answer.status, answer.error()) {
             (202, _) => BatchVerdict::Done(answer),
+            // Not an error: every event was refused, each with its own reason.
             (422, None) => BatchVerdict::Done(answer),
             (400, Some((code, message))) if code == "body_unreadable" => {
                 BatchVerdict::Rejected { code: "event_unreadable".to_owned(), message }
@@ -141,6 +143,7 @@ impl BatchPoster {
                 code: "body_too_large".to_owned(),
                 message: answer.sentence(),
             },
+            // A repeated batch counts once, so even an unknown outcome may be retried.
             (408 | 429 | 500 | 502 | 503 | 504, _) => BatchVerdict::Retry {
                 why: answer.sentence(),
                 after: answer.retry_after.map(|s| Duration::from_secs(s).min(MAX_DELAY * 12)),
@@ -152,8 +155,8 @@ impl BatchPoster {
     /// Waits for a retry, but no longer than until a stop signal.
     fn wait(&self, time: Duration) {
         let watch = Stopwatch::start();
-        let asked = self.stop.is_requested();
-        while watch.elapsed() < time && (asked || !self.stop.is_requested()) {
+        let stopping = self.stop.is_requested();
+        while watch.elapsed() < time && (stopping || !self.stop.is_requested()) {
             #[allow(clippy::disallowed_methods)]
             // a command that waits for a server has nothing else to do
             std::thread::sleep(POLL_INTERVAL.min(time.saturating_sub(watch.elapsed())));

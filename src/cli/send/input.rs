@@ -159,6 +159,7 @@ impl SendInput {
     /// Stops reading, but still yields what has been read. An unfinished line is an event only if
     /// it is complete JSON. Returns whether the input was at its end.
     pub(super) fn stop(&mut self) -> anyhow::Result<bool> {
+        // No more chunks can exist: the queue is full at this many, and the reader holds one.
         for _ in 0..=MAX_CHUNKS_AHEAD {
             match self.reader.next(GRACE) {
                 NextChunk::Chunk(part) => self.push(&part)?,
@@ -185,6 +186,8 @@ impl SendInput {
     }
 
     fn push(&mut self, part: &[u8]) -> anyhow::Result<()> {
+        // A stream cannot be checked in advance, so the part sent before is hashed while it is
+        // skipped.
         if let Some((left, hasher)) = &mut self.check {
             let of_it = usize::try_from(*left).unwrap_or(usize::MAX).min(part.len());
             hasher.update(&part[..of_it]);
@@ -208,11 +211,11 @@ impl SendInput {
 
     /// Detects the format, once enough bytes have been read.
     fn detect_format(&mut self, complete: bool) -> anyhow::Result<()> {
-        let told = sniff::format_of(&self.head, complete, self.hint);
-        let told = told
+        let detected = sniff::format_of(&self.head, complete, self.hint);
+        let detected = detected
             .map_err(anyhow::Error::msg)
             .with_context(|| format!("{} cannot be sent", self.name))?;
-        if let Some(format) = told {
+        if let Some(format) = detected {
             self.splitter = Some(Splitter::new(format, std::mem::take(&mut self.head)));
         }
         Ok(())

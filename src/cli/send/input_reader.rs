@@ -54,6 +54,7 @@ impl InputReader {
         let (sender, parts) = sync_channel(MAX_CHUNKS_AHEAD);
         let counted = CountingReader(raw, read);
         let work = move || read_all(counted, &sender);
+        // Never joined: it may block in a read for ever.
         std::thread::Builder::new()
             .name("read".to_owned())
             .spawn(work)

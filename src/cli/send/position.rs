@@ -57,6 +57,7 @@ impl SendPosition {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));
             }
         };
+        // A bare number is the position file of an earlier release.
         if let Ok(events) = text.trim().parse() {
             return Ok(Some(Self { old_events: Some(events), ..Self::new(new_run.to_owned()) }));
         }
@@ -79,6 +80,7 @@ impl SendPosition {
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::File::create(&next)?;
             file.write_all(format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes())?;
+            // Before the rename, or a power cut could leave an empty file under the name.
             file.sync_all()?;
             std::fs::rename(&next, path)
         };

@@ -25,7 +25,7 @@ pub(super) struct RejectedLine<'a> {
     pub(super) header: Option<&'a [u8]>,
 }
 
-/// Collects refused lines.
+/// Collects, counts and keeps refused lines.
 #[derive(Debug, Default)]
 pub(super) struct RejectsWriter {
     files: Option<RejectFiles>,
@@ -53,6 +53,7 @@ impl RejectsWriter {
         let files = path.map(|path| {
             let lines = open(path)?;
             let mut header = Vec::new();
+            // An earlier run may have written the header; rows below the same one need no other.
             let first = File::open(path).and_then(|file| {
                 BufReader::new(file.take(MAX_HEADER)).read_until(b'\n', &mut header)
             });

@@ -57,6 +57,7 @@ struct SendBatch {
 impl SendBatch {
     fn is_full(&self, events: u32) -> bool {
         self.lines.len() >= events as usize
+            // Refused records are held until the batch ends, so they count toward its size, too.
             || self.items.len() >= 10_000
             || self.body.len() >= BATCH_BYTES
             || self.raw.len() >= BATCH_BYTES
@@ -163,6 +164,7 @@ fn begin(
     }
     let named = sources.iter().map(|source| {
         let InputSource::File(path) = source else { return Ok((STDIN.to_owned(), None)) };
+        // A later run may start in another directory.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         Ok((absolute.display().to_string(), input_reader::identity_of(source)?))
     });
@@ -322,9 +324,9 @@ impl SendRun<'_> {
         }
         self.batch.clear();
         self.cursors.extend(current.and_then(SendInput::cursor));
-        for mark in self.cursors.drain(..) {
-            let entry = &mut self.position.inputs[mark.entry];
-            (entry.offset, entry.hash) = (mark.offset, mark.hash);
+        for cursor in self.cursors.drain(..) {
+            let entry = &mut self.position.inputs[cursor.entry];
+            (entry.offset, entry.hash) = (cursor.offset, cursor.hash);
         }
         if let Some(path) = &self.args.resume {
             self.position.write(path)?;
@@ -363,6 +365,7 @@ impl SendRun<'_> {
         self.rejects.report().iter().for_each(|line| eprintln!("{line}"));
         let waiting = self.batch.lines.len() as u64;
         if let Err(error) = ended {
+            // Running again, as the hint below suggests, would not help here.
             if error.is::<InputMismatch>() {
                 return Err(error);
             }

@@ -55,6 +55,7 @@ pub(super) fn format_of(
             InputFormat::Ndjson
         }));
     };
+    // Sixteen bytes are enough to see the longest magic number.
     if undecided && line_end.is_none() && (wanted.csv || head.len() < 16) {
         return Ok(None);
     }

@@ -132,6 +132,7 @@ impl Splitter {
 
     /// Appends input. Ranges of earlier records become invalid.
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        // Drops consumed bytes here and not in `next`, where records still point into the buffer.
         self.hasher.update(&self.held[self.hashed..self.start]);
         self.held.drain(..self.start);
         self.scan.at -= self.start;

@@ -14,7 +14,7 @@ impl StopSignal {
     /// Installs the handlers, which run on a thread of their own.
     pub(super) fn listen() -> anyhow::Result<Self> {
         let stop = Self::default();
-        let asked = stop.0.clone();
+        let requested = stop.0.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -32,7 +32,7 @@ impl StopSignal {
                         _ = int.recv() => {}
                         _ = hup.recv() => {}
                     }
-                    if asked.swap(true, Ordering::SeqCst) {
+                    if requested.swap(true, Ordering::SeqCst) {
                         // A second signal means that the user does not want to wait for the
                         // server's answer.
                         #[allow(clippy::disallowed_methods)]

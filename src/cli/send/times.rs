@@ -95,6 +95,7 @@ impl TimeParser {
         if unit == TimeUnit::Ms && fraction.is_empty() {
             return Ok(InputTime::Verbatim);
         }
+        // Nine digits reach nanoseconds; more could overflow below.
         let fraction = &fraction[..fraction.len().min(9)];
         let digits: i128 = if fraction.is_empty() {
             0
@@ -111,6 +112,7 @@ impl TimeParser {
         };
         let millis =
             seen.checked_mul(scale).and_then(|n| n.checked_add(signed)?.checked_mul(times));
+        // Rounds down, also before 1970, as the server does.
         let millis = millis.and_then(|n| i64::try_from(n.div_euclid(over * scale)).ok());
         millis
             .map(InputTime::Millis)

@@ -22,7 +22,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// Encoding of keys and values, as the content type names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EmbeddedFormat {
-    /// Plain JSON values.
+    /// Keys and values are JSON.
     Json,
     /// Base64 strings that hold JSON.
     Binary,

@@ -90,6 +90,7 @@ impl MessageMembers {
             // With two numbers, it is unknown which of them the client waits for.
             self.seq = None;
         }
+        // Checked last: `seq` is recorded by then, and names the batch to refuse.
         json_scan::whole_value(text, start).map_err(broken)?;
         wrong.map_or(Ok(()), Err)
     }
