@@ -102,6 +102,7 @@ fn complete_to(rows: &[ManifestRow], checkpoints: &[(ShardId, Checkpoint)]) -> S
     let newest = |shard: ShardId| {
         rows.iter().filter(|row| row.shard == shard).map(|row| row.received.1).max()
     };
+    // The shard that is furthest behind decides.
     let since = checkpoints.iter().filter(behind).map(|(shard, _)| newest(*shard)).min().flatten();
     let to = since.map_or("not complete from the beginning on".to_owned(), |at| {
         format!("complete up to {}", time(at))

@@ -176,6 +176,7 @@ fn add(
         println!("{answer}");
         return Ok(());
     }
+    // The key alone on standard output, for `KEY=$(rollmill keys add ...)`.
     println!("{plain}");
     let until =
         until(&shown).map_or_else(|| "never expires".to_owned(), |at| format!("expires {at}"));

@@ -174,6 +174,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Store(args) => store::run(&args)?,
         Command::Topic(args) => return topic::run(&args),
         Command::Migrate(args) => {
+            // Parts of a node run here, and their warnings must show.
             logging::start_quietly();
             migrate::run(&args)?;
         }

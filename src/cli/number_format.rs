@@ -29,6 +29,7 @@ pub(super) fn short(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return if value == 0.0 { "0".to_owned() } else { value.to_string() };
     }
+    // Written out, such numbers would be mostly zeros.
     if !(1e-9..1e15).contains(&magnitude) {
         return format!("{value:e}");
     }

@@ -104,6 +104,7 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
     let server = args.server.server(PATIENCE)?;
     let mut parameters = parameters(args, SystemClock.now())?;
     if output == Output::Csv {
+        // Rendered by the server, which has the numbers with all their digits.
         parameters.push(("format", "csv".to_owned()));
     }
     let answer = server.get("/v1/query", &parameters).map_err(anyhow::Error::msg)?;
@@ -242,6 +243,7 @@ fn warnings(completeness: &Completeness) -> Vec<String> {
 fn empty_reason(args: &QueryArgs, server: &ServerClient) -> String {
     let metric = &args.metric;
     let here = format!("no data for {metric} in this range");
+    // Only a hint: without the list, the plain sentence has to do.
     let Ok(known) = server.get_json("/v1/metrics", &[]) else { return here };
     let rows = known["metrics"].as_array().map(Vec::as_slice).unwrap_or_default();
     let name = |row: &serde_json::Value| row["metric"].as_str().unwrap_or_default().to_owned();

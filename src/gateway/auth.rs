@@ -166,6 +166,7 @@ impl KeyTable {
             tracing::debug!("a request was refused: nobody has its key");
             return Err(refuse());
         };
+        // From here on the log names the key by its prefix, which does not reveal it.
         if key.expires_ms.is_some_and(|at| at <= now) {
             tracing::debug!(
                 key = %key.prefix,

@@ -163,6 +163,7 @@ impl OpenConnections {
             let Some(connection) = oldest.upgrade() else { continue };
             let is_anonymous = lock(&connection.owner).is_none();
             if is_anonymous {
+                // Marked before the wake-up: the socket checks the mark when it is dropped.
                 connection.evicted.store(true, Ordering::Relaxed);
                 connection.evict_notify.notify_one();
             }

@@ -155,6 +155,7 @@ pub async fn read_body(
     let work = move || {
         decompress(max, encoding, &packed, &mut reservation).map(|body| (body, reservation))
     };
+    // In the pool whatever the size: a small body may decompress to a large one.
     gateway.readers.run(tenant, work).await.map_err(|_| {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "decompression crashed")
     })?

@@ -169,6 +169,7 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // HTTP requires this header with a 401.
         if self.status == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()

@@ -107,6 +107,7 @@ impl IngestRequest<'_> {
             .or(self.default_metric)
             .unwrap_or_default();
         event::check_metric(metric)?;
+        // Called on a miss of the interner only.
         let parse = || {
             let labels = match (fields.labels.is_empty(), self.format) {
                 (true, _) => Vec::new(),

@@ -101,6 +101,7 @@ async fn produce_records(
     checked_params(q, &[])?;
     let topic: &str = &path_segment(topic)?;
     let embedded = embedded_format(headers)?;
+    // 404 is what the REST Proxy answers for an unknown topic.
     event::check_metric(topic).map_err(|error| {
         let message = format!("a topic is the metric of events that name none: {}", error.message);
         ApiError::new(StatusCode::NOT_FOUND, "topic_not_found", message)

@@ -194,6 +194,7 @@ async fn connection(
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         cut = await_disconnect(&of, gateway) => {
+            // Returning drops the connection, and its socket decides whether it lingers.
             count_disconnect(cut);
             return;
         }

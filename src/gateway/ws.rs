@@ -24,7 +24,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::{FuturesOrdered, FuturesUnordered, SplitSink};
+use futures::stream::{FuturesOrdered, FuturesUnordered, SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
@@ -108,9 +108,11 @@ pub async fn upgrade(
     let connection = connection.map(|Extension(connection)| connection);
     if let Some(connection) = &connection {
         connection.set_owner(&tenant, headers.get(header::AUTHORIZATION))?;
+        // An empty reservation, which grows with the message that arrives.
         connection.set_websocket(shares::reserve(&gateway.shares.inflight, &tenant, 0)?);
     }
     let ws = ws
+        // Echoes the name of the subprotocol, never the key next to it.
         .protocols([BEARER])
         .max_message_size(max)
         .max_frame_size(max)
@@ -203,8 +205,12 @@ async fn run(
     if let Err(error) = writer.await {
         tracing::error!(%error, "the writer of a WebSocket crashed");
     }
-    // Keeps reading until the client answers the close frame or the timeout passes. Closing a
-    // socket with unread bytes resets it, and the client would lose the close frame.
+    await_close(&mut incoming).await;
+}
+
+/// Reads until the client answers the close frame or the timeout passes. Closing a socket with
+/// unread bytes resets it, and the client would lose the close frame.
+async fn await_close(incoming: &mut SplitStream<WebSocket>) {
     let answered = async { while let Some(Ok(_)) = incoming.next().await {} };
     drop(tokio::time::timeout(CLOSE_TIMEOUT, answered).await);
 }

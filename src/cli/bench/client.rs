@@ -85,6 +85,7 @@ impl HttpClient {
         let text =
             std::str::from_utf8(&self.received[..head]).context("the answer's head is no text")?;
         let status = text
+            // The status follows "HTTP/1.1 ".
             .get(9..12)
             .and_then(|digits| digits.parse().ok())
             .context("the answer has no status")?;

@@ -108,6 +108,7 @@ pub(super) async fn run(target: &LoadTarget, plan: &LoadPlan) -> anyhow::Result<
             watch,
         )));
     }
+    // On connections of its own, so that it does not wait behind the load.
     let probe = (target.open().await?, target.connect().await?);
     handles.push(tasks.spawn_local(freshness(
         probe,
@@ -177,6 +178,7 @@ impl LoadConnection {
                 Ok((status, _)) if self.wire.takes(status) => return Ok(tries),
                 Ok((429 | 503, _)) => {
                     away = None;
+                    // The outage is over: the server answers, if only to refuse.
                     tries.refusals += 1;
                 }
                 Ok((status, answer)) => {

@@ -129,6 +129,7 @@ fn blocks(path: &Path) -> anyhow::Result<u64> {
     use std::os::unix::fs::MetadataExt;
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(0) };
     if !metadata.is_dir() {
+        // Allocated blocks and not the length, which is larger for sparse files.
         return Ok(metadata.blocks() * 512);
     }
     let mut sum = 0;

@@ -23,6 +23,7 @@ pub(super) fn draw(lines: &[PlotLine], from: &str, to: &str, width: usize) -> St
     if windows == 0 || all().next().is_none() {
         return String::new();
     }
+    // Zero is always part of the axis, so that the lengths of bars can be compared.
     let (low, high) =
         all().fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
     let labels = [high, low].map(super::super::number_format::short);

@@ -181,6 +181,7 @@ fn record_answer(
             answer.text.chars().take(200).collect::<String>()
         );
     };
+    // Counts that do not add up mean that events may be missing, so the batch is not done.
     if accepted + rejected != sent as u64 {
         bail!(
             "the server speaks of {accepted} events taken and {rejected} refused, {sent} were sent"

@@ -101,6 +101,7 @@ impl SendInput {
             skipped: 0,
             resumed_line: 1,
             sent: 0,
+            // Without --resume there is no next run that could send the rest.
             may_grow: args.resume.is_some() && matches!(source, InputSource::File(_)),
             left: None,
             ended: false,
@@ -307,6 +308,7 @@ impl SendInput {
         Ok(Some(match made {
             Ok(made_up) => InputItem::Event { record, id_generated: made_up, refused: None },
             Err(refused) => {
+                // Part of the event may have been written before the error.
                 out.truncate(before);
                 InputItem::Event { record, id_generated: false, refused: Some(refused) }
             }

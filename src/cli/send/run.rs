@@ -306,6 +306,7 @@ impl SendRun<'_> {
         for item in &self.batch.items {
             let Some((code, message)) = &item.refused else { continue };
             let known = &self.inputs[item.input];
+            // Only the last input may still be open; its header is not in `inputs` before it ends.
             let last = item.input + 1 == self.inputs.len();
             let header = if last {
                 current.and_then(SendInput::header).or(known.header.as_deref())
@@ -402,6 +403,7 @@ impl SendRun<'_> {
         if let Some(path) = &self.args.resume {
             return format!("; run it again to go on ({})", path.display());
         }
+        // Nothing was sent, or the input cannot be read a second time.
         if self.accepted == 0 || self.is_stream() {
             return String::new();
         }

@@ -259,6 +259,7 @@ impl Splitter {
             let cell = match (self.scan.cell, byte) {
                 (CellState::Quoted, b'"') => CellState::QuoteInQuoted,
                 (CellState::Quoted, _) => CellState::Quoted,
+                // Either ends a row; the blank row within a CR LF is skipped.
                 (_, b'\n' | b'\r') => {
                     let length = self.scan.at - self.start;
                     return Some(self.take(length, length + 1, None));
@@ -311,6 +312,7 @@ impl Splitter {
                 b'"' => scan.quoted = !scan.quoted,
                 _ if scan.quoted => {}
                 b'{' => scan.depth += 1,
+                // At depth 0, brackets belong to the surrounding array, which is not a record.
                 b'[' if scan.depth > 0 => scan.depth += 1,
                 b'}' | b']' if scan.depth > 1 => scan.depth -= 1,
                 b'}' if scan.depth == 1 => {

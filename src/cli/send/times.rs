@@ -80,6 +80,7 @@ impl TimeParser {
         let unit = match (self.given, TimeUnit::of(seen)) {
             (Some(unit), _) => unit,
             (None, None) => self.detected.unwrap_or(TimeUnit::Ms),
+            // One input has one unit; a mix of two is taken for a mistake.
             (None, Some(unit)) if self.detected.is_none_or(|known| known == unit) => {
                 *self.detected.insert(unit)
             }
