@@ -8,7 +8,7 @@ use super::completeness::Completeness;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AccountingAnswer {
-    /// Ascending by hour of receipt.
+    /// The hours, ascending by time of receipt.
     pub hours: Vec<AccountingHour>,
     /// Whole records that were quarantined because they cannot be read, so their tenant is unknown.
     #[serde(default)]

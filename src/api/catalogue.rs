@@ -8,7 +8,7 @@ use super::completeness::Completeness;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MetricsAnswer {
-    /// Ascending by name.
+    /// The metrics, ascending by name.
     pub metrics: Vec<Metric>,
     /// The value of `after` for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -48,7 +48,7 @@ impl std::fmt::Display for EventPlace {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct QuarantineAnswer {
-    /// Discarded events are listed only on request.
+    /// The events; discarded ones are listed only on request.
     pub events: Vec<QuarantinedEvent>,
     /// How many further events the answer leaves out.
     #[serde(default)]

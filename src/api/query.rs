@@ -20,7 +20,7 @@ pub struct QueryAnswer {
     pub from: String,
     /// End of the range, exclusive, snapped to the step.
     pub to: String,
-    /// In the requested order.
+    /// The series, in the requested order.
     pub series: Vec<SeriesPoints>,
     /// Which shards the answer covers, and how fresh it is.
     pub completeness: Completeness,
@@ -32,7 +32,7 @@ pub struct QueryAnswer {
 pub struct SeriesPoints {
     /// Values of the labels in `by`; empty ones are left out.
     pub labels: BTreeMap<String, String>,
-    /// Ascending by time. Buckets without events are left out.
+    /// The points, ascending by time. Buckets without events are left out.
     pub points: Vec<Point>,
 }
 

@@ -14,9 +14,9 @@ pub struct StatusAnswer {
     pub healthy: bool,
     /// `reachable`, or why it is not; null on a node that uses no store.
     pub store: Option<String>,
-    /// The answering node comes first.
+    /// The nodes; the answering one comes first.
     pub nodes: Vec<NodeSummary>,
-    /// Ascending by shard number.
+    /// The shards, ascending by number.
     pub shards: Vec<ShardStatus>,
 }
 
