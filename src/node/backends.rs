@@ -1,5 +1,5 @@
-//! The concrete backends, by configuration: with [`super::offline`], [`super::rebuild`] and what
-//! moves data from one to another (`migrate`, `move_topic`) the only place that names them.
+//! Constructs the concrete backends from the configuration. Only this file, [`super::offline`],
+//! [`super::rebuild`] and the migrations (`migrate`, `move_topic`) name them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,18 +23,18 @@ use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{self, PostgresOptions, PostgresStore, RetentionPolicy};
 use crate::persistence::store::sqlite::SqliteStore;
 
-/// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
+/// Payload bytes per commit of the embedded log; the best value measured between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
-/// Of one step of an import, and of reading everything once to compare: what a flush or a query may
-/// take is too short for that.
+/// Store timeout for one step of an import and for reading everything once to compare. The timeout
+/// of flushes and queries is too short for these.
 const IMPORT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that
-/// `owns_shards` joins Kafka's group.
+/// Opens the log: Kafka, or the embedded one, which is created if needed. With `owns_shards` the
+/// node joins Kafka's consumer group.
 ///
 /// # Errors
-/// If it cannot be reached, is damaged, or is of another shape than the configuration says.
+/// If it is unreachable, damaged, or does not match the configuration.
 pub fn log(
     config: &Config,
     data: &DataDir,
@@ -53,10 +53,10 @@ pub(crate) fn kafka_log(
     clock: &Arc<dyn Clock>,
     owns_shards: bool,
 ) -> anyhow::Result<Arc<dyn EventLog>> {
-    let wish = topic_spec(config);
+    let spec = topic_spec(config);
     let options = KafkaOptions {
         connection: connection(config)?,
-        shard_count: wish.partitions,
+        shard_count: spec.partitions,
         group: owns_shards.then(|| config.kafka.group.clone()),
         session_timeout: config.kafka.session_timeout,
         handover: config.log.handover,
@@ -65,8 +65,8 @@ pub(crate) fn kafka_log(
         prefetch_bytes: config.kafka.prefetch.bytes(),
         refresh: config.kafka.refresh,
         safety: config.log.safety,
-        replication: wish.replication,
-        min_isr: wish.min_isr,
+        replication: spec.replication,
+        min_isr: spec.min_isr,
         passed_gaps: config.kafka.passed_gaps.clone(),
         clock: clock.clone(),
     };
@@ -96,10 +96,10 @@ fn topic_spec(config: &Config) -> TopicSpec {
     }
 }
 
-/// Whether Kafka answers, if it is the log.
+/// Checks that Kafka answers, if it is the log.
 ///
 /// # Errors
-/// If it cannot be reached, or refuses this node.
+/// If it is unreachable, or refuses this node.
 pub(crate) fn check_log_reachable(config: &Config) -> anyhow::Result<()> {
     match config.kafka.brokers {
         None => Ok(()),
@@ -107,17 +107,18 @@ pub(crate) fn check_log_reachable(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Of a cluster that answers: what it says otherwise, it says once and clearly.
+/// The admin client of a reachable cluster. Checking first yields one clear error instead of a
+/// timeout of the client.
 fn admin(config: &Config) -> anyhow::Result<TopicAdmin> {
     let connection = connection(config)?;
     connectivity::check_connectivity(&connection)?;
     TopicAdmin::new(&connection).map_err(|why| anyhow::anyhow!(why))
 }
 
-/// What is wrong with the addresses of servers, as far as it shows without asking them.
+/// Checks the addresses of servers without contacting them.
 ///
 /// # Errors
-/// Names the key.
+/// If an address is malformed; names the key.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(options) = postgres(config) {
         options.address()?;
@@ -130,10 +131,10 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Makes the topic of the log.
+/// Creates the topic of the log.
 ///
 /// # Errors
-/// If Kafka cannot be reached, or the topic is there.
+/// If Kafka is unreachable, or the topic exists.
 pub fn create_topic(config: &Config) -> anyhow::Result<TopicDescription> {
     let random = getrandom::u64()
         .map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
@@ -141,18 +142,18 @@ pub fn create_topic(config: &Config) -> anyhow::Result<TopicDescription> {
     create(admin(config)?).map_err(|why| anyhow::anyhow!(why))
 }
 
-/// Whether the topic of the log is there.
+/// Whether the topic of the log exists.
 ///
 /// # Errors
-/// If Kafka cannot be reached.
+/// If Kafka is unreachable.
 pub fn topic_exists(config: &Config) -> anyhow::Result<bool> {
     admin(config)?.exists().map_err(|why| anyhow::anyhow!(why))
 }
 
-/// Describes the topic of the log.
+/// Describes the topic of the log and how it differs from the configuration.
 ///
 /// # Errors
-/// If Kafka cannot be reached, or there is no such topic.
+/// If Kafka is unreachable, or the topic does not exist.
 pub fn describe_topic(config: &Config) -> anyhow::Result<TopicDescription> {
     Ok(admin(config)?.describe(&topic_spec(config))?)
 }
@@ -180,16 +181,17 @@ fn embedded_log(
     Ok(log)
 }
 
-/// Opens or creates the store; the one in PostgreSQL drops old weeks by itself from now on.
+/// Opens or creates the store. PostgreSQL starts to drop expired weeks in the background.
 ///
 /// # Errors
-/// If it cannot be used, or is another version's.
+/// If it cannot be used, or has another version.
 pub fn store(
     config: &Config,
     data: &DataDir,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<dyn RollupStore>> {
     let Some(options) = postgres(config) else {
+        // Otherwise the node would create an empty store next to an unfinished rebuild.
         anyhow::ensure!(
             data.store().exists() || !data.rebuilding().exists(),
             "{} is what a rebuild has not finished: run `rollmill rebuild` again, or delete it",
@@ -211,7 +213,7 @@ pub fn store(
     Ok(store)
 }
 
-/// How PostgreSQL is reached, if the configuration names one.
+/// The options of PostgreSQL; None if the configuration names no database.
 pub(crate) fn postgres(config: &Config) -> Option<PostgresOptions> {
     let text = |url: &Option<SecretUrl>| url.as_ref().map(|url| url.expose().to_owned());
     Some(PostgresOptions {
@@ -230,10 +232,10 @@ pub(crate) fn postgres(config: &Config) -> Option<PostgresOptions> {
     })
 }
 
-/// Lays or migrates the tables of PostgreSQL; says where.
+/// Creates or migrates the tables of PostgreSQL; returns the database's address.
 ///
 /// # Errors
-/// If no URL is configured, or the role may not.
+/// If no URL is configured, or the role lacks privileges.
 pub fn migrate(config: &Config) -> anyhow::Result<String> {
     let options = postgres(config).context(
         "store.url is empty: name the database with --url, as the role that owns the tables",
@@ -241,11 +243,11 @@ pub fn migrate(config: &Config) -> anyhow::Result<String> {
     Ok(PostgresStore::open(&options)?.address())
 }
 
-/// The store that `rollmill migrate` copies into; with `dry` no tables are laid, and there is none
-/// without them.
+/// The store that `rollmill migrate` copies into. With `dry` no tables are created, and the result
+/// is None if there are none.
 ///
 /// # Errors
-/// If no URL is configured, or it cannot be used.
+/// If no URL is configured, or the database cannot be used.
 pub(crate) fn import_target(
     config: &Config,
     dry: bool,
@@ -260,31 +262,31 @@ pub(crate) fn import_target(
     })
 }
 
-/// The database that a configuration names, without the password.
+/// The address of the configured database, without the password.
 ///
 /// # Errors
-/// If none is configured, or its URL is not understood.
+/// If none is configured, or its URL is malformed.
 pub(crate) fn store_address(config: &Config) -> anyhow::Result<String> {
     Ok(postgres(config)
         .context("store.url is empty: name the database of the cluster")?
         .address()?)
 }
 
-/// Statements that create the roles of PostgreSQL.
+/// SQL statements that create the PostgreSQL roles.
 pub fn roles() -> &'static str {
     postgres::ROLES
 }
 
-/// Opens or creates the archive.
+/// Opens or creates the archive of a node.
 ///
 /// # Errors
-/// If its configuration is wrong, or its directory cannot be made.
+/// If its configuration is wrong, or its directory cannot be created.
 pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
     let (hot, cold) = locations(config, data)?;
     Ok(Arc::new(object_archive(config, &hot, cold.as_ref())?))
 }
 
-/// Where the tiers of the archive are.
+/// The locations of the hot tier and, if configured, of the cold one.
 fn locations(
     config: &Config,
     data: &DataDir,
@@ -338,20 +340,18 @@ fn object_archive(
     Ok(ObjectArchive::new(hot_place, cold_place)?)
 }
 
-/// What `rollmill migrate` carries from one place to the other.
+/// The archives between which `rollmill migrate` copies.
 pub(crate) struct ArchivePair {
-    /// The archive of the embedded node.
     pub from: ObjectArchive,
-    /// The archive of the cluster.
     pub to: ObjectArchive,
-    /// Whether hot and cold are the same place in both.
+    /// Whether the hot and the cold tier are the same place in both, so that nothing is copied.
     pub unchanged: [bool; 2],
 }
 
 /// Opens the archives of an embedded node and of a cluster.
 ///
 /// # Errors
-/// As [`archive`].
+/// If either configuration is wrong, or a directory cannot be created.
 pub(crate) fn archives(
     source: (&Config, &DataDir),
     target: &Config,
@@ -367,20 +367,18 @@ pub(crate) fn archives(
     })
 }
 
-/// The topic of a cluster, to make it and fill it.
+/// The topic of a cluster that is about to be created and filled.
 pub(crate) struct TopicTarget {
-    /// To make it.
     pub admin: TopicAdmin,
-    /// To fill it.
     pub connection: KafkaConnection,
-    /// What it must be.
+    /// The partition count and replication that the topic must have.
     pub spec: TopicSpec,
 }
 
-/// Connects to Kafka; nothing is made.
+/// Connects to Kafka without creating anything.
 ///
 /// # Errors
-/// If the settings are refused, or it cannot be reached.
+/// If the settings are refused, or Kafka is unreachable.
 pub(crate) fn topic_target(config: &Config) -> anyhow::Result<TopicTarget> {
     Ok(TopicTarget {
         admin: admin(config)?,
@@ -389,10 +387,10 @@ pub(crate) fn topic_target(config: &Config) -> anyhow::Result<TopicTarget> {
     })
 }
 
-/// The second query cache, if one is configured. It need not be there: queries do without it.
+/// The cache that nodes share, if one is configured. It may be down: queries work without it.
 ///
 /// # Errors
-/// If its address is none.
+/// If its URL is malformed.
 pub fn shared_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn SharedCache>>> {
     let options =
         RedisOptions { deadline: config.query.redis_timeout, ttl: config.query.redis_keep };

@@ -1,4 +1,4 @@
-//! Whether the log that was opened continues the store.
+//! Checks that the log that was opened continues the store.
 
 use anyhow::Context;
 
@@ -11,11 +11,13 @@ use crate::persistence::log::LogReader;
 use crate::persistence::store::RollupStore;
 use crate::recompute::continuity::continues_from;
 
-/// A log that does not continue where the store stands must not take a single write: it would grow
-/// over what it lost, and its shards would take the new records for those that are already in the
-/// store. Of shards that are not assigned to this node, it knows the log alone. What only the
-/// beginning of the log lost, its shard heals from the archive; if it cannot, that shard stops, and
-/// on a log that nodes share the others go on.
+/// Refuses a log that does not continue at the store's checkpoints. Such a log must not take a
+/// single write: it would reassign lost offsets, and its shards would take new records for those
+/// already in the store.
+///
+/// For shards that are not assigned to this node, only the log is checked. Records that the log has
+/// lost at its beginning are recovered from the archive by their shard. If that is impossible the
+/// shard stops; on a shared log the other shards continue.
 pub(crate) fn check_log(
     config: &Config,
     data: &DataDir,
@@ -26,8 +28,8 @@ pub(crate) fn check_log(
     for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
         let (expected, found) = (checkpoint.log, log.id());
         let continued = match expected == found {
-            // As they are now: the shard's owner, here or elsewhere, may have flushed since the log
-            // was opened.
+            // The current bounds: the owner, here or elsewhere, may have flushed since the log was
+            // opened.
             true => {
                 let (start, end) = log
                     .bounds(shard)

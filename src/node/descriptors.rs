@@ -1,20 +1,19 @@
-//! File descriptors: as many as the system gives, and no more connections than they are enough for.
+//! File descriptors: raises the limit, and caps client connections to what it allows.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, key};
 
-/// Kept for log, store, archive, other nodes and servers: connections of clients must not use them
+/// Descriptors kept for log, store, archive and other nodes, which client connections must not use
 /// up.
 const RESERVE: u64 = 100;
-/// What is asked for where the system says that there is no limit: more is refused by the usual
-/// kernels.
+/// Requested where the system sets no limit; common kernels refuse more.
 const MAX_DESCRIPTORS: u64 = 1 << 20;
 
 const KEY: &str = key!(server.max_connections);
 
-/// Raises the soft limit of this process to the hard one, and fits `server.max_connections` to what
-/// there is.
+/// Raises the soft limit of the process to the hard one, and lowers `server.max_connections` if
+/// that is not enough.
 pub(super) fn fit_connections(config: &Config) -> Config {
     let limit = raise();
     let wanted = config.server.max_connections;
@@ -33,7 +32,7 @@ pub(super) fn fit_connections(config: &Config) -> Config {
     fitted
 }
 
-/// The limit that is in force then; none if there is none.
+/// Returns the limit in force afterwards; None if unlimited.
 fn raise() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let hard = maximum.unwrap_or(MAX_DESCRIPTORS);
@@ -45,10 +44,10 @@ fn raise() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// Connections of clients at so many descriptors.
+/// How many client connections that many descriptors allow.
 fn connections(wanted: u64, limit: Option<u64>) -> u64 {
     let Some(limit) = limit else { return wanted };
-    // Where there are so few that a reserve would leave nothing, clients have the lesser half.
+    // With fewer descriptors than the reserve, clients get half of them.
     wanted.min(limit.saturating_sub(RESERVE).max(limit / 2)).max(1)
 }
 

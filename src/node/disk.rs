@@ -1,4 +1,4 @@
-//! How much there is on disk and how much is left, for `/metrics`.
+//! Gauges of disk usage and free space.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::persistence::log::LogRetention;
 use crate::persistence::store::RollupStore;
 use crate::telemetry;
 
-/// How often it is looked at.
+/// How often disk usage is sampled.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What is looked at.
+/// Samples disk usage while the node runs.
 pub(super) struct DiskWatch {
     places: Vec<PathBuf>,
     log: Arc<dyn LogRetention>,
@@ -21,7 +21,7 @@ pub(super) struct DiskWatch {
 }
 
 impl DiskWatch {
-    /// Of a node that keeps what is local below `data`.
+    /// A sampler for this configuration; local data is below `data.dir`.
     pub(super) fn new(
         config: &Config,
         log: Arc<dyn LogRetention>,
@@ -29,8 +29,8 @@ impl DiskWatch {
     ) -> Self {
         let data = DataDir::new(&config.data.dir);
         let archive = Some(data.archive()).filter(|_| config.archive.url.is_none());
-        // Each may be a file system of its own; what is not there yet will be made on that of the
-        // directory.
+        // Each may be a mount point. One that does not exist yet will be created on its parent's
+        // file system.
         let places = [Some(data.root().to_owned()), Some(data.log()), archive]
             .into_iter()
             .flatten()
@@ -38,7 +38,7 @@ impl DiskWatch {
         Self { places, log, store }
     }
 
-    /// Looks for as long as the node runs.
+    /// Samples until the node stops.
     pub(super) async fn run(self) {
         let watch = Arc::new(self);
         loop {
@@ -61,13 +61,13 @@ impl DiskWatch {
                 metrics::gauge!(telemetry::STORE_SIZE).set(sizes.store as f64);
                 metrics::gauge!(telemetry::ARCHIVE_SIZE).set(sizes.archive as f64);
             }
-            // That the store does not answer is told where queries fail.
+            // Not a warning: queries report an unreachable store.
             Some(Err(why)) => tracing::debug!(%why, "the store does not say how large it is"),
         }
     }
 }
 
-/// Bytes that this process may still write there; none where that cannot be told.
+/// Bytes available to this process; None if the file system does not report them.
 fn free(place: &PathBuf) -> Option<u64> {
     let stats = rustix::fs::statvfs(place).ok()?;
     (stats.f_blocks > 0).then(|| stats.f_bavail.saturating_mul(stats.f_frsize))

@@ -9,17 +9,17 @@ use crate::actors::gateway_pool::{AppendHealth, GatewayActor, GatewayClock, Gate
 use crate::config::Config;
 use crate::supervision::supervisor::ChildSpec;
 
-/// What the gateway role adds to a node.
+/// The parts of a node with the gateway role.
 pub(super) struct GatewayRole {
-    /// Takes requests.
+    /// Accepts validated requests.
     pub submit: Arc<dyn BatchSink>,
-    /// Whether appends work.
+    /// Whether recent appends succeeded.
     pub health: Arc<AppendHealth>,
-    /// The pool.
+    /// The supervisor of the actor pool.
     pub child: ChildSpec,
 }
 
-/// The gateway role.
+/// Composes the role.
 pub(super) fn role(config: &Config, ports: &NodePorts) -> anyhow::Result<GatewayRole> {
     let gateway =
         getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;

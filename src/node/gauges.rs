@@ -1,5 +1,4 @@
-//! Gauges that are read when `/metrics` is: readiness, where the shards stand, and what the process
-//! uses.
+//! Gauges that are collected when `/metrics` is read: readiness, shard progress, process usage.
 
 use std::sync::Arc;
 
@@ -9,21 +8,19 @@ use crate::model::offset::ShardId;
 use crate::shards::state::ShardState;
 use crate::telemetry;
 
-/// Renders `/metrics`.
+/// Renders `/metrics` in the Prometheus text format.
 pub(super) type MetricsRenderer = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// What is read.
+/// The sources of the gauges.
 pub(super) struct Gauges {
-    /// Whether the node does what its roles ask of it.
     pub ready: Arc<Readiness>,
-    /// Where the shards stand.
     pub slots: Arc<ShardTable>,
-    /// `dedup.horizon` in milliseconds: what a node without shards shows.
+    /// `dedup.horizon` in milliseconds, shown by a node without shards.
     pub dedup_horizon_ms: i64,
 }
 
 impl Gauges {
-    /// Reads all gauges before each rendering.
+    /// Wraps `render` so that all gauges are collected before each rendering.
     pub(super) fn wrap(self, render: MetricsRenderer) -> MetricsRenderer {
         let process = metrics_process::Collector::default();
         process.describe();
@@ -46,16 +43,19 @@ impl Gauges {
             owned += u32::from(self.collect_shard(shard, slot));
             delta_bytes += slot.read_state(ShardState::open_bytes).unwrap_or(0);
         }
-        let stands = self.slots.dedup_statuses();
-        let shortest =
-            stands.iter().map(|(_, stand)| stand.horizon_ms).min().unwrap_or(self.dedup_horizon_ms);
+        let statuses = self.slots.dedup_statuses();
+        let shortest = statuses
+            .iter()
+            .map(|(_, status)| status.horizon_ms)
+            .min()
+            .unwrap_or(self.dedup_horizon_ms);
         metrics::gauge!(telemetry::DEDUP_HORIZON_SECONDS).set(shortest as f64 / 1000.0);
         metrics::gauge!(telemetry::SHARDS_OWNED).set(f64::from(owned));
         metrics::gauge!(telemetry::OPEN_DELTA_BYTES).set(delta_bytes as f64);
     }
 
-    /// The gauges of one shard; zero for those of other nodes, so that sums over nodes are right.
-    /// Whether it is owned here.
+    /// Collects the gauges of one shard; they are zero for shards of other nodes, so that sums over
+    /// nodes are right. Returns whether this node owns the shard.
     fn collect_shard(&self, shard: ShardId, slot: &ShardEntry) -> bool {
         let reach = self.slots.watermark(shard);
         let (lag, age_ms) = reach.map_or((0, 0), |reach| {

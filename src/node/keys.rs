@@ -1,7 +1,7 @@
-//! The API keys of a running node: read at the start, and again whenever the file changes.
+//! The API keys of a running node: read at start-up, and again whenever the file changes.
 //!
-//! A file that cannot be used changes nothing: the keys in force stay, and the log says why, once
-//! per change. Only a node that was started without keys is open; losing the file does not open a
+//! An unusable file changes nothing: the current keys stay in force, and the log says why, once per
+//! change. Only a node that was started without keys is open; deleting the file does not open a
 //! node.
 
 use std::os::unix::fs::MetadataExt;
@@ -16,21 +16,22 @@ use tokio::sync::Notify;
 use crate::config::Config;
 use crate::gateway::auth::KeyTable;
 
-/// How often the file is looked at: a revoked key is refused after this and one reading.
+/// Polling interval of the file: a revoked key is refused after this and one read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What tells one state of the file from another: an edit renames a new file into place.
+/// Identifies a version of the file: inode, modification time and size. An edit renames a new file
+/// into place.
 type FileStamp = Option<(u64, i64, i64, u64)>;
 
-/// The keys of a node.
+/// The keys of a node, with what it takes to reload them.
 pub struct ApiKeys {
-    /// Those in force.
+    /// The keys in force, swapped at every reload.
     pub table: Arc<ArcSwap<KeyTable>>,
     file: Option<(PathBuf, FileStamp)>,
     reload: Arc<Notify>,
 }
 
-/// Reads the keys that the configuration names.
+/// Reads the keys that the configuration names; without a keys file the node is open.
 ///
 /// # Errors
 /// If the file cannot be used.
@@ -42,7 +43,7 @@ pub fn load(config: &Config) -> anyhow::Result<ApiKeys> {
             reload: Arc::default(),
         });
     };
-    // Before the reading: what is written in between is then read again.
+    // Stamped before it is read: a change in between leads to another read.
     let mark = file_stamp(&path);
     let table = KeyTable::load(&path).context("`rollmill keys add` makes a keys file")?;
     Ok(ApiKeys {
@@ -58,17 +59,17 @@ fn file_stamp(path: &Path) -> FileStamp {
 }
 
 impl ApiKeys {
-    /// Whether everything is open.
+    /// Whether requests need no key.
     pub fn is_open(&self) -> bool {
         self.table.load().is_open()
     }
 
-    /// Told, the file is read again though it looks unchanged.
+    /// Notify this to read the file again even if it looks unchanged.
     pub fn reload(&self) -> Arc<Notify> {
         self.reload.clone()
     }
 
-    /// Looks at the file for as long as the node runs; ends at once if there is none.
+    /// Polls the file until the node stops; returns at once if there is none.
     pub async fn watch(self) {
         let Some((path, mut seen)) = self.file else { return };
         let mut tick = tokio::time::interval(CHECK_INTERVAL);
@@ -88,11 +89,16 @@ impl ApiKeys {
                 Ok((now, Some(Ok(table)))) => {
                     seen = now;
                     self.table.store(Arc::new(table));
-                    tracing::info!(file = %path.display(), "the keys file was read again and is in force");
+                    let file = path.display();
+                    tracing::info!(%file, "the keys file was read again and is in force");
                 }
                 Ok((now, Some(Err(error)))) => {
                     seen = now;
-                    tracing::warn!(%error, "the keys file changed and cannot be used: the keys read before stay in force");
+                    tracing::warn!(
+                        %error,
+                        "the keys file changed and cannot be used: the keys read before stay in \
+                         force"
+                    );
                 }
                 Err(error) => tracing::error!(%error, "looking at the keys file crashed"),
             }

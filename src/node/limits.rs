@@ -1,4 +1,4 @@
-//! The limits of the rooms below, from the configuration.
+//! Maps the configuration to the limits that each room takes.
 
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ pub(crate) fn shard(config: &Config, shard_count: u32, faults: TestFaults) -> Sh
         dedup_horizon_ms: millis(config.dedup.horizon),
         dedup_max_ids: config.dedup.max_ids,
         flush_interval_ms: millis(config.flush.interval),
+        // The budget is the node's: a node may end up owning all shards.
         max_delta_bytes: config.flush.max_delta_bytes.in_memory() / config.shards.count as usize,
         keep_flushed_ms: millis(config.query.deadline),
         shard_count,
@@ -25,12 +26,12 @@ pub(crate) fn shard(config: &Config, shard_count: u32, faults: TestFaults) -> Sh
     }
 }
 
-/// Series of one tenant that a shard admits: the tenant's limit divided over the shards.
+/// How many series of one tenant a shard admits: the tenant's limit divided among the shards.
 pub(crate) fn max_series(config: &Config, shard_count: u32) -> u64 {
     config.tenants.max_series.div_ceil(u64::from(shard_count))
 }
 
-/// The names of each tenant's metrics, under their limit.
+/// The metric names of each tenant, shared by all shards because the limit is the tenant's.
 pub(crate) fn census(config: &Config) -> Arc<MetricNameRegistry> {
     MetricNameRegistry::new(config.tenants.max_metrics)
 }
@@ -54,7 +55,7 @@ pub(crate) fn query(config: &Config) -> QueryLimits {
     }
 }
 
-/// The part of `query.cache` for the series that queries match; the rest is for parts of answers.
+/// The part of `query.cache` for resolved series; the rest is for cached days.
 pub(crate) fn match_cache(config: &Config) -> u64 {
     config.query.cache.bytes() / 3
 }
@@ -70,7 +71,7 @@ pub(crate) fn archive(config: &Config) -> ArchiveLimits {
     }
 }
 
-/// When what is due may go.
+/// The rules for deleting expired data.
 pub(crate) fn expiry(config: &Config) -> ExpiryRules {
     ExpiryRules { grace_ms: ExpiryRules::DEFAULT_GRACE_MS, max_at_once: config.expiry.max_at_once }
 }

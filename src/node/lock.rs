@@ -9,18 +9,18 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::permissions;
 
-/// Holds the directory until dropped, or until the process ends in whatever way.
+/// Holds the lock until dropped; the kernel releases it when the process ends in any way.
 #[derive(Debug)]
 pub struct DataLock(#[allow(dead_code)] File); // held for its lock, never read
 
 /// Creates the directory if needed and locks it.
 ///
 /// # Errors
-/// If it cannot be created, or another process holds it.
+/// If it cannot be created, or another process holds the lock.
 pub fn lock(dir: &Path) -> anyhow::Result<DataLock> {
     permissions::secure_directory(dir)?;
     let path = dir.join("LOCK");
-    // On a disk that takes no writes it is there already, and to hold it takes no writing.
+    // A read-only disk cannot create the file, but locking an existing one needs no write.
     let file = File::options().create(true).truncate(false).write(true).open(&path).or_else(
         |why| match why.kind() {
             ErrorKind::ReadOnlyFilesystem => File::open(&path),

@@ -1,4 +1,4 @@
-//! The mesh of a node, if `cluster.listen` names where other nodes come in.
+//! The mesh role: connects a node to the others if `cluster.listen` is set.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -22,34 +22,35 @@ use crate::model::offset::LogId;
 use crate::operate::status::{NodeStatus, PeerStatusSource, StatusReporter};
 use crate::supervision::supervisor::ChildSpec;
 
-/// The secret in the environment, which no listing of the keys shows.
+/// Environment variable of the cookie. Not a configuration key, so that no listing of keys shows
+/// it.
 const COOKIE: &str = "ROLLMILL_CLUSTER_COOKIE";
 
-/// What the mesh adds to a node.
+/// The parts of a node with a mesh.
 pub(super) struct MeshRole {
-    /// Live reads over all nodes.
+    /// Reads live deltas from the shards of all nodes.
     pub live: Arc<dyn LiveReader>,
-    /// The other nodes.
+    /// The status of the other nodes.
     pub peers: Arc<dyn PeerStatusSource>,
-    /// Whether all shards are known.
+    /// Whether an owner of every shard has been seen; taken by [`super::start`].
     pub discovery: Option<ShardDiscovery>,
-    /// The actor.
+    /// The supervisor of the mesh actor.
     pub child: ChildSpec,
     status: Arc<OnceLock<Arc<StatusReporter>>>,
 }
 
 impl MeshRole {
-    /// From now on, other nodes are told of this one.
+    /// Publishes this node's status in its heartbeats.
     pub(super) fn publish_status(&self, status: Arc<StatusReporter>) {
         #[expect(clippy::let_underscore_must_use, reason = "there is one status for each node")]
         let _ = self.status.set(status);
     }
 }
 
-/// The mesh, if the configuration asks for one. Binds its address.
+/// Composes the mesh and binds its address; None if it is not configured.
 ///
 /// # Errors
-/// Names the key and the way out.
+/// If the settings are refused or the address cannot be bound; names the key and the remedy.
 pub(super) async fn role(
     config: &Config,
     slots: &Arc<ShardTable>,
@@ -79,10 +80,12 @@ pub(super) async fn role(
     let listener = listener.with_context(|| {
         format!("cannot listen on cluster.listen = {address}: is another process there?")
     })?;
+    // Set later by `publish_status`: the status needs the mesh, and the mesh sends the status.
     let status: Arc<OnceLock<Arc<StatusReporter>>> = Arc::default();
-    let told = status.clone();
-    let card = move || {
-        told.get()
+    let published = status.clone();
+    let encode_status = move || {
+        published
+            .get()
             .and_then(|status| serde_json::to_vec(&status.this_node()).ok())
             .unwrap_or_default()
     };
@@ -93,7 +96,7 @@ pub(super) async fn role(
         table: slots.clone(),
         clock: clock.clone(),
         max_answer,
-        node_status: Arc::new(card),
+        node_status: Arc::new(encode_status),
     };
     let live = MeshReader {
         table: slots.clone(),
@@ -103,7 +106,7 @@ pub(super) async fn role(
     };
     let peers = Arc::new(MeshPeers(directory.clone()));
     let (here, there) = (slots.clone(), directory.clone());
-    let knows = Some(ShardDiscovery::new(move || {
+    let discovery = Some(ShardDiscovery::new(move || {
         here.iter().all(|(shard, slot)| slot.epoch().is_some() || there.is_owned(shard))
     }));
     let mesh = MeshActor {
@@ -114,20 +117,20 @@ pub(super) async fn role(
         clock: clock.clone(),
     };
     let child = tree::mesh(mesh, limits::restarts(config), clock.clone());
-    Ok(Some(MeshRole { live: Arc::new(live), peers, discovery: knows, child, status }))
+    Ok(Some(MeshRole { live: Arc::new(live), peers, discovery, child, status }))
 }
 
-/// What is wrong with the settings of the mesh is told before anything is waited for.
+/// Checks the mesh's settings before anything is contacted.
 ///
 /// # Errors
-/// Names the key and the way out.
+/// If a setting is refused; names the key and the remedy.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     let Some(address) = config.cluster.listen.as_deref() else { return Ok(()) };
     let options = options(config, LogId([0; 16]))?;
     if options.tls.is_some() {
         return Ok(());
     }
-    // The address of a name is known when it is resolved: at the start.
+    // Host names are resolved, and checked, at start-up.
     let is_far = |address: &&str| host(address).parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback());
     let far = options.peers.iter().map(String::as_str).find(|peer| !is_loopback(peer));
     check_plain_tcp(config, Some(address).filter(is_far).or(far))
@@ -178,7 +181,7 @@ fn cookie(config: &Config) -> anyhow::Result<ClusterCookie> {
     ClusterCookie::new(&text).map_err(|why| anyhow!("{place}: {why}"))
 }
 
-/// The host of `host:port`.
+/// The host part of `host:port`, without the brackets of IPv6.
 fn host(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
 }
@@ -188,7 +191,7 @@ fn is_loopback(peer: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Plain TCP is for loopback, unless somebody says that they know what they do.
+/// Allows plain TCP on loopback only, unless `cluster.insecure` is set.
 fn check_plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
     let Some(beyond) = beyond else { return Ok(()) };
     if !config.cluster.insecure {
@@ -201,31 +204,31 @@ fn check_plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// A node with our cookie and another log is shown, so that somebody gives it a cookie of its own;
-/// its shards are not ours.
-fn mark_foreign(card: NodeStatus, log: LogId) -> NodeStatus {
+/// Marks the status of a node that has our cookie but another log. It is shown so that an operator
+/// gives it a cookie of its own; its shards are not ours.
+fn mark_foreign(status: NodeStatus, log: LogId) -> NodeStatus {
     let why = format!(
         "it belongs to another cluster, whose log is {log}: give each cluster a cookie of its own"
     );
-    NodeStatus { not_ready: Some(why), shards: Vec::new(), stopped: Vec::new(), ..card }
+    NodeStatus { not_ready: Some(why), shards: Vec::new(), stopped: Vec::new(), ..status }
 }
 
-/// The other nodes, by their last heartbeats.
+/// The other nodes, by their latest heartbeats.
 struct MeshPeers(Arc<PeerDirectory>);
 
 impl PeerStatusSource for MeshPeers {
     fn nodes(&self) -> Option<Vec<NodeStatus>> {
         let peers = self.0.peers();
         let there = peers.iter().filter(|peer| peer.is_alive());
-        // A node that is just starting, or of another release, has no card that can be read.
-        let status = |peer: &Arc<MeshPeer>| {
-            let card: NodeStatus =
+        // A node that is just starting, or of another release, has no status that can be parsed.
+        let status_of = |peer: &Arc<MeshPeer>| {
+            let status: NodeStatus =
                 serde_json::from_slice(&peer.announcement()?.node_status).ok()?;
             Some(match peer.foreign_log() {
-                None => card,
-                Some(log) => mark_foreign(card, log),
+                None => status,
+                Some(log) => mark_foreign(status, log),
             })
         };
-        Some(there.filter_map(status).collect())
+        Some(there.filter_map(status_of).collect())
     }
 }

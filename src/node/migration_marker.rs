@@ -1,9 +1,9 @@
-//! The mark that a migration leaves in the data directory: what it moves to, and whether it has
-//! ended.
+//! The marker that a migration leaves in the data directory: where it goes, and whether it is
+//! complete.
 //!
-//! It is written before anything of the cluster changes, so that whatever is found there later can
-//! be told from what is someone else's, and so that the directory is not served again while its
-//! events are counted elsewhere.
+//! It is written before anything in the cluster changes. Whatever a later run finds there can thus
+//! be told from foreign data, and the directory is not served again while its events are counted
+//! elsewhere.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -16,30 +16,29 @@ use crate::config::Config;
 use crate::model::window::Millis;
 use crate::node::DataDir;
 
-/// Its name in the data directory.
+/// File name in the data directory.
 const NAME: &str = "MIGRATED";
 const VERSION: u32 = 1;
 
-/// A migration.
+/// A migration, as stored in the marker file.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationMarker {
     version: u32,
-    /// Whether it has ended: the cluster has everything, and may serve.
+    /// Whether the migration is complete, so that the cluster may serve.
     pub done: bool,
-    /// When it began.
     pub began: Millis,
-    /// Id of the Kafka cluster.
+    /// Id of the target Kafka cluster.
     pub cluster: String,
-    /// The topic.
     pub topic: String,
-    /// The number of the topic's identity.
+    /// The random part of the new topic's identity.
     pub identity: u64,
-    /// The cluster's log id, which follows from the three.
+    /// The new log's id, derived from cluster, topic and identity.
     pub log: String,
-    /// The store, without a password.
+    /// Address of the target store, without the password.
     pub store: String,
-    /// The archive.
+    /// URL of the target archive.
     pub archive: String,
 }
 
@@ -48,7 +47,7 @@ fn path(data: &DataDir) -> PathBuf {
 }
 
 impl MigrationMarker {
-    /// Of a migration that begins.
+    /// The marker of a migration that starts now.
     pub fn new(
         began: Millis,
         (cluster, topic): (String, String),
@@ -61,10 +60,10 @@ impl MigrationMarker {
         Self { version: VERSION, done: false, began, cluster, topic, identity, log, store, archive }
     }
 
-    /// The mark of a directory, if it has one.
+    /// Reads the marker of a directory; None if there is none.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If it cannot be read, or another version wrote it.
     pub fn read(data: &DataDir) -> anyhow::Result<Option<Self>> {
         let path = path(data);
         let bytes = match std::fs::read(&path) {
@@ -89,7 +88,7 @@ impl MigrationMarker {
         Ok(Some(mark))
     }
 
-    /// Writes it, durable when this returns, whole or not at all.
+    /// Writes the marker atomically and durably.
     ///
     /// # Errors
     /// If the disk refuses.
@@ -106,14 +105,15 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;
+    // A rename is durable only once the directory is synced.
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
-/// Refuses to serve an embedded node from a directory that went to a cluster. A node of the cluster
-/// may have its lock there.
+/// Refuses to serve an embedded node from a directory that was migrated to a cluster. A node of the
+/// cluster may use the directory, for its lock.
 ///
 /// # Errors
-/// Says where it went, and the way out.
+/// If the directory was or is being migrated; says where to, and the remedy.
 pub fn refuse(config: &Config, data: &DataDir) -> anyhow::Result<()> {
     if config.kafka.brokers.is_some() {
         return Ok(());

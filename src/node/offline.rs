@@ -1,5 +1,4 @@
-//! The parts of a data directory, opened for reading beside the process that may be serving from
-//! it.
+//! Opens the parts of a data directory for reading, even while a server is running on it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,11 +15,10 @@ use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::PostgresStore;
 use crate::persistence::store::sqlite::SqliteStore;
 
-/// Opens the store of a configuration, in PostgreSQL or in the data directory; nothing is written
-/// through it.
+/// Opens the store of a configuration, PostgreSQL or SQLite, read-only.
 ///
 /// # Errors
-/// If there is none, or it is another version's.
+/// If there is none, or it has another version.
 pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupStore>> {
     if let Some(options) = backends::postgres(config) {
         let store: Arc<dyn RollupStore> = PostgresStore::open_read_only(&options)?;
@@ -37,10 +35,10 @@ pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupSt
     Ok(store)
 }
 
-/// Copies the embedded store into a new file, as it is at one moment.
+/// Copies the embedded store into a new file, as a consistent snapshot.
 ///
 /// # Errors
-/// If there is none, or the file is there or cannot be written.
+/// If there is no store, the file exists, or it cannot be written.
 pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()> {
     if backends::postgres(config).is_some() {
         bail!(
@@ -57,8 +55,8 @@ pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()>
     Ok(SqliteStore::open_read_only(data.store())?.back_up(to)?)
 }
 
-/// Gives up the damaged last commit of the embedded log: the file that keeps it, and its bytes.
-/// `None` if the last commit is good.
+/// Cuts a damaged last commit off the embedded log. Returns the file that keeps the cut bytes and
+/// their number, or None if the last commit is intact.
 ///
 /// # Errors
 /// If a node is running, there is no log, it is damaged elsewhere, or the disk refuses.
@@ -84,10 +82,10 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
     super::backends::archive(config, data)
 }
 
-/// Opens the log of a data directory as it is now, or Kafka's; nothing is appended through it.
+/// Opens the log of a data directory in its current state, or Kafka's, read-only.
 ///
 /// # Errors
-/// If it is damaged, or cannot be reached.
+/// If it is damaged or unreachable.
 pub fn log(config: &Config, data: &DataDir) -> Result<Arc<dyn LogReader>, String> {
     if config.kafka.brokers.is_some() {
         let clock: Arc<dyn crate::clock::Clock> = Arc::new(SystemClock);

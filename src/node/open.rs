@@ -1,8 +1,7 @@
-//! Opens what a node stands on, and waits for it: after a power cut nothing says which server comes
-//! up first.
+//! Opens a node's backends, with retries: after a power cut, servers come up in any order.
 //!
-//! Waited for is what cannot be reached, or is not whole yet. What no waiting mends ends the start
-//! at once.
+//! Retries while a dependency is unreachable or still starting. Errors that retrying cannot fix
+//! abort start-up.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,19 +21,18 @@ use crate::persistence::log::{LogError, LogOpenError};
 use crate::persistence::store::StoreError;
 use crate::telemetry;
 
-/// The first pause between two attempts; it doubles, and each is shortened by chance, so that nodes
-/// do not come all at once.
+/// First back-off between attempts. It doubles, and jitter keeps nodes from retrying in step.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
-/// The longest: how much later than its servers a node may be there.
+/// Longest back-off, which is also how much later than its servers a node may come up.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Reasons that are told once each; a server that finds ever new ones is told of no more.
+/// Maximum number of distinct reasons logged, should a server give ever new ones.
 const MAX_REASONS: usize = 32;
 
-/// Opens what the roles need. While that cannot be reached, health checks are answered, and it is
-/// tried again until `server.start_wait` is over.
+/// Opens what the roles need. While a dependency is unavailable, answers health checks and retries
+/// until `server.start_wait` has passed.
 ///
 /// # Errors
-/// If something is wrong with what was reached, or the time is over.
+/// If a dependency refuses this node or its data is wrong, or if the time is up.
 pub(super) async fn open(
     config: &Config,
     data: &DataDir,
@@ -52,16 +50,19 @@ pub(super) async fn open(
     };
     let what = awaited_server(config, &error).filter(|_| !config.server.start_wait.is_zero());
     let Some(what) = what else { return Err(error) };
-    // Known before the first request is answered.
+    // Set before the first request is answered.
     let why = Arc::new(ArcSwap::from_pointee(waits_for(what)));
-    let connections = config.server.max_connections;
+    let (connections, header_timeout) =
+        (config.server.max_connections, config.server.header_timeout);
     tokio::select! {
         ports = retry_open(config, data, &render, error, &why) => ports,
-        never = starting::serve(listener, why.clone(), connections, config.server.header_timeout) => match never {},
+        never = starting::serve(listener, why.clone(), connections, header_timeout) => {
+            match never {}
+        }
     }
 }
 
-/// Tries again after `error`, and says why, each reason once.
+/// Retries after `error`; logs each reason once.
 async fn retry_open(
     config: &Config,
     data: &DataDir,
@@ -70,7 +71,7 @@ async fn retry_open(
     why: &ArcSwap<String>,
 ) -> anyhow::Result<NodePorts> {
     let (limit, watch) = (config.server.start_wait, Stopwatch::start());
-    let (mut pause, mut told) = (PAUSE_MIN, BTreeSet::new());
+    let (mut pause, mut logged) = (PAUSE_MIN, BTreeSet::new());
     loop {
         let Some(what) = awaited_server(config, &error) else { return Err(error) };
         why.store(Arc::new(waits_for(what)));
@@ -78,9 +79,9 @@ async fn retry_open(
         if left.is_zero() {
             return Err(error.context(format!("waited {limit:?} (server.start_wait) for {what}")));
         }
-        // Durations and addresses' ports differ from time to time; the reason is the same.
+        // Durations and ports differ between attempts of the same cause, so digits are left out.
         let reason: String = format!("{error:#}").chars().filter(|c| !c.is_ascii_digit()).collect();
-        if told.len() < MAX_REASONS && told.insert(reason) {
+        if logged.len() < MAX_REASONS && logged.insert(reason) {
             tracing::warn!(
                 "the node waits for {what}, for at most {limit:?} (server.start_wait): {error:#}"
             );
@@ -95,7 +96,7 @@ async fn retry_open(
                 );
                 return Ok(ports);
             }
-            Err(again) => error = again,
+            Err(next) => error = next,
         }
     }
 }
@@ -104,20 +105,20 @@ fn waits_for(what: &str) -> String {
     format!("it waits for {what}, which cannot be used yet; the node's log says why")
 }
 
-/// Between a half and the whole of it.
+/// Between half of the back-off and all of it.
 fn jittered(pause: Duration) -> anyhow::Result<Duration> {
     let chance = getrandom::u32()
         .map_err(|e| anyhow::anyhow!("no randomness for the pause between two attempts: {e}"))?;
     Ok(pause / 2 + (pause / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX)))
 }
 
-/// One attempt, on a thread of its own: whoever is told to stop leaves it behind.
+/// Runs one attempt on a thread of its own, so that a stopping node can abandon it.
 async fn attempt(
     config: &Config,
     data: &DataDir,
     render: &MetricsRenderer,
 ) -> anyhow::Result<anyhow::Result<NodePorts>> {
-    let (answer, asked) = tokio::sync::oneshot::channel();
+    let (answer, opened) = tokio::sync::oneshot::channel();
     let (config, data, render) = (config.clone(), data.clone(), render.clone());
     let runtime = tokio::runtime::Handle::current();
     let run = move || {
@@ -132,7 +133,7 @@ async fn attempt(
         .name("open".to_owned())
         .spawn(run)
         .context("cannot start a thread")?;
-    asked.await.context("opening log and store crashed")
+    opened.await.context("opening log and store crashed")
 }
 
 fn open_all(
@@ -142,9 +143,10 @@ fn open_all(
 ) -> anyhow::Result<NodePorts> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let roles = config.node.roles;
-    // Nobody is asked for it yet: what is wrong with it is told before anything is waited for.
+    // Makes no request yet, so mistakes in its configuration abort before any waiting.
     let archive = if roles.shards { Some(backends::archive(config, data)?) } else { None };
-    // Before the log: who has joined Kafka's group owns shards, and must not wait for a store then.
+    // The store before the log: joining Kafka's group makes this node an owner of shards, which
+    // must not wait for a store then.
     let shared = if roles.needs_store() && config.store.url.is_some() {
         let opened = backends::store(config, data, &clock);
         Some(opened.map_err(|error| instead_of(config, &error).unwrap_or(error))?)
@@ -153,7 +155,8 @@ fn open_all(
     };
     let watch = Stopwatch::start();
     let log = backends::log(config, data, &clock, roles.shards)?;
-    tracing::debug!(id = %log.id(), shards = log.shard_count(), elapsed_ms = watch.elapsed().as_millis() as u64, "the log is open");
+    let (shards, elapsed_ms) = (log.shard_count(), watch.elapsed().as_millis() as u64);
+    tracing::debug!(id = %log.id(), shards, elapsed_ms, "the log is open");
     let store = match shared {
         None if roles.needs_store() => Some(backends::store(config, data, &clock)?),
         shared => shared,
@@ -164,7 +167,7 @@ fn open_all(
     Ok(NodePorts { log, store, archive, clock, render_metrics })
 }
 
-/// A database that is away must not hide that Kafka refuses this node, which no waiting mends.
+/// An unreachable database must not hide that Kafka refuses this node, which retrying cannot fix.
 fn instead_of(config: &Config, error: &anyhow::Error) -> Option<anyhow::Error> {
     awaited_server(config, error)?;
     backends::check_log_reachable(config)
@@ -175,8 +178,7 @@ fn instead_of(config: &Config, error: &anyhow::Error) -> Option<anyhow::Error> {
 const KAFKA: &str = "Kafka (kafka.brokers)";
 const DATABASE: &str = "PostgreSQL (store.url)";
 
-/// What may heal by waiting: the server that cannot be reached. `None` if it is something else that
-/// failed.
+/// The server that was unreachable, for which waiting may help; None for any other failure.
 fn awaited_server(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
         if let Some(LogOpenError::Unavailable(_)) = cause.downcast_ref() {

@@ -1,8 +1,8 @@
-//! Who may read and write what a node keeps: nobody but its own user.
+//! File permissions: only the node's own user may read and write its data.
 //!
-//! New files are private because the process says so before it makes any ([`set_umask`]); a data
-//! directory of an older version is closed at the start. Files of secrets are looked at before they
-//! are believed.
+//! New files are private because the umask is set before any is created ([`set_umask`]). The data
+//! directory of an older version is closed at start-up. Files with secrets are checked before they
+//! are trusted.
 
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -14,16 +14,16 @@ const OTHERS: u32 = 0o007;
 const WRITE_OF_OTHERS: u32 = 0o022;
 const READ_OF_ALL: u32 = 0o004;
 
-/// From here on, whatever this process makes is its user's alone.
+/// Sets the umask, so that whatever this process creates is accessible to its user only.
 pub fn set_umask() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
-/// Makes a data directory, or closes one that all may look into. A group that was let in on purpose
-/// stays.
+/// Creates a data directory, or closes one that is open to everybody. Access for a group is kept:
+/// somebody granted it on purpose.
 ///
 /// # Errors
-/// If it cannot be made.
+/// If it cannot be created.
 pub(super) fn secure_directory(dir: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.with_context(|| format!("cannot create the data directory {}", dir.display()))?;
@@ -36,19 +36,26 @@ pub(super) fn secure_directory(dir: &Path) -> anyhow::Result<()> {
     }
     match std::fs::set_permissions(dir, Permissions::from_mode(0o700)) {
         Ok(()) => {
-            tracing::warn!(dir = %dir.display(), "everybody could look into the data directory: now only its owner can (0700)")
+            tracing::warn!(
+                dir = %dir.display(),
+                "everybody could look into the data directory: now only its owner can (0700)"
+            );
         }
         Err(why) => {
-            tracing::warn!(dir = %dir.display(), %why, "everybody can look into the data directory, and it cannot be closed: chmod 0700");
+            tracing::warn!(
+                dir = %dir.display(),
+                %why,
+                "everybody can look into the data directory, and it cannot be closed: chmod 0700"
+            );
         }
     }
     Ok(())
 }
 
-/// Looks at who may touch a file of secrets.
+/// Checks the permissions of a file with secrets; warns if everybody can read it.
 ///
 /// # Errors
-/// If others may write it: what is in it is then theirs.
+/// If others may write it, so that its content may be theirs.
 pub(super) fn check_secret_file(what: &str, path: &Path) -> anyhow::Result<()> {
     let mode = std::fs::metadata(path)
         .with_context(|| format!("cannot read {what} {}", path.display()))?
@@ -62,7 +69,8 @@ pub(super) fn check_secret_file(what: &str, path: &Path) -> anyhow::Result<()> {
         );
     }
     if mode & READ_OF_ALL != 0 {
-        tracing::warn!(file = %path.display(), "everybody on this machine can read {what}: chmod 0600");
+        let file = path.display();
+        tracing::warn!(%file, "everybody on this machine can read {what}: chmod 0600");
     }
     Ok(())
 }

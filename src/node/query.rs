@@ -1,5 +1,5 @@
-//! The query role: the engine over store and live deltas, the quarantine, and a look at the store
-//! now and then.
+//! The query role: the engine over store and live deltas, quarantine, expiry, and a periodic probe
+//! of the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,26 +21,24 @@ use crate::query::engine::QueryEngine;
 use crate::query::service::QueryService;
 use crate::shards::state::ShardLimits;
 
-/// How often the store is asked whether it answers.
+/// Interval between probes of the store.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// A store that takes longer does not answer.
+/// A store that takes longer than this counts as down.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the query role adds to a node.
+/// What a node answers queries with, with or without the query role.
+#[allow(missing_docs, reason = "the names say it")]
 pub(super) struct QueryRole {
-    /// Answers queries.
     pub service: Arc<dyn QueryService>,
-    /// What was set aside.
     pub quarantine: Arc<dyn QuarantineService>,
-    /// What is noted before anything expires.
     pub expiry: Arc<dyn ExpiryService>,
-    /// Whether the store answers.
+    /// Whether the store answered the last probe.
     pub store: Arc<AtomicBool>,
-    /// Keeps that up to date.
+    /// Keeps `store` up to date; None without the role.
     pub probe: Option<BoxFuture<'static, ()>>,
 }
 
-/// The query role.
+/// Composes the role.
 pub(super) fn role(
     config: &Config,
     ports: &NodePorts,
@@ -65,7 +63,7 @@ pub(super) fn role(
     })
 }
 
-/// No query role.
+/// Stands in for the role on nodes that do not have it: every request is refused.
 pub(super) fn absent() -> QueryRole {
     let store = Arc::new(AtomicBool::new(false));
     QueryRole {
@@ -86,10 +84,12 @@ async fn probe(store: Arc<dyn RollupStore>, reachable: Arc<AtomicBool>) {
         let in_time = tokio::time::timeout(PROBE_TIMEOUT, &mut asking).await;
         let answered = matches!(in_time, Ok(Ok(Ok(_))));
         if reachable.swap(answered, Ordering::AcqRel) && !answered {
-            tracing::warn!(answer = ?in_time, "the store does not answer: queries fail until it does");
+            let answer = &in_time;
+            tracing::warn!(?answer, "the store does not answer: queries fail until it does");
         }
         if in_time.is_err() {
-            // One question at a time: a store that hangs would else collect threads.
+            // Wait for this probe: a hanging store would otherwise collect one blocked thread per
+            // probe.
             reachable.store(matches!(asking.await, Ok(Ok(_))), Ordering::Release);
         }
         tokio::time::sleep(PROBE_EVERY).await;

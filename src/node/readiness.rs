@@ -1,4 +1,4 @@
-//! Whether a node does what its roles ask of it, for `/readyz`.
+//! Whether a node can do what its roles promise, for `/readyz`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +10,11 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::Roles;
 use crate::persistence::log::LogAppender;
 
-/// A node whose shards are not all known by then answers without the others: some may have no owner
-/// at all.
+/// A node that has not learned the owners of all shards by then becomes ready without: some shards
+/// may have no owner at all.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Whether a node that answers for all shards of the cluster knows of all of them: before that its
+/// Whether a node with the query role has learned the owner of every shard. Before that, its
 /// answers are partial.
 pub(super) struct ShardDiscovery {
     all: Box<dyn Fn() -> bool + Send + Sync>,
@@ -23,12 +23,13 @@ pub(super) struct ShardDiscovery {
 }
 
 impl ShardDiscovery {
-    /// As `all` says, from now on.
+    /// Polls `all` from now on.
     pub(super) fn new(all: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self { all: Box::new(all), since: Stopwatch::start(), known: AtomicBool::new(false) }
     }
 
-    /// Once it knew them, a shard that moves or dies is a matter of each answer, not of the node.
+    /// True from the first success on: a shard that moves or dies later is flagged in each answer
+    /// and does not make the node unready.
     fn is_complete(&self, patience: Duration) -> bool {
         if self.known.load(Ordering::Acquire) {
             return true;
@@ -45,35 +46,32 @@ impl ShardDiscovery {
     }
 }
 
-/// What readiness depends on.
+/// The inputs of the readiness check.
 pub(super) struct Readiness {
-    /// The node's roles.
     pub roles: Roles,
-    /// The log, which may know that it takes no writes.
+    /// Asked whether it refuses writes.
     pub log: Arc<dyn LogAppender>,
-    /// What became of appends; none without the gateway role.
+    /// The outcome of recent appends; None without the gateway role.
     pub appends: Option<Arc<AppendHealth>>,
-    /// Where the shards stand.
     pub slots: Arc<ShardTable>,
     /// `query.stale_after` in milliseconds.
     pub stale_after_ms: i64,
-    /// Whether the store answers.
+    /// Whether the store answered the last probe.
     pub store: Arc<AtomicBool>,
-    /// Whether all shards are known; none for a node that answers for its own alone.
+    /// None on a node that answers for its own shards only.
     pub discovery: Option<ShardDiscovery>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
-    /// The node is about to stop.
+    /// Set by a stop, before anything else.
     pub stopping: AtomicBool,
 }
 
 impl Readiness {
-    /// From now on, no role is ready.
+    /// Makes every role unready.
     pub(super) fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Whether the node is ready for this role, or for all that it has; if not, why.
+    /// Checks one role, or all that the node has; the error says why it is not ready.
     pub(super) fn check(&self, role: Option<&str>) -> Result<(), String> {
         if self.stopping.load(Ordering::Acquire) {
             return Err("the node is stopping".to_owned());

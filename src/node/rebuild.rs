@@ -1,8 +1,8 @@
-//! A lost store of a configuration, made anew: what stands in the way, where it is built, and when
-//! it counts.
+//! Rebuilds the lost store of a configuration: checks the preconditions, builds, and puts the
+//! result in place.
 //!
-//! What always holds: a store that is not whole is never taken for one. SQLite is built beside its
-//! place and renamed at the end; PostgreSQL carries a mark until then.
+//! An incomplete store is never mistaken for a complete one. SQLite is built in a separate file and
+//! renamed at the end; PostgreSQL carries a marker until then.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,17 +22,17 @@ use crate::recompute::fold::FoldRules;
 use crate::recompute::rebuild::plan::ShardPlan;
 use crate::recompute::rebuild::{self, RebuildReport, StoreRebuild};
 
-/// Of `flush.max_delta_bytes`: what is held of the one shard that is rebuilt, before it is written.
+/// The fraction of `flush.max_delta_bytes` that may be in memory: one shard is rebuilt at a time.
 const SHARE_OF_DELTAS: u64 = 16;
 
-/// What is to be done, with everything opened that is read.
+/// A rebuild whose preconditions hold, with its sources open.
 pub struct RebuildJob {
     target: RebuildTarget,
     archive: Arc<dyn Archive>,
     log: Arc<dyn LogReader>,
-    /// The history of every shard.
+    /// The history of every shard, in order.
     pub plans: Vec<ShardPlan>,
-    /// Whether an earlier attempt was ended, and is gone on with.
+    /// Whether an interrupted attempt will be resumed.
     pub resumes: bool,
     _lock: DataLock,
 }
@@ -42,11 +42,12 @@ enum RebuildTarget {
     Postgres(PostgresOptions),
 }
 
-/// Checks that the configuration has a log and an archive and no store, that no process serves from
-/// it, and that no records are missing. `former` are logs whose offsets this one has continued.
+/// Checks that the configuration has a log, an archive and no store, that no process serves from
+/// it, and that no records are missing. `former` are the ids of earlier logs whose offsets this log
+/// continues.
 ///
 /// # Errors
-/// If anything stands in the way: names it and the way out.
+/// If a precondition fails; names it and the remedy.
 pub fn prepare(
     config: &Config,
     data: &DataDir,
@@ -62,15 +63,15 @@ pub fn prepare(
     }
     let _lock = lock::lock(data.root())?;
     let target = RebuildTarget::of(config, data);
-    let goes_on = target.check()?;
+    let resumes = target.check()?;
     let archive = offline::archive(config, data)?;
     let log = offline::log(config, data).map_err(|why| anyhow::anyhow!(why))?;
     let plans = rebuild::plan(archive.as_ref(), log.as_ref(), former, allow_expired)?;
-    Ok(RebuildJob { target, archive, log, plans, resumes: goes_on, _lock })
+    Ok(RebuildJob { target, archive, log, plans, resumes, _lock })
 }
 
 impl RebuildJob {
-    /// Where the new store is going to be.
+    /// Where the new store will be, for messages.
     pub fn location(&self) -> String {
         match &self.target {
             RebuildTarget::Sqlite { place, .. } => place.display().to_string(),
@@ -78,11 +79,11 @@ impl RebuildJob {
         }
     }
 
-    /// Makes the store. `progress` is told how many records are done.
+    /// Builds the store. `progress` receives the number of records done.
     ///
     /// # Errors
-    /// If something cannot be read or written; what is done is kept, and the next attempt goes on
-    /// there.
+    /// If something cannot be read or written. Work done so far is kept, and the next attempt
+    /// resumes.
     pub fn run(
         &self,
         config: &Config,
@@ -139,19 +140,19 @@ impl RebuildTarget {
         }
     }
 
-    /// Whether an earlier attempt is there.
+    /// Refuses if there is a store; returns whether an earlier attempt can be resumed.
     fn check(&self) -> anyhow::Result<bool> {
         match self {
             Self::Sqlite { place, beside } => {
-                // A journal that belongs to another file would be played into the new one.
-                let there: Vec<String> = files_of(place)
+                // Journals count as well: SQLite would replay an old one into the new file.
+                let existing: Vec<String> = files_of(place)
                     .filter(|file| file.exists())
                     .map(|f| f.display().to_string())
                     .collect();
-                if !there.is_empty() {
+                if !existing.is_empty() {
                     bail!(
                         "there is a store: {}; if it is lost, move it away, all files of it",
-                        there.join(", ")
+                        existing.join(", ")
                     );
                 }
                 Ok(beside.exists())
@@ -168,14 +169,16 @@ impl RebuildTarget {
     }
 }
 
-/// The file of a store, and its journals.
+/// The files of a SQLite store: database, WAL and shared memory.
 fn files_of(store: &Path) -> impl Iterator<Item = PathBuf> {
     ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{}{end}", store.display()))).into_iter()
 }
 
-/// The new store takes its place, durably.
+/// Moves the new store into place, durably.
 fn put_in_place(beside: &Path, place: &Path) -> anyhow::Result<()> {
     let named = || format!("cannot move {} to {}", beside.display(), place.display());
+    // First, or a crash between the two steps would leave a journal next to the renamed file. The
+    // store was closed, so the journals hold nothing.
     for journal in files_of(beside).skip(1).filter(|file| file.exists()) {
         std::fs::remove_file(&journal)
             .with_context(|| format!("cannot remove {}", journal.display()))?;

@@ -1,5 +1,5 @@
-//! The shards role: the shards that the log assigns to this node, their pulse, the archiver, and
-//! the upkeep of the archive.
+//! The shards role: actors for the shards that the log assigns to this node, their ticker, the
+//! archiver, and archive maintenance.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,30 +23,30 @@ use crate::supervision::policy::RestartPolicy;
 use crate::supervision::shards::{ShardsMessage, ShardsSpec};
 use crate::supervision::supervisor::ChildSpec;
 
-/// Beyond the time of a handover, for the supervisor to answer.
+/// Added to the handover time, for the supervisor to answer.
 const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
-/// What the shards role adds to a node.
+/// The parts of a node with the shards role.
 pub(crate) struct ShardsRole {
-    /// To reach them.
+    /// Controls the shards at runtime.
     pub handle: ShardsHandle,
-    /// The supervisor of the shards, the archiver, and the upkeep of the archive.
+    /// The shards' supervisor, the archiver, and archive maintenance.
     pub children: [ChildSpec; 3],
 }
 
-/// Reaches the shards of a running node.
+/// Controls the shards of a running node.
 pub(crate) struct ShardsHandle {
     place: ShardsSupervisorRef,
     refs: ShardRefs,
     handover: Duration,
 }
 
-/// The shards role.
+/// Composes the role.
 pub(crate) fn role(
     config: &Config,
     ports: &NodePorts,
     slots: &Arc<ShardTable>,
-    census: &Arc<MetricNameRegistry>,
+    metric_names: &Arc<MetricNameRegistry>,
     shard_limits: &ShardLimits,
 ) -> anyhow::Result<ShardsRole> {
     let store = ports.store.clone().context("the role shards needs a store")?;
@@ -58,13 +58,14 @@ pub(crate) fn role(
         log: log.clone(),
         store: store.clone(),
         archive: archive.clone(),
-        metric_names: Some(MetricNameLoader::new(census.clone())),
+        metric_names: Some(MetricNameLoader::new(metric_names.clone())),
         table: slots.clone(),
     };
     let actor = ShardActor {
         ports: shard_ports,
         limits: shard_limits.clone(),
         max_series: limits::max_series(config, log.shard_count()),
+        // Poison is isolated in one shard at a time.
         isolation: Arc::new(Semaphore::new(1)),
     };
     let (places, handover, leaving) = (refs.clone(), config.shards.handover, log.clone());
@@ -74,6 +75,8 @@ pub(crate) fn role(
         relinquish: Arc::new(move |shards| leaving.relinquish(shards)),
         table: slots.clone(),
         refs: refs.clone(),
+        // A shard that keeps failing must not take the node down: its supervisor retries on its
+        // own.
         policy: RestartPolicy { escalates: false, ..limits::restarts(config) },
         refused_delay_ms: millis(config.shards.refused_delay),
         handover,
@@ -107,13 +110,13 @@ pub(crate) fn role(
 }
 
 impl ShardsHandle {
-    /// Starts the pulse.
+    /// Starts the ticker that wakes up the shards.
     pub(crate) fn start_ticker(&self, config: &Config, slots: &Arc<ShardTable>) -> JoinHandle<()> {
         tokio::spawn(ticker::run(self.refs.clone(), slots.clone(), config.shards.pull_interval))
     }
 
-    /// Drains every shard, bounded in time, and lets it go; what does not end in time is still in
-    /// the log.
+    /// Drains and relinquishes every shard within the handover time. Whatever is not flushed by
+    /// then is still in the log, for the next owner.
     pub(crate) async fn relinquish(&self) {
         let Some(supervisor) = self.place.load_full() else { return };
         let longest = self.handover + ANSWER_MARGIN;

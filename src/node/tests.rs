@@ -1,5 +1,5 @@
-//! Whole nodes over doubles of log, store and archive: roles, and shards that move from node to
-//! node.
+//! Whole nodes on in-memory doubles of log, store and archive: roles, and shards that move between
+//! nodes.
 
 mod moves;
 mod roles;
@@ -28,7 +28,7 @@ use crate::persistence::store::memory::MemoryStore;
 const LOG: LogId = LogId([5; 16]);
 const SHARDS: u32 = 16;
 
-/// What all nodes share.
+/// The backends that all nodes share.
 struct Cluster {
     log: Arc<MemoryLog>,
     store: Arc<MemoryStore>,
@@ -43,7 +43,7 @@ impl Cluster {
         Self { log, store: MemoryStore::new(), archive: Arc::new(MemoryArchive::new()) }
     }
 
-    /// A node on this log, with ports only for its roles.
+    /// Starts a node on this log, with ports only for its roles.
     async fn node(&self, log: &Arc<MemoryLog>, config: &Config) -> Node {
         let roles = config.node.roles;
         let store = self.store.clone() as Arc<dyn RollupStore>;
@@ -71,7 +71,7 @@ fn all() -> BTreeSet<ShardId> {
     (0..SHARDS).map(ShardId).collect()
 }
 
-/// Everything quick, so that much happens.
+/// A configuration with short intervals, so that much happens in a test.
 fn quick() -> Config {
     let ms = Duration::from_millis;
     Config::defaults().with(|c| {
@@ -140,7 +140,7 @@ impl Event {
     }
 }
 
-/// Appends an event; its append time.
+/// Appends an event and returns its append time.
 async fn append(log: &MemoryLog, event: &Event) -> Millis {
     log.append(event.request()).expect("taken").await.expect("answered").expect("durable")
 }
@@ -149,7 +149,7 @@ fn some_event(id: u64) -> Event {
     Event { series: id, id, at: SystemClock.now(), value: 1 }
 }
 
-/// Waits until it holds, at most two minutes.
+/// Waits until the condition holds, at most two minutes.
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let began = Stopwatch::start();
     while !holds() {
@@ -158,7 +158,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// `GET`; status and body.
+/// Sends a `GET`; returns status and body.
 async fn get(node: &Node, path: &str) -> (u16, serde_json::Value) {
     ask(node, move |agent, url| agent.get(url).call(), path).await
 }

@@ -1,4 +1,4 @@
-//! The supervision tree of a node: root over gateways, shards and archiver.
+//! The supervision tree of a node: a root over gateways, shards, archiver and mesh.
 
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ use crate::supervision::supervisor::{
     ChildSpawner, ChildSpec, Supervisor, SupervisorMessage, SupervisorSpec,
 };
 
-/// Empty places for `n` actors.
+/// `n` empty actor references, filled as the actors start.
 pub fn empty_refs<M>(n: usize) -> Arc<Vec<ArcSwapOption<ActorRef<M>>>> {
     Arc::new((0..n).map(|_| ArcSwapOption::empty()).collect())
 }
 
-/// A child that is one actor; `place` is told where it is.
+/// A child that is one actor; `place` receives its reference at every start.
 fn actor_child<A>(
     kind: &'static str,
     name: String,
@@ -45,7 +45,7 @@ where
     ChildSpec { kind, name, spawn }
 }
 
-/// A child that is a supervisor of its own.
+/// A child that is itself a supervisor, with its own restart budget.
 fn supervisor_child(
     kind: &'static str,
     children: impl Fn() -> Vec<ChildSpec> + Send + Sync + 'static,
@@ -54,6 +54,7 @@ fn supervisor_child(
 ) -> ChildSpec {
     let children = Arc::new(children);
     let spawn: ChildSpawner = Arc::new(move |supervisor| {
+        // `children` is called at each start, so that a restarted supervisor gets fresh children.
         let spec = SupervisorSpec { children: children(), policy, clock: clock.clone() };
         Box::pin(async move {
             let (spawned, _) = Actor::spawn_linked(None, Supervisor, spec, supervisor).await?;
@@ -63,13 +64,13 @@ fn supervisor_child(
     ChildSpec { kind, name: kind.to_owned(), spawn }
 }
 
-/// Where the supervisor of the shards is now.
+/// The current supervisor of the shards; empty until it has started.
 pub type ShardsSupervisorRef = Arc<ArcSwapOption<ActorRef<ShardsMessage>>>;
 
-/// Starts the tree over the children of the node's roles; the root's failure is the node's.
+/// Starts the tree over the children of the node's roles. The node fails when the root does.
 ///
 /// # Errors
-/// If an actor cannot be spawned at all.
+/// If an actor cannot be spawned.
 pub async fn start(
     children: Vec<ChildSpec>,
     policy: RestartPolicy,
@@ -78,7 +79,7 @@ pub async fn start(
     Ok(Actor::spawn(None, Supervisor, SupervisorSpec { children, policy, clock }).await?)
 }
 
-/// The pool of gateway actors, one for each place.
+/// The pool of gateway actors, one per entry of `places`.
 pub fn gateways(
     gateway: GatewayActor,
     places: GatewayRefs,
@@ -97,7 +98,7 @@ pub fn gateways(
     supervisor_child("gateways", children, policy, clock)
 }
 
-/// The supervisor of the shards.
+/// The supervisor of all shards.
 pub fn shards(spec: ShardsSpec, place: ShardsSupervisorRef) -> ChildSpec {
     let spawn: ChildSpawner = Arc::new(move |supervisor| {
         let (spec, place) = (spec.clone(), place.clone());
@@ -112,7 +113,7 @@ pub fn shards(spec: ShardsSpec, place: ShardsSupervisorRef) -> ChildSpec {
     ChildSpec { kind: "shards", name: "shards".to_owned(), spawn }
 }
 
-/// One shard.
+/// The actor of one shard.
 pub fn shard(actor: ShardActor, places: &ShardRefs) -> ChildSpec {
     let (places, index) = (places.clone(), actor.ports.shard.0 as usize);
     actor_child("shard", format!("shard {index}"), actor, move |actor| {
@@ -120,18 +121,18 @@ pub fn shard(actor: ShardActor, places: &ShardRefs) -> ChildSpec {
     })
 }
 
-/// The archiver.
+/// The archiver actor, which has no callers.
 pub fn archiver(archiver: Archiver) -> ChildSpec {
     actor_child("archiver", "archiver".to_owned(), archiver, |_| {})
 }
 
-/// The upkeep of the archive.
+/// The archive maintenance actor, which has no callers.
 pub fn upkeep(upkeep: ArchiveMaintenance) -> ChildSpec {
     actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {})
 }
 
-/// The mesh of nodes. Its failures are its own: a node that has lost the others still takes writes
-/// and answers for its shards.
+/// The mesh actor. Its failures do not escalate: a node that has lost the others still takes writes
+/// and answers for its own shards.
 pub fn mesh(mesh: MeshActor, policy: RestartPolicy, clock: Arc<dyn Clock>) -> ChildSpec {
     let children = move || vec![actor_child("mesh", "mesh".to_owned(), mesh.clone(), |_| {})];
     supervisor_child("mesh", children, RestartPolicy { escalates: false, ..policy }, clock)

@@ -1,4 +1,4 @@
-//! Shards that move between nodes while events come in, flushes go out and queries are asked.
+//! Shards that move between nodes while events arrive, deltas are flushed and queries run.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ use crate::persistence::store::memory::{StoreFault, StoreWrite};
 use crate::persistence::store::{RollupQuery, StoreSnapshot};
 use crate::shards::state::LiveQuery;
 
-/// Moves of one run; `ROLLMILL_TEST_MOVES` asks for more.
+/// Number of moves in a run; `ROLLMILL_TEST_MOVES` overrides it.
 const MOVES: u64 = 2_000;
 const MOVERS: u32 = 4;
 
@@ -28,7 +28,7 @@ impl Rng {
     }
 }
 
-/// Counts one shard's live events.
+/// Counts the live events of one shard.
 fn live_count(
     slots: &ShardTable,
     shard: ShardId,
@@ -52,8 +52,7 @@ fn live_count(
     Ok((report?, count))
 }
 
-/// The events that store and live deltas hold, and up to when they are all, if every shard has
-/// answered.
+/// The number of events in store and live deltas with its `as_of`; None if a shard did not answer.
 fn count(store: &MemoryStore, nodes: &[Arc<ShardTable>]) -> Option<(Millis, u64)> {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let checkpoints: BTreeMap<_, _> =
@@ -94,7 +93,7 @@ fn stored(snapshot: &mut dyn StoreSnapshot) -> BTreeMap<(Series, Hour), Rollup> 
     rollups
 }
 
-/// What the events of the run are, and which of them were acknowledged when.
+/// The events of the run, with the times at which they were acknowledged.
 #[derive(Default)]
 struct Ledger {
     events: Mutex<Vec<Event>>,
@@ -103,7 +102,7 @@ struct Ledger {
     done: AtomicBool,
 }
 
-/// Also when the test fails: the runtime waits for the reader's thread.
+/// Ends the run even if the test panics: the runtime waits for the reader's thread.
 struct EndsTheRun(Arc<Ledger>);
 
 impl Drop for EndsTheRun {
@@ -117,7 +116,7 @@ impl Ledger {
         self.acked.lock().expect("whole").iter().filter(|acked| **acked < at).count() as u64
     }
 
-    /// Sends events, some of them twice, until the run is done.
+    /// Sends events until the run ends, some of them twice.
     async fn write(&self, log: &MemoryLog, seed: u64) {
         let mut rng = Rng(seed);
         while !self.done.load(Ordering::Acquire) {
@@ -130,7 +129,7 @@ impl Ledger {
                 value: rng.below(1_000) as i64 - 500,
             };
             append(log, &event).await;
-            // The wall clock, as that of `as_of`: append times are of a clock that may be a
+            // The wall clock, as for `as_of`: append times come from a clock that may be a
             // millisecond behind it.
             self.acked.lock().expect("whole").push(SystemClock.now());
             if rng.below(4) == 0 {
@@ -141,7 +140,7 @@ impl Ledger {
         }
     }
 
-    /// Asks until the run is done; how often the answer was complete, and how often not.
+    /// Queries until the run ends; returns the numbers of complete and of partial answers.
     fn read(&self, store: &MemoryStore, nodes: &[Arc<ShardTable>]) -> (u64, u64) {
         let (mut complete, mut partial) = (0, 0);
         while !self.done.load(Ordering::Acquire) {
@@ -171,7 +170,7 @@ impl Ledger {
     }
 }
 
-/// Who is assigned what, changed under one lock as a group coordinator does.
+/// A group coordinator: all assignments change under one lock.
 struct Group {
     logs: [Arc<MemoryLog>; 2],
     assigned: Mutex<[BTreeSet<ShardId>; 2]>,
@@ -187,8 +186,8 @@ impl Group {
         }
     }
 
-    /// Moves shards of its own between the nodes: mostly as a group does, sometimes as a group that
-    /// has lost sight of a node.
+    /// Moves a subset of the shards between the nodes, mostly like a healthy group, sometimes like
+    /// one that has lost track of a node.
     async fn move_shards(&self, mover: u32, moves: u64) {
         let mut rng = Rng(u64::from(mover) + 77);
         let mut owner: BTreeMap<ShardId, usize> =
@@ -197,7 +196,7 @@ impl Group {
             let shard = *owner.keys().nth(rng.below(owner.len() as u64) as usize).expect("a shard");
             let (from, to) = (owner[&shard], 1 - owner[&shard]);
             if rng.below(5) == 0 {
-                // The former owner learns late that it is one.
+                // The former owner learns late that it has lost the shard.
                 self.set(to, shard, true);
                 tokio::time::sleep(Duration::from_millis(rng.below(30))).await;
                 self.set(from, shard, false);
@@ -274,7 +273,7 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
     })
     .await;
     cluster.store.clear_faults();
-    // A stop leaves to the log what a busy machine does not flush in time.
+    // After a stop, a busy machine may have unflushed records left in the log.
     until("everything is flushed", || is_flushed(&cluster)).await;
     for node in nodes {
         node.stop().await.expect("stops");
@@ -288,7 +287,7 @@ fn is_flushed(cluster: &Cluster) -> bool {
     checkpoints.iter().all(|(shard, checkpoint)| checkpoint.next == cluster.log.end(*shard))
 }
 
-/// The store is the fold of the log; what was archived tiles it; everybody has let go.
+/// The store is the fold of the log, archived objects tile the offsets, and no node holds a shard.
 fn check(cluster: &Cluster, ledger: &Ledger, logs: &[Arc<MemoryLog>]) {
     assert!(logs.iter().all(|log| log.held().borrow().is_empty()));
     let mut snapshot = cluster.store.snapshot().expect("a snapshot");
@@ -317,7 +316,7 @@ const QUICK: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_hands_over_within_two_seconds() {
-    // One of a few is as quick as all are on a machine that has nothing else to do.
+    // The best of a few: on a busy machine a single one may be slow.
     let mut took = vec![hand_over().await];
     while took.len() < 4 && took.last() >= Some(&QUICK) {
         took.push(hand_over().await);
@@ -396,7 +395,7 @@ async fn let_go_beside_a_store_that_hangs() -> Duration {
     }
     until("applied", || node.slots.all_fresh(100)).await;
     let (go_on, wait) = std::sync::mpsc::sync_channel::<()>(0);
-    // Dropping the sender lets everything pass.
+    // Dropping the sender releases all blocked calls.
     cluster.store.set_faults(move |_| {
         let _released = wait.recv();
         None
@@ -452,12 +451,12 @@ async fn two_nodes_that_both_believe_to_own_a_shard_do_not_fight_over_it() {
         count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 200)
     })
     .await;
-    // The group says whose they are: the stale owner goes back to nothing, and claims nothing.
+    // The group has the last word: the stale owner gives the shard up and claims nothing.
     log.assign(BTreeSet::new());
     log.held().wait_for(|held| held.is_empty()).await.expect("the log lives");
     assert_eq!(epochs(&cluster), vec![2; SHARDS as usize]);
-    // It is the other way round: who waits because it was refused starts at once when the
-    // assignment changes.
+    // The reverse: an owner in back-off after a refused claim starts at once when the assignment
+    // changes.
     log.assign([ShardId(0)].into());
     until("taken back", || stale.slots.entry(ShardId(0)).epoch().is_some()).await;
     for node in [stale, owner] {

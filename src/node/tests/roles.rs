@@ -1,4 +1,4 @@
-//! Nodes of different roles on one log and one store.
+//! Nodes with different roles on one log and one store.
 
 use super::*;
 use crate::config::Roles;
@@ -52,7 +52,7 @@ async fn a_gateway_without_a_store_takes_writes_that_other_nodes_count() {
     );
     assert_eq!(get(&node, "/readyz").await.0, 200);
 
-    // A node that only asks the store knows that another one has the shards, and says so in its
+    // A node with the query role alone knows that another one has the shards, and says so in its
     // answers.
     let asker = cluster.node(&cluster.log.join(), &with_roles("query")).await;
     let (status, answer) = get(&asker, "/v1/query?metric=m&step=all").await;
@@ -69,7 +69,7 @@ async fn a_gateway_without_a_store_takes_writes_that_other_nodes_count() {
     }
 }
 
-/// The first status that passes: a busy machine falls behind for a moment.
+/// The first status that passes; a busy machine may fall behind for a moment.
 async fn await_status(node: &Node, pass: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
     let began = Stopwatch::start();
     loop {
@@ -121,7 +121,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
             "{shard}"
         );
     }
-    // The archive follows.
+    // The archive catches up.
     until("archived", || {
         (1..SHARDS).all(|s| {
             let slot = node.slots.entry(ShardId(s));
@@ -131,7 +131,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
     .await;
     await_status(&node, |answer| answer["shards"][5]["archive_lag"] == 0).await;
 
-    // The store is down: what the node knows of its own shards is told all the same.
+    // With the store down, a node still reports what it knows of its own shards.
     let other = cluster.log.join();
     let second = cluster.node(&other, &quick().with(|c| c.node.name = Some("b".to_owned()))).await;
     other.assign([ShardId(0)].into());
@@ -160,7 +160,7 @@ async fn a_stopping_node_fails_readyz_first_and_finishes_what_it_took() {
     }
     let address = node.address;
     let stopping = tokio::spawn(node.stop());
-    // A load balancer looks twice, and sends on until it has looked.
+    // A load balancer polls, and keeps sending until the poll fails.
     let writes = tokio::task::spawn_blocking(move || {
         let agent: ureq::Agent =
             ureq::Agent::config_builder().http_status_as_error(false).build().into();
@@ -190,7 +190,8 @@ async fn a_stopping_node_fails_readyz_first_and_finishes_what_it_took() {
         Err(crate::persistence::log::AppendError::Closed(_))
     ));
 
-    // The next owner needs to read nothing: all was flushed before the shards were let go.
+    // The next owner has nothing to read: everything was flushed before the shards were
+    // relinquished.
     let checkpoints =
         cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
     for (shard, checkpoint) in checkpoints {

@@ -1,10 +1,10 @@
-//! What one shard, or one partition, cannot do must not cost the others: damage, records of another
-//! release, partitions that are no shards.
+//! A failure of one shard or partition must not affect the others: damage, records of another
+//! release, partitions that are not shards.
 
 use super::*;
 use crate::recompute::verify::{VerifySources, verify};
 
-/// An event of this shard.
+/// An event that belongs to this shard.
 fn event_of(shard: ShardId, id: u64) -> Event {
     let mut all = (0..SERIES).map(|series| Event { series, ..some_event(id) });
     all.find(|event| event.request().records[0].0 == shard).expect("a series of each shard")
@@ -21,7 +21,7 @@ async fn query(node: &Node) -> serde_json::Value {
     answer
 }
 
-/// The shard in `/v1/status`.
+/// The entry of the shard in `/v1/status`.
 async fn stands(node: &Node, shard: ShardId) -> serde_json::Value {
     let (status, answer) = get(node, "/v1/status").await;
     assert_eq!((status, &answer["healthy"]), (200, &false.into()), "{answer}");
@@ -44,7 +44,7 @@ async fn partitions_that_are_no_shards_are_left_alone() {
     let log = cluster.log.join();
     let beyond: BTreeSet<ShardId> =
         [ShardId(SHARDS), ShardId(SHARDS + 7), ShardId(u32::MAX)].into();
-    // At a start, and while it runs.
+    // At start-up, and while the node runs.
     log.assign([ShardId(0)].into_iter().chain(beyond.clone()).collect());
     let mut node = cluster.node(&log, &config()).await;
     log.assign(all().into_iter().chain(beyond).collect());
@@ -140,7 +140,7 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
     let cluster = Cluster::new();
     let log = cluster.log.join();
     log.assign(all());
-    // Nothing is archived: everything is read from the log.
+    // With nothing archived, the verification reads everything from the log.
     let node = cluster
         .node(&log, &config().with(|c| c.archive.max_delay = Duration::from_secs(3_600)))
         .await;
@@ -193,7 +193,7 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
         "{found:?}"
     );
     assert!(verified(Some(ShardId(6))).is_equal(), "it can be asked for alone");
-    // A difference in another shard is found all the same.
+    // A difference in another shard is found nevertheless.
     let damaged = verified(Some(shard));
     assert_eq!((damaged.rows, damaged.unverified.len()), (0, 1), "{damaged:?}");
 }
