@@ -191,8 +191,19 @@ pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
         )
     };
     let at: jiff::Timestamp = nine_digits(text).parse().map_err(|_| bad())?;
+    if !has_valid_offset(text) {
+        return Err(bad());
+    }
     // Euclidean, so that times before 1970 are rounded down as well.
     Ok(at.as_nanosecond().div_euclid(1_000_000) as i64)
+}
+
+/// Whether the hours of a numeric offset are at most 23, as RFC 3339 says; `jiff` allows 25.
+fn has_valid_offset(text: &str) -> bool {
+    // Behind the date, which has the sign too.
+    let time = text.get(10..).unwrap_or_default();
+    let hours = time.rfind(['+', '-']).and_then(|sign| time.get(sign + 1..sign + 3));
+    hours.and_then(|hours| hours.parse::<u8>().ok()).is_none_or(|hours| hours <= 23)
 }
 
 /// Truncates the fraction to nine digits: RFC 3339 allows any number of them, `jiff` does not.
@@ -254,6 +265,11 @@ mod tests {
         }
         assert_eq!(parse_rfc3339("2026-01-01T00:00:00.1239Z"), Ok(now + 123));
         assert_eq!(parse_rfc3339("2026-01-01T01:00:00+01:00"), Ok(now));
+        assert_eq!(parse_rfc3339("2026-01-01T23:00:00+23:00"), Ok(now));
+        assert_eq!(parse_rfc3339("2025-12-31T00:00:00-24:00").ok(), None);
+        assert_eq!(parse_rfc3339("2025-12-31T00:00:00Z"), Ok(now - 86_400_000));
+        assert!(parse_rfc3339("2026-01-01T00:00:00+24:00").is_err());
+        assert!(parse_rfc3339("2026-01-01T00:00:00-25:00").is_err());
         for digits in [1, 9, 10, 30, 5_000] {
             let time = format!("2026-01-01T00:00:00.{}Z", "9".repeat(digits));
             assert_eq!(
