@@ -120,6 +120,7 @@ impl CatalogueGrowth {
                 self.metrics.pop_last();
             }
         }
+        // `None` if the new name itself was the one beyond the limit.
         self.metrics.get_mut(name)
     }
 

@@ -127,6 +127,7 @@ impl GapReader {
                     self.records
                         .extend(found.records.into_iter().filter(|record| record.offset >= next));
                     self.object = found.row.path;
+                    // Only now: while the archive is unreachable, the same object is tried again.
                     self.links.pop_front();
                 }
                 Err(damage @ (ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))) => {
@@ -147,6 +148,7 @@ impl GapReader {
         next: Offset,
         max_bytes: usize,
     ) -> Result<Vec<LogRecord>, ArchiveError> {
+        // One record at least, however large it is; otherwise the shard would never get past it.
         let mut left = max_bytes.max(1);
         let wanted = self.records.iter().take_while(|record| {
             let more = left > 0;
@@ -169,6 +171,7 @@ impl GapReader {
     /// Replaces the damaged object at the front by other objects that hold its records.
     fn bypass_damaged(&mut self, next: Offset, damage: ArchiveError) -> Result<(), ArchiveError> {
         let Some(link) = self.links.front() else { return Err(damage) };
+        // The object may reach above the lost range: one record at least is still needed.
         let rest = OffsetRange { from: next, to: self.lost.to.max(next + 1) };
         let Some((chains, links)) = self.chains.bypass(&link.object.path, self.anchor, rest) else {
             return Err(damage);

@@ -36,6 +36,7 @@ fn split<'a, 'b>(events: &'a [&'b ValidEvent]) -> Vec<&'a [&'b ValidEvent]> {
     let (mut from, mut bytes) = (0, 0);
     for (at, event) in events.iter().enumerate() {
         let size = size_bound(event);
+        // A part is never empty, even if its first event is above the limit by this estimate.
         if bytes + size > MAX_RECORD_BYTES && at > from {
             parts.push(&events[from..at]);
             (from, bytes) = (at, 0);

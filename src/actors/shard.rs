@@ -89,6 +89,7 @@ impl Actor for ShardActor {
                         metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "refused")
                             .increment(1);
                     }
+                    // Reported here, because a failed start leaves no actor that could.
                     ShardNotice::from_end(reason, None)
                         .into_iter()
                         .for_each(|report| self.log_notice(report));

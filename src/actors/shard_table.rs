@@ -108,6 +108,8 @@ impl ShardTable {
         let entry = self.entry(shard);
         entry.install_owner(claim, driver);
         self.clear_stop(shard, Some(claim.checkpoint.next));
+        // The former actor may have died with a wake-up that it never took; without this, its
+        // successor would get none.
         entry.clear_wakeup();
     }
 

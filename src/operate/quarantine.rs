@@ -44,6 +44,7 @@ impl StoreQuarantine {
         snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
     ) -> Result<Vec<QuarantineRow>, OperateError> {
         let mut rows = snapshot.and_then(|mut snapshot| snapshot.quarantine())?;
+        // Records that no build could read have no tenant.
         rows.retain(|row| {
             if row.tenant.is_empty() { scope.unowned } else { row.tenant == *scope.tenant }
         });

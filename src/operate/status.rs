@@ -190,6 +190,7 @@ fn owned(
     now: Millis,
     stale_after_ms: i64,
 ) -> ShardStatus {
+    // Older releases do not report an age. The wall clocks of two nodes are then the best estimate.
     let age_ms = owned.age_ms.unwrap_or(now.saturating_sub(owned.as_of)).max(0);
     let problem = match owned.flush_failures {
         FAILING_FLUSHES.. => Some("flush_failing"),
@@ -293,6 +294,7 @@ impl StatusService for StatusReporter {
                 let checkpoint = checkpoints.as_ref().and_then(|all| all.get(&shard));
                 let status = match owner(shard, checkpoint, checkpoints.is_some(), &nodes) {
                     Some((name, standing)) => {
+                        // The first node of the list is this one.
                         let here = nodes[0]
                             .shards
                             .iter()

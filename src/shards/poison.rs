@@ -47,6 +47,7 @@ pub fn mode_for(attempts: u32) -> ApplyMode {
     if attempts <= PATIENCE {
         return ApplyMode::Normal;
     }
+    // A shift by 64 bits or more would overflow.
     match FIRST_STEP >> (attempts - PATIENCE - 1).saturating_mul(SHRINK_BITS).min(63) {
         0 => ApplyMode::Isolating,
         step => ApplyMode::Careful { step },

@@ -65,6 +65,7 @@ pub fn fold(
         payload: row.record.clone().into(),
     };
     let (mut driver, mut commands) = (ShardDriver::from(state), VecDeque::new());
+    // A drain flushes whatever the time is.
     let at = StepContext { now: 0, log_end: row.offset + 1 };
     driver.handle(at, ShardEvent::LogRead(Ok(vec![one].into())), &mut commands);
     driver.handle(at, ShardEvent::Drain, &mut commands);

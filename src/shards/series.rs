@@ -190,6 +190,8 @@ impl SeriesAdmission {
         // be decided the same way again.
         let admits = match offset < recorded.below {
             true => recorded.pending.get(&id).is_some_and(|from| *from <= offset),
+            // The name comes last: it is never given back, so it must not be taken for a series
+            // that has no room.
             false => is_overflow || *count < *limit && named(),
         };
         if admits {

@@ -53,6 +53,7 @@ impl FailureHistory {
             // Keeps the history at its limit: without escalation it would grow with every failure.
             self.failures.remove(0);
         }
+        // Keeps the shift in range; the longest delay is reached long before.
         let doublings = (failures - 1).min(30);
         let delay =
             policy.backoff_min_ms.saturating_mul(1i64 << doublings).min(policy.backoff_max_ms);

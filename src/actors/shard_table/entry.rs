@@ -174,6 +174,7 @@ impl ShardEntry {
 
     /// Records how a flush ended.
     pub fn record_flush(&self, outcome: Result<(), &str>) {
+        // Held to the end, so that count and reason belong together.
         let mut failure = self.flush_failure.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(()) => self.flush_failures.store(0, Ordering::Release),
@@ -189,6 +190,7 @@ impl ShardEntry {
 
     /// Records whether the owner has applied everything below the observed end.
     pub(super) fn record_progress(&self, seen: &Observation) {
+        // Held to the end: no new owner can be installed in between and inherit the time.
         let Ok(owned) = self.driver.read() else { return };
         let whole = owned.as_ref().is_some_and(|driver| driver.state().next() >= seen.end);
         self.caught_up_guard().update(whole, seen.end_as_of, seen.now);
@@ -298,6 +300,7 @@ impl ShardEntry {
 impl SupervisorEntry<'_> {
     /// Records that the shard is assigned to this node, at the latest since `now`.
     pub fn set_assigned(self, now: Millis) {
+        // Keeps the first time, so that restarts of the actor do not extend the grace period.
         let _since_before =
             self.0.assigned_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
     }

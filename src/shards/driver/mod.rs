@@ -177,6 +177,7 @@ impl ShardDriver {
         if self.state.credit() == 0 || from == at.log_end {
             return None;
         }
+        // The log has a gap here, so nothing is read from it until the recovery is over.
         if let Some(recovery) = &self.recovery {
             return (!recovery.is_waiting(at.now))
                 .then_some(ShardCommand::ReadArchive { from, max_bytes });
@@ -372,6 +373,7 @@ impl ShardDriver {
 
     /// Steps the state machine and translates its effects into commands.
     fn step(&mut self, input: ShardInput<'_>, out: &mut VecDeque<ShardCommand>) {
+        // Taken out while `self` is needed to translate them, and put back for its allocation.
         let mut effects = std::mem::take(&mut self.effects);
         self.state.step(input, &mut effects);
         for effect in effects.drain(..) {

@@ -189,6 +189,8 @@ impl ShardStartup {
                 config.probe_bounds(&at, bounds?)
             }
             (ShardPhase::ProbeArchive(lost, end), StartupEvent::PlanRecovery(planned)) => {
+                // Only the verdict counts. The owner plans again after its claim, from the bounds
+                // at that time.
                 recovery(lost, end, planned?)?;
                 Ok(config.ask(ShardPhase::Claim, StartupCommand::Claim))
             }
@@ -304,6 +306,7 @@ impl ShardConfig {
     fn owned(self, claim: Claim, unclaimed: Option<CallError>) -> StartupProgress {
         let Checkpoint { next, appended, .. } = claim.checkpoint;
         let owner = PendingOwner { claim, unclaimed, end: 0, recovery: None };
+        // Append times are a running maximum, which has to continue across owners.
         match appended {
             Some(_) => self.ask(ShardPhase::ReadBounds(owner), StartupCommand::ReadBounds),
             None => {

@@ -17,6 +17,8 @@ impl ShardState {
             self.apply_marked(effects);
         }
         for record in records {
+            // A record above `next` is a gap and stops the shard, so its rules must not take
+            // effect.
             super::apply_due_rules(
                 &mut self.dedup,
                 &mut self.rules_ahead,

@@ -103,6 +103,8 @@ impl ShardState {
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint> {
         let batches = self.batches_above(checkpoint)?;
+        // The caller holds the shard's lock, so the open part and the frozen batches are of one
+        // version.
         self.open.visit(query, matches, visit);
         Ok((self.live_progress(), batches))
     }
@@ -147,6 +149,7 @@ impl ShardState {
         self.open.windows().iter().for_each(|(metric, hour)| visit(*metric, *hour));
         let next = self.frozen.from().unwrap_or(self.open.from());
         let checkpoint =
+            // Log, offset and epoch are all that `batches_above` compares.
             Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch, appended: None };
         (checkpoint, self.live_progress(), LiveBatches { from: next, frozen: self.frozen.clone() })
     }
