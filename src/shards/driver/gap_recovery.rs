@@ -26,7 +26,7 @@ pub fn lost_range(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GapRecovery {
     lost: OffsetRange,
-    // Exclusive end of the last object to be read; may lie above the end of `lost`.
+    /// Exclusive end of the last object to be read; may lie above the end of `lost`.
     end: Offset,
     failed_at: Option<Millis>,
 }

@@ -107,14 +107,14 @@ pub struct LoadedShard {
 struct PendingOwner {
     claim: Claim,
     unclaimed: Option<CallError>,
-    // Exclusive end of the log, read after the claim.
+    /// Exclusive end of the log, read after the claim.
     end: Offset,
     recovery: Option<GapRecovery>,
 }
 
-/// The question that is open.
+/// The question that is open. The first three come before a claim, to learn whether a shard that
+/// stopped before can start now.
 #[derive(Debug)]
-// The first three run before a claim, to learn whether a shard that stopped before can start now.
 enum ShardPhase {
     Probe,
     ProbeBounds(Checkpoint),
