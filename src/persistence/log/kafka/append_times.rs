@@ -1,31 +1,29 @@
-//! The append time of a record: the running maximum over its shard of the lesser of the gateway's
-//! stamp and `LogAppendTime`.
+//! Append times: the running maximum, per shard, of the lesser of the
+//! gateway's stamp and `LogAppendTime`.
 //!
-//! Kafka's leaders write their own clocks, and so do gateways. The lesser of both is ahead only if
-//! both are: one clock that is wrong moves nothing forward. The running maximum is non-decreasing
-//! and a function of the log alone; whoever applies or archives records forms it,
-//! from the checkpoint or the object before. Records of version 1 have no stamp: theirs is
-//! `LogAppendTime`, and of those the maximum below an offset can be learned without reading them,
-//! as the first start of a shard after an upgrade has to: Kafka finds the first record with
-//! a time of at least t, and that lies below the offset exactly if the maximum is at least t.
-//! Deleting records does not change the maximum of those that stay, because the log is released
-//! only up to a record whose time is above all before it (`release`).
+//! Leaders write the time of their own clock, and so do gateways. The lesser of both is ahead only
+//! if both clocks are, so a single wrong clock moves nothing forward. The running maximum never
+//! decreases and is a function of the log alone; whoever applies or archives records computes it,
+//! starting from the checkpoint or the previous object.
+//!
+//! Records of version 1 have no stamp, only `LogAppendTime`. Their maximum below an offset can be
+//! found without reading them, as the first start of a shard after an upgrade must: Kafka returns
+//! the first record with a time of at least t, and that record is below the offset exactly if the
+//! maximum is at least t. Deleting records does not change the running maximum of the others,
+//! because the log is released only up to a record that is later than all before it (`release`).
 
 use crate::model::offset::Offset;
 use crate::model::record;
 use crate::model::window::Millis;
 
-/// What a record says of its append time, which its leader appended at `time`.
+/// The lesser of the stamp in a record and `time`, its `LogAppendTime`.
 pub(super) fn append_time(time: Millis, payload: &[u8]) -> Millis {
     record::stamp_of(payload).map_or(time, |stamp| stamp.min(time))
 }
 
-/// The largest time below `from`, where `known` is the time of one of those records and
-/// `first_since` finds the first record with at least a time. Usually one question: clocks seldom
-/// go back.
-///
-/// # Errors
-/// If a question is not answered.
+/// The greatest time of a record below `from`. `known` is the time of one of those records, and
+/// `first_since` finds the first record with at least a given time. Usually needs one request,
+/// because clocks seldom go back. Fails if a request fails.
 pub(super) fn max_time_below<E>(
     from: Offset,
     known: Millis,
@@ -33,7 +31,7 @@ pub(super) fn max_time_below<E>(
 ) -> Result<Millis, E> {
     let mut reached =
         |time: Millis| first_since(time).map(|found| found.is_some_and(|offset| offset < from));
-    // The maximum is at least `low` and below `high`.
+    // Invariant: the maximum is at least `low`. Doubling steps find a bound above it, then bisect.
     let (mut low, mut step) = (known, 1);
     while reached(low.saturating_add(step))? {
         low = low.saturating_add(step);
@@ -47,19 +45,17 @@ pub(super) fn max_time_below<E>(
     Ok(low)
 }
 
-/// The highest offset, not above `floor`, whose record has a time above all before it, and so the
-/// most that may be released; `before` is a time above which nothing may be released. None if there
-/// is no such record above `start`.
-///
-/// # Errors
-/// If a question is not answered.
+/// The greatest offset up to `floor` that may be released: its record is later than all before it,
+/// and none below it has a time of `before` or later. `None` if there is no such record above
+/// `start`. Fails if a request fails.
 pub(super) fn releasable<E>(
     start: Offset,
     floor: Offset,
     before: Millis,
     mut first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
 ) -> Result<Option<Offset>, E> {
-    // `first_since` never decreases with the time, and all it finds are such records.
+    // Whatever `first_since` finds is later than all records before it, and a later time never
+    // finds an earlier record. So the search can bisect.
     let mut below =
         |time: Millis| first_since(time).map(|found| found.filter(|offset| *offset <= floor));
     let useful = |found: Option<Offset>| found.filter(|offset| *offset > start);
@@ -138,7 +134,8 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever reading starts, and whatever was released before, a record has the same append time.
+        /// The append time of a record does not depend on where reading starts
+        /// or what was released.
         #[test]
         fn the_append_time_does_not_depend_on_where_reading_starts(
             times in prop::collection::vec(0i64..200, 1..60),
@@ -146,7 +143,11 @@ mod tests {
             before in 0i64..250,
             from in 0usize..60,
         ) {
-            let running: Vec<Millis> = times.iter().scan(0, |max, t| { *max = (*t).max(*max); Some(*max) }).collect();
+            let max_so_far = |max: &mut Millis, t: &Millis| {
+                *max = (*t).max(*max);
+                Some(*max)
+            };
+            let running: Vec<Millis> = times.iter().scan(0, max_so_far).collect();
             let released = releasable(0, floor, before, first_since(&times, 0)).expect("answers");
             let start = released.unwrap_or(0) as usize;
             prop_assert!(start as u64 <= floor && times[..start].iter().all(|t| *t < before));
@@ -156,7 +157,8 @@ mod tests {
             prop_assert_eq!(start, best.unwrap_or(0), "as much as may be is released");
             prop_assert_eq!(times[start], running[start]);
             if from > start && from < times.len() {
-                let maximum = max_time_below(from as Offset, times[from - 1], first_since(&times, start));
+                let found = first_since(&times, start);
+                let maximum = max_time_below(from as Offset, times[from - 1], found);
                 prop_assert_eq!(maximum, Ok(running[from - 1]));
             }
         }

@@ -1,5 +1,5 @@
-//! Whether the cluster can be reached, asked before anything else: Kafka's client tries for ever
-//! and says why only on the side.
+//! Checks whether the cluster is reachable before anything else is done: Kafka's client retries
+//! forever and reports the reason only through its error callback.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,14 +14,14 @@ use super::settings::KafkaConnection;
 use crate::clock::Stopwatch;
 use crate::persistence::log::LogOpenError;
 
-/// The first question waits this long for its answer, each further one twice as long: a refusal is
-/// told soon, a slow network has its time.
+/// Timeout of the first request; each further one gets twice as long. A refusal shows soon, and a
+/// slow network gets its time.
 const FIRST_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long it is listened to what the client has said meanwhile.
+/// How long the client's callbacks are served after a failed request.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// What the client says on the side.
+/// Collects the errors that the client reports through its callback.
 #[derive(Debug, Default)]
 struct ClientErrors(Mutex<LastErrors>);
 
@@ -29,7 +29,7 @@ struct ClientErrors(Mutex<LastErrors>);
 struct LastErrors {
     /// Why no broker was reached.
     unreachable: Option<String>,
-    /// What trying again does not mend.
+    /// A problem that retrying cannot fix.
     rejected: Option<String>,
 }
 
@@ -41,18 +41,18 @@ impl LastErrors {
                 | RDKafkaErrorCode::SaslAuthenticationFailed
                 | RDKafkaErrorCode::UnsupportedSASLMechanism,
             ) => {
-                let way_out =
+                let remedy =
                     "check sasl.mechanism, sasl.username and sasl.password in kafka.properties";
                 self.rejected =
-                    Some(format!("the brokers do not let this node in: {reason}: {way_out}"));
+                    Some(format!("the brokers do not let this node in: {reason}: {remedy}"));
             }
             Some(RDKafkaErrorCode::SSL) => {
-                let way_out = "check ssl.ca.location in kafka.properties (the authority that \
+                let remedy = "check ssl.ca.location in kafka.properties (the authority that \
                                signed the brokers' certificates), and that the certificates are \
                                for the hosts of kafka.brokers";
-                self.rejected = Some(format!("TLS fails: {reason}: {way_out}"));
+                self.rejected = Some(format!("TLS fails: {reason}: {remedy}"));
             }
-            // Follows on what was said of each of them.
+            // Only summarises what was reported for each broker.
             Some(RDKafkaErrorCode::AllBrokersDown) => {}
             _ => self.unreachable = Some(reason.to_owned()),
         }
@@ -67,7 +67,7 @@ impl ClientContext for ClientErrors {
             .observe(error.rdkafka_error_code(), reason);
     }
 
-    /// Whoever asked is told the same.
+    // The caller reports the same as its result.
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, message, "Kafka");
     }
@@ -75,12 +75,12 @@ impl ClientContext for ClientErrors {
 
 impl ConsumerContext for ClientErrors {}
 
-/// Asks the cluster for the topic, within `kafka.timeout`; whether the topic is there and right is
-/// not looked at.
+/// Requests the topic's metadata, within `kafka.timeout`. Does not check whether the topic
+/// exists and is right.
 ///
 /// # Errors
-/// [`LogOpenError::Unavailable`] if no broker answers, [`LogOpenError::Invalid`] if one refuses this node or its
-/// settings.
+/// [`LogOpenError::Unavailable`] if no broker answers, [`LogOpenError::Invalid`] if one rejects
+/// this node or its settings.
 pub fn check_connectivity(connection: &KafkaConnection) -> Result<(), LogOpenError> {
     let refused = |e: KafkaError| {
         LogOpenError::Invalid(format!(
@@ -91,27 +91,27 @@ pub fn check_connectivity(connection: &KafkaConnection) -> Result<(), LogOpenErr
         .offset_client_config()
         .create_with_context(ClientErrors::default())
         .map_err(refused)?;
-    let (watch, mut patience) = (Stopwatch::start(), FIRST_TIMEOUT);
+    let (watch, mut timeout) = (Stopwatch::start(), FIRST_TIMEOUT);
     loop {
         let left = connection.timeout.saturating_sub(watch.elapsed());
-        let answer = client.fetch_metadata(Some(&connection.topic), patience.min(left));
+        let answer = client.fetch_metadata(Some(&connection.topic), timeout.min(left));
         let Err(error) = answer else { return Ok(()) };
-        // Nothing is fetched: this only lets the client speak. A poll without any time ends behind
-        // the first line of its log.
+        // Serves the client's callbacks; there is nothing to fetch. A poll without a timeout would
+        // return after the first line of its log.
         while client.poll(DRAIN_TIMEOUT).is_some() {}
-        let said = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(wrong) = said.rejected {
+        let errors = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(wrong) = errors.rejected {
             return Err(LogOpenError::Invalid(format!("Kafka at {}: {wrong}", connection.brokers)));
         }
-        if patience >= left {
-            let why = said.unreachable.unwrap_or_else(|| error.to_string());
+        if timeout >= left {
+            let why = errors.unreachable.unwrap_or_else(|| error.to_string());
             return Err(LogOpenError::Unavailable(format!(
                 "Kafka at {} cannot be reached: {why}: do the brokers run, and is kafka.brokers \
                  right?",
                 connection.brokers
             )));
         }
-        patience *= 2;
+        timeout *= 2;
     }
 }
 

@@ -1,10 +1,10 @@
-//! Makes a new topic begin at the offsets at which another log ended, so that checkpoints, manifest
-//! and admissions of that log go on to be true: each partition is filled with empty records up to
-//! its offset, and the records are deleted.
+//! Lets a new topic begin at the offsets at which another log ended, so that checkpoints, manifest
+//! and admissions of that log remain valid. Each partition is filled with empty records up to its
+//! offset, and the records are deleted.
 //!
-//! Nobody but the caller may use the topic meanwhile ([`super::topic::TopicAdmin::create_unfinished`]).
-//! It goes on where an earlier attempt was killed. Records of that attempt may still arrive
-//! afterwards; if they make a partition too long, the topic is of no use any more.
+//! Only the caller may use the topic meanwhile ([`TopicAdmin::create_unfinished`]). An attempt that
+//! was killed is resumed. Its last records may still arrive afterwards; if they make a partition
+//! too long, the topic is unusable.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,32 +22,32 @@ use super::watermarks::{OffsetClient, OffsetSpec, partition};
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
 
-/// Records of one batch: an empty one takes some eight bytes.
+/// Records per batch; an empty record takes about eight bytes.
 const BATCH_RECORDS: u64 = 50_000;
-/// Records that wait for their acknowledgement, at most: some hundred bytes each.
+/// Unacknowledged records; each takes some hundred bytes of memory.
 const MAX_IN_FLIGHT: u64 = 500_000;
-/// An outage of the brokers that ends by then ends nothing else.
+/// An outage of the brokers shorter than this does not fail the fill.
 const DELIVERY_MS: &str = "120000";
 
-/// So many times the patience with one request, for leaders to be elected and deletions to be done.
+/// Limit for elections and deletions, as a multiple of the request timeout.
 const TIMEOUT_FACTOR: u32 = 4;
-/// Between two attempts.
+/// Between two attempts of a request.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a topic could not be filled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FillError {
-    /// It is longer than it is to be; offsets never go back.
+    /// A partition is longer than wanted. Offsets never go back.
     #[error("shard {shard} of the topic ends at {end} already, above {wanted}")]
+    #[allow(missing_docs, reason = "the names say it")]
     TooLong {
-        /// The shard.
         shard: ShardId,
-        /// Where it ends.
+        /// Exclusive end of the partition.
         end: Offset,
-        /// Where it is to end.
+        /// The end that the partition should have.
         wanted: Offset,
     },
-    /// The cluster.
+    /// The cluster failed or refused.
     #[error("the topic cannot be filled: {0}")]
     Failed(String),
 }
@@ -80,17 +80,18 @@ impl ProducerContext for FillContext {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         match result {
             Ok(_) => _ = self.0.acknowledged.fetch_add(1, Ordering::Relaxed),
-            // The first reason is kept.
+            // Keeps the first reason.
             Err((error, _)) => _ = self.0.failure.set(error.to_string()),
         }
     }
 }
 
-/// Brings shard n of the topic to `[ends[n], ends[n])`. `progress` is
-/// told how many of the records are there.
+/// Makes shard n of the topic empty, with start and end at `ends[n]`. Calls `progress` with the
+/// number of records that exist.
 ///
 /// # Errors
-/// See [`FillError`].
+/// [`FillError::TooLong`] if a partition ends above its offset, [`FillError::Failed`]
+/// if the cluster fails.
 pub fn fill_topic(
     admin: &TopicAdmin,
     connection: &KafkaConnection,
@@ -100,9 +101,11 @@ pub fn fill_topic(
     let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
     let mut brokers = FillClient { connection, offset_client: None };
     let missing = missing_records(&brokers.list_offsets(&shards, OffsetSpec::Latest)?, ends)?;
-    let there = ends.iter().sum::<u64>() - missing.iter().sum::<u64>();
-    progress(there);
-    append_empty_records(connection, missing, &mut |acknowledged| progress(there + acknowledged))?;
+    let existing = ends.iter().sum::<u64>() - missing.iter().sum::<u64>();
+    progress(existing);
+    append_empty_records(connection, missing, &mut |acknowledged| {
+        progress(existing + acknowledged)
+    })?;
     let found = brokers.list_offsets(&shards, OffsetSpec::Latest)?;
     if let Some(at) = self::missing_records(&found, ends)?.iter().position(|left| *left > 0) {
         return Err(FillError::Failed(format!(
@@ -113,7 +116,7 @@ pub fn fill_topic(
     brokers.delete_records(admin, ends)
 }
 
-/// How many records each shard lacks.
+/// The number of records that each shard lacks.
 fn missing_records(found: &ShardOffsets, ends: &[Offset]) -> Result<Vec<u64>, FillError> {
     let one = |(&shard, &end): (&ShardId, &Option<Offset>)| {
         let (end, wanted) = (end.unwrap_or(0), ends.get(shard.0 as usize).copied().unwrap_or(0));
@@ -122,42 +125,42 @@ fn missing_records(found: &ShardOffsets, ends: &[Offset]) -> Result<Vec<u64>, Fi
     found.iter().map(one).collect()
 }
 
-/// What the brokers say of each shard.
+/// A broker's answer by shard; `None` where the shard has no such record.
 type ShardOffsets = BTreeMap<ShardId, Option<Offset>>;
 
-/// Asks the brokers; after a failure as a new client, because what one believes of a topic that has
-/// just been made may stay wrong.
+/// Queries the brokers. Uses a new client after a failure, because a client may keep wrong metadata
+/// of a topic that was just created.
 struct FillClient<'a> {
     connection: &'a KafkaConnection,
     offset_client: Option<OffsetClient>,
 }
 
 impl FillClient<'_> {
-    /// Asks until every shard has answered.
+    /// Retries until every shard has answered.
     fn list_offsets(
         &mut self,
         shards: &[ShardId],
-        what: OffsetSpec,
+        spec: OffsetSpec,
     ) -> Result<ShardOffsets, FillError> {
         retry_until_timeout(self.connection, || {
-            // Put back only if it was of use.
-            let asker = self
+            // Kept for the next request only if this one succeeds.
+            let client = self
                 .offset_client
                 .take()
                 .map_or_else(|| OffsetClient::new(self.connection), Ok)
                 .map_err(failed)?;
-            let found = asker.list_offsets(shards, what).map_err(failed)?;
+            let found = client.list_offsets(shards, spec).map_err(failed)?;
             if let Some(shard) =
                 shards.iter().find(|shard| !found.iter().any(|(known, _)| known == *shard))
             {
                 return Err(FillError::Failed(format!("shard {shard} has no leader")));
             }
-            self.offset_client = Some(asker);
+            self.offset_client = Some(client);
             Ok(found.into_iter().collect())
         })
     }
 
-    /// Deletes the records, and looks that nothing else is there.
+    /// Deletes the records and verifies that every partition is empty.
     fn delete_records(&mut self, admin: &TopicAdmin, ends: &[Offset]) -> Result<(), FillError> {
         let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
         let wanted = |shard: ShardId| ends[shard.0 as usize];
@@ -182,7 +185,7 @@ impl FillClient<'_> {
     }
 }
 
-/// Tries until it works, or until the patience with the cluster is over; the last failure.
+/// Retries until success, or until the limit. Returns the last error.
 fn retry_until_timeout<T>(
     connection: &KafkaConnection,
     mut attempt: impl FnMut() -> Result<T, FillError>,
@@ -210,7 +213,7 @@ fn producer(connection: &KafkaConnection) -> ClientConfig {
     config
 }
 
-/// Appends so many empty records to each shard.
+/// Appends this many empty records to each shard.
 fn append_empty_records(
     connection: &KafkaConnection,
     mut missing: Vec<u64>,
@@ -219,11 +222,11 @@ fn append_empty_records(
     let outcomes = Arc::new(FillOutcomes::default());
     let producer: BaseProducer<FillContext> =
         producer(connection).create_with_context(FillContext(outcomes.clone())).map_err(failed)?;
-    let went_wrong = || match outcomes.failure.get() {
+    let check_failure = || match outcomes.failure.get() {
         None => Ok(()),
         Some(why) => Err(FillError::Failed(why.clone())),
     };
-    // In turns, so that all leaders have work.
+    // In turns, so that all leaders are busy.
     while missing.iter().any(|left| *left > 0) {
         for (shard, left) in (0..).map(ShardId).zip(&mut missing) {
             for _ in 0..(*left).min(BATCH_RECORDS) {
@@ -235,7 +238,7 @@ fn append_empty_records(
                     }
                     producer.poll(Duration::from_millis(20));
                     progress(outcomes.acknowledged.load(Ordering::Relaxed));
-                    went_wrong()?;
+                    check_failure()?;
                 }
                 *left -= 1;
             }
@@ -246,7 +249,7 @@ fn append_empty_records(
     while producer.in_flight_count() > 0 {
         producer.poll(Duration::from_millis(50));
         progress(outcomes.acknowledged.load(Ordering::Relaxed));
-        went_wrong()?;
+        check_failure()?;
     }
-    went_wrong()
+    check_failure()
 }

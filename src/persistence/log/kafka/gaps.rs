@@ -1,23 +1,21 @@
-//! Gaps: offsets of a partition that no reader is ever given.
+//! Gaps: offsets of a partition that are never returned to a reader.
 //!
-//! Kafka writes records of its own into a partition, which no client hands out: the ends of
-//! transactions. Rollmill uses none, so another program did, and nothing that a gateway was
-//! acknowledged can lie there. A gap that compaction or damage made looks the same to a reader, but
-//! not to the broker: it finds no record at those offsets when it is asked by time
-//! (docs/adr/0020-gaps.md).
+//! Kafka writes control records, such as the ends of transactions, and clients do not return
+//! them. Rollmill uses no transactions, so another program did, and nothing acknowledged by a
+//! gateway can be at those offsets. To a reader, a gap from compaction or damage looks the
+//! same. A query by time tells them apart: the broker finds a control record, but nothing in
+//! the other gaps (docs/adr/0020-gaps.md).
 
 use super::append_times::max_time_below;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{self, Record};
 use crate::model::window::Millis;
 
-/// Longer gaps are for people to look at.
+/// Longer gaps are left to an operator.
 const MAX_GAP_LEN: u64 = 64;
 
-/// The largest time below the gap; below all times at the start of the log.
-///
-/// # Errors
-/// If a question is not answered.
+/// The greatest time below the gap. At the start of the log, less than any time. Fails
+/// if a request fails.
 pub(super) fn max_time_below_gap<E>(
     gap: OffsetRange,
     start: Offset,
@@ -26,13 +24,10 @@ pub(super) fn max_time_below_gap<E>(
     if gap.from <= start { Ok(-1) } else { max_time_below(gap.from, 0, first_since) }
 }
 
-/// The append time of each offset of the gap, if the broker has a record at every single one: the
-/// client has handed out none of them, so they are the broker's own. `below` is the largest time
-/// below the gap. Records that have no later time than one before them are not found by time, and
-/// nothing is proved.
-///
-/// # Errors
-/// If a question is not answered.
+/// The append time of each offset of the gap, if the broker has a record at every one. As clients
+/// are given none of them, they are control records. `below` is the greatest time below the gap. A
+/// record that is not later than all before it cannot be found by time, and then nothing is proved.
+/// Fails if a request fails.
 pub(super) fn control_record_times<E>(
     gap: OffsetRange,
     below: Millis,
@@ -52,8 +47,8 @@ pub(super) fn control_record_times<E>(
     Ok(Some(times))
 }
 
-/// What stands for an offset that is passed: a record without events, so that offsets stay dense
-/// for everybody behind the log.
+/// A record without events in place of a skipped offset, so that offsets stay dense for everybody
+/// who reads the log.
 pub(super) fn placeholder_record() -> Vec<u8> {
     let nothing = Record {
         version: record::VERSION_1,
@@ -74,7 +69,7 @@ mod tests {
 
     use super::*;
 
-    /// A partition by the times of its records; a record that is not there has none.
+    /// A partition given by the times of its records; missing records have none.
     fn since(times: &[Option<Millis>]) -> impl FnMut(Millis) -> Result<Option<Offset>, Infallible> {
         move |time| {
             Ok(times.iter().position(|at| at.is_some_and(|at| at >= time)).map(|at| at as Offset))

@@ -1,5 +1,5 @@
-//! Membership: which shards this node owns is what the consumer group assigns to it. Nothing is
-//! fetched here.
+//! Group membership: this node owns the shards that the consumer group assigns to it.
+//! Nothing is fetched here.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,35 +22,35 @@ use crate::model::offset::{Offset, ShardId};
 
 /// How often positions are committed, for tools that show lag. Nothing reads them back.
 const COMMIT_EVERY: Duration = Duration::from_secs(5);
-/// Partitions that are no shards are named again after this time.
+/// How often the same surplus partitions are logged.
 const SURPLUS_EVERY: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(100);
 
-/// The shards of this node.
+/// The shards of this node, by state.
 #[derive(Debug, Default)]
 struct AssignedShards {
     /// Assigned by the group.
     owned: BTreeSet<ShardId>,
-    /// Let go since they were revoked.
+    /// Revoked shards whose actors have stopped.
     relinquished: BTreeSet<ShardId>,
 }
 
-/// What the group and the rest of the log share.
+/// The state that the group's thread and the rest of the log share.
 pub(super) struct GroupMembership {
     shards: Mutex<AssignedShards>,
     handed_over: Condvar,
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
     handover: Duration,
     closing: AtomicBool,
-    /// Behind the last record that was read, by shard.
+    /// By shard: the offset after the last record that was read.
     positions: Vec<AtomicU64>,
     topic: String,
-    /// Partitions that were assigned and are no shards.
+    /// By set of assigned partitions that are not shards.
     surplus: KeyedThrottle<BTreeSet<ShardId>>,
 }
 
 impl GroupMembership {
-    /// Owns nothing yet.
+    /// A membership that owns no shards yet.
     pub(super) fn new(options: &KafkaOptions) -> Self {
         Self {
             shards: Mutex::default(),
@@ -64,8 +64,8 @@ impl GroupMembership {
         }
     }
 
-    /// The shards among these partitions: somebody may have added partitions to the topic, which
-    /// nobody writes or reads.
+    /// The shards among these partitions. Partitions beyond the shards may have been added to the
+    /// topic; nobody writes or reads them.
     fn shards_among(&self, partitions: BTreeSet<ShardId>) -> BTreeSet<ShardId> {
         let (shards, surplus): (BTreeSet<_>, BTreeSet<_>) =
             partitions.into_iter().partition(|shard| (shard.0 as usize) < self.positions.len());
@@ -74,7 +74,8 @@ impl GroupMembership {
                 topic = self.topic,
                 partitions = ?surplus.iter().map(|partition| partition.0).collect::<Vec<_>>(),
                 shards = self.positions.len(),
-                "the topic has more partitions than there are shards (shards.count): they are left alone; `rollmill topic describe`"
+                "the topic has more partitions than there are shards (shards.count): they are left \
+                 alone; `rollmill topic describe`"
             );
         }
         shards
@@ -84,17 +85,17 @@ impl GroupMembership {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the group assigned, whether published or not.
+    /// The shards that the group assigned, whether published or not.
     pub(super) fn owned(&self) -> BTreeSet<ShardId> {
         self.shards().owned.clone()
     }
 
-    /// What the node is to own: assigned, with start and end known.
+    /// The shards that the node should run: assigned, with known start and end.
     pub(super) fn assigned(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
         self.assigned.subscribe()
     }
 
-    /// Start and end of these shards are known as of now: those that are owned may start.
+    /// Publishes those of these shards that are owned. Their start and end must be known.
     pub(super) fn publish_known(&self, shards: &BTreeSet<ShardId>) {
         let owned = self.shards();
         self.assigned.send_if_modified(|published| {
@@ -111,20 +112,20 @@ impl GroupMembership {
         });
     }
 
-    /// The actors of these shards have stopped.
+    /// Records that the actors of these shards have stopped, so that a rebalance may continue.
     pub(super) fn relinquish(&self, shards: &BTreeSet<ShardId>) {
         self.shards().relinquished.extend(shards);
         self.handed_over.notify_all();
     }
 
-    /// A reader stands behind this record.
+    /// Advances the shard's position for lag tools.
     pub(super) fn advance_position(&self, shard: ShardId, end: Offset) {
         if let Some(position) = self.positions.get(shard.0 as usize) {
             position.fetch_max(end, Ordering::AcqRel);
         }
     }
 
-    /// The group waits no longer for anybody.
+    /// Stops waiting for actors, and makes the group's thread leave.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
         self.handed_over.notify_all();
@@ -132,18 +133,21 @@ impl GroupMembership {
 
     fn assign(&self, shards: &BTreeSet<ShardId>) {
         tracing::info!(shards = shards.len(), "the group assigned shards to this node");
+        // Published later, when start and end of the shards are known (`publish_known`).
         self.shards().owned.extend(shards);
     }
 
-    /// Takes shards away and waits for their actors, unless somebody else may have the shards
-    /// already.
+    /// Takes shards away and waits until their actors have stopped. Does not wait if the assignment
+    /// was `lost`, because another node may already own the shards.
     fn revoke(&self, shards: &BTreeSet<ShardId>, lost: bool) {
         tracing::info!(shards = shards.len(), lost, "the group took shards from this node");
         let mut held = self.shards();
         held.owned.retain(|shard| !shards.contains(shard));
         held.relinquished.retain(|shard| !shards.contains(shard));
+        // Only shards that were published have actors to wait for.
         let started: BTreeSet<ShardId> =
             self.assigned.borrow().intersection(shards).copied().collect();
+        // Published before waiting: this is what makes the actors stop.
         self.assigned.send_if_modified(|published| {
             let next: BTreeSet<ShardId> = published.difference(shards).copied().collect();
             let changed = next != **published;
@@ -170,7 +174,7 @@ impl GroupMembership {
         }
     }
 
-    /// The positions of these shards, for lag tools.
+    /// The positions of these shards, to be committed for lag tools.
     fn positions(&self, shards: &BTreeSet<ShardId>) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::new();
         for shard in shards {
@@ -187,10 +191,10 @@ impl GroupMembership {
     }
 }
 
-/// The context of the member.
+/// The group consumer's context.
 pub(super) struct GroupContext {
     membership: Arc<GroupMembership>,
-    /// Told when something was assigned.
+    /// Called after every rebalance.
     on_change: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -215,8 +219,8 @@ impl ConsumerContext for GroupContext {
         let shards = self.membership.shards_among(partitions);
         let done = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.membership.assign(&shards);
-            // Assigned, because the protocol wants it, at the end and paused: reading is done
-            // elsewhere.
+            // The protocol requires an assignment. Paused at the end, because
+            // others do the reading.
             list.set_all_offsets(At::End)
                 .and_then(|()| member.incremental_assign(list))
                 .and_then(|()| member.pause(list))
@@ -226,7 +230,10 @@ impl ConsumerContext for GroupContext {
             member.incremental_unassign(list)
         };
         if let Err(error) = done {
-            tracing::error!(%error, "the client refused a rebalance; the group will leave this node out");
+            tracing::error!(
+                %error,
+                "the client refused a rebalance; the group will leave this node out"
+            );
         }
         (self.on_change)();
     }
@@ -246,10 +253,8 @@ fn commit_positions(
     }
 }
 
-/// Joins the group; the thread leaves it when `membership` is closed.
-///
-/// # Errors
-/// If the settings are refused or no thread can be had.
+/// Joins the group in a thread, which leaves it when `membership` is closed. Fails if the settings
+/// are rejected or the thread cannot be started.
 pub(super) fn join_group(
     options: &KafkaOptions,
     group: &str,
@@ -264,8 +269,7 @@ pub(super) fn join_group(
     let run = move || {
         let mut committed = Stopwatch::start();
         while !membership.closing.load(Ordering::Acquire) {
-            // Rebalances are carried out in here; records do not come, because everything is
-            // paused.
+            // Runs the rebalance callbacks. Returns no records, because all partitions are paused.
             if let Some(Err(error)) = member.poll(POLL) {
                 tracing::warn!(%error, "Kafka group");
             }
@@ -274,7 +278,7 @@ pub(super) fn join_group(
                 committed = Stopwatch::start();
             }
         }
-        // Leaves the group: the others take over at once.
+        // Leaves the group, so that the other members take over at once.
         drop(member);
     };
     std::thread::Builder::new()

@@ -1,19 +1,19 @@
 //! The log on Apache Kafka: shard n is partition n of one topic.
 //!
-//! | part | what it does |
+//! | module | what it does |
 //! |---|---|
-//! | [`connectivity`] | whether the cluster can be reached, and if not, why |
-//! | [`topic`] | makes and checks the topic, gives the log its identity, deletes what is released |
-//! | `produce` | appends: idempotent, acknowledged by all in-sync replicas, one acknowledgement per request |
-//! | `read` | reads by manual assignment at the position asked for |
-//! | `gaps` | whether a gap holds nothing but what Kafka itself wrote there |
-//! | `marks` | starts and ends of the shards, and how old that knowledge is |
-//! | `times` | the append time: made of the gateway's stamp and Kafka's `LogAppendTime` |
-//! | [`fill`] | makes a new topic begin at the offsets of another log |
-//! | `group` | the consumer group, which says which shards this node owns, and nothing else |
+//! | [`connectivity`] | checks whether the cluster is reachable, and why if not |
+//! | [`topic`] | creates and checks the topic, identifies the log, deletes released records |
+//! | `produce` | appends: idempotent, `acks=all`, one acknowledgement per request |
+//! | `read` | reads with manual assignment, from the offset that the caller asks for |
+//! | `gaps` | checks whether a gap holds only Kafka's own control records |
+//! | `watermarks` | start and end of each shard, and how old that knowledge is |
+//! | `append_times` | derives append times from the gateway's stamp and `LogAppendTime` |
+//! | [`fill`] | lets a new topic begin at the offsets of another log |
+//! | `group` | the consumer group, which only decides which shards this node owns |
 //!
 //! The position of a shard always comes from the store's checkpoint. Offsets committed to the group
-//! are for tools that show lag.
+//! only serve tools that show lag.
 
 mod append_times;
 pub mod connectivity;
@@ -58,29 +58,30 @@ use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::telemetry;
 
-/// The shards of others are asked for this often: a gateway compares their ends with the offsets
-/// that its records get.
+/// How often the ends of shards of other nodes are refreshed. A gateway compares them with the
+/// offsets that its records get.
 const ALL_EVERY: Duration = Duration::from_secs(10);
-/// Leaders are looked up this often even if nothing fails.
+/// How often leaders are looked up even if nothing fails.
 const LEADERS_EVERY: Duration = Duration::from_secs(30);
-/// A broker that did not answer is left alone for this long, so that the shards of the others stay
-/// fresh.
+/// Back-off for a broker that did not answer, so that it does not delay the shards of the others.
 const SILENT_BROKER_PAUSE: Duration = Duration::from_secs(1);
-/// A new topic, and then its settings, are known to one broker after the other: what is not right
-/// is looked at again for so long.
+/// How long a mismatch is rechecked. Brokers learn of a new topic and of its settings
+/// one after the other.
 const NEW_TOPIC_GRACE: Duration = Duration::from_secs(2);
-/// The identity of the topic is looked at this often.
+/// How often the topic's identity is checked.
 const IDENTITY_EVERY: Duration = Duration::from_secs(30);
-/// A record is appended behind a gap at most this often: an outage may look like one.
+/// Minimum interval between records appended behind a gap of one shard. An outage may
+/// look like a gap.
 const GAPS_EVERY: Duration = Duration::from_secs(15);
-/// What is wrong with the topic is said again after this time.
+/// How often the same problem of the topic is logged.
 const PROBLEM_LOG_EVERY: Duration = Duration::from_secs(600);
-/// Records are deleted at most this often while `log.safety` keeps a day of them anyway.
+/// Minimum interval between deletions. More often has no use while
+/// `log.safety` retains records anyway.
 const RELEASE_EVERY: Duration = Duration::from_secs(60);
 
 const DAY_MS: i64 = 86_400_000;
 
-/// Whether something is due that happens at most every so often.
+/// Lets something happen at most once per interval.
 #[derive(Default)]
 struct IntervalGate(Option<Stopwatch>);
 
@@ -103,18 +104,18 @@ struct Shared {
     producer: KafkaProducer,
     reader: KafkaReader,
     membership: Arc<GroupMembership>,
-    /// What records that were appended here now would be stamped with.
+    /// Gives the append time of a record that were appended here now.
     append_clock: Mutex<AppendClock>,
     release_gate: Mutex<IntervalGate>,
-    /// What is wrong with the topic.
+    /// By problem of the topic.
     problem_throttle: KeyedThrottle<String>,
-    /// Gaps at the end of shards.
+    /// By shard that ends in a gap.
     gap_throttle: KeyedThrottle<ShardId>,
     stopping: AtomicBool,
     wakeup: Arc<Wakeup>,
 }
 
-/// Wakes the thread that keeps the marks fresh.
+/// Wakes the thread that refreshes the watermarks.
 #[derive(Default)]
 struct Wakeup {
     notified: Mutex<bool>,
@@ -128,16 +129,16 @@ impl Wakeup {
     }
 
     fn wait(&self, at_most: Duration) {
-        let rung = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut rung, _) = self
+        let notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut notified, _) = self
             .condvar
-            .wait_timeout_while(rung, at_most, |rung| !*rung)
+            .wait_timeout_while(notified, at_most, |notified| !*notified)
             .unwrap_or_else(PoisonError::into_inner);
-        *rung = false;
+        *notified = false;
     }
 }
 
-/// The log on Kafka, as one node sees it.
+/// The log on Kafka, as seen by one node. Dropping it closes it.
 pub struct KafkaLog {
     shared: Arc<Shared>,
     refresher: Mutex<Option<JoinHandle<()>>>,
@@ -145,14 +146,15 @@ pub struct KafkaLog {
 }
 
 impl KafkaLog {
-    /// Opens the log: checks the topic, learns where every shard starts and ends, and joins the
-    /// group if the options name one.
+    /// Opens the log: checks the topic, fetches start and end of every shard, and joins the
+    /// consumer group if the options name one.
     ///
     /// # Errors
-    /// If the cluster cannot be reached, or the topic cannot keep the promises: names what differs
-    /// and the command that mends it.
+    /// [`LogOpenError::Unavailable`] if the cluster is unreachable. [`LogOpenError::Invalid`]
+    /// if the topic cannot keep the promises; the message names the differences and the
+    /// command that fixes them.
     pub fn open(options: KafkaOptions) -> Result<Arc<Self>, LogOpenError> {
-        let wish = TopicSpec {
+        let spec = TopicSpec {
             partitions: options.shard_count,
             replication: options.replication,
             min_isr: options.min_isr,
@@ -161,7 +163,7 @@ impl KafkaLog {
         let admin = TopicAdmin::new(&options.connection).map_err(LogOpenError::Invalid)?;
         let watch = Stopwatch::start();
         let id = loop {
-            match verify_topic(&admin, &wish, &options.connection.brokers) {
+            match verify_topic(&admin, &spec, &options.connection.brokers) {
                 Err(LogOpenError::Invalid(_)) if watch.elapsed() < NEW_TOPIC_GRACE => {
                     std::thread::park_timeout(NEW_TOPIC_GRACE / 20)
                 }
@@ -171,7 +173,7 @@ impl KafkaLog {
         Self::open_checked(options, admin, id)
     }
 
-    /// Opens the log of a topic that was checked.
+    /// Opens the log of a topic that has been checked.
     fn open_checked(
         options: KafkaOptions,
         admin: TopicAdmin,
@@ -183,21 +185,21 @@ impl KafkaLog {
                 LogOpenError::Invalid(format!("cannot {doing} at {brokers}: {e}"))
             }
         };
-        let marks = Arc::new(TopicWatermarks::new(options.shard_count));
-        let asker =
+        let watermarks = Arc::new(TopicWatermarks::new(options.shard_count));
+        let offset_client =
             Arc::new(OffsetClient::new(&options.connection).map_err(failed("ask for offsets"))?);
-        let appending =
-            KafkaProducer::start(&options, marks.clone()).map_err(failed("start the producer"))?;
-        let reading = KafkaReader::new(&options, marks.clone(), asker.clone())
+        let producer = KafkaProducer::start(&options, watermarks.clone())
+            .map_err(failed("start the producer"))?;
+        let reader = KafkaReader::new(&options, watermarks.clone(), offset_client.clone())
             .map_err(failed("start the readers"))?;
         let shared = Arc::new(Shared {
             id,
             membership: Arc::new(GroupMembership::new(&options)),
-            watermarks: marks,
-            offset_client: asker,
+            watermarks,
+            offset_client,
             admin,
-            producer: appending,
-            reader: reading,
+            producer,
+            reader,
             append_clock: Mutex::new(AppendClock::start(None, options.clock.reading())),
             options,
             release_gate: Mutex::default(),
@@ -206,36 +208,38 @@ impl KafkaLog {
             stopping: AtomicBool::new(false),
             wakeup: Arc::default(),
         });
+        // Before joining the group: a node that cannot learn the bounds must
+        // not be assigned shards.
         shared.fetch_all_bounds()?;
         tracing::info!(log = %id, topic = shared.options.connection.topic, "the log is Kafka's");
         let member = match &shared.options.group {
             None => None,
             Some(name) => {
-                let bell = shared.wakeup.clone();
+                let wakeup = shared.wakeup.clone();
                 let joined = group::join_group(
                     &shared.options,
                     name,
                     shared.membership.clone(),
-                    move || bell.notify(),
+                    move || wakeup.notify(),
                 );
                 Some(joined.map_err(LogOpenError::Invalid)?)
             }
         };
-        let kept = shared.clone();
-        let keeper = std::thread::Builder::new()
+        let refreshing = shared.clone();
+        let refresher = std::thread::Builder::new()
             .name("kafka-marks".to_owned())
-            .spawn(move || kept.run_refresh());
-        let keeper =
-            keeper.map_err(|e| LogOpenError::Invalid(format!("cannot start a thread: {e}")))?;
+            .spawn(move || refreshing.run_refresh());
+        let refresher =
+            refresher.map_err(|e| LogOpenError::Invalid(format!("cannot start a thread: {e}")))?;
         Ok(Arc::new(Self {
             shared,
-            refresher: Mutex::new(Some(keeper)),
+            refresher: Mutex::new(Some(refresher)),
             member: Mutex::new(member),
         }))
     }
 }
 
-/// The shards that one broker leads, and since when it has not answered.
+/// The shards that one broker leads, and when it last failed to answer.
 struct LeaderPartitions {
     shards: Vec<ShardId>,
     silent_since: Option<Stopwatch>,
@@ -246,7 +250,7 @@ impl Shared {
         (0..self.options.shard_count).map(ShardId)
     }
 
-    /// Start and end of every shard, before anything else happens.
+    /// Fetches start and end of every shard. Retries until all partitions have a leader.
     fn fetch_all_bounds(&self) -> Result<(), LogOpenError> {
         let all: Vec<ShardId> = self.all().collect();
         let watch = Stopwatch::start();
@@ -273,8 +277,8 @@ impl Shared {
         }
     }
 
-    /// Asks where these shards end, and where they start if that may have changed; which of them
-    /// were answered.
+    /// Fetches the ends of these shards, and their starts if `starts`. Returns the
+    /// shards that were answered.
     fn fetch_bounds(
         &self,
         shards: &[ShardId],
@@ -285,7 +289,8 @@ impl Shared {
                 self.watermarks.set_start(shard, start.unwrap_or(0));
             }
         }
-        // The time comes first: what is durable at it lies below the end that is told afterwards.
+        // Read the clock first: what is durable at `asked` lies below the
+        // ends that come afterwards.
         let asked = self.options.clock.uptime();
         let ends = self.offset_client.list_offsets(shards, OffsetSpec::Latest)?;
         ends.iter()
@@ -293,40 +298,51 @@ impl Shared {
         Ok(ends.into_iter().map(|(shard, _)| shard).collect())
     }
 
-    /// Keeps the marks fresh until the log is dropped.
+    /// Refreshes the watermarks until the log is dropped.
     fn run_refresh(&self) {
-        let (mut leaders, mut look_up, mut all, mut identity) =
+        let (mut leaders, mut leaders_gate, mut all_gate, mut identity_gate) =
             (Vec::new(), IntervalGate::default(), IntervalGate::default(), IntervalGate::default());
         let mut published = BTreeSet::new();
-        identity.due(IDENTITY_EVERY);
+        // `open` has just checked it.
+        identity_gate.due(IDENTITY_EVERY);
         while !self.stopping.load(Ordering::Acquire) {
             self.reader.poll_events();
             let owned = self.membership.owned();
-            let new = !owned.is_subset(&published);
-            // An end that seems to have gone back is asked for again until it is clear.
-            let behind = self.all().any(|shard| self.watermarks.has_regressed(shard));
-            let everything =
-                all.due(ALL_EVERY) || behind || self.options.group.is_none() && leaders.is_empty();
-            if look_up.due(LEADERS_EVERY)
-                || leaders.iter().any(|led: &LeaderPartitions| led.silent_since.is_some())
-                    && look_up.due(SILENT_BROKER_PAUSE)
+            let newly_assigned = !owned.is_subset(&published);
+            // A regressed end is asked for again until it is confirmed or refuted.
+            let regressed = self.all().any(|shard| self.watermarks.has_regressed(shard));
+            let all_shards = all_gate.due(ALL_EVERY)
+                || regressed
+                || self.options.group.is_none() && leaders.is_empty();
+            // Sooner after a failure, because another broker may lead now.
+            if leaders_gate.due(LEADERS_EVERY)
+                || leaders.iter().any(|leader: &LeaderPartitions| leader.silent_since.is_some())
+                    && leaders_gate.due(SILENT_BROKER_PAUSE)
             {
                 self.fetch_leaders(&mut leaders);
             }
             let mut known = BTreeSet::new();
-            for led in &mut leaders {
-                known.append(&mut self.refresh_leader(led, &owned, everything, new || everything));
+            for leader in &mut leaders {
+                known.append(&mut self.refresh_leader(
+                    leader,
+                    &owned,
+                    all_shards,
+                    newly_assigned || all_shards,
+                ));
             }
             self.membership.publish_known(&known);
             let assigned = self.membership.assigned().borrow().clone();
             self.reader.unassign_shards(published.difference(&owned).copied());
             published = (*assigned).clone();
             self.producer.replace_if_fatal();
-            if identity.due(IDENTITY_EVERY) {
+            if identity_gate.due(IDENTITY_EVERY) {
                 self.check_identity();
             }
-            // What was assigned while this was going on is not made to wait.
-            if new && !owned.is_subset(&published) && look_up.due(SILENT_BROKER_PAUSE) {
+            // Shards that were assigned during this round may have leaders that are not known yet.
+            if newly_assigned
+                && !owned.is_subset(&published)
+                && leaders_gate.due(SILENT_BROKER_PAUSE)
+            {
                 self.fetch_leaders(&mut leaders);
             }
             self.wakeup.wait(self.options.refresh);
@@ -336,7 +352,7 @@ impl Shared {
     fn fetch_leaders(&self, leaders: &mut Vec<LeaderPartitions>) {
         match self.offset_client.shards_by_leader() {
             Ok(mut found) => {
-                // Somebody may have added partitions that are no shards.
+                // Partitions beyond the shards may have been added to the topic.
                 found
                     .iter_mut()
                     .for_each(|shards| shards.retain(|shard| shard.0 < self.options.shard_count));
@@ -351,22 +367,23 @@ impl Shared {
         }
     }
 
-    /// One broker's shards; a broker that is silent does not keep the others waiting.
+    /// Refreshes the shards of one broker. Skips a broker that failed recently, so that it does
+    /// not delay the others.
     fn refresh_leader(
         &self,
-        led: &mut LeaderPartitions,
+        leader: &mut LeaderPartitions,
         owned: &BTreeSet<ShardId>,
-        everything: bool,
+        all_shards: bool,
         starts: bool,
     ) -> BTreeSet<ShardId> {
-        let wanted: Vec<ShardId> = led
+        let wanted: Vec<ShardId> = leader
             .shards
             .iter()
-            .filter(|shard| everything || owned.contains(shard))
+            .filter(|shard| all_shards || owned.contains(shard))
             .copied()
             .collect();
         if wanted.is_empty()
-            || led.silent_since.is_some_and(|watch| watch.elapsed() < SILENT_BROKER_PAUSE)
+            || leader.silent_since.is_some_and(|watch| watch.elapsed() < SILENT_BROKER_PAUSE)
         {
             return BTreeSet::new();
         }
@@ -374,27 +391,28 @@ impl Shared {
             Ok(known) => {
                 let missing = known.len() < wanted.len()
                     || wanted.iter().any(|shard| self.watermarks.has_regressed(*shard));
-                led.silent_since = missing.then(Stopwatch::start);
+                leader.silent_since = missing.then(Stopwatch::start);
                 known
             }
             Err(error) => {
                 tracing::debug!(%error, "a broker does not say where its shards end");
-                led.silent_since = Some(Stopwatch::start());
+                leader.silent_since = Some(Stopwatch::start());
                 BTreeSet::new()
             }
         }
     }
 
-    /// A topic that was made anew has another identity, or none.
+    /// Detects that the topic was deleted and created again: it has another identity then, or none.
     fn check_identity(&self) {
-        let wish = TopicSpec {
+        let spec = TopicSpec {
             partitions: self.options.shard_count,
             replication: self.options.replication,
             min_isr: self.options.min_isr,
         };
-        match self.admin.describe(&wish) {
+        match self.admin.describe(&spec) {
             Err(why) => tracing::debug!(%why, "the topic cannot be looked at now"),
             Ok(found) if found.log.is_some_and(|log| log != self.id) => {
+                // Offsets of another topic mean nothing to the checkpoints in the store.
                 self.producer.halt(format!(
                     "the topic {} is another one than at the start (log {} was {}): it was made \
                      anew; start this node again",
@@ -425,15 +443,15 @@ impl Shared {
         }
     }
 
-    /// Appends a record without events behind a gap at the end of a shard that is ours: only what
-    /// comes behind shows that nothing else will.
+    /// Appends a record without events behind a gap at the end of an owned shard. Only a record
+    /// behind the gap shows where it ends.
     fn append_behind_gap(&self, shard: ShardId) {
         if !self.membership.owned().contains(&shard) || self.gap_throttle.due(shard).is_none() {
             return;
         }
         let request = AppendRequest { records: vec![(shard, gaps::placeholder_record().into())] };
         match self.producer.append(&request) {
-            // It is read like any other.
+            // The acknowledgement is not needed: the record is read like any other.
             Ok(ticket) => drop(ticket),
             Err(why) => {
                 tracing::debug!(shard = shard.0, %why, "no record can be appended behind a gap")
@@ -441,18 +459,21 @@ impl Shared {
         }
     }
 
+    /// The offset up to which the shard may be released: at most `floor`, and
+    /// nothing younger than `log.safety`.
     fn releasable(
         &self,
         shard: ShardId,
         floor: Offset,
     ) -> Result<Option<Offset>, rdkafka::error::KafkaError> {
         let safety = i64::try_from(self.options.safety.as_millis()).unwrap_or(i64::MAX);
-        // A wall clock that leaps ahead does not shorten the distance.
+        // The lesser of both clocks, so that a jump of the wall clock does not
+        // shorten the safety distance.
         let reading = self.options.clock.reading();
         let append = self.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(reading);
         let before = reading.wall.min(append).saturating_sub(safety);
-        // Without a safety distance only the floor counts, and a broker's clock may be ahead of
-        // ours.
+        // Without a safety distance only the floor counts, even if a broker's clock
+        // is ahead of ours.
         let before = if safety == 0 { before.saturating_add(DAY_MS) } else { before };
         append_times::releasable(self.watermarks.start(shard), floor, before, |time| {
             self.offset_client.list_offset(shard, OffsetSpec::ForTimestamp(time))
@@ -460,13 +481,13 @@ impl Shared {
     }
 }
 
-/// The log of a topic that keeps the promises.
+/// Checks the topic and returns its log id.
 fn verify_topic(
     admin: &TopicAdmin,
-    wish: &TopicSpec,
+    spec: &TopicSpec,
     brokers: &str,
 ) -> Result<LogId, LogOpenError> {
-    let description = admin.describe(wish)?;
+    let description = admin.describe(spec)?;
     metrics::gauge!(telemetry::SURPLUS_PARTITIONS).set(description.surplus.len() as f64);
     description.warnings().for_each(|note| tracing::error!("{note}"));
     match (description.refusal(brokers), description.log) {
@@ -477,7 +498,7 @@ fn verify_topic(
     }
 }
 
-/// Waits without keeping other tasks of the runtime from running.
+/// Blocks without keeping the other tasks of this worker thread from running.
 fn block_in_place<T>(wait: impl FnOnce() -> T) -> T {
     let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
     if flavor.is_ok_and(|flavor| flavor == tokio::runtime::RuntimeFlavor::MultiThread) {
@@ -535,6 +556,7 @@ impl LogReader for KafkaLog {
                 .map_err(|e| LogError::Io(format!("shard {shard}: {e}")))
         };
         let start = asked(OffsetSpec::Earliest)?;
+        // Read the clock before the end, as in `fetch_bounds`.
         let now = self.shared.options.clock.uptime();
         let end = asked(OffsetSpec::Latest)?;
         self.shared.watermarks.set_start(shard, start);
@@ -549,6 +571,8 @@ impl LogReader for KafkaLog {
         max_bytes: usize,
     ) -> Result<Vec<LogRecord>, LogError> {
         let (mut start, mut end) = (self.start(shard), self.end(shard));
+        // The cached end may be old: a checkpoint above it is only wrong if the
+        // broker says so, too.
         if from > end {
             (start, end) = self.bounds(shard)?;
         }
@@ -585,7 +609,8 @@ impl LogReader for KafkaLog {
 
     fn append_now(&self) -> Millis {
         let now = self.shared.options.clock.reading();
-        // A reading is whole before it is kept: the poison says nothing.
+        // A poisoned lock is harmless: only the reading can panic, and that comes
+        // before the clock changes.
         self.shared.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(now)
     }
 }
@@ -617,12 +642,12 @@ impl LogRetention for KafkaLog {
         starts.iter().for_each(|(shard, start)| self.shared.watermarks.set_start(*shard, *start));
         let records = starts.iter().map(|(_, start)| start).sum::<u64>().saturating_sub(before);
         tracing::info!(records, shards = starts.len(), "released records of the topic");
-        // How many bytes that frees is the brokers' affair.
+        // The brokers decide when they free the disk space.
         Ok(0)
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        // The brokers' disks are theirs.
+        // The log occupies the brokers' disks, not this node's.
         0
     }
 }

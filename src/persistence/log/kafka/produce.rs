@@ -1,4 +1,4 @@
-//! Appending: one acknowledgement per request, counted down by the delivery reports of its records.
+//! The producer: acknowledges a request once all of its records have a delivery report.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -21,14 +21,14 @@ use crate::model::window::Millis;
 use crate::persistence::log::{AppendError, AppendRequest, AppendTicket};
 use crate::telemetry;
 
-/// One request under way.
+/// A request that was enqueued and not answered yet.
 pub(super) struct PendingAppend {
-    /// Records without an outcome.
+    /// Records that have no outcome yet.
     left: AtomicU32,
     appended: AtomicI64,
     failure: OnceLock<String>,
-    /// The ends of its shards as known when it was enqueued: its records must come to lie at or
-    /// above them.
+    /// The known ends of its shards when it was enqueued. Its records must get offsets
+    /// at or above them.
     floors: SmallVec<[(ShardId, Offset); 4]>,
     reply: Mutex<Option<oneshot::Sender<Result<Millis, AppendError>>>>,
 }
@@ -38,7 +38,7 @@ impl PendingAppend {
         self.floors.iter().find(|(id, _)| *id == shard).map_or(0, |(_, floor)| *floor)
     }
 
-    /// `records` more have an outcome; the last one answers the request.
+    /// Counts down by `records`. The last one answers the request.
     fn complete(&self, records: u32) {
         if records == 0 || self.left.fetch_sub(records, Ordering::AcqRel) != records {
             return;
@@ -62,20 +62,20 @@ impl PendingAppend {
     }
 }
 
-/// What the delivery reports need.
+/// What delivery reports update. Outlives a producer that is replaced.
 pub(super) struct DeliveryTracker {
     watermarks: Arc<TopicWatermarks>,
     clock: Arc<dyn Clock>,
     waiting_bytes: AtomicU64,
-    /// Why no more is appended: the log is not the one that it was.
+    /// Why appends have stopped: the topic is not the one that this log was opened on.
     halted: OnceLock<String>,
 }
 
 impl DeliveryTracker {
     fn on_delivered(&self, message: &impl Message, pending: &PendingAppend) {
         let shard = shard(message.partition());
-        // A repetition that the broker recognised has no offset and no time: the first attempt is
-        // durable.
+        // A duplicate that the broker recognised has neither offset nor time. Its
+        // first attempt is durable.
         if let Ok(offset) = Offset::try_from(message.offset()) {
             let floor = pending.floor(shard);
             if offset < floor {
@@ -102,7 +102,7 @@ impl DeliveryTracker {
     }
 }
 
-/// The context of the producer: forwards to what outlives it.
+/// The client's context, which forwards to the shared [`DeliveryTracker`].
 pub(super) struct DeliveryContext(Arc<DeliveryTracker>);
 
 impl ClientContext for DeliveryContext {
@@ -134,7 +134,7 @@ impl ProducerContext for DeliveryContext {
     }
 }
 
-/// The appending side of the log.
+/// The appending side of the log. Thread-safe.
 pub(super) struct KafkaProducer {
     config: ClientConfig,
     topic: String,
@@ -146,19 +146,19 @@ pub(super) struct KafkaProducer {
 }
 
 impl KafkaProducer {
-    /// Starts a producer. It gets its producer id at once, so that the first request does not wait
-    /// for it.
-    ///
-    /// # Errors
-    /// If the settings are refused or no broker answers.
-    pub(super) fn start(options: &KafkaOptions, marks: Arc<TopicWatermarks>) -> KafkaResult<Self> {
+    /// Starts a producer and fetches the topic's metadata, so that the first request does not wait
+    /// for it. Fails if the settings are rejected or no broker answers.
+    pub(super) fn start(
+        options: &KafkaOptions,
+        watermarks: Arc<TopicWatermarks>,
+    ) -> KafkaResult<Self> {
         let config = options.producer_config();
-        let (waiting, condemned) = (AtomicU64::new(0), OnceLock::new());
+        let (waiting_bytes, halted) = (AtomicU64::new(0), OnceLock::new());
         let deliveries = Arc::new(DeliveryTracker {
-            watermarks: marks,
+            watermarks,
             clock: options.clock.clone(),
-            waiting_bytes: waiting,
-            halted: condemned,
+            waiting_bytes,
+            halted,
         });
         let producer: ThreadedProducer<DeliveryContext> =
             config.create_with_context(DeliveryContext(deliveries.clone()))?;
@@ -176,7 +176,7 @@ impl KafkaProducer {
         })
     }
 
-    /// See [`super::super::LogAppender::append`].
+    /// Implements [`super::super::LogAppender::append`].
     pub(super) fn append(&self, request: &AppendRequest) -> Result<AppendTicket, AppendError> {
         if let Some(why) = self.deliveries.halted.get() {
             return Err(AppendError::Closed(why.clone()));
@@ -201,8 +201,9 @@ impl KafkaProducer {
         Ok(ticket)
     }
 
-    /// Room for so many bytes. A request larger than the limit passes when nothing else waits.
+    /// Reserves queue space. A request larger than the limit passes when nothing else is waiting.
     fn reserve(&self, bytes: u64) -> Result<(), AppendError> {
+        // Added before the check, so that two requests cannot both take the last space.
         let waiting_bytes = self.deliveries.waiting_bytes.fetch_add(bytes, Ordering::AcqRel);
         if waiting_bytes > 0 && waiting_bytes.saturating_add(bytes) > self.limit {
             self.deliveries.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
@@ -217,6 +218,7 @@ impl KafkaProducer {
         reply: oneshot::Sender<Result<Millis, AppendError>>,
     ) -> PendingAppend {
         let mut floors: SmallVec<[(ShardId, Offset); 4]> = SmallVec::new();
+        // Deduplicates by scanning: a request rarely touches more than a few shards.
         for (shard, _) in &request.records {
             if floors.last().is_none_or(|(last, _)| last != shard)
                 && !floors.iter().any(|(id, _)| id == shard)
@@ -249,6 +251,8 @@ impl KafkaProducer {
             let rest: u64 =
                 request.records[at..].iter().map(|(_, payload)| payload.len() as u64).sum();
             let waiting_bytes = self.deliveries.waiting_bytes.fetch_sub(rest, Ordering::AcqRel);
+            // Nothing of the request was sent, so the caller may retry. Later in the request, its
+            // first records are already on their way, and the outcome is unknown.
             if at == 0 {
                 let full =
                     matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
@@ -266,34 +270,42 @@ impl KafkaProducer {
         Ok(())
     }
 
-    /// A producer that can never send again, because a broker refused its identity, is replaced by
-    /// a new one; what it had not sent is answered as unknown.
+    /// Replaces a producer that can never send again, because a broker has fenced it. Requests that
+    /// it had not completed end as unknown.
     pub(super) fn replace_if_fatal(&self) {
         let producer = self.producer.load_full();
         let Some((code, why)) = producer.client().fatal_error() else { return };
         match self.config.create_with_context(DeliveryContext(self.deliveries.clone())) {
             Ok(new) => {
-                tracing::warn!(%code, %why, "the producer failed for good, a new one takes its place");
+                tracing::warn!(
+                    %code,
+                    %why,
+                    "the producer failed for good, a new one takes its place"
+                );
                 self.producer.store(Arc::new(new));
             }
             Err(error) => {
-                tracing::error!(%error, "the producer failed for good, and no new one could be made")
+                tracing::error!(
+                    %error,
+                    "the producer failed for good, and no new one could be made"
+                )
             }
         }
     }
 
-    /// Takes no more.
+    /// Refuses all further appends. Only the first reason is kept.
     pub(super) fn halt(&self, why: String) {
         tracing::error!(%why, "this node appends no more");
         #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
         let _ = self.deliveries.halted.set(why);
     }
 
-    /// Waits until everything enqueued has an outcome and takes no more.
+    /// Refuses further appends and waits until everything enqueued has an outcome.
     pub(super) fn close(&self) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
+        // By then every record has an outcome: the client gives up after the delivery timeout.
         if let Err(error) =
             self.producer.load().flush(self.delivery_timeout + Duration::from_secs(1))
         {

@@ -1,11 +1,11 @@
-//! Reading: manual assignment at the position asked for, with what was fetched ahead kept for the
-//! next call.
+//! The readers: manual assignment at the offset that the caller asks for. Prefetched records are
+//! kept for the next call.
 //!
-//! Two lanes, each a consumer with a cursor per shard: the shard's actor reads at the end of the
-//! log while its archiver reads far behind, and neither moves the other's cursor. A lane fetches a
-//! partition only while somebody reads it: an archiver that has had enough would otherwise get each
-//! new record on its own, as the shard does. librdkafka bounds what is fetched ahead of each cursor
-//! (`kafka.prefetch`).
+//! There are two consumers, each with a cursor per shard: a shard's actor reads at the end of
+//! the log while its archiver reads far behind, and neither must move the other's cursor. A
+//! consumer fetches a partition only while somebody reads it. Otherwise an archiver that has
+//! caught up would receive each new record on its own, as the shard does. librdkafka bounds the
+//! prefetch of each cursor (`kafka.prefetch`).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -28,34 +28,34 @@ use crate::model::offset::{Offset, OffsetRange, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::log::LogError;
 
-/// A read gives up after this and returns nothing: the pulse comes back.
+/// After this a read returns nothing. The caller's ticker retries.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Reads in a row that get nothing of what is said to be there, before anything is made of it.
+/// Consecutive empty reads, although records should be there, after which a gap is assumed.
 const EMPTY_READS: u32 = 2;
-/// A cursor rests when nobody has taken for so long what lies ahead of it.
+/// A cursor whose prefetched records nobody takes stops fetching after this time.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// What a read returned is kept for the next one up to this size: the archiver looks at one record
-/// again and again until it is due.
+/// Returned records are kept for the next read up to this size, because the archiver reads the same
+/// record again until it is due.
 const RETAINED_BYTES: usize = 1 << 20;
 
-/// Where a lane stands in one shard.
+/// The position of one consumer in one shard.
 #[derive(Default)]
 struct PartitionCursor {
     queue: Option<PartitionQueue<QuietContext>>,
-    /// Records from the last position asked for, then those of the queue.
+    /// Records from the last requested offset on. Those in the queue follow.
     buffer: VecDeque<LogRecord>,
-    /// What the queue gives next.
+    /// The offset of the next record from the queue.
     next: Offset,
-    /// Once a cursor has failed, its position means nothing.
+    /// False after an error: the position is unknown.
     is_valid: bool,
-    /// When its queue was asked last; none while it rests, and nothing is fetched.
+    /// When the queue was last polled; `None` while nothing is fetched.
     last_polled: Option<Stopwatch>,
-    /// The client has been at the end of the partition since it was told where to fetch from.
+    /// Whether the client has reached the end of the partition since it was last positioned.
     at_end: bool,
-    /// Reads in a row that got nothing although the client is at the end and more is said to be
-    /// there.
+    /// Consecutive reads that returned nothing although the client is at its end and the
+    /// watermark is above it.
     empty_reads: u32,
-    /// When it was used last, counted in reads.
+    /// For LRU: the number of the read that last used the cursor.
     last_used: u64,
 }
 
@@ -65,15 +65,15 @@ impl PartitionCursor {
         self.is_valid && (first..=self.next).contains(&from)
     }
 
-    /// Drops what lies below `from`; the bytes that stay.
+    /// Drops buffered records below `from`. Returns the bytes that remain.
     fn drop_below(&mut self, from: Offset) -> usize {
         let at = self.buffer.partition_point(|record| record.offset < from);
         self.buffer.drain(..at);
         self.buffer.iter().map(|record| record.payload.len()).sum()
     }
 
-    /// The records of the buffer, about `max_bytes`; keeps them for the next read unless they are
-    /// too many.
+    /// Returns buffered records, about `max_bytes`. Keeps them for the next read
+    /// unless they are large.
     fn take(&mut self, max_bytes: usize) -> Vec<LogRecord> {
         let mut left = max_bytes.max(1);
         let wanted = self.buffer.iter().take_while(|record| {
@@ -89,12 +89,13 @@ impl PartitionCursor {
     }
 }
 
+/// A Kafka consumer with its cursors, by shard.
 struct ReadConsumer {
-    consumer: Arc<BaseConsumer<QuietContext>>,
+    client: Arc<BaseConsumer<QuietContext>>,
     cursors: Vec<Mutex<PartitionCursor>>,
 }
 
-/// The reading side of the log.
+/// The reading side of the log. Thread-safe.
 pub(super) struct KafkaReader {
     topic: String,
     watermarks: Arc<TopicWatermarks>,
@@ -105,37 +106,35 @@ pub(super) struct KafkaReader {
 }
 
 impl KafkaReader {
-    /// Nothing is fetched before it is asked for.
-    ///
-    /// # Errors
-    /// If the settings are refused.
+    /// Creates the consumers. They fetch nothing before the first read. Fails if
+    /// the settings are rejected.
     pub(super) fn new(
         options: &KafkaOptions,
-        marks: Arc<TopicWatermarks>,
-        asker: Arc<OffsetClient>,
+        watermarks: Arc<TopicWatermarks>,
+        offset_client: Arc<OffsetClient>,
     ) -> KafkaResult<Self> {
-        let lane = |_| {
-            let consumer: BaseConsumer<QuietContext> =
+        let new_consumer = |_| {
+            let client: BaseConsumer<QuietContext> =
                 options.reader_config().create_with_context(QuietContext)?;
             let cursors = (0..options.shard_count).map(|_| Mutex::default()).collect();
-            Ok(ReadConsumer { consumer: Arc::new(consumer), cursors })
+            Ok(ReadConsumer { client: Arc::new(client), cursors })
         };
-        let lanes = (0..READ_CONSUMERS).map(lane).collect::<KafkaResult<Vec<_>>>()?;
+        let consumers = (0..READ_CONSUMERS).map(new_consumer).collect::<KafkaResult<Vec<_>>>()?;
         Ok(Self {
             topic: options.connection.topic.clone(),
-            watermarks: marks,
-            offset_client: asker,
-            consumers: lanes,
+            watermarks,
+            offset_client,
+            consumers,
             reads: std::sync::atomic::AtomicU64::new(0),
             passed_gaps: options.passed_gaps.clone(),
         })
     }
 
-    /// Serves the events of the consumers; their records come through the queues of the cursors.
+    /// Polls the consumers for events. Their records arrive in the queues of the cursors.
     pub(super) fn poll_events(&self) {
-        for lane in &self.consumers {
-            self.pause_idle(lane);
-            while let Some(event) = lane.consumer.poll(Duration::ZERO) {
+        for consumer in &self.consumers {
+            self.pause_idle(consumer);
+            while let Some(event) = consumer.client.poll(Duration::ZERO) {
                 if let Err(error) = event {
                     tracing::debug!(%error, "Kafka reader");
                 }
@@ -143,46 +142,48 @@ impl KafkaReader {
         }
     }
 
-    /// Cursors that fetch.
+    /// Number of cursors that fetch.
     #[cfg(test)]
     pub fn fetching(&self) -> usize {
         self.consumers
             .iter()
-            .flat_map(|lane| &lane.cursors)
+            .flat_map(|consumer| &consumer.cursors)
             .filter(|cursor| lock(cursor).last_polled.is_some())
             .count()
     }
 
-    /// Lets those cursors rest that do not take what lies ahead of them.
-    fn pause_idle(&self, lane: &ReadConsumer) {
-        for (shard, cursor) in (0..).map(ShardId).zip(&lane.cursors) {
+    /// Stops fetching for cursors whose prefetched records nobody takes.
+    fn pause_idle(&self, consumer: &ReadConsumer) {
+        for (shard, cursor) in (0..).map(ShardId).zip(&consumer.cursors) {
+            // A locked cursor is being read.
             let Ok(mut cursor) = cursor.try_lock() else { continue };
             let idle =
-                cursor.last_polled.as_ref().is_some_and(|asked| asked.elapsed() >= IDLE_AFTER);
+                cursor.last_polled.as_ref().is_some_and(|polled| polled.elapsed() >= IDLE_AFTER);
             if idle && cursor.next < self.watermarks.end(shard) {
-                self.unassign(lane, shard);
+                self.unassign(consumer, shard);
                 cursor.last_polled = None;
             }
         }
     }
 
-    /// See [`super::super::LogReader::read`]. The caller has compared `from` with start and end.
+    /// Implements [`super::super::LogReader::read`]. The caller has compared `from`
+    /// with start and end.
     pub(super) fn read(
         &self,
         shard: ShardId,
         from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<LogRecord>, LogError> {
-        let (lane, mut cursor) = self.cursor(shard, from)?;
+        let (consumer, mut cursor) = self.cursor(shard, from)?;
         cursor.last_used = self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // A record left over from an earlier position is told from a gap by placing the cursor
-        // anew, once.
+        // What looks like a gap may be a stale record in the queue. Seeking once tells them apart.
         for last in [false, true] {
             let watch = Stopwatch::start();
             if !cursor.covers(from) {
-                self.seek(lane, shard, &mut cursor, from)?;
+                self.seek(consumer, shard, &mut cursor, from)?;
             }
-            match self.fill_buffer((lane, shard), &mut cursor, (from, max_bytes), &watch, last) {
+            match self.fill_buffer((consumer, shard), &mut cursor, (from, max_bytes), &watch, last)
+            {
                 Ok(()) => break,
                 Err(LogError::Corrupt(why)) if !last => {
                     tracing::debug!(shard = shard.0, %why, "placing the cursor anew");
@@ -197,53 +198,55 @@ impl KafkaReader {
         Ok(cursor.take(max_bytes))
     }
 
-    /// Whether the last offsets of the shard are none that a client is given, as far as can be
-    /// seen: a record behind them would show it.
+    /// Whether the shard seems to end in offsets that clients are not given. A record behind
+    /// them would confirm it.
     pub(super) fn ends_in_gap(&self, shard: ShardId) -> bool {
         let cursors = self
             .consumers
             .iter()
-            .filter_map(|lane| lane.cursors.get(shard.0 as usize)?.try_lock().ok());
+            .filter_map(|consumer| consumer.cursors.get(shard.0 as usize)?.try_lock().ok());
         cursors.into_iter().any(|cursor| cursor.is_valid && cursor.empty_reads >= EMPTY_READS)
     }
 
-    /// Stops reading shards that are somebody else's now.
+    /// Stops reading shards that this node no longer owns.
     pub(super) fn unassign_shards(&self, shards: impl Iterator<Item = ShardId>) {
         for shard in shards {
-            for lane in &self.consumers {
-                let Some(mut cursor) = lane.cursors.get(shard.0 as usize).map(lock) else {
+            for consumer in &self.consumers {
+                let Some(mut cursor) = consumer.cursors.get(shard.0 as usize).map(lock) else {
                     continue;
                 };
                 if cursor.queue.is_some() {
-                    self.unassign(lane, shard);
+                    self.unassign(consumer, shard);
                     *cursor = PartitionCursor::default();
                 }
             }
         }
     }
 
-    /// The lane that stands at `from`, or else the one that was not used for longest.
+    /// The cursor that covers `from`, otherwise the least recently used one.
     fn cursor(
         &self,
         shard: ShardId,
         from: Offset,
     ) -> Result<(&ReadConsumer, MutexGuard<'_, PartitionCursor>), LogError> {
         let mut free = Vec::with_capacity(READ_CONSUMERS);
-        for lane in &self.consumers {
-            let cursor = lane.cursors.get(shard.0 as usize).ok_or(LogError::BeyondEnd {
+        for consumer in &self.consumers {
+            let cursor = consumer.cursors.get(shard.0 as usize).ok_or(LogError::BeyondEnd {
                 shard,
                 from,
                 end: 0,
             })?;
+            // Prefer a free cursor to waiting: the other reader of this shard may hold
+            // one for a second.
             let guard = match cursor.try_lock() {
                 Ok(guard) => guard,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => continue,
             };
             if guard.covers(from) {
-                return Ok((lane, guard));
+                return Ok((consumer, guard));
             }
-            free.push((lane, guard));
+            free.push((consumer, guard));
         }
         let oldest = free.into_iter().min_by_key(|(_, cursor)| (cursor.is_valid, cursor.last_used));
         Ok(oldest.unwrap_or_else(|| {
@@ -268,73 +271,75 @@ impl KafkaReader {
         Ok(list)
     }
 
-    fn unassign(&self, lane: &ReadConsumer, shard: ShardId) {
+    fn unassign(&self, consumer: &ReadConsumer, shard: ShardId) {
         let unassigned = self
             .partition_list(shard, None)
-            .and_then(|list| lane.consumer.incremental_unassign(&list));
+            .and_then(|list| consumer.client.incremental_unassign(&list));
         if let Err(error) = unassigned {
             tracing::debug!(shard = shard.0, %error, "was not assigned");
         }
     }
 
-    /// Fetches from `from` on.
+    /// Positions the cursor at `from`.
     fn seek(
         &self,
-        lane: &ReadConsumer,
+        consumer: &ReadConsumer,
         shard: ShardId,
         cursor: &mut PartitionCursor,
         from: Offset,
     ) -> Result<(), LogError> {
-        self.fetch_from(lane, shard, cursor, from)?;
+        self.fetch_from(consumer, shard, cursor, from)?;
         cursor.buffer.clear();
         (cursor.next, cursor.is_valid) = (from, true);
         Ok(())
     }
 
-    /// Has the client fetch from an offset on, and nothing else of the shard any more.
+    /// Makes the client fetch the shard from `first` on.
     fn fetch_from(
         &self,
-        lane: &ReadConsumer,
+        consumer: &ReadConsumer,
         shard: ShardId,
         cursor: &mut PartitionCursor,
         first: Offset,
     ) -> Result<(), LogError> {
         let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
         if cursor.last_polled.take().is_some() {
-            self.unassign(lane, shard);
+            self.unassign(consumer, shard);
         }
         if cursor.queue.is_none() {
-            // Split off before anything is assigned, so that no record can come through the
-            // consumer itself.
-            cursor.queue = lane.consumer.split_partition_queue(&self.topic, partition(shard));
+            // Before the first assignment, so that no record arrives through the consumer itself.
+            cursor.queue = consumer.client.split_partition_queue(&self.topic, partition(shard));
         }
+        // Drop what was fetched from the earlier position.
         while let Some(queue) = &cursor.queue
             && queue.poll(Duration::ZERO).is_some()
         {}
         cursor.at_end = false;
-        lane.consumer
+        consumer
+            .client
             .incremental_assign(&self.partition_list(shard, Some(first)).map_err(failed)?)
             .map_err(failed)?;
         cursor.last_polled = Some(Stopwatch::start());
         Ok(())
     }
 
-    /// Waits until the buffer holds the record at `from`, and takes what else is there. `anew` says
-    /// that the cursor was placed for this.
+    /// Waits until the buffer holds the record at `from`, and takes what else has arrived.
+    /// `fresh_seek` means that the cursor was positioned for this read.
     fn fill_buffer(
         &self,
-        (lane, shard): (&ReadConsumer, ShardId),
+        (consumer, shard): (&ReadConsumer, ShardId),
         cursor: &mut PartitionCursor,
         (from, max_bytes): (Offset, usize),
         watch: &Stopwatch,
-        anew: bool,
+        fresh_seek: bool,
     ) -> Result<(), LogError> {
         let mut bytes = cursor.drop_below(from);
         while bytes < max_bytes.max(1) {
             if cursor.last_polled.is_none() {
-                self.fetch_from(lane, shard, cursor, cursor.next)?;
+                self.fetch_from(consumer, shard, cursor, cursor.next)?;
             }
             cursor.last_polled = Some(Stopwatch::start());
+            // Waits for the first record only and then takes what has arrived.
             let wait = if bytes == 0 {
                 READ_TIMEOUT.saturating_sub(watch.elapsed())
             } else {
@@ -354,43 +359,45 @@ impl KafkaReader {
                 },
             };
             let (offset, time, payload) = message_parts(&message);
+            // Fetches are batches: one may begin below the requested offset.
             if offset < cursor.next {
                 continue;
             }
             if offset > cursor.next {
                 if bytes > 0 {
-                    // What lies below the gap comes first.
+                    // Return the records below the gap first; the next read handles the gap.
                     cursor.is_valid = false;
                     break;
                 }
-                bytes += self.skip_gap(shard, cursor, from, offset, anew)?;
+                bytes += self.skip_gap(shard, cursor, from, offset, fresh_seek)?;
             }
             cursor.next += 1;
             let appended = append_time(time, &payload);
             if offset >= from {
+                // Empty records count as well, so that they cannot make a read endless.
                 bytes += payload.len().max(1);
                 cursor.buffer.push_back(LogRecord { offset, appended, received: time, payload });
             }
             self.watermarks.raise_end(shard, offset + 1);
         }
-        let in_vain = bytes == 0
+        let found_nothing = bytes == 0
             && cursor.at_end
             && cursor.next < self.watermarks.end(shard)
             && watch.elapsed() >= READ_TIMEOUT;
-        cursor.empty_reads = if in_vain { cursor.empty_reads + 1 } else { 0 };
+        cursor.empty_reads = if found_nothing { cursor.empty_reads + 1 } else { 0 };
         Ok(())
     }
 
-    /// Goes over the offsets up to `to`, which the client does not hand out, if they are the
-    /// broker's own or a person has said so. The bytes of what stands in for those from `from`
-    /// on.
+    /// Skips the offsets up to `to`, which the client does not return, if they are the broker's own
+    /// or an operator has confirmed the gap. Placeholders take their place from `from` on. Returns
+    /// the bytes added to the buffer.
     fn skip_gap(
         &self,
         shard: ShardId,
         cursor: &mut PartitionCursor,
         from: Offset,
         to: Offset,
-        anew: bool,
+        fresh_seek: bool,
     ) -> Result<usize, LogError> {
         let gap = OffsetRange { from: cursor.next, to };
         let lost = || {
@@ -402,8 +409,8 @@ impl KafkaReader {
                  docs/operations.md, \"Kafka\""
             ))
         };
-        // A record left over from an earlier position makes a gap that a second look does not find.
-        if !anew {
+        // A stale record looks like a gap, but not after a seek.
+        if !fresh_seek {
             return Err(lost());
         }
         let since = |time| self.offset_client.list_offset(shard, OffsetSpec::ForTimestamp(time));
@@ -428,7 +435,8 @@ impl KafkaReader {
         for (offset, time) in (gap.from..gap.to).zip(times) {
             if offset >= from {
                 bytes += payload.len();
-                // It holds nothing: what stands in for it is as late as the record before.
+                // Time 0 leaves the running maximum alone: the placeholder is as late
+                // as the record before.
                 cursor.buffer.push_back(LogRecord {
                     offset,
                     appended: 0,
@@ -442,7 +450,7 @@ impl KafkaReader {
         Ok(bytes)
     }
 
-    /// What an error of the queue means; none if it passes by itself.
+    /// Translates an error from the queue, or returns `None` if the client recovers by itself.
     fn read_error(&self, shard: ShardId, from: Offset, error: &KafkaError) -> Option<LogError> {
         let code = match error {
             KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => {
@@ -472,7 +480,7 @@ impl KafkaReader {
             RDKafkaErrorCode::TopicAuthorizationFailed => {
                 Some(LogError::Io(format!("shard {shard}: {error}")))
             }
-            // Brokers that are down or not leaders any more: the client goes on by itself.
+            // Brokers that are down or no longer leaders: the client recovers.
             _ => {
                 tracing::debug!(shard = shard.0, %error, "Kafka reader");
                 None
@@ -480,6 +488,7 @@ impl KafkaReader {
         }
     }
 
+    /// Distinguishes released records from a log that was replaced.
     fn out_of_range(&self, shard: ShardId, from: Offset) -> LogError {
         let asked = |what| self.offset_client.list_offset(shard, what).ok().flatten();
         match (asked(OffsetSpec::Earliest), asked(OffsetSpec::Latest)) {
@@ -491,8 +500,8 @@ impl KafkaReader {
                 LogError::Replaced(format!("shard {shard} ends at {end}, below offset {from}"))
             }
             (start, _) => {
-                // Released up to `from` meanwhile: the record before it cannot be looked at.
-                // Placing the cursor anew finds out.
+                // Records up to `from` were released meanwhile, so the client cannot check the one
+                // before. A new seek decides.
                 start.into_iter().for_each(|start| self.watermarks.set_start(shard, start));
                 LogError::Corrupt(format!("shard {shard}: offset {from} was out of range"))
             }

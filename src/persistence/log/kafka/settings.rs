@@ -1,5 +1,4 @@
-//! How Kafka is reached, and the settings of the clients: those that keep a promise cannot be
-//! overridden.
+//! Connection and client settings. Those that a promise depends on cannot be overridden.
 
 use std::time::Duration;
 
@@ -11,87 +10,88 @@ use rdkafka::error::KafkaError;
 pub use crate::config::{KafkaProperties, PassedGaps};
 use crate::telemetry::RepeatedLog;
 
-/// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB,
-/// but one event may be larger.
+/// The largest request to a broker and the largest record of the topic. Records are split at 512
+/// KiB, but a single event may be larger.
 pub const MESSAGE_BYTES: usize = 2 << 20;
 
-/// A fetch of less than this is not worth its way; a larger record is fetched all the same.
+/// Minimum size of a fetch; smaller ones are not worth a request. A larger
+/// record is fetched anyway.
 const MIN_BUFFER_BYTES: u64 = 64 << 10;
 
-/// What a fetch waits for. Below [`MIN_BUFFER_BYTES`], which one partition alone may bring.
+/// How many bytes a fetch waits for. Below [`MIN_BUFFER_BYTES`], so that one partition
+/// alone can supply them.
 const FETCH_MIN_BYTES: u64 = 16 << 10;
 
-/// The client takes no less for the set-up of a connection, and refuses all settings otherwise.
+/// The client's minimum for `socket.connection.setup.timeout.ms`; it rejects all settings below.
 const SETUP_MIN: Duration = Duration::from_secs(1);
 
-/// Consumers that read: the shard's actor at the end of the log, its archiver behind.
+/// Consumers that read: one for the shards' actors at the end of the log, one for their archivers.
 pub(super) const READ_CONSUMERS: usize = 2;
 
-/// Which cluster and topic, and the patience with it.
+/// The cluster, the topic and the request timeout.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct KafkaConnection {
-    /// `host:port,host:port`.
+    /// Comma-separated `host:port`.
     pub brokers: String,
-    /// The topic.
     pub topic: String,
-    /// More settings.
+    /// Further settings, for all clients.
     pub properties: KafkaProperties,
-    /// Patience with a request.
+    /// Limit for one request.
     pub timeout: Duration,
 }
 
-/// How a log is opened.
+/// The parameters of [`super::KafkaLog::open`].
 #[derive(Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct KafkaOptions {
-    /// Where.
     pub connection: KafkaConnection,
-    /// Number of shards; the topic must have as many partitions.
+    /// Number of shards. The topic must have at least as many partitions.
     pub shard_count: u32,
-    /// The consumer group that assigns shards to nodes; none for a node that owns no shards.
+    /// The consumer group that assigns shards to nodes; `None` if this node owns no shards.
     pub group: Option<String>,
-    /// A member that says nothing for this long has lost its shards.
+    /// A member loses its shards after it has been silent for this long.
     pub session_timeout: Duration,
-    /// A rebalance waits this long for the actors of revoked shards.
+    /// How long a rebalance waits for the actors of revoked shards.
     pub handover: Duration,
-    /// A record that is not acknowledged by then has an unknown outcome. Below
+    /// The outcome of a record is unknown if it is not acknowledged within this time. Below
     /// `gateway.append_timeout`, so that the answer says why.
     pub delivery_timeout: Duration,
-    /// More bytes waiting than this, and appends are refused.
+    /// Appends are refused while more bytes than this are waiting.
     pub max_waiting_bytes: u64,
-    /// Bytes fetched ahead of all readers of the shards together; each gets its part.
+    /// Bytes prefetched for all shards and readers together, divided equally.
     pub prefetch_bytes: u64,
-    /// How often the ends of the owned shards are asked for.
+    /// How often the ends of owned shards are refreshed.
     pub refresh: Duration,
     /// Records younger than this are never released.
     pub safety: Duration,
-    /// Replicas that the topic must have.
+    /// Minimum number of replicas of the topic.
     pub replication: u32,
-    /// In-sync replicas without which the topic must refuse writes.
+    /// Minimum number of in-sync replicas, below which the topic must refuse writes.
     pub min_isr: u32,
-    /// Gaps that hold nothing of Rollmill's, as a person has said.
+    /// Gaps that an operator has confirmed to hold nothing of Rollmill's.
     pub passed_gaps: PassedGaps,
-    /// Time.
     pub clock: std::sync::Arc<dyn crate::clock::Clock>,
 }
 
-/// Logs what the client says of itself, never as an error: what fails is answered where it was
-/// asked for.
+/// Logs what the client reports, never as an error: failures are returned to
+/// whoever made the request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct QuietContext;
 
-/// An error of the client as a whole, such as a broker that cannot be reached: it tries again by
-/// itself.
+/// Logs an error of the client as a whole, such as an unreachable broker. The
+/// client retries by itself.
 pub(super) fn log_client_error(error: &KafkaError, reason: &str) {
     if let Some(silent) = CLIENT_LOG.due(without_details(reason)) {
         tracing::warn!(%error, reason, silent, "Kafka (told once a minute)");
     }
 }
 
-/// What the clients say of themselves: there are several to a node, and while a broker is away each
-/// says so many times a second.
+/// Throttles the clients' messages. A node has several clients, and while a broker is away each
+/// reports that many times per second.
 static CLIENT_LOG: RepeatedLog = RepeatedLog::new();
 
-/// A line of the client's own log.
+/// Logs a line of the client's own log.
 pub(super) fn log_client_message(level: RDKafkaLogLevel, facility: &str, message: &str) {
     let matters = matches!(
         level,
@@ -101,7 +101,7 @@ pub(super) fn log_client_message(level: RDKafkaLogLevel, facility: &str, message
             | RDKafkaLogLevel::Error
             | RDKafkaLogLevel::Warning
     );
-    // Of each rebalance that takes something from a member that has nothing: it means nothing.
+    // Meaningless: logged for every rebalance that revokes something from a member without shards.
     if !matters || message.contains("Can't subtract from empty assignment") {
         tracing::debug!(facility, message, "Kafka");
     } else if let Some(silent) = CLIENT_LOG.due(without_details(message)) {
@@ -109,7 +109,7 @@ pub(super) fn log_client_message(level: RDKafkaLogLevel, facility: &str, message
     }
 }
 
-/// Without what is in brackets at the end, which counts and measures.
+/// The message without the counters and durations in brackets at its end.
 fn without_details(message: &str) -> &str {
     message.rsplit_once(" (").map_or(message, |(before, _)| before)
 }
@@ -127,23 +127,23 @@ impl ClientContext for QuietContext {
 impl ConsumerContext for QuietContext {}
 
 impl KafkaConnection {
-    /// What all clients have in common.
+    /// The settings that all clients share.
     pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         self.properties.iter().for_each(|(name, value)| _ = config.set(name, value));
         config.set("bootstrap.servers", &self.brokers);
         config.set("client.id", "rollmill");
         config.set("allow.auto.create.topics", "false");
-        // A leader that was replaced without its knowing is found out by itself.
+        // Finds a leader that was replaced without noticing.
         config.set("topic.metadata.refresh.interval.ms", "30000");
-        // A broker that comes back is used again soon.
+        // Uses a broker again soon after it comes back.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         config.set("socket.timeout.ms", millis(self.timeout));
         config.set("socket.connection.setup.timeout.ms", millis(self.timeout.max(SETUP_MIN)));
         config
     }
 
-    /// Asks for offsets only.
+    /// Settings of a client that only asks for offsets.
     pub fn offset_client_config(&self) -> ClientConfig {
         let mut config = self.client_config();
         config.set("isolation.level", "read_uncommitted");
@@ -156,7 +156,8 @@ fn millis(duration: Duration) -> String {
 }
 
 impl KafkaOptions {
-    /// Acknowledged by all in-sync replicas, each record once, in order.
+    /// Settings of the producer: acknowledged by all in-sync replicas, each record
+    /// once and in order.
     pub fn producer_config(&self) -> ClientConfig {
         let mut config = self.connection.client_config();
         config.set("acks", "all").set("enable.idempotence", "true");
@@ -164,59 +165,60 @@ impl KafkaOptions {
         config
             .set("request.timeout.ms", millis(self.connection.timeout.min(self.delivery_timeout)));
         config.set("message.max.bytes", MESSAGE_BYTES.to_string());
-        // Our own bound is reached first: a queue of the client that is full in the middle of a
-        // request leaves its outcome unknown.
+        // Our own limit must be reached first: if the client's queue fills up in the middle of a
+        // request, the outcome of the request is unknown.
         config.set(
             "queue.buffering.max.kbytes",
             (self.max_waiting_bytes / 512).clamp(1 << 14, (1 << 31) - 1).to_string(),
         );
         config.set("queue.buffering.max.messages", "0");
-        // The client sends each partition's records in a request of their own: what it joins is
-        // what saves work here and at the broker.
+        // The client sends a request per partition. Lingering joins records, which saves work here
+        // and at the broker.
         if config.get("linger.ms").is_none() {
             config.set("linger.ms", "10");
         }
-        // zstd makes less of large requests, but sets up its tables for each small one: a third of
-        // a node's CPU at two events a request.
+        // zstd compresses large requests better, but sets up its tables for every small one: a
+        // third of a node's CPU at two events per request.
         if config.get("compression.type").is_none() && config.get("compression.codec").is_none() {
             config.set("compression.type", "lz4");
         }
         config
     }
 
-    /// Reads what it is told to, checks what it reads, and never resets itself.
+    /// Settings of the readers: they verify checksums, and an unknown offset is an
+    /// error, never a reset.
     pub fn reader_config(&self) -> ClientConfig {
         let mut config = self.connection.client_config();
         config.set("group.id", self.group.as_deref().unwrap_or("rollmill-reader"));
         config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
-        // Told apart: nothing is there, and what is there is not for readers.
+        // Tells an empty partition end from records that are not for readers.
         config.set("enable.partition.eof", "true");
         config
             .set("auto.offset.reset", "error")
             .set("check.crcs", "true")
             .set("isolation.level", "read_uncommitted");
-        // The client's bound is per partition, and may be overshot by one fetch; both lanes
-        // together stay within the whole.
+        // The client's limit applies per partition and may be exceeded by one fetch, hence the
+        // half. All consumers together stay within the total.
         let each =
             self.prefetch_bytes / (u64::from(self.shard_count.max(1)) * READ_CONSUMERS as u64) / 2;
         let each = each.clamp(MIN_BUFFER_BYTES, 64 << 20);
         config.set("queued.max.messages.kbytes", (each / 1024).to_string());
         config.set("fetch.message.max.bytes", each.to_string());
-        // Small records fall on all partitions at once, and a fetch that ends with the first of
-        // them costs broker and node as much as one that brings many: it waits for a good
-        // piece, but not for long, because a partition that is added waits for it, too.
+        // Small records reach all partitions at once, and a fetch that returns with the first of
+        // them costs broker and node as much as one with many. So it waits for more, but not for
+        // long, because a partition that is added waits for it, too.
         config.set("fetch.min.bytes", FETCH_MIN_BYTES.to_string()).set("fetch.wait.max.ms", "50");
-        // A partition whose buffer was full is fetched again at once.
+        // Fetches a partition again soon after its buffer was full.
         config.set("fetch.queue.backoff.ms", "5").set("fetch.error.backoff.ms", "100");
         config
     }
 
-    /// A member of the group, which fetches nothing.
+    /// Settings of the group member, which fetches nothing.
     pub fn member_config(&self, group: &str) -> ClientConfig {
         let mut config = self.connection.client_config();
         config.set("group.id", group).set("partition.assignment.strategy", "cooperative-sticky");
         config.set("session.timeout.ms", millis(self.session_timeout));
-        // The others learn with their next heartbeat that a member has left.
+        // The other members learn with their next heartbeat that one has left.
         config.set(
             "heartbeat.interval.ms",
             millis((self.session_timeout / 10).min(Duration::from_millis(500))),
@@ -280,7 +282,7 @@ mod tests {
         assert_eq!(
             each,
             (Some(256), Some(256 << 10)),
-            "2 lanes of 64 shards, once queued and once on the way"
+            "2 consumers of 64 shards, once queued and once on the way"
         );
         options.shard_count = 4096;
         assert_eq!(of(&options, "fetch.message.max.bytes"), Some(MIN_BUFFER_BYTES));

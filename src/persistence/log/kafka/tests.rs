@@ -1,4 +1,4 @@
-//! The log on real brokers, and on librdkafka's mock where an error must be made to order.
+//! The log on real brokers, and on librdkafka's mock where errors must be provoked.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
@@ -48,7 +48,7 @@ fn options(brokers: &str, topic: &str) -> KafkaOptions {
     }
 }
 
-fn wish(options: &KafkaOptions) -> TopicSpec {
+fn spec(options: &KafkaOptions) -> TopicSpec {
     TopicSpec {
         partitions: options.shard_count,
         replication: options.replication,
@@ -60,11 +60,11 @@ fn create(options: &KafkaOptions) -> topic::TopicDescription {
     let random = getrandom::u64().expect("randomness");
     TopicAdmin::new(&options.connection)
         .expect("settings")
-        .create(&wish(options), random)
+        .create(&spec(options), random)
         .expect("creates")
 }
 
-/// A topic of its own on the shared broker.
+/// Options for a new topic on the shared broker.
 fn fresh() -> KafkaOptions {
     static COUNT: std::sync::atomic::AtomicU64 = AtomicU64::new(0);
     let topic = format!("t{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -77,7 +77,7 @@ fn open(options: &KafkaOptions) -> Arc<KafkaLog> {
     KafkaLog::open(options.clone()).expect("opens")
 }
 
-/// Why the log is not opened, though the cluster is there.
+/// Why the log cannot be opened, though the cluster is reachable.
 fn refusal(options: KafkaOptions) -> String {
     match KafkaLog::open(options) {
         Err(LogOpenError::Invalid(why)) => why,
@@ -98,11 +98,11 @@ fn delete_topic(options: &KafkaOptions) {
         .expect("deletes")[0]
         .as_ref()
         .expect("deletes");
-    soon("the topic is gone", 20, || admin.describe(&wish(options)).is_err());
+    soon("the topic is gone", 20, || admin.describe(&spec(options)).is_err());
 }
 
-/// Waits until it is so. `seconds` are those of an idle machine; one that builds at the same time
-/// gets three times as long.
+/// Waits until `is_so`. `seconds` is for an idle machine; a machine that also builds gets
+/// three times as long.
 fn soon(what: &str, seconds: u64, mut is_so: impl FnMut() -> bool) -> Duration {
     let watch = Stopwatch::start();
     while !is_so() {
@@ -132,7 +132,7 @@ fn kafka_conforms() {
     }
 }
 
-/// One of a few is as quick as all are on a machine that has nothing else to do.
+/// Expects one of up to four runs to be fast enough, so that a busy machine does not fail the test.
 fn quick(what: &str, within: Duration, run: impl Fn() -> Duration) {
     let mut took = vec![run()];
     while took.len() < 4 && took.last() >= Some(&within) {
@@ -143,7 +143,7 @@ fn quick(what: &str, within: Duration, run: impl Fn() -> Duration) {
 
 #[test]
 fn two_members_share_the_shards_and_a_graceful_stop_hands_over_at_once() {
-    // Without the stop's farewell it is the session of 6 s.
+    // If the member did not leave the group, it would take the session timeout of 6 s.
     quick("a graceful stop hands over at once", Duration::from_secs(3), graceful_stop);
 }
 
@@ -170,7 +170,7 @@ fn graceful_stop() -> Duration {
     took
 }
 
-/// Run as a process of its own by the test below, and killed.
+/// The test below runs this as a process of its own and kills it.
 #[test]
 #[ignore = "the other half of a_killed_member_loses_its_shards_within_the_session"]
 fn member_to_be_killed() {
@@ -286,7 +286,7 @@ fn what_is_deleted_below_a_reader_is_told_from_what_is_lost() {
         append(&*log, &[(0, &format!("{n}"))]);
     }
     assert_eq!(read(&*log, 0, 0, 1)[0].1, "0");
-    // Another node releases.
+    // As if another node released.
     TopicAdmin::new(&options.connection)
         .expect("settings")
         .delete_records_below(&[(ShardId(0), 10)])
@@ -294,7 +294,7 @@ fn what_is_deleted_below_a_reader_is_told_from_what_is_lost() {
     let released = LogError::Released { shard: ShardId(0), from: 3, start: 10 };
     soon("reading below is refused", 20, || match log.read(ShardId(0), 3, 1) {
         Err(error) => error == released,
-        // What was fetched before the release is as good as ever.
+        // Records that were fetched before the release are still valid.
         Ok(records) => records.iter().all(|record| record.payload == record.offset.to_string()),
     });
     let late = open(&options);
@@ -350,12 +350,12 @@ fn three_brokers_take_writes_while_two_live_and_acknowledge_nothing_with_one() {
     options.delivery_timeout = Duration::from_secs(15);
     let admin = TopicAdmin::new(&options.connection).expect("settings");
     soon("three brokers are there", 60, || {
-        // One that was made although the answer came too late is made.
-        let made = admin.create(&wish(&options), getrandom::u64().expect("randomness"));
+        // The topic may exist although the answer came too late.
+        let made = admin.create(&spec(&options), getrandom::u64().expect("randomness"));
         made.inspect_err(|why| eprintln!("{why}")).is_ok() || admin.exists().unwrap_or(false)
     });
     let mut opened = None;
-    // Each broker learns of a new topic at its own time.
+    // Brokers learn of a new topic one after the other.
     soon("the log opens", 30, || {
         opened = KafkaLog::open(options.clone()).ok();
         opened.is_some()
@@ -444,7 +444,7 @@ fn a_plain_client_reads_the_records() {
     let message = message.expect("read");
     assert_eq!((message.partition(), message.offset(), message.key()), (2, 0, None));
     assert_eq!(message.timestamp(), rdkafka::message::Timestamp::LogAppendTime(appended));
-    // The envelope as docs/kafka.md describes it, read without our code.
+    // Decodes the envelope as docs/kafka.md describes it, without our code.
     #[allow(clippy::type_complexity)] // the layout, in the order of the page
     let (version, tenant, gateway, series, events, stamp): (
         u8,
@@ -483,7 +483,7 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
     assert!(refusal(missing).contains("rollmill topic create"));
     let exists = TopicAdmin::new(&options.connection)
         .expect("settings")
-        .create(&wish(&options), 1)
+        .create(&spec(&options), 1)
         .expect_err("exists");
     assert!(exists.contains("rollmill topic describe"), "{exists}");
 }
@@ -492,10 +492,10 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
 fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     let options = options(&Kafka::shared().brokers(), "filled");
     let admin = TopicAdmin::new(&options.connection).expect("settings");
-    let (wish, connection) = (wish(&options), &options.connection);
+    let (spec, connection) = (spec(&options), &options.connection);
     let identity = topic::migrated_identity(u64::MAX);
     assert!(!admin.exists().expect("answers"));
-    let made = admin.create_unfinished(&wish, identity).expect("made");
+    let made = admin.create_unfinished(&spec, identity).expect("made");
     assert_eq!((made.log, made.pending_identity), (None, Some(identity)));
     let refused = refusal(options.clone());
     assert!(refused.contains("`rollmill migrate` fills the topic and has not ended"), "{refused}");
@@ -505,7 +505,7 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
         let mut told = Vec::new();
         fill::fill_topic(&admin, connection, ends, &mut |there| told.push(there)).map(|()| told)
     };
-    // A run that was killed had come so far.
+    // As far as a run came that was killed.
     assert!(run(&[50_000, 0, 0, 3]).is_ok());
     let told = run(&ends).expect("filled");
     assert!(
@@ -518,7 +518,7 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
         Err(fill::FillError::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 })
     );
 
-    let found = admin.assign_identity(&wish, identity).expect("finished");
+    let found = admin.assign_identity(&spec, identity).expect("finished");
     assert_eq!(
         (found.log, found.pending_identity, &found.drift[..]),
         (Some(topic::log_id(&found.cluster, "filled", identity)), None, &[][..])
@@ -551,13 +551,13 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
 fn fill_rate() {
     let options = options(&Kafka::shared().brokers(), "rate");
     let admin = TopicAdmin::new(&options.connection).expect("settings");
-    admin.create_unfinished(&wish(&options), topic::migrated_identity(7)).expect("made");
+    admin.create_unfinished(&spec(&options), topic::migrated_identity(7)).expect("made");
     let watch = Stopwatch::start();
     fill::fill_topic(&admin, &options.connection, &[2_500_000; 4], &mut |_| {}).expect("filled");
     println!("10,000,000 offsets in {:?}", watch.elapsed());
 }
 
-/// A log on librdkafka's mock, which knows no administration.
+/// A log on librdkafka's mock, which has no admin API.
 fn mocked(
     mock: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>,
     change: impl FnOnce(&mut KafkaOptions),

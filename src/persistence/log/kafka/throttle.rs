@@ -1,4 +1,4 @@
-//! What stays as it is for days is said and done once in a while, not at every look.
+//! Throttles messages and actions about conditions that may last for days.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::clock::Stopwatch;
 
-/// What repeats is said once in a while: the first time, and then once in each interval with the
-/// number of times that it was not said.
+/// Lets the first occurrence of each key pass and then one per interval, with the
+/// number of suppressed ones.
 #[derive(Debug)]
 pub(super) struct KeyedThrottle<K> {
     interval: Duration,
@@ -16,18 +16,19 @@ pub(super) struct KeyedThrottle<K> {
 }
 
 impl<K: Hash + Eq> KeyedThrottle<K> {
-    /// Things that are remembered; beyond it, all are forgotten, and said again.
+    /// Upper limit of keys. Beyond it, all are forgotten and pass again.
     const MAX_KEYS: usize = 4_096;
 
-    /// Once in this interval.
+    /// Lets each key pass once per `interval`.
     pub(super) fn every(interval: Duration) -> Self {
         Self { interval, seen: Mutex::default() }
     }
 
-    /// Whether it is to be said now, and if so, how often it was not since it was said last.
-    pub(super) fn due(&self, what: K) -> Option<u64> {
-        let mut said = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, times)) = said.get_mut(&what) {
+    /// Whether `key` may pass now. If so, the number of occurrences suppressed
+    /// since it last passed.
+    pub(super) fn due(&self, key: K) -> Option<u64> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, times)) = seen.get_mut(&key) {
             if at.elapsed() < self.interval {
                 *times += 1;
                 return None;
@@ -35,10 +36,10 @@ impl<K: Hash + Eq> KeyedThrottle<K> {
             *at = Stopwatch::start();
             return Some(std::mem::take(times));
         }
-        if said.len() >= Self::MAX_KEYS {
-            said.clear();
+        if seen.len() >= Self::MAX_KEYS {
+            seen.clear();
         }
-        said.insert(what, (Stopwatch::start(), 0));
+        seen.insert(key, (Stopwatch::start(), 0));
         Some(0)
     }
 }
@@ -50,9 +51,9 @@ mod tests {
     #[test]
     fn what_repeats_is_said_once_in_an_interval_with_its_number() {
         let hourly = KeyedThrottle::every(Duration::from_secs(3_600));
-        assert_eq!([1, 1, 2, 1].map(|what| hourly.due(what)), [Some(0), None, Some(0), None]);
+        assert_eq!([1, 1, 2, 1].map(|key| hourly.due(key)), [Some(0), None, Some(0), None]);
         let always = KeyedThrottle::every(Duration::ZERO);
-        assert_eq!([1, 1].map(|what| always.due(what)), [Some(0), Some(0)]);
+        assert_eq!([1, 1].map(|key| always.due(key)), [Some(0), Some(0)]);
         let soon = KeyedThrottle::every(Duration::from_millis(20));
         assert_eq!([(); 3].map(|()| soon.due("x")), [Some(0), None, None]);
         let since = Stopwatch::start();
@@ -65,7 +66,7 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let hourly = KeyedThrottle::every(Duration::from_secs(3_600));
-        assert!((0..10_000).all(|what| hourly.due(what) == Some(0)));
+        assert!((0..10_000).all(|key| hourly.due(key) == Some(0)));
         assert!(
             hourly.seen.lock().expect("nobody panicked").len() <= KeyedThrottle::<i32>::MAX_KEYS
         );

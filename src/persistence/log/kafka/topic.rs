@@ -1,5 +1,4 @@
-//! The topic: made with the settings that the promises need, and checked against them at every
-//! start.
+//! The topic: created with the settings that the promises need, and checked at every start.
 
 use std::collections::BTreeMap;
 
@@ -17,83 +16,80 @@ use crate::clock::Stopwatch;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::persistence::log::LogOpenError;
 
-/// Where the identity of the log stands. The setting has no effect on a topic that is not
-/// compacted, lives and dies with the topic, and is read with the same right as the settings that
-/// are checked anyway (docs/adr/0009-kafka.md).
+/// The setting that holds the log's identity. It has no effect on a topic that is not
+/// compacted, lives and dies with the topic, and needs no other permission than the settings
+/// that are checked anyway (docs/adr/0009-kafka.md).
 pub const IDENTITY_KEY: &str = "max.compaction.lag.ms";
-/// Identities have this bit, so that the setting means "never" even if somebody compacts the topic.
+/// Set in every identity, so that the setting means "never" even if somebody compacts the topic.
 const IDENTITY_BIT: u64 = 1 << 62;
 
-/// Identities of topics that `rollmill migrate` makes have this bit too. While it is there without
-/// the other one, the topic has no identity yet, and no node uses it.
+/// Set in identities of topics that `rollmill migrate` creates. While it is set without
+/// [`IDENTITY_BIT`], the topic has no identity yet and no node uses it.
 const MIGRATED_BIT: u64 = 1 << 61;
 
-/// What stands in the place of an identity that was taken away.
+/// The value of the setting after the identity was retired.
 const RETIRED_IDENTITY: u64 = 1;
 
-/// What the topic must be.
+/// Requirements on the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct TopicSpec {
-    /// Partitions: the shard count.
+    /// Equals the shard count.
     pub partitions: u32,
-    /// Replicas, at least.
+    /// Minimum number of replicas.
     pub replication: u32,
-    /// In-sync replicas without which writes are refused, at least.
+    /// Minimum number of in-sync replicas, below which writes are refused.
     pub min_isr: u32,
 }
 
-/// One thing that is not as it must be.
+/// A difference between the topic and its requirements.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct TopicDrift {
-    /// The setting.
     pub setting: String,
-    /// As it is.
     pub found: String,
-    /// As it must be.
     pub expected: String,
-    /// What goes wrong otherwise.
+    /// What would go wrong.
     pub why: &'static str,
-    /// Whether `kafka-configs` mends it.
+    /// Whether `kafka-configs` can fix it.
     pub is_setting: bool,
-    /// Whether nodes serve all the same.
+    /// Whether nodes serve nevertheless.
     pub is_harmless: bool,
 }
 
-/// The topic as it is.
+/// The state of the topic and how it differs from the requirements.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct TopicDescription {
-    /// Its name.
     pub topic: String,
-    /// Id of the cluster.
+    /// The id of the Kafka cluster.
     pub cluster: String,
-    /// Number of partitions.
     pub partitions: u32,
-    /// Replicas of the partition that has the fewest.
+    /// Replicas of the partition with the fewest.
     pub replication: u32,
-    /// Partitions that lack in-sync replicas now.
+    /// Partitions with too few in-sync replicas at the moment.
     pub under_replicated: Vec<ShardId>,
-    /// Partitions without a leader now.
+    /// Partitions without a leader at the moment.
     pub leaderless: Vec<ShardId>,
-    /// Partitions beyond those that are wished for, each with the number of records that it holds.
+    /// Partitions beyond the shard count, with the number of records in each.
     pub surplus: Vec<(ShardId, u64)>,
-    /// The settings that matter.
+    /// The settings that are checked.
     pub settings: BTreeMap<String, String>,
-    /// The identity, if the topic was made by `rollmill topic create`.
+    /// The identity, if `rollmill topic create` created the topic.
     pub log: Option<LogId>,
-    /// The number of the identity that it gets when the migration that fills it has ended.
+    /// The number of the identity that the topic gets when the migration that fills it is done.
     pub pending_identity: Option<u64>,
-    /// What is not as it must be.
     pub drift: Vec<TopicDrift>,
 }
 
-/// The number of an identity for a topic that a migration makes.
+/// The number of an identity for a topic that a migration creates.
 pub fn migrated_identity(random: u64) -> u64 {
-    // Kafka's default is the largest number of all.
+    // Cleared lowest bit: the identity must not be Kafka's default, the largest number.
     IDENTITY_BIT | MIGRATED_BIT | (random & (MIGRATED_BIT - 2))
 }
 
-/// The identity of a log: the cluster and the name tell mirrored topics apart, the number one topic
-/// from the next of that name.
+/// The id of a log. Cluster and name tell mirrored topics apart, and the number tells a topic from
+/// its successor of the same name.
 pub fn log_id(cluster: &str, topic: &str, number: u64) -> LogId {
     let mut hasher = blake3::Hasher::new();
     for part in ["rollmill kafka log", cluster, topic] {
@@ -105,12 +101,13 @@ pub fn log_id(cluster: &str, topic: &str, number: u64) -> LogId {
     LogId(id)
 }
 
-/// The number in the settings of the topic of a log, to put it back when a tool has reset it.
+/// The number in the topic's settings that belongs to a log id, to restore it after a
+/// tool has reset it.
 pub fn identity_of(log: LogId) -> u64 {
     u64::from_be_bytes(log.0[8..].try_into().unwrap_or_default())
 }
 
-/// The command that gives a topic these settings and leaves the others.
+/// The command that changes these settings of a topic and leaves the others.
 pub fn setting_command(brokers: &str, topic: &str, settings: &str) -> String {
     format!(
         "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name \
@@ -118,8 +115,8 @@ pub fn setting_command(brokers: &str, topic: &str, settings: &str) -> String {
     )
 }
 
-/// The settings that a topic gets, each with what goes wrong without it.
-fn required_settings(wish: &TopicSpec) -> Vec<(&'static str, String, &'static str)> {
+/// The settings of a new topic, each with what goes wrong without it.
+fn required_settings(spec: &TopicSpec) -> Vec<(&'static str, String, &'static str)> {
     vec![
         ("cleanup.policy", "delete".to_owned(), "compaction takes records out of the middle"),
         (
@@ -139,7 +136,7 @@ fn required_settings(wish: &TopicSpec) -> Vec<(&'static str, String, &'static st
         ),
         (
             "min.insync.replicas",
-            wish.min_isr.to_string(),
+            spec.min_isr.to_string(),
             "a write would be acknowledged by too few replicas",
         ),
         (
@@ -154,13 +151,17 @@ fn required_settings(wish: &TopicSpec) -> Vec<(&'static str, String, &'static st
 fn is_sufficient(name: &str, found: &str, wanted: &str) -> bool {
     match name {
         "min.insync.replicas" | "max.message.bytes" => {
-            matches!((found.parse::<u64>(), wanted.parse::<u64>()), (Ok(found), Ok(wanted)) if found >= wanted)
+            matches!(
+                (found.parse::<u64>(), wanted.parse::<u64>()),
+                (Ok(found), Ok(wanted)) if found >= wanted
+            )
         }
         _ => found == wanted,
     }
 }
 
-fn find_drift(description: &TopicDescription, wish: &TopicSpec) -> Vec<TopicDrift> {
+/// Compares the topic with its requirements. Empty if it meets all of them.
+fn find_drift(description: &TopicDescription, spec: &TopicSpec) -> Vec<TopicDrift> {
     let mut all = Vec::new();
     let mut shape = |what: &str, found: u32, wanted: u32, why| {
         let (found, wanted) = (found.to_string(), wanted.to_string());
@@ -173,23 +174,23 @@ fn find_drift(description: &TopicDescription, wish: &TopicSpec) -> Vec<TopicDrif
             is_harmless: false,
         });
     };
-    if description.partitions < wish.partitions {
+    if description.partitions < spec.partitions {
         shape(
             "partitions",
             description.partitions,
-            wish.partitions,
+            spec.partitions,
             "shard n is partition n, and shards.count is fixed",
         );
     }
-    if description.replication < wish.replication {
+    if description.replication < spec.replication {
         shape(
             "replicas",
             description.replication,
-            wish.replication,
+            spec.replication,
             "the loss of so many brokers would lose acknowledged records",
         );
     }
-    for (name, wanted, why) in required_settings(wish) {
+    for (name, wanted, why) in required_settings(spec) {
         let found =
             description.settings.get(name).cloned().unwrap_or_else(|| "(unknown)".to_owned());
         if !is_sufficient(name, &found, &wanted) {
@@ -203,40 +204,41 @@ fn find_drift(description: &TopicDescription, wish: &TopicSpec) -> Vec<TopicDrif
             });
         }
     }
-    if description.log.is_none() {
-        let found = description
-            .settings
-            .get(IDENTITY_KEY)
-            .cloned()
-            .unwrap_or_else(|| "(unknown)".to_owned());
-        let wanted = "a number of `rollmill topic create`".to_owned();
-        let why = match description.pending_identity {
-            Some(_) => {
-                "`rollmill migrate` fills the topic and has not ended: run it again, it goes on \
-                 where it was"
-            }
-            None => {
-                "the topic has no identity: it was not made by `rollmill topic create`, or a tool \
-                 has reset its settings"
-            }
-        };
-        all.push(TopicDrift {
-            setting: IDENTITY_KEY.to_owned(),
-            found,
-            expected: wanted,
-            why,
-            is_setting: false,
-            is_harmless: false,
-        });
-    }
-    all.extend(surplus_partitions(description, wish));
+    all.extend(missing_identity(description));
+    all.extend(surplus_partitions(description, spec));
     all
 }
 
-/// Partitions beyond the shards. While they are empty, nobody is misled by them; records in them
-/// may be another cluster's, or this one's under another number of shards.
-fn surplus_partitions(description: &TopicDescription, wish: &TopicSpec) -> Option<TopicDrift> {
-    if description.partitions <= wish.partitions {
+fn missing_identity(description: &TopicDescription) -> Option<TopicDrift> {
+    if description.log.is_some() {
+        return None;
+    }
+    let found =
+        description.settings.get(IDENTITY_KEY).cloned().unwrap_or_else(|| "(unknown)".to_owned());
+    let why = match description.pending_identity {
+        Some(_) => {
+            "`rollmill migrate` fills the topic and has not ended: run it again, it goes on \
+             where it was"
+        }
+        None => {
+            "the topic has no identity: it was not made by `rollmill topic create`, or a tool \
+             has reset its settings"
+        }
+    };
+    Some(TopicDrift {
+        setting: IDENTITY_KEY.to_owned(),
+        found,
+        expected: "a number of `rollmill topic create`".to_owned(),
+        why,
+        is_setting: false,
+        is_harmless: false,
+    })
+}
+
+/// Reports partitions beyond the shards. They are harmless while they are empty. Records in them
+/// may belong to another cluster, or to this one with another shard count.
+fn surplus_partitions(description: &TopicDescription, spec: &TopicSpec) -> Option<TopicDrift> {
+    if description.partitions <= spec.partitions {
         return None;
     }
     let held: Vec<String> = description
@@ -263,7 +265,7 @@ fn surplus_partitions(description: &TopicDescription, wish: &TopicSpec) -> Optio
     Some(TopicDrift {
         setting: "partitions".to_owned(),
         found,
-        expected: wish.partitions.to_string(),
+        expected: spec.partitions.to_string(),
         why,
         is_setting: false,
         is_harmless,
@@ -271,7 +273,7 @@ fn surplus_partitions(description: &TopicDescription, wish: &TopicSpec) -> Optio
 }
 
 impl TopicDescription {
-    /// The command that mends the settings, if one of them differs.
+    /// The command that fixes the settings, if one of them differs.
     pub fn repair_command(&self, brokers: &str) -> Option<String> {
         let wrong: Vec<String> = self
             .drift
@@ -282,7 +284,7 @@ impl TopicDescription {
         (!wrong.is_empty()).then(|| setting_command(brokers, &self.topic, &wrong.join(",")))
     }
 
-    /// What is not as it must be, though nodes serve all the same.
+    /// Differences that do not keep nodes from serving.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         let harmless = self.drift.iter().filter(|d| d.is_harmless);
         harmless.map(|d| {
@@ -293,7 +295,7 @@ impl TopicDescription {
         })
     }
 
-    /// Why a node must not use the topic, with the way out; nothing if it may.
+    /// Why a node must not use the topic and what to do about it, or `None` if it may.
     pub fn refusal(&self, brokers: &str) -> Option<String> {
         if self.drift.iter().all(|d| d.is_harmless) {
             return None;
@@ -321,10 +323,10 @@ pub struct TopicAdmin {
 }
 
 impl TopicAdmin {
-    /// Connects by itself when asked.
+    /// A client that connects on its first request.
     ///
     /// # Errors
-    /// If the settings are refused.
+    /// If the settings are rejected.
     pub fn new(connection: &KafkaConnection) -> Result<Self, String> {
         let client = connection
             .client_config()
@@ -346,35 +348,36 @@ impl TopicAdmin {
         )
     }
 
-    /// Makes the topic; `random` becomes its identity.
+    /// Creates the topic with an identity made from `random`, and waits for its leaders.
     ///
     /// # Errors
-    /// If it exists, or the cluster refuses.
-    pub fn create(&self, wish: &TopicSpec, random: u64) -> Result<TopicDescription, String> {
-        self.create_with_identity(wish, IDENTITY_BIT | (random & (IDENTITY_BIT - 1)))
+    /// If the topic exists, or the cluster refuses.
+    pub fn create(&self, spec: &TopicSpec, random: u64) -> Result<TopicDescription, String> {
+        self.create_with_identity(spec, IDENTITY_BIT | (random & (IDENTITY_BIT - 1)))
     }
 
-    /// Makes a topic that no node uses until [`TopicAdmin::assign_identity`] gives it this identity.
+    /// Creates a topic that no node uses until [`TopicAdmin::assign_identity`]
+    /// gives it this identity.
     ///
     /// # Errors
-    /// As [`TopicAdmin::create`].
+    /// If the topic exists, or the cluster refuses.
     pub fn create_unfinished(
         &self,
-        wish: &TopicSpec,
+        spec: &TopicSpec,
         identity: u64,
     ) -> Result<TopicDescription, String> {
-        self.create_with_identity(wish, identity & !IDENTITY_BIT)
+        self.create_with_identity(spec, identity & !IDENTITY_BIT)
     }
 
     fn create_with_identity(
         &self,
-        wish: &TopicSpec,
+        spec: &TopicSpec,
         number: u64,
     ) -> Result<TopicDescription, String> {
         let identity = number.to_string();
-        let settings = required_settings(wish);
-        let replication = TopicReplication::Fixed(wish.replication as i32);
-        let new = NewTopic::new(&self.connection.topic, wish.partitions as i32, replication)
+        let settings = required_settings(spec);
+        let replication = TopicReplication::Fixed(spec.replication as i32);
+        let new = NewTopic::new(&self.connection.topic, spec.partitions as i32, replication)
             .set(IDENTITY_KEY, &identity);
         let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
         let made = block_on(self.client.create_topics([&new], &self.options()))
@@ -391,17 +394,17 @@ impl TopicAdmin {
                 Err((_, code)) => {
                     return Err(self.failed(
                         "create",
-                        &format!("{code}; are there {} brokers?", wish.replication),
+                        &format!("{code}; are there {} brokers?", spec.replication),
                     ));
                 }
             }
         }
         let watch = Stopwatch::start();
         loop {
-            // A new topic is known to one broker after the other.
-            match self.describe(wish) {
+            // Brokers learn of a new topic one after the other.
+            match self.describe(spec) {
                 Ok(description)
-                    if description.partitions == wish.partitions
+                    if description.partitions == spec.partitions
                         && description.leaderless.is_empty() =>
                 {
                     return Ok(description);
@@ -413,19 +416,19 @@ impl TopicAdmin {
         }
     }
 
-    /// Gives a topic of [`TopicAdmin::create_unfinished`] its identity: from now on nodes may use it.
+    /// Gives a topic from [`TopicAdmin::create_unfinished`] its identity, so that nodes may use it.
     ///
     /// # Errors
-    /// If the cluster refuses, or does not show it in time.
+    /// If the cluster refuses, or does not show the identity in time.
     pub fn assign_identity(
         &self,
-        wish: &TopicSpec,
+        spec: &TopicSpec,
         identity: u64,
     ) -> Result<TopicDescription, String> {
-        self.set_identity(wish, identity)?;
+        self.set_identity(spec, identity)?;
         let watch = Stopwatch::start();
         loop {
-            match self.describe(wish) {
+            match self.describe(spec) {
                 Ok(description) if description.log.is_some() => return Ok(description),
                 Ok(_) | Err(_) if watch.elapsed() < self.connection.timeout => {}
                 Ok(_) => return Err(self.failed("alter", &"its identity does not show")),
@@ -434,9 +437,9 @@ impl TopicAdmin {
         }
     }
 
-    fn set_identity(&self, wish: &TopicSpec, number: u64) -> Result<(), String> {
-        let (number, settings) = (number.to_string(), required_settings(wish));
-        // Kafka sets back what is not named.
+    fn set_identity(&self, spec: &TopicSpec, number: u64) -> Result<(), String> {
+        let (number, settings) = (number.to_string(), required_settings(spec));
+        // The request resets every setting that it does not name.
         let new = AlterConfig::new(ResourceSpecifier::Topic(&self.connection.topic))
             .set(IDENTITY_KEY, &number);
         let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
@@ -447,21 +450,20 @@ impl TopicAdmin {
         })
     }
 
-    /// Takes the identity from a topic whose records went on elsewhere: no node opens it any more.
+    /// Removes the identity of a topic that was migrated away, so that no node opens it again.
     ///
     /// # Errors
     /// If the cluster refuses.
-    pub fn retire(&self, wish: &TopicSpec) -> Result<(), String> {
-        self.set_identity(wish, RETIRED_IDENTITY)
+    pub fn retire(&self, spec: &TopicSpec) -> Result<(), String> {
+        self.set_identity(spec, RETIRED_IDENTITY)
     }
 
-    /// Whether there is such a topic.
+    /// Whether the topic exists.
     ///
     /// # Errors
     /// If the cluster does not answer.
     pub fn exists(&self) -> Result<bool, String> {
-        // Of all topics: to ask for one by name is to ask a broker to make it, where that is
-        // allowed.
+        // Lists all topics: asking for one by name makes a broker create it if auto-creation is on.
         let metadata = self.client.inner().fetch_metadata(None, self.connection.timeout);
         let metadata = metadata.map_err(|e| self.failed("look for", &e))?;
         Ok(metadata
@@ -470,10 +472,10 @@ impl TopicAdmin {
             .any(|found| found.name() == self.connection.topic && !found.partitions().is_empty()))
     }
 
-    /// Id of the cluster.
+    /// The id of the cluster.
     ///
     /// # Errors
-    /// If the cluster does not answer.
+    /// If the cluster does not answer or has no id.
     pub fn cluster_id(&self) -> Result<String, String> {
         let id = self.client.inner().fetch_cluster_id(self.connection.timeout);
         id.ok_or_else(|| self.failed("describe", &"the cluster does not answer, or has no id"))
@@ -482,7 +484,7 @@ impl TopicAdmin {
     /// Deletes the topic and waits until it is gone.
     ///
     /// # Errors
-    /// If the cluster refuses, or the topic is still there after a while.
+    /// If the cluster refuses, or the topic still exists after a while.
     pub fn delete(&self) -> Result<(), String> {
         let answer =
             block_on(self.client.delete_topics(&[&self.connection.topic], &self.options()));
@@ -498,16 +500,16 @@ impl TopicAdmin {
         Ok(())
     }
 
-    /// The topic as it is, compared with what it must be.
+    /// Describes the topic and compares it with the requirements.
     ///
     /// # Errors
-    /// If it does not exist or the cluster does not answer.
-    pub fn describe(&self, wish: &TopicSpec) -> Result<TopicDescription, LogOpenError> {
+    /// If the topic does not exist, the cluster does not answer, or permissions are missing.
+    pub fn describe(&self, spec: &TopicSpec) -> Result<TopicDescription, LogOpenError> {
         let client = self.client.inner();
         let (topic, timeout) = (&self.connection.topic, self.connection.timeout);
-        let away =
+        let unavailable =
             |what: &dyn std::fmt::Display| LogOpenError::Unavailable(self.failed("describe", what));
-        let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| away(&e))?;
+        let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| unavailable(&e))?;
         let found = metadata
             .topics()
             .iter()
@@ -518,13 +520,14 @@ impl TopicAdmin {
             )
         };
         let partitions = found.ok_or_else(missing)?.partitions();
-        let cluster =
-            client.fetch_cluster_id(timeout).ok_or_else(|| away(&"the cluster has no id"))?;
+        let cluster = client
+            .fetch_cluster_id(timeout)
+            .ok_or_else(|| unavailable(&"the cluster has no id"))?;
         let settings = self.settings()?;
         let number = settings.get(IDENTITY_KEY).and_then(|text| text.parse::<u64>().ok());
         let unfinished =
             number.filter(|number| number & (IDENTITY_BIT | MIGRATED_BIT) == MIGRATED_BIT);
-        // Kafka's default is the largest number of all.
+        // Kafka's default is the largest number, and no identity.
         let number =
             number.filter(|number| number & IDENTITY_BIT != 0 && *number < i64::MAX as u64);
         let shards = |pick: fn(&rdkafka::metadata::MetadataPartition) -> bool| {
@@ -534,8 +537,8 @@ impl TopicAdmin {
             topic: topic.clone(),
             partitions: partitions.len() as u32,
             surplus: self
-                .surplus_records(wish.partitions, partitions.len() as u32)
-                .map_err(|e| away(&e))?,
+                .surplus_records(spec.partitions, partitions.len() as u32)
+                .map_err(|e| unavailable(&e))?,
             replication: partitions.iter().map(|p| p.replicas().len() as u32).min().unwrap_or(0),
             under_replicated: shards(|p| p.isr().len() < p.replicas().len()),
             leaderless: shards(|p| p.leader() < 0),
@@ -545,11 +548,11 @@ impl TopicAdmin {
             pending_identity: unfinished.map(|number| number | IDENTITY_BIT),
             drift: Vec::new(),
         };
-        description.drift = find_drift(&description, wish);
+        description.drift = find_drift(&description, spec);
         Ok(description)
     }
 
-    /// The partitions from this one on, each with the number of records that it holds.
+    /// The partitions from `first` on, with the number of records in each.
     fn surplus_records(
         &self,
         first: u32,
@@ -566,20 +569,21 @@ impl TopicAdmin {
 
     fn settings(&self) -> Result<BTreeMap<String, String>, LogOpenError> {
         let specifier = [ResourceSpecifier::Topic(&self.connection.topic)];
-        let away =
+        let unavailable =
             |what: &dyn std::fmt::Display| LogOpenError::Unavailable(self.failed("describe", what));
         let found = block_on(self.client.describe_configs(&specifier, &self.options()))
-            .map_err(|e| away(&e))?
+            .map_err(|e| unavailable(&e))?
             .into_iter()
             .next();
-        let resource = found.ok_or_else(|| away(&"no answer"))?.map_err(|code| match code {
-            RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed => {
-                let way_out = "grant this user DescribeConfigs on the topic";
-                LogOpenError::Invalid(self.failed("describe", &format!("{code}; {way_out}")))
-            }
-            code => away(&code),
-        })?;
+        let resource =
+            found.ok_or_else(|| unavailable(&"no answer"))?.map_err(|code| match code {
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed => {
+                    let remedy = "grant this user DescribeConfigs on the topic";
+                    LogOpenError::Invalid(self.failed("describe", &format!("{code}; {remedy}")))
+                }
+                code => unavailable(&code),
+            })?;
         let named: Vec<&str> =
             required_settings(&TopicSpec { partitions: 0, replication: 0, min_isr: 0 })
                 .iter()
@@ -590,7 +594,7 @@ impl TopicAdmin {
         Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
     }
 
-    /// Deletes the records below these offsets; what the shards begin with now.
+    /// Deletes the records below these offsets. Returns the new starts of the shards.
     ///
     /// # Errors
     /// If the cluster refuses.
@@ -619,7 +623,7 @@ impl TopicAdmin {
 mod tests {
     use super::*;
 
-    fn right(wish: &TopicSpec) -> TopicDescription {
+    fn right(spec: &TopicSpec) -> TopicDescription {
         TopicDescription {
             topic: "t".to_owned(),
             cluster: "c".to_owned(),
@@ -628,7 +632,7 @@ mod tests {
             replication: 3,
             under_replicated: vec![],
             leaderless: vec![],
-            settings: required_settings(wish)
+            settings: required_settings(spec)
                 .into_iter()
                 .map(|(name, value, _)| (name.to_owned(), value))
                 .collect(),
@@ -639,10 +643,10 @@ mod tests {
     }
 
     fn described(change: impl FnOnce(&mut TopicDescription)) -> Vec<String> {
-        let wish = TopicSpec { partitions: 4, replication: 3, min_isr: 2 };
-        let mut description = right(&wish);
+        let spec = TopicSpec { partitions: 4, replication: 3, min_isr: 2 };
+        let mut description = right(&spec);
         change(&mut description);
-        find_drift(&description, &wish).into_iter().map(|d| d.setting).collect()
+        find_drift(&description, &spec).into_iter().map(|d| d.setting).collect()
     }
 
     #[test]
@@ -672,15 +676,15 @@ mod tests {
 
     #[test]
     fn partitions_that_were_added_are_named_and_refuse_nothing_while_they_are_empty() {
-        let wish = TopicSpec { partitions: 4, replication: 3, min_isr: 2 };
+        let spec = TopicSpec { partitions: 4, replication: 3, min_isr: 2 };
         let with = |surplus: &[(u32, u64)]| {
-            let mut found = right(&wish);
+            let mut found = right(&spec);
             found.partitions += surplus.len() as u32;
             found.surplus = surplus
                 .iter()
                 .map(|(partition, records)| (ShardId(*partition), *records))
                 .collect();
-            found.drift = find_drift(&found, &wish);
+            found.drift = find_drift(&found, &spec);
             (found.refusal("k:9092"), found.warnings().collect::<Vec<_>>())
         };
         assert_eq!(with(&[]), (None, vec![]));

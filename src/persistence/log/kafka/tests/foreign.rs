@@ -1,4 +1,4 @@
-//! What others do to the topic: more partitions, transactions.
+//! What other programs may do to the topic: add partitions, write transactions.
 
 use rdkafka::admin::{AdminClient, AlterConfig, ConfigSource, NewPartitions, ResourceSpecifier};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -21,7 +21,7 @@ fn add_partitions(options: &KafkaOptions, partitions: usize) {
         .expect("added");
     let admin = TopicAdmin::new(&options.connection).expect("settings");
     soon("they are known", 20, || {
-        admin.describe(&wish(options)).is_ok_and(|found| found.partitions == partitions as u32)
+        admin.describe(&spec(options)).is_ok_and(|found| found.partitions == partitions as u32)
     });
 }
 
@@ -47,7 +47,7 @@ fn partitions_that_somebody_has_added_are_nobodys_and_nodes_serve_and_start() {
     soon("the first owns everything", 30, || owned(&first) == all());
     append(&*first, &[(0, "before"), (3, "before")]);
     add_partitions(&options, SHARDS as usize + 2);
-    // A start, and a meeting of the group that divides all partitions.
+    // A new member makes the group reassign all partitions.
     let second = open(&options);
     soon("the group has met", 60, || {
         let gone: BTreeSet<ShardId> = all().difference(&owned(&first)).copied().collect();
@@ -65,7 +65,7 @@ fn partitions_that_somebody_has_added_are_nobodys_and_nodes_serve_and_start() {
         )
     );
     let admin = TopicAdmin::new(&options.connection).expect("settings");
-    let described = admin.describe(&wish(&options)).expect("described");
+    let described = admin.describe(&spec(&options)).expect("described");
     assert_eq!(
         (described.refusal("k"), described.surplus),
         (None, vec![(ShardId(SHARDS), 0), (ShardId(SHARDS + 1), 0)])
@@ -75,17 +75,17 @@ fn partitions_that_somebody_has_added_are_nobodys_and_nodes_serve_and_start() {
         "{:?}",
         described.drift
     );
-    // Records in them are somebody's, and whose has to be found out before a node starts.
+    // Somebody's records are in them, and a person must find out whose before a node starts.
     send(&producer(&options, false), &options.connection.topic, SHARDS as i32);
     soon("it is seen", 20, || {
-        admin.describe(&wish(&options)).is_ok_and(|found| found.surplus[0].1 == 1)
+        admin.describe(&spec(&options)).is_ok_and(|found| found.surplus[0].1 == 1)
     });
     assert!(refusal(options.clone()).contains("1 records in 4"));
     admin.delete_records_below(&[(ShardId(SHARDS), 1)]).expect("deleted");
     soon("it opens again", 20, || KafkaLog::open(options.clone()).is_ok());
 }
 
-/// Reads a shard up to its end, as an owner and as an archiver far behind do.
+/// Reads a shard up to its end, like an owner or an archiver far behind.
 fn everything(log: &KafkaLog, from: Offset) -> Vec<LogRecord> {
     let mut records: Vec<LogRecord> = Vec::new();
     soon("everything is read", 30, || {
@@ -105,7 +105,8 @@ fn the_end_of_a_foreign_transaction_is_gone_over_and_nothing_else() {
     let foreign = producer(&options, true);
     let pause = || std::thread::park_timeout(Duration::from_millis(30));
     let transaction = |commit: bool| {
-        // Later than what lies before, as it is unless both happen within a millisecond.
+        // The control record must be later than the records before, as it is unless both are
+        // written within a millisecond.
         pause();
         foreign.begin_transaction().expect("begun");
         send(&foreign, &options.connection.topic, 0);
@@ -138,13 +139,14 @@ fn the_end_of_a_foreign_transaction_is_gone_over_and_nothing_else() {
         records.iter().filter(in_gaps).all(|record| record.appended == 0),
         "what holds nothing moves no time forward"
     );
-    // Whoever begins in the middle, in the gap or behind it, reads the same, times included.
+    // Reading from the middle, from inside the gap or from behind it gives the
+    // same records and times.
     for from in 1..=6 {
         let other = open(&KafkaOptions { group: None, ..options.clone() });
         assert_eq!(everything(&other, from), records[from as usize..], "from {from}");
     }
-    // At the end nothing shows what is behind the last record, until the owner writes something
-    // there.
+    // At the end of the log nothing shows how far the gap reaches, until the
+    // owner appends behind it.
     transaction(true);
     let tail = everything(&log, 7);
     let payloads: Vec<&[u8]> = tail.iter().map(|record| &*record.payload).collect();
@@ -167,7 +169,7 @@ fn set(options: &KafkaOptions, name: &str, value: &str) {
         .filter(|entry| entry.source == ConfigSource::DynamicTopic && entry.name != name);
     let kept: Vec<(&str, &str)> =
         of_topic.filter_map(|entry| Some((entry.name.as_str(), entry.value.as_deref()?))).collect();
-    // Kafka sets back what is not named.
+    // The request resets every setting that it does not name.
     let new = kept
         .iter()
         .fold(AlterConfig::new(topic).set(name, value), |new, (name, value)| new.set(name, value));
@@ -184,8 +186,8 @@ fn a_gap_that_nothing_proves_is_passed_when_a_person_vouches_for_it_and_for_no_o
     let foreign = producer(&options, true);
     foreign.init_transactions(Duration::from_secs(60)).expect("a coordinator");
     append(&*log, &[(0, "a")]);
-    // The end of the transaction is earlier than its record, so that the broker does not find it by
-    // time.
+    // Makes the control record earlier than the record before it, so that the broker cannot
+    // find it by time.
     set(&options, "message.timestamp.type", "CreateTime");
     foreign.begin_transaction().expect("begun");
     let ahead = SystemClock.now() + 600_000;
