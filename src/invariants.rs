@@ -6,8 +6,8 @@
 pub enum Invariant {
     /// I1: every acknowledged event is in the log or in an archived range.
     AckedIsDurable,
-    /// I2: every rollup equals the fold, in offset order, of the distinct events of its series and
-    /// hour.
+    /// I2: every rollup equals the fold, in offset order, of the distinct events of
+    /// its series and hour.
     ExactEffect,
     /// I3: at any moment the store's rollups equal the fold of the records below its checkpoint.
     PrefixAtomicity,
@@ -69,14 +69,15 @@ impl Invariant {
     }
 }
 
-/// Returns `holds`. A violation is counted and logged; debug builds panic as well, so that no test
-/// passes with one.
+/// Returns `holds`. A violation is counted and logged; debug builds panic as well, so that no
+/// test passes with one.
 pub fn check(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -> bool {
     if !holds {
         let what = what();
         metrics::counter!(crate::telemetry::INVARIANT_VIOLATIONS, "id" => invariant.id())
             .increment(1);
         tracing::error!(invariant = invariant.id(), %what, "invariant violated");
+        // Last, so that a panic does not hide the metric and the log line.
         debug_assert!(holds, "invariant {} violated: {what}", invariant.id());
     }
     holds

@@ -38,10 +38,7 @@ pub(super) struct ObjectTimes {
 }
 
 impl ObjectTimes {
-    /// Computes the times of consecutive records.
-    ///
-    /// # Errors
-    /// If `records` is empty.
+    /// Computes the times of consecutive records. Fails if `records` is empty.
     pub(super) fn of(records: &[LogRecord]) -> Result<Self, CodecError> {
         let none = || CodecError::new("archive object", "an object needs at least one record");
         let (first, last) = (records.first().ok_or_else(none)?, records.last().ok_or_else(none)?);
@@ -151,8 +148,8 @@ impl ObjectFooter<'_> {
         Ok((log, shard, name))
     }
 
-    /// The decisions about the records, or `None` in objects written before decisions were
-    /// recorded.
+    /// The decisions about the records, or `None` in objects written
+    /// before decisions were recorded.
     pub(super) fn decisions(&self) -> Result<Option<RangeDecisions>, CodecError> {
         let Some(text) = self.value(DECISIONS) else { return Ok(None) };
         let written: WrittenDecisions =

@@ -24,7 +24,7 @@ const RETRIES: usize = 3;
 /// The location of one tier.
 #[derive(Clone)]
 pub struct TierLocation {
-    /// `file:///path` or `s3://bucket/prefix`.
+    /// Either `file:///path` or `s3://bucket/prefix`.
     pub url: String,
     /// S3 endpoint; empty means AWS.
     pub endpoint: String,
@@ -37,8 +37,8 @@ pub struct TierLocation {
 }
 
 impl TierLocation {
-    /// Opens the location. Sends nothing over the network: unreachable storage must not keep a node
-    /// from starting.
+    /// Opens the location. Sends nothing over the network: unreachable storage must not keep
+    /// a node from starting.
     ///
     /// # Errors
     /// [`ArchiveError::Config`], with a message that names what is wrong and what is expected.
@@ -57,6 +57,7 @@ impl TierLocation {
     }
 
     fn canonical_url(&self) -> String {
+        // A path that exists is resolved, links and all; anything else is compared as text.
         let trimmed = self.url.trim_end_matches('/');
         let path =
             trimmed.strip_prefix("file://").and_then(|path| std::fs::canonicalize(path).ok());

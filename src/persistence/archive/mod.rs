@@ -1,5 +1,5 @@
-//! The port `Archive`: raw events as immutable Parquet objects. The manifest in the store says
-//! which objects count.
+//! The port `Archive`: raw events as immutable Parquet objects. The manifest in the store
+//! says which objects count.
 //!
 //! Implementations: [`objects`] (S3 or a local directory) and [`memory`] (the test double). Both
 //! write the same [`parquet`] objects. An object without a manifest row is an orphan of a crash or
@@ -38,8 +38,8 @@ pub enum ArchiveError {
     /// The storage is unreachable or failed. A retry may succeed.
     #[error("the archive cannot be reached: {0}")]
     Unavailable(String),
-    /// The storage acknowledged an object but does not return it as written. A retry writes it
-    /// again.
+    /// The storage acknowledged an object but does not return it as written. A
+    /// retry writes it again.
     #[error(
         "archive object {0} was acknowledged by the storage, which does not have it as it was \
          written: the next attempt writes it again"
@@ -71,7 +71,7 @@ pub enum ArchiveError {
 #[allow(missing_docs, reason = "the names say it")]
 pub struct ObjectInfo {
     pub path: String,
-    /// Size in bytes.
+    /// Size of the object in bytes.
     pub bytes: u64,
     /// When the storage last wrote it, by the storage's clock.
     pub written: Millis,
@@ -88,8 +88,8 @@ pub trait Archive: Send + Sync + 'static {
     /// epoch, and is replaced.
     ///
     /// # Errors
-    /// If the records are not consecutive or cannot be encoded, or the storage fails or does not
-    /// keep the object.
+    /// If the records are not consecutive or cannot be encoded, or the storage fails or does
+    /// not keep the object.
     fn write(
         &self,
         log: LogId,

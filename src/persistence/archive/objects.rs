@@ -1,15 +1,15 @@
-//! The archive on object storage: S3 or a local directory, with an optional second, cheaper store
-//! for old objects.
+//! The archive on object storage: S3 or a local directory, with an optional second, cheaper
+//! store for old objects.
 //!
-//! Puts are create-only and durable when they return. Before an object gets its manifest row it is
-//! read back and compared: neither an acknowledgement nor a checksum computed by the server proves
-//! that the bytes are stored. Objects are immutable, and their names carry shard, range and epoch,
-//! so two puts under one name are two attempts of one owner. Create-only is therefore only a
-//! safeguard, and storage without conditional puts will do: the archive checks whether the object
-//! exists, and an overwrite that slips through writes the same bytes. Each object is one PUT:
-//! objects end at `archive.max_bytes` of raw events, and S3 accepts 5 GiB per PUT. The port may
-//! block any thread: requests run on a runtime of the archive's own, and callers wait for the
-//! result.
+//! Puts are create-only and durable when they return. Before an object gets its manifest row it
+//! is read back and compared: neither an acknowledgement nor a checksum computed by the server
+//! proves that the bytes are stored. Objects are immutable, and their names carry shard, range
+//! and epoch, so two puts under one name are two attempts of one owner. Create-only is
+//! therefore only a safeguard, and storage without conditional puts will do: the archive checks
+//! whether the object exists, and an overwrite that slips through writes the same bytes. Each
+//! object is one PUT: objects end at `archive.max_bytes` of raw events, and S3 accepts 5 GiB
+//! per PUT. The port may block any thread: requests run on a runtime of the archive's own, and
+//! callers wait for the result.
 
 use std::path::Path as Directory;
 use std::sync::Arc;
@@ -58,8 +58,8 @@ impl Drop for ObjectArchive {
 }
 
 impl ObjectArchive {
-    /// Opens an archive in a local directory, without a cold store. Creates the directory if
-    /// necessary.
+    /// Opens an archive in a local directory, without a cold store. Creates
+    /// the directory if necessary.
     ///
     /// # Errors
     /// If the directory cannot be created or opened.
@@ -73,6 +73,7 @@ impl ObjectArchive {
     /// If the runtime cannot be started.
     pub fn new(hot: TierStore, cold: Option<TierStore>) -> Result<Self, ArchiveError> {
         let runtime = Builder::new_multi_thread()
+            // Enough, because its tasks only wait for the network.
             .worker_threads(1)
             .thread_name("archive")
             .enable_all()
@@ -90,6 +91,7 @@ impl ObjectArchive {
     ) -> Result<T, ArchiveError> {
         let gone = || ArchiveError::Unavailable("it is being closed".to_owned());
         let runtime = self.runtime.as_ref().ok_or_else(gone)?;
+        // Not `Runtime::block_on`, which panics on a thread of another runtime.
         let (sender, receiver) = sync_channel(1);
         runtime.spawn(async move {
             let answer = request.await;
@@ -196,6 +198,7 @@ impl TierStore {
             },
             Err(error) => return Err(failed(error)),
         }
+        // An acknowledgement proves nothing: compare what is stored.
         match self.get(at).await {
             Ok(kept) if kept == *bytes => Ok(()),
             Ok(_) | Err(ArchiveError::Missing(_)) => Err(ArchiveError::NotKept(at.to_string())),
@@ -212,6 +215,7 @@ impl TierStore {
                         "the object storage takes no conditional puts: it is asked first whether \
                          an object is there"
                     );
+                    // Remembered, so that later puts need no request that fails first.
                     self.no_conditional_puts.store(true, Ordering::Relaxed);
                 }
                 answer => return answer,
@@ -254,6 +258,7 @@ impl TierStore {
 
     async fn remove(&self, at: &Path) -> Result<(), ArchiveError> {
         match self.store.delete(at).await {
+            // A retry after a lost reply finds the object gone.
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(failed(error)),
         }

@@ -59,8 +59,8 @@ pub const SCHEMA: &str = "message rollmill_event {
 
 /// Favours speed: level 3 took twice the time to save a tenth of the bytes.
 const ZSTD_LEVEL: i32 = 1;
-/// A row group ends at this many rows or raw bytes, which bounds the memory of a reader of all
-/// columns.
+/// A row group ends at this many rows or raw bytes, which bounds the memory of a
+/// reader of all columns.
 const GROUP_ROWS: usize = 16_384;
 const GROUP_BYTES: usize = 16 << 20;
 /// Raw bytes per byte of the object, a low estimate: sizes the output buffer.
@@ -144,6 +144,7 @@ pub fn encode(
         encoder.push_rows(record, &mut rows);
         summary.add(&rows[start..]);
         pending += record.payload.len();
+        // Only between records: `read_all` decodes the records of each row group by itself.
         if rows.len() >= GROUP_ROWS || pending >= GROUP_BYTES || at + 1 == records.len() {
             write_group(writer.next_row_group().map_err(bad)?, &mut rows).map_err(bad)?;
             rows.clear();
@@ -198,6 +199,7 @@ fn write_group(mut group: GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), 
 
 /// Writes the columns of version 1, which version 2 begins with.
 fn write_columns_1(group: &mut GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), ParquetError> {
+    // In the order of the schema: the writer takes columns by position, not by name.
     let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
     put::<Int64Type>(group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;
     put::<Int32Type>(group, &rows.iter().map(|r| r.index as i32).collect::<Vec<_>>(), None)?;

@@ -15,8 +15,8 @@ use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Millis;
 
-/// One event with its envelope. A record without events becomes one row in which the event's
-/// columns are empty.
+/// One event with its envelope. A record without events becomes one row in which the
+/// event's columns are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct EventRow {
     /// Offset of the record.
@@ -105,8 +105,8 @@ impl RowEncoder {
         }
     }
 
-    /// Returns whether the rows determine the record. Pushes none if one of its series is
-    /// unreadable.
+    /// Returns whether the rows determine the record. Pushes none if one of
+    /// its series is unreadable.
     fn push_events(
         &mut self,
         log_record: &LogRecord,
@@ -177,10 +177,8 @@ fn is_canonical(record: &Record<'_>, payload: &[u8]) -> bool {
     bytes == payload
 }
 
-/// Decodes the rows of one record, which all have its offset.
-///
-/// # Errors
-/// If the rows cannot come from a record.
+/// Decodes the rows of one record, which all have its offset. Fails if the rows cannot
+/// come from a record.
 pub(super) fn decode_record(rows: &[EventRow]) -> Result<LogRecord, CodecError> {
     let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
     let payload = match &first.payload {
@@ -235,6 +233,7 @@ fn key(row: &EventRow) -> Result<(Vec<u8>, [u8; 16]), CodecError> {
         text(need(row.metric.as_ref(), "metric")?)?,
         labels,
     );
+    // Not derived from the key: a record may carry any id.
     let digits = text(need(row.series_id.as_ref(), "series_id")?)?;
     let id =
         u128::from_str_radix(digits, 16).map_err(|e| bad(format!("series_id {digits:?}: {e}")))?;

@@ -59,11 +59,8 @@ struct Shared {
     puts: Arc<Semaphore>,
 }
 
-/// Parses the address without connecting.
-///
-/// # Errors
-/// If `url` is not a Redis address. The message does not quote it, because it may contain a
-/// password.
+/// Parses the address without connecting. Fails if `url` is not a Redis address. The message does
+/// not quote it, because it may contain a password.
 fn client(url: &str) -> Result<Client, String> {
     Client::open(url)
         .map_err(|_| "expected redis://[[user]:password@]host[:port][/database]".to_owned())
@@ -91,8 +88,8 @@ impl RedisCache {
     /// Starts to connect in the background and returns at once.
     ///
     /// # Errors
-    /// If `url` is not a Redis address. The message does not quote it, because it may contain a
-    /// password.
+    /// If `url` is not a Redis address. The message does not quote it, because it
+    /// may contain a password.
     pub fn open(url: &str, options: RedisOptions) -> Result<Self, String> {
         let client = client(url)?;
         let runtime =

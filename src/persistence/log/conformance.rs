@@ -12,13 +12,13 @@ use crate::clock::{Clock, ManualClock, Stopwatch, SystemClock};
 pub(super) const SHARDS: u32 = 4;
 const ID: [u8; 16] = [7; 16];
 const T0: i64 = 1_000;
-/// A log on a server may need so many milliseconds for what a local one does at once.
+/// How long a log on a server may take for what a local log does at once.
 const PATIENCE_MS: u128 = 120_000;
 
-/// What is different about a log.
+/// How the suite handles a particular log.
 pub(super) struct LogSetup {
     pub(super) id: LogId,
-    /// The clock of a local log. The clock and the disk of a server are its own.
+    /// The clock of a local log; `None` if the log is on a server with its own clock.
     pub(super) clock: Option<Arc<ManualClock>>,
 }
 
@@ -39,7 +39,7 @@ impl LogSetup {
         self.clock.as_ref().map_or_else(|| SystemClock.uptime(), |clock| clock.uptime())
     }
 
-    /// A local log has it at once, a server soon.
+    /// Waits until `is_so`. A local log gets no time: it must hold at once.
     fn soon(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let watch = Stopwatch::start();
         while !is_so() {
@@ -66,7 +66,7 @@ pub(super) fn append(log: &dyn EventLog, records: &[(u32, &str)]) -> i64 {
         .expect("durable")
 }
 
-/// Everything from `from` on, read in bites of `bite` bytes; offsets are checked on the way.
+/// Reads everything from `from` on, about `bite` bytes at a time, and checks the offsets.
 pub(super) fn read(
     log: &dyn EventLog,
     shard: u32,
@@ -160,7 +160,7 @@ fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setti
         }
         return;
     };
-    // What passes, by how much the wall clock leaps then, and what a record is stamped with.
+    // Time that passes, then the jump of the wall clock, and the append time expected afterwards.
     let day = 86_400_000;
     let steps = [
         (0, 0, 0),
@@ -222,9 +222,8 @@ fn released_records_are_refused_and_the_rest_stays(log: &dyn EventLog, setting: 
 
 fn a_closed_log_is_read_but_not_written(log: &dyn EventLog, _: &LogSetup) {
     append(log, &[(0, "kept")]);
-    assert!(
-        matches!(log.append(request(&[(SHARDS, "x")])), Err(AppendError::Closed(why)) if why.contains("shard 4"))
-    );
+    let refusal = log.append(request(&[(SHARDS, "x")]));
+    assert!(matches!(refusal, Err(AppendError::Closed(why)) if why.contains("shard 4")));
     log.close();
     assert!(matches!(log.append(request(&[(0, "late")])), Err(AppendError::Closed(_))));
     assert_eq!(texts(log, 0), ["kept"]);

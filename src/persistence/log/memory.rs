@@ -1,10 +1,10 @@
-//! The log's double: records behind a mutex, with faults for the simulation.
+//! The log's test double: records behind a mutex, with faults for the simulation.
 //!
-//! It exists so that simulations run without a disk. It passes the same conformance suite as the
-//! real log, and behaves as badly as the port allows: what is released is gone at once, to the
-//! record, and a reply that is lost says nothing about the record. What always holds: a request is
-//! kept whole or not at all, and append times never decrease. Several nodes may stand on one log,
-//! each with an assignment of its own, which only tests change.
+//! It lets simulations run without a disk. It passes the same conformance suite as the real logs
+//! and behaves as badly as the port allows: released records are gone at once and exactly up to the
+//! floor, and a lost reply leaves the outcome open. A request is still kept whole or not at all,
+//! and append times never decrease. Several nodes may share one log; each has its own assignment,
+//! which only tests change.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,11 +25,11 @@ use crate::model::window::Millis;
 /// How an append fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFault {
-    /// [`AppendError::DiskFull`], nothing kept.
+    /// Fails with [`AppendError::DiskFull`] and keeps nothing.
     Refused,
-    /// [`AppendError::Unknown`], nothing kept.
+    /// Fails with [`AppendError::Unknown`] and keeps nothing.
     Lost,
-    /// [`AppendError::Unknown`], kept.
+    /// Fails with [`AppendError::Unknown`], but keeps the records.
     ReplyLost,
 }
 
@@ -50,12 +50,12 @@ impl ShardRecords {
 #[derive(Debug)]
 struct State {
     shards: Vec<ShardRecords>,
-    /// From this record on, what the shard holds cannot be read.
+    /// By shard: the first offset from which on records cannot be read.
     damaged: BTreeMap<ShardId, Offset>,
     append_clock: Option<AppendClock>,
 }
 
-/// The double, as one node sees it.
+/// A log in memory, as one node sees it.
 pub struct MemoryLog {
     id: LogId,
     shard_count: u32,
@@ -82,7 +82,7 @@ impl MemoryLog {
         Self::over(id, clock, state, (0..shard_count).map(ShardId).collect())
     }
 
-    /// The same log as another node sees it, which owns nothing yet and is closed apart.
+    /// The same log as seen by another node, which owns no shard yet and is closed separately.
     pub fn join(&self) -> Arc<Self> {
         Self::over(self.id, self.clock.clone(), self.state.clone(), BTreeSet::new())
     }
@@ -100,35 +100,35 @@ impl MemoryLog {
         Arc::new(Self { id, shard_count, clock, state, faults, closed, assigned, held })
     }
 
-    /// Assigns these shards to this node, and no others.
+    /// Assigns exactly these shards to this node.
     pub fn assign(&self, shards: BTreeSet<ShardId>) {
         self.held.send_modify(|held| Arc::make_mut(held).extend(&shards));
         self.assigned.send_replace(Arc::new(shards));
     }
 
-    /// What was assigned to this node and not let go since.
+    /// The shards that were assigned to this node and that it has not released since.
     pub fn held(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
         self.held.subscribe()
     }
 
-    /// Asks `hook` before every append whether and how it shall fail.
+    /// Calls `hook` before every append, to decide whether and how it fails.
     pub fn set_faults(&self, hook: impl FnMut() -> Option<LogFault> + Send + 'static) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
     }
 
-    /// No more faults.
+    /// Makes all further appends succeed.
     pub fn clear_faults(&self) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Forgets what stands at or above `end`: a log that lost what it had promised to keep.
+    /// Drops the records from `end` on, like a log that lost what it had acknowledged.
     pub fn lose_tail(&self, shard: ShardId, end: Offset) {
         if let Some(kept) = self.lock().shards.get_mut(shard.0 as usize) {
             kept.records.truncate(end.saturating_sub(kept.start) as usize);
         }
     }
 
-    /// From this record on, the shard cannot be read, as behind a gap; none mends it.
+    /// Makes records from this offset on unreadable, as behind a gap; `None` repairs the shard.
     pub fn damage(&self, shard: ShardId, from: Option<Offset>) {
         let mut state = self.lock();
         match from {
@@ -137,8 +137,7 @@ impl MemoryLog {
         }
     }
 
-    // Every change is made after everything that could refuse it, so a panic cannot leave a
-    // half-made one: the poison says nothing.
+    // A poisoned lock is harmless: checks come before changes, so a panic leaves no partial change.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,7 +206,7 @@ impl LogAppender for MemoryLog {
 
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        // Who leaves holds nothing.
+        // A node that has left holds no shards.
         self.held.send_replace(Arc::default());
     }
 }

@@ -1,7 +1,7 @@
 //! The port `EventLog`: the durable, ordered input of each shard, split by capability.
 //!
-//! [`LogAppender`] is the gateway's, [`LogReader`] the shards' and recompute's, [`LogRetention`] the
-//! archiver's and [`ShardAssignment`] supervision's. [`EventLog`] is their sum.
+//! [`LogAppender`] is the gateway's, [`LogReader`] the shards' and recompute's, [`LogRetention`]
+//! the archiver's and [`ShardAssignment`] supervision's. [`EventLog`] is their sum.
 //!
 //! Implementations: [`embedded`] (segments on a local disk), [`kafka`] (a topic in which partition
 //! n is shard n) and [`memory`] (the test double).
@@ -23,9 +23,9 @@ use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
 
-/// The records of one client request. The embedded log commits all of them or none. Kafka may keep
-/// some of a request that ends as [`AppendError::Unknown`]; the client's retry is de-duplicated by
-/// event id.
+/// The records of one client request. The embedded log commits all of them or none. Kafka may
+/// keep some of a request that ends as [`AppendError::Unknown`]; the client's retry is
+/// de-duplicated by event id.
 #[derive(Debug, Clone, Default)]
 pub struct AppendRequest {
     /// Encoded records, each with its shard.
@@ -134,8 +134,8 @@ pub enum LogError {
         /// Exclusive end: the offset that the next record gets.
         end: Offset,
     },
-    /// Records that the log once returned are missing at its end. It lost them, or it is another
-    /// log.
+    /// Records that the log once returned are missing at its end. It lost them, or
+    /// it is another log.
     #[error("the log lost records or was replaced: {0}")]
     Replaced(String),
     /// The read itself failed. A retry may succeed.
@@ -152,8 +152,8 @@ pub trait LogIdentity: Send + Sync + 'static {
     fn id(&self) -> LogId;
     /// Number of shards, fixed when the log was created.
     fn shard_count(&self) -> u32;
-    /// Whether only this process can use the log, so that no other process can own one of its
-    /// shards.
+    /// Whether only this process can use the log, so that no other process can own
+    /// one of its shards.
     fn is_exclusive(&self) -> bool {
         false
     }
@@ -233,8 +233,8 @@ pub trait LogRetention: LogIdentity {
 
 /// Which shards this node owns.
 pub trait ShardAssignment: LogIdentity {
-    /// The shards that this node should own now. A shard is included only while its start and end
-    /// are known.
+    /// The shards that this node should own now. A shard is included only while its start
+    /// and end are known.
     fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>>;
     /// Declares that these shards, which are not in the assignment, no longer run here, so that
     /// another node may take them. Idempotent, also for shards that never ran here. Does not block.

@@ -1,4 +1,4 @@
-//! Recent records in memory, so that the shards that follow the log do not read it from disk.
+//! Recent records in memory, so that shards at the end of the log are not read from disk.
 
 use std::collections::VecDeque;
 
@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use super::frame::RunLocation;
 
-/// The records of the newest runs, up to a number of bytes.
+/// The records of the newest runs, up to a number of bytes. FIFO eviction.
 pub(super) struct TailCache {
     limit: usize,
     bytes: usize,
-    /// `(segment, position, records)`, ascending.
+    /// `(segment, position, records)`, in ascending order.
     runs: VecDeque<(u64, u64, Bytes)>,
 }
 
@@ -20,8 +20,8 @@ impl TailCache {
         Self { limit, bytes: 0, runs: VecDeque::new() }
     }
 
-    /// Adds the newest run. Runs of one frame share its memory, so the oldest ones go a little
-    /// later than their bytes say.
+    /// Adds the newest run and evicts the oldest ones above the limit. Runs of one frame share a
+    /// buffer, so memory is freed only with the last run of a frame.
     pub(super) fn push(&mut self, segment: u64, position: u64, records: Bytes) {
         self.bytes += records.len();
         self.runs.push_back((segment, position, records));
@@ -31,8 +31,9 @@ impl TailCache {
         }
     }
 
-    /// The records of a run, if they are here.
+    /// The decompressed records of a run, if cached.
     pub(super) fn get(&self, segment: u64, run: &RunLocation) -> Option<Bytes> {
+        // Runs are added in log order, so they are sorted.
         let at = self
             .runs
             .binary_search_by_key(&(segment, run.at), |(s, position, _)| (*s, *position))

@@ -1,23 +1,23 @@
-//! Frames: one commit of the log, whole or not at all.
+//! Frames. A frame is one commit of the log, and is read back whole or not at all.
 //!
 //! All numbers are little-endian. A frame starts at a multiple of 8 bytes:
 //!
-//! | bytes | field |
-//! |---|---|
-//! | 4 | magic `RMF2` |
-//! | 4 | length of the whole frame, without padding |
-//! | 4 | CRC32C of everything behind this field, continued from the CRC32C of the log id |
-//! | 4 | number of runs |
-//! | 8 | sequence number, one more than the frame before |
-//! | 8 | append time, ms |
-//! | 8 | received time, ms: the wall clock |
-//! | 8 | boot clock, ms |
-//! | 8 | which start of the machine the boot clock counts from; 0 if that is not known |
-//! | 32 each | runs, ascending by shard: shard (4), records (4), first offset (8), length of the payload (4), CRC32C of it (4), zero (8) |
-//! | | the payloads of the runs: each record with its length (4) before it, stored as [`super::payload`] says |
+//! - 4 bytes: magic `RMF2`
+//! - 4 bytes: length of the whole frame, without padding
+//! - 4 bytes: CRC32C of everything after this field, seeded with the CRC32C of the log id
+//! - 4 bytes: number of runs
+//! - 8 bytes: sequence number, one more than that of the previous frame
+//! - 8 bytes: append time in ms
+//! - 8 bytes: received time in ms, from the wall clock
+//! - 8 bytes: boot clock in ms
+//! - 8 bytes: id of the boot that the boot clock counts from; 0 if unknown
+//! - 32 bytes per run, ascending by shard: shard (4), number of records (4), first offset (8),
+//!   length of the payload (4), CRC32C of the payload (4), zero (8)
+//! - the payloads of the runs: each record preceded by its length (4), stored as described in
+//!   [`super::payload`]
 //!
-//! A frame of version 1 (`RMF1`) ends its header with the append time, which is also its received
-//! time.
+//! The header of a version 1 frame (`RMF1`) ends with the append time, which is
+//! also its received time.
 
 use std::ops::Range;
 
@@ -28,96 +28,89 @@ use crate::model::clock::{AppendStamp, ClockReading};
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 
-/// Begins every frame.
+/// The first bytes of every frame.
 pub(super) const MAGIC: [u8; 4] = *b"RMF2";
 const OLD_MAGIC: [u8; 4] = *b"RMF1";
-/// Bytes before the runs.
+/// Length of the header, which precedes the runs.
 const HEADER_LEN: usize = 56;
 const OLD_HEADER_LEN: usize = 32;
-/// Bytes of one run's entry.
+/// Length of the entry of a run.
 pub(super) const RUN_ENTRY_LEN: usize = 32;
 
-/// Rounds up to where the next frame may start.
+/// Rounds up to the next position at which a frame may start.
 pub(super) fn aligned(len: usize) -> usize {
     len.next_multiple_of(8)
 }
 
-/// Where a run stands in its segment.
+/// The location of a run in its segment, as the index has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RunLocation {
     /// Offset of the first record.
     pub first: Offset,
-    /// Number of records.
+    /// Number of records in the run.
     pub records: u32,
-    /// Length of the payload.
+    /// Length of the stored payload in bytes.
     pub len: u32,
     /// Position of the payload in the file.
     pub at: u64,
-    /// Append time.
     pub appended: i64,
-    /// Received time.
     pub received: i64,
-    /// Checksum of the payload.
+    /// CRC32C of the stored payload.
     pub crc: u32,
 }
 
-/// The records of one shard within a frame.
+/// The records of one shard in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FrameRun {
-    /// Whose.
     pub shard: ShardId,
-    /// How many.
+    /// Number of records in the run.
     pub records: u32,
-    /// Offset of the first.
+    /// Offset of the first record.
     pub first: Offset,
-    /// Where the payload stands, from the start of the frame.
+    /// Position of the stored payload, from the start of the frame.
     pub at: usize,
-    /// Its length.
+    /// Length of the stored payload in bytes.
     pub len: usize,
-    /// Its checksum.
+    /// CRC32C of the stored payload.
     pub crc: u32,
 }
 
-/// A frame's header and runs.
+/// The header and the runs of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// Length without padding.
+    /// Length in bytes, without padding.
     pub len: usize,
-    /// Sequence number.
     pub sequence: u64,
-    /// The times of every record inside.
+    /// The times that all records of the frame share.
     pub stamp: AppendStamp,
-    /// The runs.
     pub runs: Vec<FrameRun>,
 }
 
-/// The salt of a log's checksums: its id, so that bytes which a client sent can never pass for a
-/// frame.
+/// The seed of a log's checksums, derived from its id: bytes that a client sent can never
+/// pass for a frame.
 pub(super) fn salt(log: LogId) -> u32 {
     crc32c::crc32c(&log.0)
 }
 
-/// Encodes frames, in buffers that it keeps.
+/// Encodes frames into buffers that it reuses.
 pub(super) struct FrameEncoder {
     salt: u32,
     compressor: RunCompressor,
-    /// The frame, padded.
+    /// The last frame, with padding.
     pub bytes: Vec<u8>,
-    /// The runs' records one after the other, as they are.
+    /// The uncompressed records of its runs, one run after the other.
     pub plain: Vec<u8>,
 }
 
 impl FrameEncoder {
-    /// An encoder for a log with this salt.
-    ///
-    /// # Errors
-    /// If there is no memory for compression.
+    /// An encoder for a log with this checksum seed. Fails if zstd cannot allocate its context.
     pub(super) fn new(salt: u32) -> Result<Self, String> {
         Ok(Self { salt, compressor: RunCompressor::new()?, bytes: Vec::new(), plain: Vec::new() })
     }
 
-    /// Encodes a frame into [`Self::bytes`], and says where in [`Self::plain`] the records of each
-    /// run stand. `records` are in order of arrival; those of a shard keep that order.
+    /// Encodes a frame into [`Self::bytes`]. Returns it with the range of each run's records in
+    /// [`Self::plain`]. `records` are in order of arrival, and the records of a shard keep that
+    /// order. `ends` are the offsets that the shards' next records get.
     pub(super) fn encode(
         &mut self,
         sequence: u64,
@@ -125,6 +118,7 @@ impl FrameEncoder {
         records: &[(ShardId, Bytes)],
         ends: &[Offset],
     ) -> (Frame, Vec<Range<usize>>) {
+        // A stable sort: the records of a shard stay in order of arrival.
         let mut order: Vec<u32> = (0..records.len() as u32).collect();
         order.sort_by_key(|&i| records[i as usize].0);
         let groups: Vec<&[u32]> =
@@ -159,6 +153,7 @@ impl FrameEncoder {
             runs.push(run);
         }
         let len = out.len();
+        // The header comes last, because it has the length and the checksum of the rest.
         out[..4].copy_from_slice(&MAGIC);
         out[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         out[12..16].copy_from_slice(&(runs.len() as u32).to_le_bytes());
@@ -182,14 +177,14 @@ fn put_run(run: &FrameRun, entry: &mut [u8]) {
     entry[20..24].copy_from_slice(&run.crc.to_le_bytes());
 }
 
-/// How long the frame at the start of `bytes` says that it is, if that may be; its other bytes need
-/// not be good.
+/// The length that the frame at the start of `bytes` claims to have, if it is plausible. The frame
+/// itself may be damaged.
 pub(super) fn claimed_len(bytes: &[u8]) -> Option<usize> {
     let len = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
     (OLD_HEADER_LEN..=MAX_FRAME).contains(&len).then_some(len)
 }
 
-/// Reads the frame at the start of `bytes`; `None` if there is no whole, undamaged one.
+/// Decodes the frame at the start of `bytes`, or returns `None` if it is not whole and undamaged.
 pub(super) fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
     let word =
         |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
@@ -232,7 +227,7 @@ pub(super) fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
     (at == len).then_some(Frame { len, sequence: long(16)?, stamp, runs })
 }
 
-/// Length of the header of a frame that begins so; `None` if none does.
+/// Length of the header, from the magic number; `None` if `bytes` do not start like a frame.
 pub(super) fn header_len(bytes: &[u8]) -> Option<usize> {
     match bytes.first_chunk() {
         Some(&MAGIC) => Some(HEADER_LEN),
@@ -241,7 +236,7 @@ pub(super) fn header_len(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The records of a run from offset `from` on, sharing `payload`; `None` if the run is damaged.
+/// The records of a run from offset `from` on, as slices of `payload`; `None` if it is damaged.
 pub(super) fn decode_records(
     run: &RunLocation,
     payload: &Bytes,
@@ -288,7 +283,7 @@ pub(super) mod tests {
         (frame, plain, encoder)
     }
 
-    /// The frame as version 1 had it: shorter by the three times that it did not know.
+    /// The same frame in version 1, without the three times that version lacked.
     pub(in super::super) fn older(salt: u32, frame: &[u8]) -> Vec<u8> {
         let len = u32::from_le_bytes(*frame[4..].first_chunk().expect("a length")) as usize
             - (HEADER_LEN - OLD_HEADER_LEN);

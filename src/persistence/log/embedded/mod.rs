@@ -1,11 +1,10 @@
-//! The embedded log: one physical, segmented, group-committed log per data directory, shared by all
-//! shards.
+//! The embedded log: one segmented, group-committed log per data directory, shared by all shards.
 //!
-//! One thread writes: while one fdatasync runs, the next group of requests gathers, and becomes one
-//! frame, whole or not at all. Frames are written and made durable strictly one after the other, so
-//! a crash can tear only the last one. A failed fdatasync ends the log at once: what is on disk is
-//! then unknown, and only a start that reads it again may go on. A disk that takes no writes
-//! ends nothing: the log is read, and tries again ([`tail`]).
+//! A single thread writes. While one fdatasync runs, the next group of requests gathers; it is
+//! committed as one frame, atomically. Frames are written and synced strictly one after the other,
+//! so a crash can tear only the last one. A failed fdatasync stops the log at once: what is on disk
+//! is unknown then, and only a restart that reads it again may continue. A disk that refuses writes
+//! stops nothing: the log stays readable and keeps probing the disk ([`tail`]).
 
 mod cache;
 mod frame;
@@ -44,24 +43,24 @@ use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
 
-/// How a log is opened.
+/// The parameters of [`EmbeddedLog::open`].
 #[derive(Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct EmbeddedLogOptions {
-    /// Its directory.
     pub dir: PathBuf,
-    /// Number of shards; a log that exists must have the same.
+    /// Number of shards. An existing log must have the same.
     pub shard_count: u32,
-    /// A segment is sealed at this size.
+    /// A segment is sealed when the next frame would exceed this size.
     pub segment_bytes: u64,
-    /// More bytes waiting than this, and appends are refused.
+    /// Appends are refused while more bytes than this are waiting.
     pub max_waiting_bytes: u64,
-    /// Payload bytes of one commit; the measured best lies between 256 KiB and 1 MiB.
+    /// Payload bytes of one commit; measured to be best between 256 KiB and 1 MiB.
     pub max_commit_bytes: usize,
-    /// Bytes of recent records kept in memory for readers.
+    /// Memory for recent records, which readers at the end of the log need not read from disk.
     pub tail_cache_bytes: usize,
-    /// Identity given to a log that does not exist yet: random.
+    /// Random identity for a log that does not exist yet.
     pub log_id_if_new: [u8; 16],
-    /// Time of append.
+    /// The source of append and received times.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -73,29 +72,29 @@ struct Shared {
     ends: Vec<AtomicU64>,
     cache: Mutex<TailCache>,
     queue: AppendQueue,
-    /// Why the disk takes no writes, since it was last tried.
+    /// Why the disk refused the last attempt to write, or `None` if it accepted it.
     refusal: Mutex<Option<AppendError>>,
-    /// None of a log that was opened to be read.
+    /// `None` if the log was opened read-only.
     dir: Option<Arc<LogDir>>,
-    /// Makes the times of frames.
+    /// The clock that stamps the frames.
     append_clock: Mutex<AppendClock>,
-    /// One process has the directory, so it owns every shard, for ever.
+    /// Always all shards: one process has the directory.
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
 }
 
-/// The embedded log.
+/// An open embedded log. Dropping it closes it.
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl EmbeddedLog {
-    /// Opens or creates a log and starts its writer. A log that is there is opened also if the disk
-    /// takes no writes.
+    /// Opens or creates a log and starts its writer. Opens an existing log even if
+    /// the disk refuses writes.
     ///
     /// # Errors
-    /// If the directory cannot be used, or what is in it is damaged: names the file, the position
-    /// and the way out.
+    /// If the directory cannot be used or its content is damaged. The message names the file, the
+    /// position and the remedy.
     pub fn open(options: EmbeddedLogOptions) -> Result<(Arc<Self>, LogRecovery), String> {
         let named = |e: std::io::Error| format!("{}: {e}", options.dir.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&options.dir).map_err(named)?;
@@ -124,11 +123,11 @@ impl EmbeddedLog {
         Ok((Arc::new(Self { shared, writer: Mutex::new(Some(thread)) }), recovery))
     }
 
-    /// Reads a log that another process may be writing: everything durable at this moment, and no
-    /// appends.
+    /// Opens a log for reading, even while another process writes it: what is durable at this
+    /// moment. Appends are refused.
     ///
     /// # Errors
-    /// As [`EmbeddedLog::open`], and if there is no log.
+    /// If there is no log, or it is damaged.
     pub fn open_read_only(
         dir: &std::path::Path,
         clock: Arc<dyn Clock>,
@@ -154,16 +153,16 @@ impl EmbeddedLog {
         Ok(Arc::new(Self { shared, writer: Mutex::new(None) }))
     }
 
-    /// Gives up the last commit of a log that nobody has open, if it is damaged or not whole: the
-    /// file that keeps it, and its bytes.
+    /// Discards the last commit of a log that no process has open, if it is torn or damaged.
+    /// Returns the file to which it was saved, and its size in bytes.
     ///
     /// # Errors
-    /// If the log is damaged elsewhere, or the disk refuses.
+    /// If the log is damaged elsewhere, or the disk fails.
     pub fn truncate_damaged_tail(dir: &std::path::Path) -> Result<Option<(PathBuf, u64)>, String> {
         tail::truncate_tail(dir, &recovery::recover(dir, RecoveryMode::Truncate)?)
     }
 
-    /// The identity of what was found, and the end of every shard.
+    /// The id of the log that was found or is to be created, and the end of every shard.
     fn identity_and_ends(
         options: &EmbeddedLogOptions,
         found: &recovery::RecoveredLog,
@@ -226,9 +225,10 @@ impl Shared {
         self.segments.read().map(|all| all.iter().cloned().collect()).unwrap_or_default()
     }
 
-    /// The times of a frame that is written now.
+    /// Stamps a frame that is about to be written.
     fn stamp(&self) -> AppendStamp {
-        // A reading is whole before it is kept: the poison says nothing.
+        // A poisoned lock is harmless: only the reading can panic, and that comes
+        // before the clock changes.
         self.append_clock
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -260,7 +260,7 @@ impl Shared {
         self.lock_refusal().clone()
     }
 
-    /// Notes why the disk takes no writes, or that it does; what was noted before.
+    /// Records why the disk refuses writes, or that it accepts them. Returns the previous state.
     fn set_refusal(&self, why: Option<AppendError>) -> Option<AppendError> {
         std::mem::replace(&mut *self.lock_refusal(), why)
     }
@@ -302,6 +302,7 @@ impl LogAppender for EmbeddedLog {
 
     fn close(&self) {
         self.shared.queue.close("the log is closing");
+        // The writer still commits what is queued, and this waits for it.
         let thread = self.writer.lock().ok().and_then(|mut writer| writer.take());
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(
@@ -313,7 +314,7 @@ impl LogAppender for EmbeddedLog {
 
 impl LogReader for EmbeddedLog {
     fn start(&self, shard: ShardId) -> Offset {
-        // A damaged store may name a shard that does not exist.
+        // A damaged store may ask for a shard that does not exist.
         self.shared
             .segments()
             .first()
@@ -358,8 +359,8 @@ impl LogReader for EmbeddedLog {
                 break;
             }
         }
-        // A frame is noted in its segment before its end is published: what is not yet acknowledged
-        // is not shown.
+        // The writer adds a frame's runs to the segment before it publishes the new end. Records
+        // above the end that was loaded first have not been acknowledged.
         records.truncate(records.partition_point(|record| record.offset < end));
         Ok(records)
     }
@@ -380,6 +381,7 @@ impl LogRetention for EmbeddedLog {
                 .segments
                 .write()
                 .map_err(|_| LogError::Io("the list of segments is lost".to_owned()))?;
+            // The last segment is the one being written.
             let Some(oldest) = segments.front().filter(|_| segments.len() > 1).cloned() else {
                 break;
             };
@@ -391,7 +393,8 @@ impl LogRetention for EmbeddedLog {
             std::fs::remove_file(&oldest.path).map_err(failed)?;
             segments.pop_front();
             drop(segments);
-            // One after the other: a start refuses a log in whose middle a segment is missing.
+            // Sync after every removal: if a crash kept the removal of a later segment only, the
+            // next start would refuse the log for the gap. Readers need not wait for it.
             dir.sync().map_err(failed)?;
             freed += size;
         }

@@ -1,39 +1,37 @@
-//! How the records of a run stand in a frame: as they are, or as one zstd frame where that is worth
-//! it.
+//! How the records of a run are stored: as they are, or as one zstd frame if that is smaller.
 //!
-//! A stored payload that begins with zstd's magic number is compressed: read as the length of a
-//! first record, that number would be 4.2 GB, and no record is that long.
+//! A stored payload that begins with zstd's magic number is compressed. An uncompressed one begins
+//! with the length of its first record; read as a length, the magic number would be 4.2 GB, and no
+//! record is that long.
 
 use std::cell::RefCell;
 
 use bytes::Bytes;
 
-/// Longest frame a reader believes.
+/// Upper limit for a frame and for a decompressed run. A greater length is damage.
 pub(super) const MAX_FRAME: usize = 256 << 20;
-/// Shorter runs are stored as they are: they compress badly, and the disk is not what limits them.
+/// Shorter runs are not compressed: they compress badly, and disk throughput is not
+/// what limits small commits.
 const MIN_COMPRESSED_LEN: usize = 4 << 10;
-/// Measured at 1.3 s of CPU per GB for a sixth of the bytes; level 3 costs twice that for a few
-/// hundredths less.
+/// Measured: 1.3 s of CPU per GB, for a sixth of the bytes. Level 3 costs twice as much and saves
+/// a few hundredths more.
 const LEVEL: i32 = 1;
 
-/// Compresses runs, with one context for all of them.
+/// Compresses runs. Reuses one zstd context and one buffer.
 pub(super) struct RunCompressor {
     zstd: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
 }
 
 impl RunCompressor {
-    /// A packer.
-    ///
-    /// # Errors
-    /// If there is no memory for its context.
+    /// A compressor with a context of its own. Fails if zstd cannot allocate its context.
     pub(super) fn new() -> Result<Self, String> {
         let zstd = zstd::bulk::Compressor::new(LEVEL)
             .map_err(|e| format!("no compressor for the log: {e}"))?;
         Ok(Self { zstd, scratch: Vec::new() })
     }
 
-    /// Appends the stored form of `plain`: whichever is smaller.
+    /// Appends the stored form of `plain`: compressed or as it is, whichever is smaller.
     pub(super) fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) {
         if plain.len() < MIN_COMPRESSED_LEN {
             return out.extend_from_slice(plain);
@@ -49,12 +47,13 @@ impl RunCompressor {
     }
 }
 
-/// The records of a stored payload; `None` if it is damaged.
+/// The records in a stored payload, or `None` if it is damaged.
 pub(super) fn decompress(stored: Bytes) -> Option<Bytes> {
     if !stored.starts_with(&zstd::zstd_safe::MAGICNUMBER.to_le_bytes()) {
         return Some(stored);
     }
     let plain = zstd::zstd_safe::get_frame_content_size(&stored).ok().flatten()?;
+    // The size is untrusted: a damaged or crafted frame must not allocate gigabytes.
     let plain = usize::try_from(plain).ok().filter(|len| *len <= MAX_FRAME)?;
     DECOMPRESSOR
         .with_borrow_mut(|zstd| zstd.as_mut()?.decompress(&stored, plain).ok())
@@ -62,8 +61,10 @@ pub(super) fn decompress(stored: Bytes) -> Option<Bytes> {
 }
 
 thread_local! {
-    /// Making a context costs more than a small run takes; none if there was no memory for it.
-    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = RefCell::new(zstd::bulk::Decompressor::new().ok());
+    /// Reused, because making a context costs more than decompressing a small run. `None` if zstd
+    /// could not allocate it.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+        RefCell::new(zstd::bulk::Decompressor::new().ok());
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! What a start finds: sealed segments by their index, the last one by a scan.
+//! Start-up: loads sealed segments from their index and scans the last one.
 //!
-//! A tear and a flipped bit cannot always be told apart. What always holds: a frame that a good one
-//! follows, and one that is there to its last byte and wrong inside, is damage and refused, because
-//! it may have been acknowledged; what else stands behind the last good frame may be a torn commit,
-//! and is cut off before the next one is written, but never thrown away ([`super::tail`]).
-//! Nothing is changed here, so that a log can be read on a disk that takes no writes.
+//! A torn write and a flipped bit cannot always be told apart. A frame that a valid one follows,
+//! and a frame that is complete but wrong inside, are damage: the log is refused, because the frame
+//! may have been acknowledged. Anything else behind the last valid frame may be a torn commit. It
+//! is cut off before the next frame is written, but saved first ([`super::tail`]). Recovery itself
+//! changes nothing, so a log can be read on a disk that refuses writes.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
@@ -16,38 +16,38 @@ use super::segment::{self, IndexState, Segment, SegmentHeader};
 use crate::model::clock::AppendStamp;
 use crate::model::offset::ShardId;
 
-/// The least that a disk writes whole or not at all.
+/// The smallest unit that a disk writes atomically.
 const SECTOR: usize = 512;
 
-/// What was found at start.
+/// What recovery found in the last segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LogRecovery {
-    /// Bytes of the last segment that were scanned.
+    /// Bytes scanned in the last segment.
     pub scanned_bytes: u64,
-    /// Bytes of a damaged or torn commit behind them.
+    /// Bytes of a torn or damaged commit behind its last valid frame.
     pub torn_bytes: u64,
 }
 
-/// What is done about a damaged end.
+/// How to treat the end of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecoveryMode {
-    /// Another process may be writing: what is not whole yet is not looked at.
+    /// Another process may be writing: ignores an incomplete commit.
     Read,
-    /// Damage is refused.
+    /// Refuses a damaged commit; a torn one will be cut off.
     Write,
-    /// A person has said that the last commit, damaged or not whole, is to be cut off.
+    /// An operator asked to discard the last commit, whether damaged or torn.
     Truncate,
 }
 
-/// What stands behind the last good frame.
+/// What is behind the last valid frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TailContent {
-    /// Zeros: the next frame goes there.
+    /// Zeros, where the next frame goes.
     Empty,
-    /// A damaged or torn commit of so many bytes.
+    /// A torn or damaged commit of this many bytes.
     TornCommit(u64),
-    /// What is left of an index that was never whole, or that a frame was written over: the frames
-    /// say all that it said.
+    /// The remains of an index that was never complete or that a frame overwrote. The frames hold
+    /// all of its information.
     PartialIndex,
     /// The index of a sealed segment.
     SealedIndex,
@@ -55,24 +55,21 @@ pub(super) enum TailContent {
 
 /// The state of a log on disk.
 pub(super) struct RecoveredLog {
-    /// Its segments, oldest first; empty for a new log.
+    /// Oldest first; empty if the log is new.
     pub segments: VecDeque<Arc<Segment>>,
-    /// Where the next frame goes in the last one.
+    /// Position of the next frame in the last segment.
     pub position: u64,
-    /// Its sequence number.
+    /// Sequence number of the next frame.
     pub sequence: u64,
-    /// The times of the last frame; none in a log without frames.
+    /// The times of the last frame; `None` in a log without frames.
     pub stamp: Option<AppendStamp>,
-    /// What stands at `position`.
+    /// What is at `position`.
     pub tail: TailContent,
-    /// What happened.
     pub recovery: LogRecovery,
 }
 
-/// Reads the state of the log in `dir`.
-///
-/// # Errors
-/// Names the file and what is wrong with it.
+/// Reads the state of the log in `dir`. Changes nothing. Fails if the log is damaged or cannot be
+/// read. The message names the file and what is wrong.
 pub(super) fn recover(dir: &Path, purpose: RecoveryMode) -> Result<RecoveredLog, String> {
     let paths = segment_paths(dir)?;
     let mut found = RecoveredLog {
@@ -88,13 +85,13 @@ pub(super) fn recover(dir: &Path, purpose: RecoveryMode) -> Result<RecoveredLog,
     for (number, path) in paths.iter().enumerate() {
         let segment = match Segment::open(path) {
             Ok(segment) => segment,
-            // Older versions could leave an empty one at the end: nothing was in it, and the next
-            // segment takes its name.
+            // Older versions could leave an empty segment at the end. The next segment replaces it.
             Err(_) if number + 1 == last && number > 0 && is_blank(path) => continue,
             Err(why) => return Err(why),
         };
         check_continuity(found.segments.back(), &segment)?;
         index = segment.load_index()?;
+        // Only the last segment may be unsealed.
         if index != IndexState::Loaded
             && number + 1 < last
             && !paths[number + 1..].iter().all(|p| is_blank(p))
@@ -104,6 +101,7 @@ pub(super) fn recover(dir: &Path, purpose: RecoveryMode) -> Result<RecoveredLog,
                 path.display()
             ));
         }
+        // Only the newest segment stays open.
         if let Some(before) = found.segments.back() {
             before.set_open_file(None);
         }
@@ -153,8 +151,8 @@ fn check_continuity(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<
     Ok(())
 }
 
-/// Scans the last segment. A sealed one is only walked for its last frame's sequence number and
-/// time.
+/// Scans the last segment. If it is sealed, this only finds the sequence number and the times
+/// of its last frame.
 fn scan_segment(
     segment: &Arc<Segment>,
     index: IndexState,
@@ -201,6 +199,7 @@ fn scan_segment(
     found.tail = tail_content(segment, index, at, rest);
     match found.tail {
         TailContent::SealedIndex => return Err(named("the index is damaged".to_owned())),
+        // The writer may be in the middle of this commit.
         _ if purpose == RecoveryMode::Read => found.tail = TailContent::Empty,
         TailContent::TornCommit(len) => {
             if purpose == RecoveryMode::Write && is_whole(at, rest) {
@@ -218,16 +217,16 @@ fn scan_segment(
     Ok(())
 }
 
-/// What stands behind the frames, which end at `at`, of a segment whose index was not loaded.
-/// [`TailContent::SealedIndex`] is an index that is damaged for another reason than that it was never whole,
-/// or written over.
+/// Classifies what follows the last valid frame, which ends at `at`, in a segment without a loaded
+/// index. [`TailContent::SealedIndex`] means that the index was complete once and is damaged.
 fn tail_content(segment: &Segment, index: IndexState, at: usize, rest: &[u8]) -> TailContent {
     let Some(last) = rest.iter().rposition(|&b| b != 0) else { return TailContent::Empty };
-    // Versions up to 0.1 wrote frames over the index of a sealed segment when the next one could
-    // not be made.
+    // Versions up to 0.1 wrote frames over the index of a sealed segment if they could not
+    // create the next one.
     if matches!(index, IndexState::Damaged { position: Some(position) } if at as u64 > position) {
         return TailContent::PartialIndex;
     }
+    // What sealing would have written here, to compare with.
     let whole = segment.index(at as u64);
     if is_partial_write(&rest[..=last], &whole, at) {
         return TailContent::PartialIndex;
@@ -238,8 +237,8 @@ fn tail_content(segment: &Segment, index: IndexState, at: usize, rest: &[u8]) ->
     }
 }
 
-/// Whether `found` at position `at` is what a crash leaves of `written`: some of its sectors are
-/// there, the others are not.
+/// Whether `found`, at position `at`, is what a crash may leave of `written`: each sector is either
+/// written or still zero.
 fn is_partial_write(found: &[u8], written: &[u8], at: usize) -> bool {
     let mut from = 0;
     while from < found.len() {
@@ -252,11 +251,12 @@ fn is_partial_write(found: &[u8], written: &[u8], at: usize) -> bool {
     true
 }
 
-/// Whether the frame at position `at`, which is not good, is there to its last byte, and no sector
-/// of it is missing.
+/// Whether the frame at position `at`, which is not valid, was written completely: its last byte
+/// and all of its sectors are there.
 fn is_whole(at: usize, rest: &[u8]) -> bool {
     let Some(len) = frame::claimed_len(rest) else { return false };
     let Some((frame, behind)) = rest.split_at_checked(aligned(len)) else { return false };
+    // A last byte of zero may be one that was never written.
     if frame[len - 1] == 0 {
         return false;
     }
@@ -271,15 +271,16 @@ fn is_whole(at: usize, rest: &[u8]) -> bool {
     is_zero(behind)
 }
 
-/// The times of the last frame before a segment, as far as anything says them: segments before it
-/// may have been released.
+/// The times of the last frame before a segment, as far as they are known: earlier segments may
+/// have been released, and older releases did not note it in the header.
 fn stamp_before(found: &RecoveredLog, segment: &Segment) -> Option<AppendStamp> {
     let noted = Some(segment.header.appended).filter(|appended| *appended != 0);
     let indexed = found.segments.iter().filter_map(|segment| segment.last_appended());
     noted.into_iter().chain(indexed).max().map(AppendStamp::from_single_time)
 }
 
-/// Position of an undamaged frame of a later sequence number in `rest`, where a frame was due.
+/// Position of a valid frame with a later sequence number in `rest`, where the
+/// frame `sequence` is expected.
 fn valid_frame_after(salt: u32, rest: &[u8], sequence: u64) -> Option<usize> {
     (8..rest.len()).step_by(8).find(|&at| {
         frame::header_len(&rest[at..]).is_some()

@@ -1,11 +1,12 @@
-//! Segment files: a header, frames, and, once sealed, the index of all runs with a footer.
+//! Segment files: a header, frames and, once sealed, the index of all runs with a footer.
 //!
-//! Header, 64 bytes and 8 for each shard, padded: magic `RMLOGSEG`, version (4), shard count (4),
-//! log id (16), segment number (8), first frame's sequence number (8), CRC32C of all that and of
-//! the offsets (4), zero (4), append time of the last frame before (8); then the first offset of
-//! each shard. Sealed: behind the last frame the index (48 bytes a run; 40 before version 3,
-//! without the received time), then 32 bytes of footer: magic `RMLOGEND`, position of the index
-//! (8), runs (8), CRC32C of the index (4), of the footer (4).
+//! Header, 64 bytes and 8 per shard, padded: magic `RMLOGSEG`, version (4), shard count (4),
+//! log id (16), segment number (8), sequence number of the first frame (8), CRC32C of all that
+//! and of the offsets (4), zero (4), append time of the last frame before the segment (8); then
+//! the first offset of each shard. In a sealed segment, the last frame is followed by the index
+//! (48 bytes per run; 40 before version 3, without the received time) and 32 bytes of footer:
+//! magic `RMLOGEND`, position of the index (8), number of runs (8), CRC32C of the index (4),
+//! CRC32C of the footer (4).
 
 use std::fs::File;
 use std::io;
@@ -19,43 +20,42 @@ use crate::model::offset::{LogId, Offset, ShardId};
 
 const MAGIC: &[u8; 8] = b"RMLOGSEG";
 const END_MAGIC: &[u8; 8] = b"RMLOGEND";
-/// Version 2 may hold compressed runs, which version 1 did not; it is read alike. Version 3 holds
-/// frames of version 2, and in its index the received time; a segment of an older version takes
-/// none of them, because an older release would cut them off.
+/// Version 2 may contain compressed runs and is otherwise the same as version 1. Version 3 contains
+/// frames of version 2, and its index has the received time. Segments of an older version take no
+/// frames of version 2, because an older release would cut them off.
 pub(super) const VERSION: u32 = 3;
 const WITH_RECEIVED: u32 = 3;
 const OLDEST_VERSION: u32 = 1;
 const FIXED_LEN: usize = 64;
 const ENTRY_LEN: usize = 48;
 const OLD_ENTRY_LEN: usize = 40;
-/// Bytes of the footer. So many zeros stay behind the last frame of an open segment: what a client
-/// sent never stands in its place.
+/// Length of the footer. As many bytes stay zero behind the last frame of an open segment, so that
+/// nothing a client sent can pass for a footer.
 pub(super) const FOOTER_LEN: usize = 32;
-/// The files that a start reads.
+/// The extension of files that a start reads.
 pub(super) const EXTENSION: &str = "seg";
-/// Those that it does not.
+/// The extension of segments that are not published yet, which a start ignores.
 const TEMP_EXTENSION: &str = "seg-new";
 
-/// What a segment's header says.
+/// The header of a segment file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
-    /// Version of the segment: [`VERSION`], unless an older release wrote it.
+    /// [`VERSION`], unless an older release wrote the segment.
     pub version: u32,
-    /// The log.
     pub log: LogId,
     /// Number of the segment, from 0.
     pub number: u64,
-    /// Sequence number of its first frame.
+    /// Sequence number of the first frame.
     pub first_sequence: u64,
-    /// Append time of the last frame before it; 0 if there was none, or an older release wrote the
-    /// segment.
+    /// Append time of the last frame before the segment; 0 if there was none, or an older
+    /// release wrote the segment.
     pub appended: i64,
-    /// First offset of each shard.
+    /// For each shard, the offset of its first record in this segment or a later one.
     pub first_offsets: Vec<Offset>,
 }
 
 impl SegmentHeader {
-    /// That of the first segment of a log.
+    /// The header of a log's first segment.
     pub(super) fn first(log: LogId, first_sequence: u64, firsts: Vec<Offset>) -> Self {
         Self {
             version: VERSION,
@@ -67,7 +67,7 @@ impl SegmentHeader {
         }
     }
 
-    /// Bytes of the header, where the first frame stands.
+    /// Length of the header, which is the position of the first frame.
     pub(super) fn len(shards: usize) -> u64 {
         aligned(FIXED_LEN + shards * 8) as u64
     }
@@ -131,20 +131,19 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// One file of the log.
+/// A segment file and its index.
 #[derive(Debug)]
 pub(super) struct Segment {
-    /// Its path.
     pub path: PathBuf,
-    /// Its header.
     pub header: SegmentHeader,
-    /// The open file of the newest segment; older ones are opened for each reading, so that a long
-    /// log does not use up descriptors.
+    /// The open file of the newest segment. Older ones are opened for each read, so that a long log
+    /// does not exhaust the file descriptors.
     open_file: Mutex<Option<Arc<File>>>,
+    /// By shard, in offset order.
     runs: RwLock<Vec<Vec<RunLocation>>>,
 }
 
-/// A segment that is durable under a name at which no start looks.
+/// A durable segment under a temporary name, which a start ignores.
 pub(super) struct UnpublishedSegment {
     header: SegmentHeader,
     path: PathBuf,
@@ -153,14 +152,12 @@ pub(super) struct UnpublishedSegment {
 }
 
 impl UnpublishedSegment {
-    /// Writes a segment beside the log: its blocks are reserved, so that a full disk shows here and
-    /// not in the middle.
-    ///
-    /// # Errors
-    /// If the disk refuses; nothing is left behind then that the next attempt does not replace.
+    /// Writes an empty segment under a temporary name. Reserves its blocks, so that a full disk
+    /// shows here and not in the middle of a commit. Fails if the disk refuses. A temporary file
+    /// may be left; the next attempt overwrites it.
     pub(super) fn create(dir: &Path, header: SegmentHeader, reserve: u64) -> io::Result<Self> {
         let path = Segment::path(dir, header.number);
-        let beside = path.with_extension(TEMP_EXTENSION);
+        let temp_path = path.with_extension(TEMP_EXTENSION);
         let made = (|| {
             let file = File::options()
                 .create(true)
@@ -168,30 +165,33 @@ impl UnpublishedSegment {
                 .read(true)
                 .write(true)
                 .mode(0o600)
-                .open(&beside)?;
+                .open(&temp_path)?;
             self::reserve(
                 &file,
                 reserve.max(SegmentHeader::len(header.first_offsets.len()) + FOOTER_LEN as u64),
             )?;
             file.write_all_at(&header.encode(), 0)?;
+            // Durable before it gets its final name.
             file.sync_all()?;
             Ok(file)
         })();
         match made {
-            Ok(file) => Ok(Self { header, path, temp_path: beside, file }),
+            Ok(file) => Ok(Self { header, path, temp_path, file }),
             Err(error) => {
-                if let Err(left) = std::fs::remove_file(&beside) {
-                    tracing::debug!(%left, path = %beside.display(), "an unfinished segment stays; the next attempt writes over it");
+                if let Err(left) = std::fs::remove_file(&temp_path) {
+                    tracing::debug!(
+                        %left,
+                        path = %temp_path.display(),
+                        "an unfinished segment stays; the next attempt writes over it"
+                    );
                 }
                 Err(error)
             }
         }
     }
 
-    /// Gives it its name. That is durable only once the directory is.
-    ///
-    /// # Errors
-    /// If the disk refuses; nothing has changed then.
+    /// Renames the segment to its final name. Durable only after [`super::tail::LogDir::sync`].
+    /// Fails if the disk refuses. Nothing has changed then.
     pub(super) fn publish(self) -> io::Result<(Segment, Arc<File>)> {
         std::fs::rename(&self.temp_path, &self.path)?;
         let file = Arc::new(self.file);
@@ -201,10 +201,8 @@ impl UnpublishedSegment {
     }
 }
 
-/// Reserves the blocks up to `end`; where a file system cannot, the file is only as long.
-///
-/// # Errors
-/// If the disk refuses.
+/// Reserves the blocks up to `end`. If the file system cannot reserve, only extends the file. Fails
+/// if the disk refuses.
 pub(super) fn reserve(file: &File, end: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, end) {
         Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(end),
@@ -212,18 +210,18 @@ pub(super) fn reserve(file: &File, end: u64) -> io::Result<()> {
     }
 }
 
-/// What became of an index that was to be written.
+/// The result of sealing a segment.
 pub(super) enum SealOutcome {
-    /// It is durable.
+    /// Index and footer are durable.
     Durable,
-    /// A part of it may stand behind the frames.
+    /// Some of the index may be behind the last frame.
     Partial(io::Error),
-    /// It is not known whether it is durable.
+    /// The sync failed: the index may or may not be durable.
     Unknown(io::Error),
 }
 
 impl Segment {
-    /// The path of a segment.
+    /// The path of the segment with this number.
     pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
         dir.join(format!("{number:012}.{EXTENSION}"))
     }
@@ -233,16 +231,15 @@ impl Segment {
         Self { path, header, open_file: Mutex::new(None), runs }
     }
 
-    /// Opens a segment to be read, and reads its header.
-    ///
-    /// # Errors
-    /// If it cannot be read, or is no segment.
+    /// Opens a segment for reading and reads its header. Fails if it cannot be read or
+    /// its header is invalid.
     pub(super) fn open(path: &Path) -> Result<Self, String> {
         let named = |why: String| format!("{}: {why}", path.display());
         let file = File::open(path).map_err(|e| named(e.to_string()))?;
         let mut start = vec![0; FIXED_LEN];
         read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
         let shards = (u64_at(&start, 8) >> 32) as usize;
+        // The shard count is not verified yet: a damaged one must not size the buffer.
         start.resize((SegmentHeader::len(shards) as usize).min(1 << 20), 0);
         read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
         let segment = Self::of(path.to_owned(), SegmentHeader::decode(&start).map_err(named)?);
@@ -250,29 +247,24 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Keeps this file open for readers, or none.
+    /// Sets the file that readers share, or `None` to let each of them open it.
     pub(super) fn set_open_file(&self, file: Option<Arc<File>>) {
         *self.open_file.lock().unwrap_or_else(PoisonError::into_inner) = file;
     }
 
-    /// Its file, to be read.
-    ///
-    /// # Errors
-    /// If it cannot be opened; it may have been released.
+    /// The file, for reading. Fails if it cannot be opened, for example because
+    /// the segment was released.
     pub(super) fn file(&self) -> io::Result<Arc<File>> {
         let held = self.open_file.lock().unwrap_or_else(PoisonError::into_inner).clone();
         held.map_or_else(|| File::open(&self.path).map(Arc::new), Ok)
     }
 
-    /// Bytes of its file.
-    ///
-    /// # Errors
-    /// If it is not there.
+    /// Size of the file in bytes. Fails if the segment was released.
     pub(super) fn size(&self) -> io::Result<u64> {
         Ok(std::fs::metadata(&self.path)?.len())
     }
 
-    /// Notes the runs of a frame that stands at `position`.
+    /// Adds the runs of the frame at `position` to the index in memory.
     pub(super) fn add_runs(&self, position: u64, frame: &Frame) {
         if let Ok(mut runs) = self.runs.write() {
             for run in &frame.runs {
@@ -290,7 +282,7 @@ impl Segment {
         }
     }
 
-    /// First offset behind the shard's last record in this segment.
+    /// Exclusive end of the shard in this segment.
     pub(super) fn end(&self, shard: ShardId) -> Offset {
         let last = self.runs.read().ok().and_then(|runs| runs[shard.0 as usize].last().copied());
         last.map_or(self.header.first_offsets[shard.0 as usize], |run| {
@@ -298,14 +290,14 @@ impl Segment {
         })
     }
 
-    /// Append time of its last frame.
+    /// Append time of the last frame, if there is one.
     pub(super) fn last_appended(&self) -> Option<i64> {
         let runs = self.runs.read().ok()?;
         runs.iter().filter_map(|runs| runs.last()).map(|run| run.appended).max()
     }
 
-    /// The runs of a shard from the one that holds `from` on, about `max_bytes` of them, at least
-    /// one if there is one.
+    /// The runs of a shard, starting with the one that contains `from`: about `max_bytes` in total,
+    /// and at least one if there is any.
     pub(super) fn runs_from(
         &self,
         shard: ShardId,
@@ -327,18 +319,17 @@ impl Segment {
             .collect()
     }
 
-    /// Bytes of a run in the index.
+    /// Length of an index entry in this segment's version.
     fn entry_len(&self) -> usize {
         if self.header.version >= WITH_RECEIVED { ENTRY_LEN } else { OLD_ENTRY_LEN }
     }
 
-    /// Reads and checks the records of a run.
-    ///
-    /// # Errors
-    /// If it cannot be read or is damaged.
+    /// Reads the records of a run, verifies and decompresses them. Fails if the run cannot be
+    /// read or is damaged.
     pub(super) fn payload(&self, run: &RunLocation) -> Result<bytes::Bytes, RunReadError> {
         let mut payload = vec![0; run.len as usize];
         let named = |why: String| format!("{} at byte {}: {why}", self.path.display(), run.at);
+        // Retention may delete the file while a reader still holds the segment.
         let file = self.file().map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => RunReadError::Released,
             _ => RunReadError::Io(named(e.to_string())),
@@ -356,8 +347,8 @@ impl Segment {
             .ok_or_else(|| RunReadError::Corrupt(named("the records do not decompress".to_owned())))
     }
 
-    /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it
-    /// durable.
+    /// Writes index and footer behind the last frame, truncates the reserved rest
+    /// and syncs the file.
     pub(super) fn seal(&self, file: &File, end: u64) -> SealOutcome {
         let index = self.index(end);
         if let Err(error) =
@@ -365,10 +356,11 @@ impl Segment {
         {
             return SealOutcome::Partial(error);
         }
+        // One sync covers the index and the new length.
         file.sync_all().map_or_else(SealOutcome::Unknown, |()| SealOutcome::Durable)
     }
 
-    /// Index and footer behind frames that end at `end`.
+    /// The bytes of index and footer for frames that end at `end`.
     pub(super) fn index(&self, end: u64) -> Vec<u8> {
         let mut out = Vec::new();
         let mut count = 0u64;
@@ -401,10 +393,8 @@ impl Segment {
         out
     }
 
-    /// Loads the index of a sealed segment.
-    ///
-    /// # Errors
-    /// If it cannot be read, or does not fit the header.
+    /// Loads the index of a sealed segment into memory. Fails if the file cannot be read, or the
+    /// index does not fit the header.
     pub(super) fn load_index(&self) -> Result<IndexState, String> {
         let named = |why: &str| format!("{}: {why}", self.path.display());
         let file = self.file().map_err(|e| named(&e.to_string()))?;
@@ -416,6 +406,7 @@ impl Segment {
             return Ok(IndexState::Absent);
         }
         let (position, count) = (u64_at(&footer, 8), u64_at(&footer, 16));
+        // The index must end exactly where the footer begins.
         if crc32c::crc32c(&footer[..28]) != (u64_at(&footer, 24) >> 32) as u32
             || position.checked_add(count.saturating_mul(self.entry_len() as u64)) != Some(at)
         {
@@ -452,31 +443,32 @@ impl Segment {
     }
 }
 
-/// What stands at the end of a segment.
+/// What was found where the index of a segment belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub(super) enum IndexState {
-    /// No footer: the segment that was written last.
+    /// No footer, as in the segment that was written last.
     Absent,
-    /// Its runs are noted.
+    /// The index is in memory.
     Loaded,
-    /// There is a footer, but it or the index before it is not what was written.
+    /// There is a footer, but the footer or the index is not as written.
     Damaged {
-        /// Where the frames ended when it was written, if the footer says so.
+        /// The end of the frames when it was written, if the footer is intact.
         position: Option<u64>,
     },
 }
 
-/// Why a run was not read.
+/// Why a run could not be read.
 pub(super) enum RunReadError {
     /// The segment was released.
     Released,
-    /// The disk or the process refused.
+    /// The disk or the process refused, for example for lack of file descriptors.
     Io(String),
     /// The bytes are not those that were written.
     Corrupt(String),
 }
 
-/// Reads until the buffer is full or the file ends; the rest of the buffer stays as it was.
+/// Reads until the buffer is full or the file ends. Leaves the rest of the buffer unchanged.
 fn read_some(file: &File, buffer: &mut [u8], position: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

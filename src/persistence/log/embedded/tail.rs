@@ -1,15 +1,14 @@
-//! The end of the log on disk: where the next frame goes, and how a segment ends and the next one
-//! begins.
+//! The end of the log on disk: where the next frame goes, and how one segment ends
+//! and the next begins.
 //!
-//! What always holds: memory knows what stands on disk after every step, also after one that
-//! failed. Whatever may need space, inodes or descriptors comes first and changes nothing that is
-//! there: the next segment is made durable under another name, then the last one gets its index,
-//! then the next one its name. A frame is written only where nothing but zeros stands. What stands
-//! there and is no frame is cut off first; of what may have been a commit, a copy is made durable
-//! before.
+//! Memory always knows what is on disk, also after a step that failed. Steps that may need space,
+//! inodes or descriptors come first and change nothing that exists: the next segment becomes
+//! durable under a temporary name, then the last one gets its index, then the next one its final
+//! name. A frame is written only over zeros. Anything else behind the last frame is cut off first,
+//! and if it may have been a commit, a copy becomes durable before that.
 //!
-//! On failure: [`TailError::Refused`] if nothing of the frame is in the log, and it may be tried
-//! again; [`TailError::Fatal`] if the disk did not say whether something is durable.
+//! A step that fails returns [`TailError::Refused`] if nothing of the frame is in the log, so that
+//! it can be retried, and [`TailError::Fatal`] if the disk left open whether something is durable.
 
 use std::fs::File;
 use std::io;
@@ -21,23 +20,23 @@ use super::recovery::{RecoveredLog, TailContent};
 use super::segment::{self, FOOTER_LEN, SealOutcome, Segment, SegmentHeader, UnpublishedSegment};
 use crate::persistence::log::AppendError;
 
-/// Segments that are made smaller, because the disk has little space, are at least so large.
+/// Minimum size of the smaller segments that are created when the disk is short of space.
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
-/// An open segment that cannot end yet grows by so much at least.
+/// Minimum growth of an open segment that cannot be rolled yet.
 const GROWTH_BYTES: u64 = 1 << 20;
-/// Most bytes of a damaged commit that are kept: more than a commit has.
+/// Upper limit for a saved commit; more than the largest commit.
 const MAX_SAVED_BYTES: u64 = 64 << 20;
-/// Damaged commits that are kept; the oldest goes when there is another.
+/// Number of saved commits; a further one replaces the oldest.
 const MAX_SAVED_COMMITS: usize = 8;
-/// What files of damaged commits are called.
+/// The extension of files that hold saved commits.
 const DAMAGED_EXTENSION: &str = "damaged";
 
-/// Why a step failed.
+/// Why a step at the end of the log failed.
 #[derive(Debug)]
 pub(super) enum TailError {
-    /// Nothing of it is in the log; it may work later.
+    /// Nothing of it is in the log. A retry may succeed.
     Refused(AppendError),
-    /// The log cannot go on.
+    /// It is unknown what is durable. The log must stop.
     Fatal(String),
 }
 
@@ -47,21 +46,21 @@ impl From<io::Error> for TailError {
     }
 }
 
-/// What the file of the last segment is.
+/// The state of the last segment's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TailState {
-    /// Nothing stands behind the last frame.
+    /// Only zeros follow the last frame.
     Open,
-    /// Something that is no frame may stand there; so many bytes of it may have been a commit.
+    /// Something other than a frame may follow the last frame.
     Dirty {
-        /// Bytes to keep.
-        aside: u64,
+        /// How many bytes of it may have been a commit and must be saved.
+        to_save: u64,
     },
-    /// The index stands there.
+    /// The index follows the last frame.
     Sealed,
 }
 
-/// The directory of the log, held open, because making an entry durable must not need a descriptor.
+/// The log's directory. Held open, so that syncing it never needs a descriptor.
 #[derive(Debug)]
 pub(super) struct LogDir {
     path: PathBuf,
@@ -69,54 +68,52 @@ pub(super) struct LogDir {
 }
 
 impl LogDir {
-    /// Opens it.
-    ///
-    /// # Errors
-    /// If the disk or the process refuses.
+    /// Opens the directory. Fails if the disk or the process refuses.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), file: File::open(path)? })
     }
 
-    /// Makes creations, renamings and removals in it durable.
-    ///
-    /// # Errors
-    /// If the disk refuses.
+    /// Makes creations, renames and removals in the directory durable. Fails with the
+    /// error of the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 
-    /// Bytes that are free; `None` where the file system does not say.
+    /// Free bytes of the file system, or `None` if it does not say.
     fn free(&self) -> Option<u64> {
         let stats = rustix::fs::fstatvfs(&self.file).ok()?;
         (stats.f_blocks > 0).then(|| stats.f_bavail.saturating_mul(stats.f_frsize))
     }
 
-    /// How much a new segment reserves: what is wanted, or half of what is free, because store and
-    /// archive need space too, and only what they have written is ever released.
+    /// How much a new segment reserves: `wanted`, or half of the free space if that is less. Store
+    /// and archive need space too, and the log frees only what they have written.
     fn reserve(&self, wanted: u64, least: u64) -> Result<u64, TailError> {
         let reserve = self.free().map_or(wanted, |free| wanted.min(free / 2));
         if reserve < least { Err(TailError::Refused(AppendError::DiskFull)) } else { Ok(reserve) }
     }
 }
 
-/// The end of the log.
+/// The last segment and the position of the next frame.
 pub(super) struct LogTail {
     dir: Arc<LogDir>,
     segment_bytes: u64,
     segment: Arc<Segment>,
-    /// To write the last segment; opened when it is needed, because a disk that takes no writes
+    /// For writing the last segment. Opened on first use, because a disk that refuses writes
     /// can still be read.
     file: Option<Arc<File>>,
+    /// Position of the next frame.
     at: u64,
+    /// Reserved bytes of the last segment.
     capacity: u64,
     state: TailState,
 }
 
 impl LogTail {
-    /// The first segment of a new log.
+    /// Creates the first segment of a new log.
     ///
     /// # Errors
-    /// See [`TailError`].
+    /// [`TailError::Refused`] if the disk refuses the segment, [`TailError::Fatal`] if
+    /// syncing the directory fails.
     pub(super) fn create(
         dir: Arc<LogDir>,
         header: SegmentHeader,
@@ -135,10 +132,8 @@ impl LogTail {
         })
     }
 
-    /// The end of a log that is there, whose last segment is `segment`.
-    ///
-    /// # Errors
-    /// If the segment is gone.
+    /// The end of an existing log, whose last segment is `segment`. Fails if the
+    /// segment's file is missing.
     pub(super) fn open(
         dir: Arc<LogDir>,
         segment: Arc<Segment>,
@@ -147,37 +142,37 @@ impl LogTail {
     ) -> io::Result<Self> {
         let state = match found.tail {
             TailContent::Empty => TailState::Open,
-            TailContent::TornCommit(aside) => TailState::Dirty { aside },
-            TailContent::PartialIndex => TailState::Dirty { aside: 0 },
+            TailContent::TornCommit(to_save) => TailState::Dirty { to_save },
+            TailContent::PartialIndex => TailState::Dirty { to_save: 0 },
             TailContent::SealedIndex => TailState::Sealed,
         };
         let capacity = segment.size()?.min(segment_bytes).max(found.position);
         Ok(Self { dir, segment_bytes, segment, file: None, at: found.position, capacity, state })
     }
 
-    /// The last segment.
+    /// The segment that the next frame goes into.
     pub(super) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
-    /// A segment of an older release takes no frames of this one, which an older release would cut
-    /// off: it ends here.
+    /// False if an older release wrote the last segment: it would cut off frames of this version,
+    /// so the segment gets no more.
     fn accepts_frames(&self) -> bool {
         self.segment.header.version == segment::VERSION
     }
 
-    /// Whether a frame of so many bytes fits into the last segment.
+    /// Whether a frame of this length fits into the last segment.
     fn fits(&self, len: u64) -> bool {
         self.state == TailState::Open
             && self.accepts_frames()
             && self.at + len + FOOTER_LEN as u64 <= self.capacity
     }
 
-    /// Whether the disk takes a frame of so many bytes, as far as can be known without writing one:
-    /// makes room for it, and writes zeros where zeros stand.
+    /// Checks that the disk accepts a frame of this length, as far as possible without writing one:
+    /// makes room for it and writes zeros over zeros. Returns the segment that was started, if any.
     ///
     /// # Errors
-    /// See [`TailError`].
+    /// As for [`Self::make_room`].
     pub(super) fn probe(
         &mut self,
         len: u64,
@@ -189,11 +184,11 @@ impl LogTail {
         Ok(begun)
     }
 
-    /// Sees to it that a frame of so many bytes fits; the segment that was begun for it, if one
-    /// was. `header` is that of the segment with the number it is given.
+    /// Makes room for a frame of this length. Returns the segment that was started for it, if any.
+    /// `header` makes the header of the segment with the given number.
     ///
     /// # Errors
-    /// See [`TailError`].
+    /// [`TailError::Refused`] if the disk refuses, [`TailError::Fatal`] if a sync fails.
     pub(super) fn make_room(
         &mut self,
         len: u64,
@@ -203,6 +198,7 @@ impl LogTail {
         if self.fits(len) {
             return Ok(None);
         }
+        // A segment without frames is extended: a roll would leave an empty one behind.
         if self.state == TailState::Open
             && self.accepts_frames()
             && self.at == SegmentHeader::len(self.segment.header.first_offsets.len())
@@ -211,8 +207,8 @@ impl LogTail {
             return Ok(None);
         }
         match self.roll(len, header(self.segment.header.number + 1)) {
-            // The log must not stop for something that others have used up: this segment ends
-            // later.
+            // Others may have used up the descriptors. The log must not stop for that, so this
+            // segment grows beyond its size.
             Err(TailError::Refused(AppendError::NoDescriptors))
                 if self.state == TailState::Open
                     && self.accepts_frames()
@@ -226,18 +222,19 @@ impl LogTail {
         }
     }
 
-    /// Writes a frame for which there is room, and makes it durable; its position.
+    /// Writes a frame that there is room for and syncs it. Returns its position.
     ///
     /// # Errors
-    /// See [`TailError`].
+    /// [`TailError::Refused`] if the write fails, [`TailError::Fatal`] if the sync fails.
     pub(super) fn write(&mut self, frame: &[u8]) -> Result<u64, TailError> {
         let at = self.at;
         let file = self.writable_file()?;
         if let Err(error) = file.write_all_at(frame, at) {
-            self.state = TailState::Dirty { aside: 0 };
+            self.state = TailState::Dirty { to_save: 0 };
             self.try_truncate_dirty();
             return Err(error.into());
         }
+        // Never retried: the kernel may have dropped the dirty pages, so a second sync would lie.
         file.sync_data().map_err(|e| TailError::Fatal(format!("fdatasync failed: {e}")))?;
         self.at = at + frame.len() as u64;
         Ok(at)
@@ -253,7 +250,7 @@ impl LogTail {
         Ok(file)
     }
 
-    /// Reserves more of the last segment.
+    /// Reserves more space in the last segment.
     fn extend(&mut self, len: u64) -> Result<(), TailError> {
         let end = self.at + (len + FOOTER_LEN as u64).max(GROWTH_BYTES.min(self.segment_bytes));
         segment::reserve(&*self.writable_file()?, end)?;
@@ -261,15 +258,17 @@ impl LogTail {
         Ok(())
     }
 
-    /// Ends the last segment and begins the next.
+    /// Seals the last segment and starts the next one.
     fn roll(&mut self, len: u64, header: SegmentHeader) -> Result<(), TailError> {
+        // Reserves the next segment before it seals this one: without space
+        // for it, nothing changes.
         let unpublished = prepare_segment(&self.dir, header, self.segment_bytes, len)?;
         if self.state == TailState::Open {
             let file = self.writable_file()?;
             match self.segment.seal(&file, self.at) {
                 SealOutcome::Durable => self.state = TailState::Sealed,
                 SealOutcome::Partial(error) => {
-                    self.state = TailState::Dirty { aside: 0 };
+                    self.state = TailState::Dirty { to_save: 0 };
                     self.try_truncate_dirty();
                     return Err(error.into());
                 }
@@ -286,27 +285,31 @@ impl LogTail {
         Ok(())
     }
 
+    /// Cleans up after a failed write, if possible. Otherwise the next write does it.
     fn try_truncate_dirty(&mut self) {
         if let Err(why) = self.truncate_dirty() {
             tracing::debug!(?why, "what a failed write left is cut off before the next one");
         }
     }
 
-    /// Cuts off what stands behind the last frame and is none.
+    /// Cuts off anything other than a frame behind the last frame.
     fn truncate_dirty(&mut self) -> Result<(), TailError> {
-        let TailState::Dirty { aside } = self.state else { return Ok(()) };
+        let TailState::Dirty { to_save } = self.state else { return Ok(()) };
         let file = self.writable_file()?;
-        if aside > 0 {
-            let kept = save_damaged(&self.dir, &self.segment, &file, self.at, aside)?;
+        if to_save > 0 {
+            let kept = save_damaged(&self.dir, &self.segment, &file, self.at, to_save)?;
             tracing::warn!(
-                segment = %self.segment.path.display(), byte = self.at, bytes = aside, kept_in = %kept.display(),
-                "cut a damaged or torn commit off the log: if it was torn it was never acknowledged, and if the disk damaged it, it may have been"
+                segment = %self.segment.path.display(), byte = self.at, bytes = to_save,
+                kept_in = %kept.display(),
+                "cut a damaged or torn commit off the log: if it was torn it was never \
+                 acknowledged, and if the disk damaged it, it may have been"
             );
-            self.state = TailState::Dirty { aside: 0 };
+            // The copy is durable: if the cut fails, the retry must not save it again.
+            self.state = TailState::Dirty { to_save: 0 };
         }
         file.set_len(self.at)?;
-        // Zeros stand behind the last frame also where the disk has no blocks for them: a write
-        // that fails there is cut off again.
+        // The file must be zeros behind the last frame, even if the disk has no blocks for them: a
+        // write that fails there is cut off again.
         file.set_len(self.capacity.max(self.at + FOOTER_LEN as u64))?;
         file.sync_all().map_err(|e| TailError::Fatal(format!("fsync of a cut failed: {e}")))?;
         self.state = TailState::Open;
@@ -330,6 +333,7 @@ fn publish_segment(
     dir: &LogDir,
     (unpublished, capacity): (UnpublishedSegment, u64),
 ) -> Result<(Arc<Segment>, Arc<File>, u64), TailError> {
+    // If the sync fails, it is unknown whether a crash would keep the rename.
     let (segment, file) = unpublished.publish()?;
     dir.sync()
         .map_err(|e| TailError::Fatal(format!("fsync of the log's directory failed: {e}")))?;
@@ -345,7 +349,7 @@ fn create_segment(
     publish_segment(dir, prepare_segment(dir, header, segment_bytes, len)?)
 }
 
-/// Copies a damaged commit into a file beside the log, and makes it durable.
+/// Copies a damaged commit into a file next to the segments, durably.
 fn save_damaged(
     dir: &LogDir,
     segment: &Segment,
@@ -355,14 +359,14 @@ fn save_damaged(
 ) -> io::Result<PathBuf> {
     let mut commit = vec![0; bytes.min(MAX_SAVED_BYTES) as usize];
     file.read_exact_at(&mut commit, at)?;
-    let place = format!("{:012}-{at:012}", segment.header.number);
-    let mut path = dir.path.join(format!("{place}.{DAMAGED_EXTENSION}"));
+    let stem = format!("{:012}-{at:012}", segment.header.number);
+    let mut path = dir.path.join(format!("{stem}.{DAMAGED_EXTENSION}"));
     for n in 1..MAX_SAVED_COMMITS {
         match std::fs::read(&path) {
-            // Of an attempt that ended before the cut.
+            // Saved by an attempt that failed before the cut.
             Ok(kept) if kept == commit => break,
-            // Another one of the same place.
-            Ok(_) => path = dir.path.join(format!("{place}-{n}.{DAMAGED_EXTENSION}")),
+            // Another commit was saved from the same position.
+            Ok(_) => path = dir.path.join(format!("{stem}-{n}.{DAMAGED_EXTENSION}")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         }
@@ -381,11 +385,9 @@ fn save_damaged(
     Ok(path)
 }
 
-/// Cuts the damaged last commit of a log that nobody has open off, and keeps it; the file it is in,
-/// and its bytes. `None` if there is none.
-///
-/// # Errors
-/// If the log is damaged elsewhere, or the disk refuses.
+/// Saves and cuts off the damaged last commit of a log that no process has open. Returns the file
+/// that holds it and its size in bytes, or `None` if there is no such commit. Fails with the
+/// error of the disk.
 pub(super) fn truncate_tail(
     dir: &Path,
     found: &RecoveredLog,

@@ -1,4 +1,4 @@
-//! Crashes, damage, retention, and disks that refuse a step.
+//! Crashes, damage, retention, and disks that refuse writes.
 
 use std::path::Path;
 
@@ -118,12 +118,12 @@ fn every_flipped_byte_is_refused_or_cut_and_never_read() {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x10;
         std::fs::write(&path, &damaged).expect("write");
-        // What says how long the last frame is cannot be told from a torn one.
+        // Damage to the length of the last frame cannot be told from a torn write.
         let may_be_torn = (third + 4..third + 8).contains(&at);
         match EmbeddedLog::open(options(dir.path())) {
             Err(why) => assert!(why.contains("000000000000.seg") && !may_be_torn, "{at}: {why}"),
             Ok((log, recovery)) => {
-                // The bytes between two frames say nothing.
+                // Nothing reads the padding between two frames.
                 let padding = recovery.torn_bytes == 0 && at % 8 == 7 && whole[at] == 0;
                 assert!(may_be_torn || padding, "byte {at} is taken for a good one");
                 assert_eq!(
@@ -135,8 +135,8 @@ fn every_flipped_byte_is_refused_or_cut_and_never_read() {
     }
 }
 
-/// Flips a bit of the last payload of a log of two commits; the file, and where the last frame
-/// begins.
+/// Flips a bit of the last payload in a log of two commits. Returns the file and the position
+/// of the last frame.
 fn with_a_damaged_last_commit(dir: &Path) -> (std::path::PathBuf, usize) {
     let log = open(dir);
     append(&log, &[(0, "first")]);
@@ -205,7 +205,7 @@ fn what_is_cut_is_kept_in_a_bounded_number_of_files() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
-/// Appends until the log refuses; the texts that it took.
+/// Appends until the log refuses. Returns the texts that it accepted and the refusal.
 fn fill(log: &EmbeddedLog, name: &str) -> (Vec<String>, AppendError) {
     let mut taken = Vec::new();
     loop {
@@ -224,8 +224,8 @@ fn fill(log: &EmbeddedLog, name: &str) -> (Vec<String>, AppendError) {
     }
 }
 
-/// A step of making the next segment fails, then a small frame comes, then the process ends.
-/// Whatever stands on disk, memory must know it.
+/// A step of starting the next segment fails, then a small frame is written, then the process ends.
+/// Memory must know what is on disk in every case.
 #[test]
 fn a_step_that_fails_between_two_segments_costs_nothing_acknowledged() {
     for step in ["seg-new", "seg"] {
@@ -273,7 +273,7 @@ fn a_log_that_refuses_says_so_and_takes_writes_again_by_itself() {
     let (expected, error) = fill(&log, "first");
     assert_eq!(log.refuses(), Some(error));
     drop(log);
-    // A start does not need a new segment to show what is there.
+    // A start needs no new segment to read the existing ones.
     let log = open(dir.path());
     assert!(log.refuses().is_some());
     assert_eq!(texts(&log, 0, 0), expected);
@@ -287,8 +287,8 @@ fn a_log_that_refuses_says_so_and_takes_writes_again_by_itself() {
     append(&log, &[(0, &"y".repeat(700))]);
 }
 
-/// A log of one sealed segment and no other, as a crash between two steps leaves it; the texts in
-/// it.
+/// Creates a log of a single, sealed segment, as a crash between two steps leaves it. Returns
+/// the texts in it.
 fn sealed(dir: &Path) -> Vec<String> {
     let (log, in_the_way) = (open(dir), dir.join("000000000001.seg"));
     std::fs::create_dir_all(in_the_way.join("not empty")).expect("a directory");
@@ -324,7 +324,7 @@ fn an_index_that_a_crash_left_in_parts_is_made_again() {
             assert_eq!(texts(&log, 0, 0), expected, "sectors {present:b}");
             assert_eq!(kept(dir.path()), Vec::<std::path::PathBuf>::new(), "an index is no commit");
             drop(log);
-            // The start may have begun the next one.
+            // The start may have created the next segment.
             let _ = std::fs::remove_file(Segment::path(dir.path(), 1));
         }
     }
@@ -337,8 +337,7 @@ fn an_index_that_a_crash_left_in_parts_is_made_again() {
     );
 }
 
-/// What versions before left of a full disk: a segment that was sealed, and then a small frame over
-/// its index.
+/// What earlier versions left of a full disk: a sealed segment with a small frame over its index.
 #[test]
 fn a_frame_that_was_written_over_an_index_is_read() {
     let dir = tempfile::tempdir().expect("dir");
@@ -510,7 +509,7 @@ fn a_segment_of_version_1_is_read() {
     }));
 }
 
-/// Turns a log of one unsealed segment into what the release before would have written.
+/// Turns a log of one unsealed segment into what the previous release would have written.
 fn as_version_2(dir: &Path) {
     let path = only_segment(dir);
     let bytes = std::fs::read(&path).expect("read");
@@ -573,7 +572,7 @@ fn append_times_go_on_behind_an_empty_segment_though_the_clock_went_back() {
         )
     };
     let (log, _) = at(9_000);
-    // The next segment begins when the first one is full; then that is released.
+    // The first segment fills up, the next one starts, and the first is released.
     let text = "z".repeat(900);
     (0..6).for_each(|_| append(&log, &[(0, &text)]));
     assert!(log.release(&[6; 4]).expect("released") > 0 && log.shared.segments().len() == 1);

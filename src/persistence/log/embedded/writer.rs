@@ -1,7 +1,7 @@
-//! The writer: gathers requests into groups, commits each group as one frame, answers.
+//! The writer thread: gathers requests into groups, commits each group as one frame, and answers.
 //!
-//! While the disk takes no writes, it looks again every second, also when nobody asks: only then
-//! does the log say that it takes them again.
+//! While the disk refuses writes, it probes the disk once per second even without requests: the log
+//! reports that it accepts writes again only after a successful probe.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,15 +20,15 @@ use crate::model::offset::{Offset, ShardId};
 use crate::persistence::log::{AppendError, AppendRequest};
 use crate::telemetry;
 
-/// How often a disk that takes no writes is tried.
+/// Interval between probes of a disk that refuses writes.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// A log takes writes if there is room for such a part of a segment, or for the largest commit: a
-/// small event that fits into what is left is no sign that the next one does.
+/// The log counts as writable if there is room for this fraction of a segment or for the largest
+/// commit, whichever is less. A small event that still fits does not mean that the next one will.
 const ROOM_DIVISOR: u64 = 8;
 
 type AppendReply = oneshot::Sender<Result<i64, AppendError>>;
 
-/// Requests that wait for the writer.
+/// Requests that wait for the writer thread.
 #[derive(Default)]
 pub(super) struct AppendQueue {
     state: Mutex<QueueState>,
@@ -42,17 +42,18 @@ struct QueueState {
     closed: Option<String>,
 }
 
+/// Bytes that a request counts for: its payloads, and 64 per record for its bookkeeping.
 fn size(request: &AppendRequest) -> u64 {
     request.records.iter().map(|(_, payload)| payload.len() as u64 + 64).sum()
 }
 
 impl AppendQueue {
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        // Nothing panics while holding it, and a queue is whole at every moment.
+        // A poisoned lock is harmless: every change leaves the queue consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a request to the writer.
+    /// Queues a request for the writer.
     pub(super) fn push(
         &self,
         request: AppendRequest,
@@ -64,6 +65,7 @@ impl AppendQueue {
             return Err(AppendError::Closed(why.clone()));
         }
         let bytes = size(&request);
+        // An empty queue accepts a request above the limit, which could otherwise never be written.
         if waiting.bytes > 0 && waiting.bytes + bytes > limit {
             return Err(AppendError::Overloaded { waiting_bytes: waiting.bytes, limit });
         }
@@ -74,18 +76,19 @@ impl AppendQueue {
         Ok(())
     }
 
-    /// Refuses everything from here on; what waits is still written.
+    /// Refuses further requests. Those already queued are still written.
     pub(super) fn close(&self, why: &str) {
         self.lock().closed.get_or_insert_with(|| why.to_owned());
         self.woken.notify_one();
     }
 
-    /// Why nothing more is taken, if nothing is.
+    /// Why the queue is closed, or `None` if it is open.
     pub(super) fn closed_reason(&self) -> Option<String> {
         self.lock().closed.clone()
     }
 
-    /// The next group, an empty one after `patience`; none when closed and empty.
+    /// Waits for the next group. Returns an empty one after `patience`, and `None` once the queue
+    /// is closed and empty.
     fn next_group(
         &self,
         max_bytes: u64,
@@ -111,6 +114,7 @@ impl AppendQueue {
         let mut bytes = 0;
         while let Some((request, _)) = waiting.requests.front() {
             let size = size(request);
+            // A request above the limit becomes a group of its own.
             if !group.is_empty() && bytes + size > max_bytes {
                 break;
             }
@@ -121,6 +125,7 @@ impl AppendQueue {
         Some(group)
     }
 
+    /// Closes the queue and fails everything in it.
     fn fail_all(&self, why: &str) {
         self.close(why);
         for (_, reply) in self.lock().requests.drain(..) {
@@ -137,32 +142,32 @@ fn answer(reply: AppendReply, outcome: Result<i64, AppendError>) {
     let _ = reply.send(outcome);
 }
 
-/// What the next frame is.
+/// The state of the log before the next frame.
 pub(super) struct LogPosition {
-    /// Sequence number.
+    /// Sequence number of the next frame.
     pub sequence: u64,
     /// Append time of the last frame; 0 before the first.
     pub appended: i64,
-    /// End of every shard.
+    /// Exclusive end of every shard.
     pub ends: Vec<Offset>,
 }
 
-/// Writes the log.
+/// The state of the writer thread.
 pub(super) struct SegmentWriter {
     shared: Arc<Shared>,
     position: LogPosition,
     tail: LogTail,
     encoder: frame::FrameEncoder,
+    /// Since the last probe of the disk.
     tried: Stopwatch,
-    /// Requests refused since the disk took the last one.
+    /// Requests refused since the disk last accepted one.
     refused: u64,
 }
 
 impl SegmentWriter {
-    /// A writer that has found out whether the disk takes writes.
-    ///
-    /// # Errors
-    /// If there is no memory, or the disk does not say what is durable.
+    /// Creates the writer and probes the disk, so that the log knows from the start whether it
+    /// accepts writes. Fails if memory is short, or the probe leaves open what is durable. A disk
+    /// that refuses is no error.
     pub(super) fn new(
         shared: Arc<Shared>,
         position: LogPosition,
@@ -177,10 +182,7 @@ impl SegmentWriter {
         }
     }
 
-    /// Starts its thread.
-    ///
-    /// # Errors
-    /// If there is none.
+    /// Starts the writer thread. Fails if the thread cannot be started.
     pub(super) fn start(self) -> Result<std::thread::JoinHandle<()>, String> {
         std::thread::Builder::new()
             .name("log-writer".to_owned())
@@ -199,6 +201,7 @@ impl SegmentWriter {
             };
             let (requests, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
             let mut tried = Ok(());
+            // Requests may arrive more often than the disk is worth probing.
             if refusing && self.tried.elapsed() >= PROBE_EVERY {
                 tried = self.probe_disk();
             }
@@ -222,6 +225,7 @@ impl SegmentWriter {
         }
     }
 
+    /// Stops the log after a failure that leaves open what is durable.
     fn end(&self, why: &str, replies: Vec<AppendReply>) {
         tracing::error!(%why, "the log stops: what is durable is unknown until it is read again");
         replies
@@ -230,7 +234,7 @@ impl SegmentWriter {
         self.shared.queue.fail_all(why);
     }
 
-    /// Finds out whether the disk takes writes.
+    /// Probes whether the disk accepts writes, and records the result.
     fn probe_disk(&mut self) -> Result<(), TailError> {
         self.tried = Stopwatch::start();
         let options = &self.shared.options;
@@ -271,8 +275,12 @@ impl SegmentWriter {
         self.publish_segment(begun)?;
         let at = self.tail.write(&self.encoder.bytes)?;
         let segment = self.tail.segment();
+        // Index the runs first and publish the ends afterwards: a reader that sees an end must find
+        // every record below it.
         segment.add_runs(at, &frame);
+        // Without the cache, readers fall back to the disk.
         if let Ok(mut cache) = self.shared.cache.lock() {
+            // Copied, because the encoder reuses its buffer.
             let records = Bytes::copy_from_slice(&self.encoder.plain);
             for (run, plain) in frame.runs.iter().zip(plain) {
                 cache.push(segment.header.number, at + run.at as u64, records.slice(plain));
@@ -292,7 +300,7 @@ impl SegmentWriter {
         Ok(stamp.appended)
     }
 
-    /// Shows readers the segment that was begun, if one was.
+    /// Makes a segment that was just started visible to readers.
     fn publish_segment(
         &self,
         begun: Result<Option<Arc<Segment>>, TailError>,
@@ -305,7 +313,7 @@ impl SegmentWriter {
     }
 }
 
-/// The header of the segment that begins with the next frame.
+/// The header of a segment that starts with the next frame.
 fn header(shared: &Shared, position: &LogPosition, number: u64) -> SegmentHeader {
     let (log, first_sequence, appended) = (shared.id, position.sequence, position.appended);
     SegmentHeader {
