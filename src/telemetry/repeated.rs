@@ -1,20 +1,20 @@
-//! At most one log line a minute for what repeats: while a server is away, sixty-four shards have
-//! nothing new to say twice a second.
+//! Throttles repeated log lines to one per minute: while a server is down, 64 shards would report
+//! the same twice a second.
 //!
-//! What is told first is told at once. What differs in numbers alone (ports, durations, offsets,
-//! shards) is the same.
+//! The first occurrence is logged at once. Lines that differ only in numbers (ports, durations,
+//! offsets, shards) count as the same.
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Stopwatch;
 
-/// How long one thing is told once.
+/// Minimum interval between two lines of the same kind.
 const EVERY: Duration = Duration::from_secs(60);
-/// Things that are told apart at a time; the one that was told longest ago gives way to a new one.
+/// Kinds that are remembered. A new one replaces the one that was logged longest ago.
 const MAX_KINDS: usize = 32;
 
-/// What was told already. Meant for a `static` beside the line that repeats.
+/// Remembers what was logged. Meant for a `static` next to the line that repeats.
 #[derive(Debug)]
 pub struct RepeatedLog {
     started: LazyLock<Stopwatch>,
@@ -28,7 +28,7 @@ impl Default for RepeatedLog {
 }
 
 impl RepeatedLog {
-    /// Nothing was told yet.
+    /// A throttle that has seen nothing.
     pub const fn new() -> Self {
         Self {
             started: LazyLock::new(Stopwatch::start),
@@ -36,19 +36,20 @@ impl RepeatedLog {
         }
     }
 
-    /// Whether `what` is to be told now; with it, how often it was kept back since it was told
-    /// last.
+    /// Whether the line `what` is due now. If so, the number of lines suppressed
+    /// since the last one.
     pub fn due(&self, what: &str) -> Option<u64> {
         let now = self.started.elapsed();
         self.logged.lock().unwrap_or_else(PoisonError::into_inner).due(what, now)
     }
 }
 
-/// Kinds of things, each with when it was told, and how often it was not since.
+/// Each kind with the time it was last logged and the number of lines suppressed since then.
 #[derive(Debug)]
 struct LoggedKinds(Vec<(String, Duration, u64)>);
 
 impl LoggedKinds {
+    // Without the numbers, so that lines about different shards are one kind.
     fn due(&mut self, what: &str, now: Duration) -> Option<u64> {
         let kind: String = what.chars().filter(|c| !c.is_ascii_digit()).collect();
         if let Some((_, at, silent)) = self.0.iter_mut().find(|(known, ..)| *known == kind) {

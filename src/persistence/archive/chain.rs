@@ -53,7 +53,7 @@ impl ObjectChains {
 
     fn sorted(all: Vec<ArchiveObject>) -> Self {
         let mut chains = Self { all, furthest: BTreeMap::new() };
-        // Backwards, because the end of a chain depends on the objects behind it.
+        // Backwards, because the end of a chain depends on the objects after it.
         for at in (0..chains.all.len()).rev() {
             let reached = chains.end_through(&chains.all[at]);
             let best = chains.furthest.entry(chains.all[at].name.range.from).or_insert(reached);

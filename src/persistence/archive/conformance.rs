@@ -236,8 +236,8 @@ fn an_upload_that_was_acknowledged_but_is_not_whole_is_no_object() {
         .write(LOG, SHARD, EPOCH, &records(0..2), &RangeDecisions::default())
         .expect("the next attempt replaces it");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
-    // A damaged copy in the cold store is not damage to the object, which is intact
-    // in the hot store.
+    // A damaged copy in the cold store is not damage to the object, which is intact in the hot
+    // store.
     let size =
         || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
     server.fail_next(&[server::S3Fault::Truncated]);

@@ -1,5 +1,5 @@
-//! The port `Archive`: raw events as immutable Parquet objects. The manifest in the store
-//! says which objects count.
+//! The port `Archive`: raw events as immutable Parquet objects. The manifest in the store says
+//! which objects count.
 //!
 //! Implementations: [`objects`] (S3 or a local directory) and [`memory`] (the test double). Both
 //! write the same [`parquet`] objects. An object without a manifest row is an orphan of a crash or

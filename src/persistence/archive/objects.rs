@@ -1,15 +1,15 @@
-//! The archive on object storage: S3 or a local directory, with an optional second, cheaper
-//! store for old objects.
+//! The archive on object storage: S3 or a local directory, with an optional second, cheaper store
+//! for old objects.
 //!
-//! Puts are create-only and durable when they return. Before an object gets its manifest row it
-//! is read back and compared: neither an acknowledgement nor a checksum computed by the server
-//! proves that the bytes are stored. Objects are immutable, and their names carry shard, range
-//! and epoch, so two puts under one name are two attempts of one owner. Create-only is
-//! therefore only a safeguard, and storage without conditional puts will do: the archive checks
-//! whether the object exists, and an overwrite that slips through writes the same bytes. Each
-//! object is one PUT: objects end at `archive.max_bytes` of raw events, and S3 accepts 5 GiB
-//! per PUT. The port may block any thread: requests run on a runtime of the archive's own, and
-//! callers wait for the result.
+//! Puts are create-only and durable when they return. Before an object gets its manifest row it is
+//! read back and compared: neither an acknowledgement nor a checksum computed by the server proves
+//! that the bytes are stored. Objects are immutable, and their names carry shard, range and epoch,
+//! so two puts under one name are two attempts of one owner. Create-only is therefore only a
+//! safeguard, and storage without conditional puts will do: the archive checks whether the object
+//! exists, and an overwrite that slips through writes the same bytes. Each object is one PUT:
+//! objects end at `archive.max_bytes` of raw events, and S3 accepts 5 GiB per PUT. The port may
+//! block any thread: requests run on a runtime of the archive's own, and callers wait for the
+//! result.
 
 use std::path::Path as Directory;
 use std::sync::Arc;

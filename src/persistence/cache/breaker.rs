@@ -50,9 +50,9 @@ impl CircuitBreaker {
     pub fn on_failure(&mut self, now: u64) -> bool {
         self.failures = self.failures.saturating_add(1);
         let opened = self.open.is_none() && self.failures >= FAILURES;
-        // While open, a failure before `until` is that of a probe (`allow_request` has
-        // moved `until`) or of a request sent before the breaker opened. After `until` the
-        // next caller probes anyway.
+        // While open, a failure before `until` is that of a probe (`allow_request` has moved
+        // `until`) or of a request sent before the breaker opened. After `until` the next caller
+        // probes anyway.
         let length = self.open.map_or(FIRST_MS, |open| (open.length * 2).min(LONGEST_MS));
         if opened || self.open.is_some_and(|open| now < open.until) {
             self.open = Some(OpenState { until: now.saturating_add(length), length });

@@ -1,9 +1,9 @@
-//! The port `SharedCache`: a cache of partial query results that all nodes share, behind the
-//! cache in each process.
+//! The port `SharedCache`: a cache of partial query results that all nodes share, behind the cache
+//! in each process.
 //!
-//! Its content can be recomputed and is untrusted: callers verify the bytes they get.
-//! Losing it, filling it with garbage or stopping it halfway through a query only
-//! costs time. Implementation: [`redis`].
+//! Its content can be recomputed and is untrusted: callers verify the bytes they get. Losing it,
+//! filling it with garbage or stopping it halfway through a query only costs time. Implementation:
+//! [`redis`].
 
 pub mod breaker;
 pub mod redis;

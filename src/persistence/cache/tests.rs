@@ -1,5 +1,5 @@
-//! The shared cache over a real Redis: values that return and expire, and servers that hang,
-//! die and come back.
+//! The shared cache over a real Redis: values that return and expire, and servers that hang, die
+//! and come back.
 
 use std::time::Duration;
 

@@ -106,7 +106,7 @@ impl MemoryLog {
         self.assigned.send_replace(Arc::new(shards));
     }
 
-    /// The shards that were assigned to this node and that it has not released since.
+    /// The shards that were assigned to this node and that it has not relinquished since.
     pub fn held(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
         self.held.subscribe()
     }
@@ -128,7 +128,7 @@ impl MemoryLog {
         }
     }
 
-    /// Makes records from this offset on unreadable, as behind a gap; `None` repairs the shard.
+    /// Makes records from this offset on unreadable, as after a gap; `None` repairs the shard.
     pub fn damage(&self, shard: ShardId, from: Option<Offset>) {
         let mut state = self.lock();
         match from {

@@ -16,8 +16,8 @@
 //! - the payloads of the runs: each record preceded by its length (4), stored as described in
 //!   [`super::payload`]
 //!
-//! The header of a version 1 frame (`RMF1`) ends with the append time, which is
-//! also its received time.
+//! The header of a version 1 frame (`RMF1`) ends with the append time, which is also its received
+//! time.
 
 use std::ops::Range;
 

@@ -227,8 +227,8 @@ impl Shared {
 
     /// Stamps a frame that is about to be written.
     fn stamp(&self) -> AppendStamp {
-        // A poisoned lock is harmless: only the reading can panic, and that comes
-        // before the clock changes.
+        // A poisoned lock is harmless: only the reading can panic, and that comes before the clock
+        // changes.
         self.append_clock
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

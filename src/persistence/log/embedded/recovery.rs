@@ -2,8 +2,8 @@
 //!
 //! A torn write and a flipped bit cannot always be told apart. A frame that a valid one follows,
 //! and a frame that is complete but wrong inside, are damage: the log is refused, because the frame
-//! may have been acknowledged. Anything else behind the last valid frame may be a torn commit. It
-//! is cut off before the next frame is written, but saved first ([`super::tail`]). Recovery itself
+//! may have been acknowledged. Anything else after the last valid frame may be a torn commit. It is
+//! cut off before the next frame is written, but saved first ([`super::tail`]). Recovery itself
 //! changes nothing, so a log can be read on a disk that refuses writes.
 
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ const SECTOR: usize = 512;
 pub struct LogRecovery {
     /// Bytes scanned in the last segment.
     pub scanned_bytes: u64,
-    /// Bytes of a torn or damaged commit behind its last valid frame.
+    /// Bytes of a torn or damaged commit after its last valid frame.
     pub torn_bytes: u64,
 }
 
@@ -39,7 +39,7 @@ pub(super) enum RecoveryMode {
     Truncate,
 }
 
-/// What is behind the last valid frame.
+/// What is after the last valid frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TailContent {
     /// Zeros, where the next frame goes.
@@ -221,8 +221,8 @@ fn scan_segment(
 /// index. [`TailContent::SealedIndex`] means that the index was complete once and is damaged.
 fn tail_content(segment: &Segment, index: IndexState, at: usize, rest: &[u8]) -> TailContent {
     let Some(last) = rest.iter().rposition(|&b| b != 0) else { return TailContent::Empty };
-    // Versions up to 0.1 wrote frames over the index of a sealed segment if they could not
-    // create the next one.
+    // Versions up to 0.1 wrote frames over the index of a sealed segment if they could not create
+    // the next one.
     if matches!(index, IndexState::Damaged { position: Some(position) } if at as u64 > position) {
         return TailContent::PartialIndex;
     }

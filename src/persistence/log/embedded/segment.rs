@@ -1,12 +1,12 @@
 //! Segment files: a header, frames and, once sealed, the index of all runs with a footer.
 //!
-//! Header, 64 bytes and 8 per shard, padded: magic `RMLOGSEG`, version (4), shard count (4),
-//! log id (16), segment number (8), sequence number of the first frame (8), CRC32C of all that
-//! and of the offsets (4), zero (4), append time of the last frame before the segment (8); then
-//! the first offset of each shard. In a sealed segment, the last frame is followed by the index
-//! (48 bytes per run; 40 before version 3, without the received time) and 32 bytes of footer:
-//! magic `RMLOGEND`, position of the index (8), number of runs (8), CRC32C of the index (4),
-//! CRC32C of the footer (4).
+//! Header, 64 bytes and 8 per shard, padded: magic `RMLOGSEG`, version (4), shard count (4), log id
+//! (16), segment number (8), sequence number of the first frame (8), CRC32C of all that and of the
+//! offsets (4), zero (4), append time of the last frame before the segment (8); then the first
+//! offset of each shard. In a sealed segment, the last frame is followed by the index (48 bytes per
+//! run; 40 before version 3, without the received time) and 32 bytes of footer: magic `RMLOGEND`,
+//! position of the index (8), number of runs (8), CRC32C of the index (4), CRC32C of the footer
+//! (4).
 
 use std::fs::File;
 use std::io;
@@ -29,7 +29,7 @@ const OLDEST_VERSION: u32 = 1;
 const FIXED_LEN: usize = 64;
 const ENTRY_LEN: usize = 48;
 const OLD_ENTRY_LEN: usize = 40;
-/// Length of the footer. As many bytes stay zero behind the last frame of an open segment, so that
+/// Length of the footer. As many bytes stay zero after the last frame of an open segment, so that
 /// nothing a client sent can pass for a footer.
 pub(super) const FOOTER_LEN: usize = 32;
 /// The extension of files that a start reads.
@@ -214,7 +214,7 @@ pub(super) fn reserve(file: &File, end: u64) -> io::Result<()> {
 pub(super) enum SealOutcome {
     /// Index and footer are durable.
     Durable,
-    /// Some of the index may be behind the last frame.
+    /// Some of the index may be after the last frame.
     Partial(io::Error),
     /// The sync failed: the index may or may not be durable.
     Unknown(io::Error),
@@ -347,7 +347,7 @@ impl Segment {
             .ok_or_else(|| RunReadError::Corrupt(named("the records do not decompress".to_owned())))
     }
 
-    /// Writes index and footer behind the last frame, truncates the reserved rest
+    /// Writes index and footer after the last frame, truncates the reserved rest
     /// and syncs the file.
     pub(super) fn seal(&self, file: &File, end: u64) -> SealOutcome {
         let index = self.index(end);

@@ -1,10 +1,10 @@
-//! The end of the log on disk: where the next frame goes, and how one segment ends
-//! and the next begins.
+//! The end of the log on disk: where the next frame goes, and how one segment ends and the next
+//! begins.
 //!
 //! Memory always knows what is on disk, also after a step that failed. Steps that may need space,
 //! inodes or descriptors come first and change nothing that exists: the next segment becomes
 //! durable under a temporary name, then the last one gets its index, then the next one its final
-//! name. A frame is written only over zeros. Anything else behind the last frame is cut off first,
+//! name. A frame is written only over zeros. Anything else after the last frame is cut off first,
 //! and if it may have been a commit, a copy becomes durable before that.
 //!
 //! A step that fails returns [`TailError::Refused`] if nothing of the frame is in the log, so that
@@ -86,7 +86,7 @@ impl LogDir {
     }
 
     /// How much a new segment reserves: `wanted`, or half of the free space if that is less. Store
-    /// and archive need space too, and the log frees only what they have written.
+    /// and archive need space too, and the log can free only what they have written.
     fn reserve(&self, wanted: u64, least: u64) -> Result<u64, TailError> {
         let reserve = self.free().map_or(wanted, |free| wanted.min(free / 2));
         if reserve < least { Err(TailError::Refused(AppendError::DiskFull)) } else { Ok(reserve) }
@@ -260,8 +260,8 @@ impl LogTail {
 
     /// Seals the last segment and starts the next one.
     fn roll(&mut self, len: u64, header: SegmentHeader) -> Result<(), TailError> {
-        // Reserves the next segment before it seals this one: without space
-        // for it, nothing changes.
+        // Reserves the next segment before it seals this one: without space for it, nothing
+        // changes.
         let unpublished = prepare_segment(&self.dir, header, self.segment_bytes, len)?;
         if self.state == TailState::Open {
             let file = self.writable_file()?;
@@ -292,7 +292,7 @@ impl LogTail {
         }
     }
 
-    /// Cuts off anything other than a frame behind the last frame.
+    /// Cuts off anything other than a frame after the last frame.
     fn truncate_dirty(&mut self) -> Result<(), TailError> {
         let TailState::Dirty { to_save } = self.state else { return Ok(()) };
         let file = self.writable_file()?;
@@ -308,7 +308,7 @@ impl LogTail {
             self.state = TailState::Dirty { to_save: 0 };
         }
         file.set_len(self.at)?;
-        // The file must be zeros behind the last frame, even if the disk has no blocks for them: a
+        // The file must be zeros after the last frame, even if the disk has no blocks for them: a
         // write that fails there is cut off again.
         file.set_len(self.capacity.max(self.at + FOOTER_LEN as u64))?;
         file.sync_all().map_err(|e| TailError::Fatal(format!("fsync of a cut failed: {e}")))?;

@@ -1,5 +1,5 @@
-//! Append times: the running maximum, per shard, of the lesser of the
-//! gateway's stamp and `LogAppendTime`.
+//! Append times: the running maximum, per shard, of the lesser of the gateway's stamp and
+//! `LogAppendTime`.
 //!
 //! Leaders write the time of their own clock, and so do gateways. The lesser of both is ahead only
 //! if both clocks are, so a single wrong clock moves nothing forward. The running maximum never

@@ -1,10 +1,10 @@
 //! Gaps: offsets of a partition that are never returned to a reader.
 //!
-//! Kafka writes control records, such as the ends of transactions, and clients do not return
-//! them. Rollmill uses no transactions, so another program did, and nothing acknowledged by a
-//! gateway can be at those offsets. To a reader, a gap from compaction or damage looks the
-//! same. A query by time tells them apart: the broker finds a control record, but nothing in
-//! the other gaps (docs/adr/0020-gaps.md).
+//! Kafka writes control records, such as the ends of transactions, and clients do not return them.
+//! Rollmill uses no transactions, so another program did, and nothing acknowledged by a gateway can
+//! be at those offsets. To a reader, a gap from compaction or damage looks the same. A query by
+//! time tells them apart: the broker finds a control record, but nothing in the other gaps
+//! (docs/adr/0020-gaps.md).
 
 use super::append_times::max_time_below;
 use crate::model::offset::{Offset, OffsetRange};

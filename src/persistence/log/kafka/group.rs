@@ -1,5 +1,5 @@
-//! Group membership: this node owns the shards that the consumer group assigns to it.
-//! Nothing is fetched here.
+//! Group membership: this node owns the shards that the consumer group assigns to it. Nothing is
+//! fetched here.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -219,8 +219,8 @@ impl ConsumerContext for GroupContext {
         let shards = self.membership.shards_among(partitions);
         let done = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.membership.assign(&shards);
-            // The protocol requires an assignment. Paused at the end, because
-            // others do the reading.
+            // The protocol requires an assignment. Paused at the end, because others do the
+            // reading.
             list.set_all_offsets(At::End)
                 .and_then(|()| member.incremental_assign(list))
                 .and_then(|()| member.pause(list))

@@ -70,7 +70,7 @@ const SILENT_BROKER_PAUSE: Duration = Duration::from_secs(1);
 const NEW_TOPIC_GRACE: Duration = Duration::from_secs(2);
 /// How often the topic's identity is checked.
 const IDENTITY_EVERY: Duration = Duration::from_secs(30);
-/// Minimum interval between records appended behind a gap of one shard. An outage may
+/// Minimum interval between records appended after a gap of one shard. An outage may
 /// look like a gap.
 const GAPS_EVERY: Duration = Duration::from_secs(15);
 /// How often the same problem of the topic is logged.
@@ -208,8 +208,8 @@ impl KafkaLog {
             stopping: AtomicBool::new(false),
             wakeup: Arc::default(),
         });
-        // Before joining the group: a node that cannot learn the bounds must
-        // not be assigned shards.
+        // Before joining the group: a node that cannot learn the bounds must not be assigned
+        // shards.
         shared.fetch_all_bounds()?;
         tracing::info!(log = %id, topic = shared.options.connection.topic, "the log is Kafka's");
         let member = match &shared.options.group {
@@ -289,8 +289,8 @@ impl Shared {
                 self.watermarks.set_start(shard, start.unwrap_or(0));
             }
         }
-        // Read the clock first: what is durable at `asked` lies below the
-        // ends that come afterwards.
+        // Read the clock first: what is durable at `asked` lies below the ends that come
+        // afterwards.
         let asked = self.options.clock.uptime();
         let ends = self.offset_client.list_offsets(shards, OffsetSpec::Latest)?;
         ends.iter()
@@ -443,8 +443,8 @@ impl Shared {
         }
     }
 
-    /// Appends a record without events behind a gap at the end of an owned shard. Only a record
-    /// behind the gap shows where it ends.
+    /// Appends a record without events after a gap at the end of an owned shard. Only a record
+    /// after the gap shows where it ends.
     fn append_behind_gap(&self, shard: ShardId) {
         if !self.membership.owned().contains(&shard) || self.gap_throttle.due(shard).is_none() {
             return;
@@ -467,13 +467,13 @@ impl Shared {
         floor: Offset,
     ) -> Result<Option<Offset>, rdkafka::error::KafkaError> {
         let safety = i64::try_from(self.options.safety.as_millis()).unwrap_or(i64::MAX);
-        // The lesser of both clocks, so that a jump of the wall clock does not
-        // shorten the safety distance.
+        // The lesser of both clocks, so that a jump of the wall clock does not shorten the safety
+        // distance.
         let reading = self.options.clock.reading();
         let append = self.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(reading);
         let before = reading.wall.min(append).saturating_sub(safety);
-        // Without a safety distance only the floor counts, even if a broker's clock
-        // is ahead of ours.
+        // Without a safety distance only the floor counts, even if a broker's clock is ahead of
+        // ours.
         let before = if safety == 0 { before.saturating_add(DAY_MS) } else { before };
         append_times::releasable(self.watermarks.start(shard), floor, before, |time| {
             self.offset_client.list_offset(shard, OffsetSpec::ForTimestamp(time))
@@ -571,8 +571,8 @@ impl LogReader for KafkaLog {
         max_bytes: usize,
     ) -> Result<Vec<LogRecord>, LogError> {
         let (mut start, mut end) = (self.start(shard), self.end(shard));
-        // The cached end may be old: a checkpoint above it is only wrong if the
-        // broker says so, too.
+        // The cached end may be old: a checkpoint above it is only wrong if the broker says so,
+        // too.
         if from > end {
             (start, end) = self.bounds(shard)?;
         }
@@ -609,8 +609,8 @@ impl LogReader for KafkaLog {
 
     fn append_now(&self) -> Millis {
         let now = self.shared.options.clock.reading();
-        // A poisoned lock is harmless: only the reading can panic, and that comes
-        // before the clock changes.
+        // A poisoned lock is harmless: only the reading can panic, and that comes before the clock
+        // changes.
         self.shared.append_clock.lock().unwrap_or_else(PoisonError::into_inner).read(now)
     }
 }

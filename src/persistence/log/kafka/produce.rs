@@ -74,8 +74,8 @@ pub(super) struct DeliveryTracker {
 impl DeliveryTracker {
     fn on_delivered(&self, message: &impl Message, pending: &PendingAppend) {
         let shard = shard(message.partition());
-        // A duplicate that the broker recognised has neither offset nor time. Its
-        // first attempt is durable.
+        // A duplicate that the broker recognised has neither offset nor time. Its first attempt is
+        // durable.
         if let Ok(offset) = Offset::try_from(message.offset()) {
             let floor = pending.floor(shard);
             if offset < floor {

@@ -1,11 +1,11 @@
 //! The readers: manual assignment at the offset that the caller asks for. Prefetched records are
 //! kept for the next call.
 //!
-//! There are two consumers, each with a cursor per shard: a shard's actor reads at the end of
-//! the log while its archiver reads far behind, and neither must move the other's cursor. A
-//! consumer fetches a partition only while somebody reads it. Otherwise an archiver that has
-//! caught up would receive each new record on its own, as the shard does. librdkafka bounds the
-//! prefetch of each cursor (`kafka.prefetch`).
+//! There are two consumers, each with a cursor per shard: a shard's actor reads at the end of the
+//! log while its archiver reads far behind, and neither must move the other's cursor. A consumer
+//! fetches a partition only while somebody reads it. Otherwise an archiver that has caught up would
+//! receive each new record on its own, as the shard does. librdkafka bounds the prefetch of each
+//! cursor (`kafka.prefetch`).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -198,7 +198,7 @@ impl KafkaReader {
         Ok(cursor.take(max_bytes))
     }
 
-    /// Whether the shard seems to end in offsets that clients are not given. A record behind
+    /// Whether the shard seems to end in offsets that clients are not given. A record after
     /// them would confirm it.
     pub(super) fn ends_in_gap(&self, shard: ShardId) -> bool {
         let cursors = self
@@ -236,8 +236,8 @@ impl KafkaReader {
                 from,
                 end: 0,
             })?;
-            // Prefer a free cursor to waiting: the other reader of this shard may hold
-            // one for a second.
+            // Prefer a free cursor to waiting: the other reader of this shard may hold one for a
+            // second.
             let guard = match cursor.try_lock() {
                 Ok(guard) => guard,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -435,8 +435,8 @@ impl KafkaReader {
         for (offset, time) in (gap.from..gap.to).zip(times) {
             if offset >= from {
                 bytes += payload.len();
-                // Time 0 leaves the running maximum alone: the placeholder is as late
-                // as the record before.
+                // Time 0 leaves the running maximum alone: the placeholder is as late as the record
+                // before.
                 cursor.buffer.push_back(LogRecord {
                     offset,
                     appended: 0,

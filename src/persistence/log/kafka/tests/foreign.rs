@@ -139,14 +139,14 @@ fn the_end_of_a_foreign_transaction_is_gone_over_and_nothing_else() {
         records.iter().filter(in_gaps).all(|record| record.appended == 0),
         "what holds nothing moves no time forward"
     );
-    // Reading from the middle, from inside the gap or from behind it gives the
-    // same records and times.
+    // Reading from the middle, from inside the gap or from after it gives the same records and
+    // times.
     for from in 1..=6 {
         let other = open(&KafkaOptions { group: None, ..options.clone() });
         assert_eq!(everything(&other, from), records[from as usize..], "from {from}");
     }
-    // At the end of the log nothing shows how far the gap reaches, until the
-    // owner appends behind it.
+    // At the end of the log nothing shows how far the gap reaches, until the owner appends after
+    // it.
     transaction(true);
     let tail = everything(&log, 7);
     let payloads: Vec<&[u8]> = tail.iter().map(|record| &*record.payload).collect();
@@ -186,8 +186,8 @@ fn a_gap_that_nothing_proves_is_passed_when_a_person_vouches_for_it_and_for_no_o
     let foreign = producer(&options, true);
     foreign.init_transactions(Duration::from_secs(60)).expect("a coordinator");
     append(&*log, &[(0, "a")]);
-    // Makes the control record earlier than the record before it, so that the broker cannot
-    // find it by time.
+    // Makes the control record earlier than the record before it, so that the broker cannot find it
+    // by time.
     set(&options, "message.timestamp.type", "CreateTime");
     foreign.begin_transaction().expect("begun");
     let ahead = SystemClock.now() + 600_000;
