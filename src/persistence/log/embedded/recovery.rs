@@ -255,7 +255,7 @@ fn is_partial_write(found: &[u8], written: &[u8], at: usize) -> bool {
 /// and all of its sectors are there.
 fn is_whole(at: usize, rest: &[u8]) -> bool {
     let Some(len) = frame::claimed_len(rest) else { return false };
-    let Some((frame, behind)) = rest.split_at_checked(aligned(len)) else { return false };
+    let Some((frame, after)) = rest.split_at_checked(aligned(len)) else { return false };
     // A last byte of zero may be one that was never written.
     if frame[len - 1] == 0 {
         return false;
@@ -268,7 +268,7 @@ fn is_whole(at: usize, rest: &[u8]) -> bool {
         }
         from = to;
     }
-    is_zero(behind)
+    is_zero(after)
 }
 
 /// The times of the last frame before a segment, as far as they are known: earlier segments may

@@ -335,6 +335,7 @@ impl Segment {
             _ => RunReadError::Io(named(e.to_string())),
         })?;
         file.read_exact_at(&mut payload, run.at).map_err(|e| match e.kind() {
+            // The index knows bytes that the file has lost.
             io::ErrorKind::UnexpectedEof => RunReadError::Corrupt(named(e.to_string())),
             _ => RunReadError::Io(named(e.to_string())),
         })?;
@@ -427,6 +428,7 @@ impl Segment {
                     len: lengths as u32,
                     at: u64_at(entry, 16),
                     appended,
+                    // Before version 3 there was one time, which was both.
                     received: if entry.len() == ENTRY_LEN {
                         u64_at(entry, 40).cast_signed()
                     } else {

@@ -178,10 +178,10 @@ impl LogTail {
         len: u64,
         header: impl FnOnce(u64) -> SegmentHeader,
     ) -> Result<Option<Arc<Segment>>, TailError> {
-        let begun = self.make_room(len, header)?;
+        let new_segment = self.make_room(len, header)?;
         let at = self.at;
         self.writable_file()?.write_all_at(&[0; FOOTER_LEN], at)?;
-        Ok(begun)
+        Ok(new_segment)
     }
 
     /// Makes room for a frame of this length. Returns the segment that was started for it, if any.

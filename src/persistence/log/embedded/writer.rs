@@ -239,8 +239,9 @@ impl SegmentWriter {
         self.tried = Stopwatch::start();
         let options = &self.shared.options;
         let room = (options.max_commit_bytes as u64).min(options.segment_bytes / ROOM_DIVISOR);
-        let begun = self.tail.probe(room, |number| header(&self.shared, &self.position, number));
-        match self.publish_segment(begun) {
+        let new_segment =
+            self.tail.probe(room, |number| header(&self.shared, &self.position, number));
+        match self.publish_segment(new_segment) {
             Ok(()) => self.clear_refusal(),
             Err(TailError::Refused(error)) => {
                 self.refuse(&error);
@@ -269,10 +270,10 @@ impl SegmentWriter {
         let stamp = self.shared.stamp();
         let sequence = self.position.sequence;
         let (frame, plain) = self.encoder.encode(sequence, stamp, records, &self.position.ends);
-        let begun = self.tail.make_room(self.encoder.bytes.len() as u64, |number| {
+        let new_segment = self.tail.make_room(self.encoder.bytes.len() as u64, |number| {
             header(&self.shared, &self.position, number)
         });
-        self.publish_segment(begun)?;
+        self.publish_segment(new_segment)?;
         let at = self.tail.write(&self.encoder.bytes)?;
         let segment = self.tail.segment();
         // Index the runs first and publish the ends afterwards: a reader that sees an end must find
@@ -303,9 +304,9 @@ impl SegmentWriter {
     /// Makes a segment that was just started visible to readers.
     fn publish_segment(
         &self,
-        begun: Result<Option<Arc<Segment>>, TailError>,
+        new_segment: Result<Option<Arc<Segment>>, TailError>,
     ) -> Result<(), TailError> {
-        if let Some(segment) = begun? {
+        if let Some(segment) = new_segment? {
             let lost = || TailError::Fatal("the list of segments is lost".to_owned());
             self.shared.segments.write().map_err(|_| lost())?.push_back(segment);
         }

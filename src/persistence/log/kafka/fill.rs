@@ -106,6 +106,7 @@ pub fn fill_topic(
     append_empty_records(connection, missing, &mut |acknowledged| {
         progress(existing + acknowledged)
     })?;
+    // Records of an attempt that was killed may have arrived meanwhile.
     let found = brokers.list_offsets(&shards, OffsetSpec::Latest)?;
     if let Some(at) = self::missing_records(&found, ends)?.iter().position(|left| *left > 0) {
         return Err(FillError::Failed(format!(

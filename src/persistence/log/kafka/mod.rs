@@ -104,7 +104,7 @@ struct Shared {
     producer: KafkaProducer,
     reader: KafkaReader,
     membership: Arc<GroupMembership>,
-    /// Gives the append time of a record that were appended here now.
+    /// Gives the append time that a record appended here now would get.
     append_clock: Mutex<AppendClock>,
     release_gate: Mutex<IntervalGate>,
     /// By problem of the topic.
@@ -501,6 +501,7 @@ fn verify_topic(
 /// Blocks without keeping the other tasks of this worker thread from running.
 fn block_in_place<T>(wait: impl FnOnce() -> T) -> T {
     let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    // It panics on a runtime of one thread, and outside a runtime there is nothing to protect.
     if flavor.is_ok_and(|flavor| flavor == tokio::runtime::RuntimeFlavor::MultiThread) {
         tokio::task::block_in_place(wait)
     } else {
@@ -549,16 +550,16 @@ impl LogReader for KafkaLog {
     }
 
     fn bounds(&self, shard: ShardId) -> Result<(Offset, Offset), LogError> {
-        let asked = |what| {
-            let answer = block_in_place(|| self.shared.offset_client.list_offset(shard, what));
+        let list_offset = |spec| {
+            let answer = block_in_place(|| self.shared.offset_client.list_offset(shard, spec));
             answer
                 .map(|offset| offset.unwrap_or(0))
                 .map_err(|e| LogError::Io(format!("shard {shard}: {e}")))
         };
-        let start = asked(OffsetSpec::Earliest)?;
+        let start = list_offset(OffsetSpec::Earliest)?;
         // Read the clock before the end, as in `fetch_bounds`.
         let now = self.shared.options.clock.uptime();
-        let end = asked(OffsetSpec::Latest)?;
+        let end = list_offset(OffsetSpec::Latest)?;
         self.shared.watermarks.set_start(shard, start);
         self.shared.watermarks.observe_end(shard, end, now);
         Ok((start, end))

@@ -490,8 +490,8 @@ impl KafkaReader {
 
     /// Distinguishes released records from a log that was replaced.
     fn out_of_range(&self, shard: ShardId, from: Offset) -> LogError {
-        let asked = |what| self.offset_client.list_offset(shard, what).ok().flatten();
-        match (asked(OffsetSpec::Earliest), asked(OffsetSpec::Latest)) {
+        let list_offset = |spec| self.offset_client.list_offset(shard, spec).ok().flatten();
+        match (list_offset(OffsetSpec::Earliest), list_offset(OffsetSpec::Latest)) {
             (Some(start), _) if from < start => {
                 self.watermarks.set_start(shard, start);
                 LogError::Released { shard, from, start }
