@@ -47,9 +47,9 @@ pub struct DueExpiry {
     /// The archive or weeks concerned.
     #[serde(flatten)]
     pub expiring: Expiring,
-    /// Everything below this goes.
+    /// Exclusive end of what is removed: an offset, or a week number for `weeks`.
     pub below: Option<i64>,
-    /// Milliseconds until it is removed.
+    /// Milliseconds until its first part is removed.
     pub left_ms: Option<i64>,
     /// Why it waits for an operator's approval; null if it does not.
     pub stopped: Option<String>,

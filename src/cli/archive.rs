@@ -37,7 +37,7 @@ enum Command {
         /// The server's configuration file, if it has one
         #[arg(long)]
         config: Option<PathBuf>,
-        /// Print JSON
+        /// Print the result as JSON
         #[arg(long)]
         json: bool,
     },
@@ -63,7 +63,7 @@ in the store yet are flushed first, within flush.interval.")]
         /// Approve expiries that were stopped because much became due at once or the clock jumped
         #[arg(long)]
         yes: bool,
-        /// Print JSON
+        /// Print the result as JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]

@@ -36,7 +36,7 @@ pub(super) struct LabelsArgs {
     metric: String,
     /// Label whose values to list [default: list the label names]
     name: Option<String>,
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]

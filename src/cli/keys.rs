@@ -34,7 +34,7 @@ struct FileArgs {
     /// The server's configuration file, to find the keys file
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

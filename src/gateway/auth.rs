@@ -106,7 +106,7 @@ impl KeyTable {
     /// with any user name.
     ///
     /// # Errors
-    /// As [`Self::authenticate`].
+    /// 401 or 403, as [`Self::authenticate`] does.
     pub fn authenticate_or_basic(
         &self,
         headers: &HeaderMap,

@@ -1,4 +1,4 @@
-//! The edge: bodies, validation, authentication, admission, HTTP and WebSocket.
+//! The gateway: bodies, validation, authentication, admission, HTTP and WebSocket.
 //!
 //! Invariants: no request is answered with success before the log reports it durable; the tenant
 //! comes from the API key alone; every body, queue and connection is bounded; overload is 429 or
