@@ -119,7 +119,7 @@ impl SharePool {
     }
 }
 
-/// I9: whoever decides what is admitted, no more is ever held than there is.
+/// I9: no more than the total is ever held, whatever admitted it.
 fn check_bound(name: &str, held: u64, total: u64) {
     check(Invariant::Bounded, held <= total, || format!("{held} of {total} {name} are held"));
 }

@@ -357,16 +357,16 @@ fn merge(
     let packed = compressed.weeks(session)?;
     let mut rest: &[Row<'_>] = &rows;
     while !rest.is_empty() {
-        let (part, behind) = rest.split_at(part_len(rest, &packed));
+        let (part, remaining) = rest.split_at(part_len(rest, &packed));
         merge_figures(session, part)?;
         merge_sketches(session, part, &packed)?;
-        if !behind.is_empty() {
+        if !remaining.is_empty() {
             session.batch_execute(CLEAR.to_owned())?;
         }
         // Every part gets the full time: a flush that makes progress must not time out, because its
         // retry would start over and never finish.
         session.restart_time_limit();
-        rest = behind;
+        rest = remaining;
     }
     Ok(touched)
 }

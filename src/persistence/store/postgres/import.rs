@@ -48,8 +48,8 @@ impl PostgresStore {
     pub fn open_if_created(options: &PostgresOptions) -> Result<Option<Arc<Self>>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.writers.connector.address;
-        let laid = schema::is_current(store.writers.take()?.session()?, place)?;
-        Ok(laid.then(|| Arc::new(store)))
+        let is_created = schema::is_current(store.writers.take()?.session()?, place)?;
+        Ok(is_created.then(|| Arc::new(store)))
     }
 
     /// What the store holds.
@@ -72,13 +72,13 @@ impl PostgresStore {
             .query("SELECT shard, log, next, archived FROM shards ORDER BY shard", params![])?
         {
             let (shard, log) = (get::<i32>(row, 0)?, LogId(get::<UuidBytes>(row, 1)?.0));
-            let stands = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
+            let checkpoint = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
             let end = usize::try_from(shard).ok().and_then(|at| ends.get(at));
-            if log != from || end.is_none_or(|end| stands != (*end, *end)) {
+            if log != from || end.is_none_or(|end| checkpoint != (*end, *end)) {
                 return Err(StoreError::Failed(format!(
                     "shard {shard} stands at {} of log {log}, archived up to {}, instead of \
                      {end:?} of log {from}: does a node still run?",
-                    stands.0, stands.1
+                    checkpoint.0, checkpoint.1
                 )));
             }
         }
@@ -127,10 +127,10 @@ impl PostgresStore {
                 "{place} is not empty any more: another import has just ended; start again"
             )));
         }
-        source(&mut |piece| {
+        source(&mut |batch| {
             // A fresh time limit per batch: reading the source must not count.
             import.session.set_time_limit(self.limit);
-            import.write_batch(piece)
+            import.write_batch(batch)
         })?;
         import.session.set_time_limit(self.limit);
         import.finish()?;
@@ -164,8 +164,8 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    fn write_batch(&mut self, piece: TransferBatch) -> Result<(), StoreError> {
-        match piece {
+    fn write_batch(&mut self, batch: TransferBatch) -> Result<(), StoreError> {
+        match batch {
             TransferBatch::Series(shard, rows) => self.admit(shard, &rows),
             TransferBatch::Figures(rows) => self.figures(&rows),
             TransferBatch::Sketches(rows) => self.sketches(&rows),

@@ -46,41 +46,41 @@ impl PostgresStore {
         now: ClockReading,
         age: Duration,
     ) -> Result<Option<Hour>, StoreError> {
-        let Some((first, behind)) = self.week_range()? else { return Ok(None) };
+        let Some((first, end)) = self.week_range()? else { return Ok(None) };
         let found = self.snapshot()?.expiry(ExpiryTarget::Weeks)?;
         let text = found.as_ref().map(|found| found.note.clone());
-        let mut note = match &text {
+        let mut state = match &text {
             None => ExpiryState::default(),
             Some(text) => serde_json::from_str(text)
                 .map_err(|e| CodecError::new("note of what expires", e.to_string()))?,
         };
         // Another node has observed since. If both accumulated, the time would count twice.
-        if text != weeks.last_seen && note.run_id().is_some_and(|run| run != weeks.run) {
+        if text != weeks.last_seen && state.run_id().is_some_and(|run| run != weeks.run) {
             weeks.last_seen = text;
             return Ok(None);
         }
         let before =
             Hour::of(now.wall.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
-        let due_to = i64::from(before.0.div_euclid(WEEK)).min(behind);
-        let noted_to = note.recorded_to().unwrap_or(first).max(first);
-        let look = ExpirySample {
+        let due_to = i64::from(before.0.div_euclid(WEEK)).min(end);
+        let recorded_to = state.recorded_to().unwrap_or(first).max(first);
+        let sample = ExpirySample {
             run_id: weeks.run,
             now,
             floor: first,
             due_to: Some(due_to).filter(|to| *to > first),
-            newly_due: (due_to - noted_to).max(0).unsigned_abs(),
-            total: (behind - first).unsigned_abs(),
+            newly_due: (due_to - recorded_to).max(0).unsigned_abs(),
+            total: (end - first).unsigned_abs(),
             approvals: found.map_or(0, |found| found.approvals),
         };
-        let verdict = note.update(&weeks.rules, &look);
+        let decision = state.update(&weeks.rules, &sample);
         let written =
-            serde_json::to_string(&note).map_err(|e| StoreError::Failed(e.to_string()))?;
+            serde_json::to_string(&state).map_err(|e| StoreError::Failed(e.to_string()))?;
         // Lost the race against another node: its observation counts, not this one.
         if !self.swap_expiry(ExpiryTarget::Weeks, text.as_deref(), &written)? {
             return Ok(None);
         }
         weeks.last_seen = Some(written);
-        if let Some(stop) = verdict.new_stop {
+        if let Some(stop) = decision.new_stop {
             metrics::counter!(telemetry::EXPIRY_STOPS).increment(1);
             tracing::warn!(
                 "no weeks of rollups are dropped: {stop}. If the clock is right, `rollmill \
@@ -88,11 +88,11 @@ impl PostgresStore {
             );
         }
         metrics::gauge!(telemetry::EXPIRY_STOPPED, "shard" => "weeks")
-            .set(f64::from(u8::from(note.stop().is_some())));
+            .set(f64::from(u8::from(state.stop().is_some())));
         let hour = |week: i64| {
             Hour(i32::try_from(week.saturating_mul(i64::from(WEEK))).unwrap_or(i32::MIN))
         };
-        Ok(verdict.delete_below.map(hour))
+        Ok(decision.delete_below.map(hour))
     }
 
     /// The first week with rollups, and the exclusive end.

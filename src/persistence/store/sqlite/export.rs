@@ -53,51 +53,51 @@ impl SqliteStore {
         Ok(days)
     }
 
-    /// Passes the whole store to `take`, as of one moment. An error of `take` ends the export.
-    pub fn export(&self, take: TransferSink<'_>) -> Result<(), StoreError> {
+    /// Passes the whole store to `sink`, as of one moment. An error of `sink` ends the export.
+    pub fn export(&self, sink: TransferSink<'_>) -> Result<(), StoreError> {
         let mut snapshot =
             snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?;
         // Series first: an importer resolves the series ids of all later rows.
         let shards = shards(snapshot.connection()?)?;
         for row in &shards {
-            series(snapshot.connection()?, row.shard, take)?;
+            series(snapshot.connection()?, row.shard, sink)?;
         }
-        figures(snapshot.connection()?, take)?;
-        sketches(snapshot.connection()?, take)?;
-        revisions(snapshot.connection()?, take)?;
+        figures(snapshot.connection()?, sink)?;
+        sketches(snapshot.connection()?, sink)?;
+        revisions(snapshot.connection()?, sink)?;
         for row in &shards {
             let blocks = admin::recent_ids(snapshot.connection()?, row.shard, i64::MIN)?;
-            in_batches(blocks, &mut |part: Vec<DedupBlock>| {
-                take(TransferBatch::DedupBlocks(row.shard, part))
+            in_batches(blocks, &mut |batch: Vec<DedupBlock>| {
+                sink(TransferBatch::DedupBlocks(row.shard, batch))
             })?;
             let rules = admin::dedup_rules(snapshot.connection()?, row.shard)?;
-            in_batches(rules.0, &mut |part| take(TransferBatch::DedupRules(row.shard, part)))?;
+            in_batches(rules.0, &mut |batch| sink(TransferBatch::DedupRules(row.shard, batch)))?;
             let suspects: Vec<SuspectEvent> = admin::suspects(snapshot.connection()?, row.shard)?;
-            in_batches(suspects, &mut |part| take(TransferBatch::Suspects(row.shard, part)))?;
+            in_batches(suspects, &mut |batch| sink(TransferBatch::Suspects(row.shard, batch)))?;
         }
-        in_batches(rows::accounting(snapshot.connection()?)?, &mut |part| {
-            take(TransferBatch::Accounting(part))
+        in_batches(rows::accounting(snapshot.connection()?)?, &mut |batch| {
+            sink(TransferBatch::Accounting(batch))
         })?;
-        in_batches(snapshot.quarantine()?, &mut |part| take(TransferBatch::Quarantine(part)))?;
-        in_batches(snapshot.manifest(None)?, &mut |part| take(TransferBatch::Manifest(part)))?;
-        in_batches(snapshot.archive_floors()?, &mut |part| {
-            take(TransferBatch::ArchiveFloors(part))
+        in_batches(snapshot.quarantine()?, &mut |batch| sink(TransferBatch::Quarantine(batch)))?;
+        in_batches(snapshot.manifest(None)?, &mut |batch| sink(TransferBatch::Manifest(batch)))?;
+        in_batches(snapshot.archive_floors()?, &mut |batch| {
+            sink(TransferBatch::ArchiveFloors(batch))
         })?;
-        in_batches(shards, &mut |part| take(TransferBatch::Shards(part)))
+        in_batches(shards, &mut |batch| sink(TransferBatch::Shards(batch)))
     }
 }
 
 fn in_batches<T>(
     rows: Vec<T>,
-    take: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>,
+    sink: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut rows = rows.into_iter();
     loop {
-        let part: Vec<T> = rows.by_ref().take(BATCH_ROWS).collect();
-        if part.is_empty() {
+        let batch: Vec<T> = rows.by_ref().take(BATCH_ROWS).collect();
+        if batch.is_empty() {
             return Ok(());
         }
-        take(part)?;
+        sink(batch)?;
     }
 }
 
@@ -107,18 +107,18 @@ fn stream_rows<T>(
     sql: &str,
     params: impl rusqlite::Params,
     read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
-    take: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>,
+    sink: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query(params)?;
-    let mut part = Vec::new();
+    let mut batch = Vec::new();
     while let Some(row) = rows.next()? {
-        part.push(read(row)?);
-        if part.len() == BATCH_ROWS {
-            take(std::mem::take(&mut part))?;
+        batch.push(read(row)?);
+        if batch.len() == BATCH_ROWS {
+            sink(std::mem::take(&mut batch))?;
         }
     }
-    if part.is_empty() { Ok(()) } else { take(part) }
+    if batch.is_empty() { Ok(()) } else { sink(batch) }
 }
 
 fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
@@ -142,7 +142,7 @@ fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
 fn series(
     connection: &Connection,
     shard: ShardId,
-    take: TransferSink<'_>,
+    sink: TransferSink<'_>,
 ) -> Result<(), StoreError> {
     let sql = "SELECT id, key, admitted_offset FROM series WHERE shard = ? ORDER BY no";
     let read = |row: &Row<'_>| {
@@ -152,14 +152,14 @@ fn series(
         };
         Ok((Arc::new(info), row.get::<_, i64>(2)? as Offset))
     };
-    stream_rows(connection, sql, [shard.0], read, &mut |part| {
-        take(TransferBatch::Series(shard, part))
+    stream_rows(connection, sql, [shard.0], read, &mut |batch| {
+        sink(TransferBatch::Series(shard, batch))
     })
 }
 
 // CROSS JOIN fixes the order of the tables: rollups are read in storage order, and each one's
 // series is looked up by number.
-fn figures(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreError> {
+fn figures(connection: &Connection, sink: TransferSink<'_>) -> Result<(), StoreError> {
     let sql = "SELECT s.id, r.hour, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r \
                CROSS JOIN series s ON s.no = r.series_no";
     let read = |row: &Row<'_>| {
@@ -169,20 +169,20 @@ fn figures(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreE
             figures: codec::figures(row, 2)?,
         })
     };
-    stream_rows(connection, sql, [], read, &mut |part| take(TransferBatch::Figures(part)))
+    stream_rows(connection, sql, [], read, &mut |batch| sink(TransferBatch::Figures(batch)))
 }
 
-fn sketches(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreError> {
+fn sketches(connection: &Connection, sink: TransferSink<'_>) -> Result<(), StoreError> {
     let sql = "SELECT s.id, k.hour, k.distinct_users, k.quantiles FROM sketches k CROSS JOIN \
                series s ON s.no = k.series_no";
     let read = |row: &Row<'_>| {
         let (series, hour) = (SeriesId(row.get(0)?), Hour(row.get(1)?));
         Ok(SketchesRow { series, hour, distinct_users: row.get(2)?, quantiles: row.get(3)? })
     };
-    stream_rows(connection, sql, [], read, &mut |part| take(TransferBatch::Sketches(part)))
+    stream_rows(connection, sql, [], read, &mut |batch| sink(TransferBatch::Sketches(batch)))
 }
 
-fn revisions(connection: &Connection, take: TransferSink<'_>) -> Result<(), StoreError> {
+fn revisions(connection: &Connection, sink: TransferSink<'_>) -> Result<(), StoreError> {
     let sql = "SELECT t.name, m.name, r.day, r.revision FROM revisions r JOIN metrics m ON m.no = \
                r.metric_no
         JOIN tenants t ON t.no = m.tenant_no";
@@ -190,5 +190,5 @@ fn revisions(connection: &Connection, take: TransferSink<'_>) -> Result<(), Stor
         let revision = row.get::<_, i64>(3)? as u64;
         Ok(RevisionRow { tenant: row.get(0)?, metric: row.get(1)?, day: row.get(2)?, revision })
     };
-    stream_rows(connection, sql, [], read, &mut |part| take(TransferBatch::Revisions(part)))
+    stream_rows(connection, sql, [], read, &mut |batch| sink(TransferBatch::Revisions(batch)))
 }
