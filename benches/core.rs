@@ -21,7 +21,7 @@ use rollmill::persistence::archive::parquet;
 use rollmill::persistence::log::embedded::{EmbeddedLog, EmbeddedLogOptions};
 use rollmill::persistence::log::{AppendRequest, LogAppender, LogReader, LogRetention};
 use rollmill::persistence::store::sqlite::SqliteStore;
-use rollmill::persistence::store::{RollupQuery, RollupStore};
+use rollmill::persistence::store::{RollupQuery, ShardStore, SnapshotSource};
 use rollmill::shards::immutable_queue::ImmutableQueue;
 use rollmill::shards::series::SeriesAdmission;
 use rollmill::shards::state::{ShardInput, ShardLimits, ShardState};

@@ -30,7 +30,7 @@ use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{LogId, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError, ObjectInfo};
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::ManifestStore;
 use crate::telemetry;
 
 /// Longest interval between two turns.
@@ -70,7 +70,7 @@ impl MaintenanceLimits {
 pub struct ArchiveMaintenance {
     /// The log whose objects are maintained.
     pub log: LogId,
-    pub store: Arc<dyn RollupStore>,
+    pub store: Arc<dyn ManifestStore>,
     pub archive: Arc<dyn Archive>,
     pub clock: Arc<dyn Clock>,
     pub limits: MaintenanceLimits,
@@ -301,14 +301,14 @@ impl ArchiveMaintenance {
         self.archive.copy_to_cold(row)?;
         // If the outcome is unknown, the hot object stays. If the row was not changed, it is still
         // needed; if it was, the search for orphans finds it as a leftover.
-        if self.store.moved(row, Tier::Cold)? {
+        if self.store.set_tier(row, Tier::Cold)? {
             self.archive.remove(&row.path, Tier::Hot)?;
         }
         Ok(())
     }
 
     fn expire(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
-        if self.store.expired(row)? {
+        if self.store.expire_object(row)? {
             tracing::info!(
                 path = row.path,
                 "removing an archive object that is older than archive.keep"

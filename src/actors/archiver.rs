@@ -24,7 +24,7 @@ use crate::model::window::Millis;
 use crate::persistence::archive::chain::ObjectChains;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{LogError, LogReader, LogRetention};
-use crate::persistence::store::{RollupStore, StoreError};
+use crate::persistence::store::{ManifestStore, StoreError};
 use crate::telemetry::{self, RepeatedLog};
 
 /// Longest interval between two looks for due shards.
@@ -63,7 +63,7 @@ pub struct Archiver {
     pub log: Arc<dyn LogReader>,
     /// Releases what both the store and the archive have.
     pub retention: Arc<dyn LogRetention>,
-    pub store: Arc<dyn RollupStore>,
+    pub store: Arc<dyn ManifestStore>,
     pub archive: Arc<dyn Archive>,
     pub clock: Arc<dyn Clock>,
     pub limits: ArchiveLimits,
@@ -278,7 +278,7 @@ impl Archiver {
         owner: Epoch,
         row: &ManifestRow,
     ) -> Result<(), ActorProcessingErr> {
-        match self.store.archived(owner, row) {
+        match self.store.insert_manifest_row(owner, row) {
             Ok(()) => {
                 if let Some(before) = entry.for_archiver().set_archived(owner, row.range.to) {
                     is_contiguous(row, OffsetRange { from: before, to: row.range.to });

@@ -13,7 +13,7 @@ use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{LogError, LogReader};
-use crate::persistence::store::{RollupStore, StoreError};
+use crate::persistence::store::{ShardStore, StoreError};
 use crate::shards::driver::startup::{LoadedShard, StartupCommand, StartupEvent};
 use crate::shards::driver::{CallError, FailureKind, ShardEvent};
 use crate::shards::series::MetricNameRegistry;
@@ -41,7 +41,7 @@ impl MetricNameLoader {
 
     /// Loads the catalogue's names into the registry; a starting shard waits for it, so no shard
     /// decides on a name before. Shards that start together read the catalogue once.
-    fn refresh(&self, store: &dyn RollupStore) -> Result<(), StoreError> {
+    fn refresh(&self, store: &dyn ShardStore) -> Result<(), StoreError> {
         // Held during the read: the other shards wait for it instead of reading
         // the catalogue as well.
         let mut read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,7 +59,7 @@ impl MetricNameLoader {
 pub struct ShardPorts {
     pub shard: ShardId,
     pub log: Arc<dyn LogReader>,
-    pub store: Arc<dyn RollupStore>,
+    pub store: Arc<dyn ShardStore>,
     pub archive: Arc<dyn Archive>,
     /// Metric names to admit; `None` admits all.
     pub metric_names: Option<Arc<MetricNameLoader>>,
@@ -101,7 +101,7 @@ impl ShardPorts {
             }
             StartupCommand::Load => StartupEvent::Load(self.load().map_err(CallError::from)),
             StartupCommand::RecordRule { epoch, from, rule } => {
-                let noted = self.store.note_dedup_rule(self.shard, epoch, from, rule);
+                let noted = self.store.set_dedup_rule(self.shard, epoch, from, rule);
                 StartupEvent::RecordRule(noted.map_err(CallError::from))
             }
         }

@@ -29,7 +29,7 @@ use crate::model::series::Series;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{LogAppender, LogIdentity, LogReader, ShardAssignment};
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::ShardStore;
 use crate::persistence::store::memory::MemoryStore;
 use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{AccountingQuery, LiveQuery, ShardInput, ShardLimits, ShardState};

@@ -36,7 +36,7 @@ use crate::node::{DataDir, lock, offline};
 use crate::persistence::archive::ArchiveError;
 use crate::persistence::log::kafka::fill::{self, FillError};
 use crate::persistence::log::kafka::topic::{self, TopicDescription};
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::SnapshotSource;
 use crate::persistence::store::postgres::{PostgresStore, StoreContents};
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::{StoreCounts, TransferBatch};
@@ -544,7 +544,7 @@ fn compare(
 
 /// Number and hash of all rollups: series, window, bytes, in order.
 fn digest(
-    store: &dyn RollupStore,
+    store: &dyn SnapshotSource,
     tell: &mut dyn FnMut(u64),
 ) -> anyhow::Result<(u64, blake3::Hash)> {
     let (mut rows, mut hasher) = (0_u64, blake3::Hasher::new());

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::model::offset::LogDivergence;
 use crate::persistence::archive::Archive;
 use crate::persistence::log::LogReader;
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::SnapshotSource;
 use crate::recompute::continuity::continues_from;
 
 /// Refuses a log that does not continue at the store's checkpoints. Such a log must not take a
@@ -22,7 +22,7 @@ pub(crate) fn check_log(
     config: &Config,
     data: &DataDir,
     log: &dyn LogReader,
-    store: &dyn RollupStore,
+    store: &dyn SnapshotSource,
     archive: Option<&dyn Archive>,
 ) -> anyhow::Result<()> {
     for (shard, checkpoint) in store.snapshot()?.checkpoints()? {

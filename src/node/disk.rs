@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::DataDir;
 use crate::config::Config;
 use crate::persistence::log::LogRetention;
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::StoreInspection;
 use crate::telemetry;
 
 /// How often disk usage is sampled.
@@ -17,7 +17,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct DiskWatch {
     places: Vec<PathBuf>,
     log: Arc<dyn LogRetention>,
-    store: Option<Arc<dyn RollupStore>>,
+    store: Option<Arc<dyn StoreInspection>>,
 }
 
 impl DiskWatch {
@@ -25,7 +25,7 @@ impl DiskWatch {
     pub(super) fn new(
         config: &Config,
         log: Arc<dyn LogRetention>,
-        store: Option<Arc<dyn RollupStore>>,
+        store: Option<Arc<dyn StoreInspection>>,
     ) -> Self {
         let data = DataDir::new(&config.data.dir);
         let archive = Some(data.archive()).filter(|_| config.archive.url.is_none());

@@ -15,7 +15,7 @@ use crate::operate::absent::NoStore;
 use crate::operate::expiry::StoreExpiry;
 use crate::operate::quarantine::StoreQuarantine;
 use crate::operate::service::{ExpiryService, QuarantineService};
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::SnapshotSource;
 use crate::query::absent::NoQueries;
 use crate::query::engine::QueryEngine;
 use crate::query::service::QueryService;
@@ -75,7 +75,7 @@ pub(super) fn absent() -> QueryRole {
     }
 }
 
-async fn probe(store: Arc<dyn RollupStore>, reachable: Arc<AtomicBool>) {
+async fn probe(store: Arc<dyn SnapshotSource>, reachable: Arc<AtomicBool>) {
     loop {
         let asked = store.clone();
         let mut asking = tokio::task::spawn_blocking(move || {

@@ -15,7 +15,7 @@ use crate::config::{Config, millis};
 use crate::model::offset::LogId;
 use crate::persistence::archive::Archive;
 use crate::persistence::log::LogReader;
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::RebuildStore;
 use crate::persistence::store::postgres::{DatabaseState, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::recompute::fold::FoldRules;
@@ -95,7 +95,7 @@ impl RebuildJob {
         let shards = limits::shard(config, self.log.shard_count(), TestFaults::default());
         let (dedup_horizon_ms, dedup_max_ids) = (shards.dedup_horizon_ms, shards.dedup_max_ids);
         let max_delta_bytes = (config.flush.max_delta_bytes.bytes() / SHARE_OF_DELTAS) as usize;
-        let run = |store: &dyn RollupStore, progress: &mut dyn FnMut(u64)| {
+        let run = |store: &dyn RebuildStore, progress: &mut dyn FnMut(u64)| {
             let rebuild = StoreRebuild {
                 store,
                 archive: self.archive.as_ref(),

@@ -143,7 +143,7 @@ impl NodeRoles {
             ready: Arc::new(move || ready.check(None)),
             table: self.table.clone(),
             log: ports.log.clone(),
-            store: ports.store.clone(),
+            store: ports.store.clone().map(|store| store as _),
             peers: self.mesh.as_ref().map_or_else(no_peers, |mesh| mesh.peers.clone()),
             clock: ports.clock.clone(),
             stale_after_ms: millis(config.query.stale_after),
@@ -190,7 +190,8 @@ fn spawn_tasks(
     shards: Option<&ShardsHandle>,
     table: &Arc<ShardTable>,
 ) -> Vec<JoinHandle<()>> {
-    let disk = disk::DiskWatch::new(config, ports.log.clone(), ports.store.clone());
+    let store = ports.store.clone().map(|store| store as _);
+    let disk = disk::DiskWatch::new(config, ports.log.clone(), store);
     let mut tasks = vec![
         tokio::spawn(keys.watch()),
         tokio::spawn(disk.run()),

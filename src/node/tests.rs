@@ -22,8 +22,8 @@ use crate::model::window::Millis;
 use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{AppendRequest, EventLog, LogAppender, LogReader, ShardAssignment};
-use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
+use crate::persistence::store::{RollupStore, SnapshotSource};
 
 const LOG: LogId = LogId([5; 16]);
 const SHARDS: u32 = 16;

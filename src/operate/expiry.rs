@@ -9,21 +9,21 @@ use super::service::{ExpiryService, OperateError};
 use crate::api::archive::{self, DueExpiry, ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::model::budget::QueryBudget;
 use crate::model::expiry::ExpiryState;
-use crate::persistence::store::{ExpiryRow, ExpiryTarget, RollupStore, StoreError, StoreSnapshot};
+use crate::persistence::store::{ArchiveSnapshot, ExpiryRow, ExpiryTarget, ManifestStore};
 
 /// Expiry as recorded in a store.
-pub struct StoreExpiry(Arc<dyn RollupStore>);
+pub struct StoreExpiry(Arc<dyn ManifestStore>);
 
 impl StoreExpiry {
     /// Creates the service on this store.
-    pub fn new(store: Arc<dyn RollupStore>) -> Arc<Self> {
+    pub fn new(store: Arc<dyn ManifestStore>) -> Arc<Self> {
         Arc::new(Self(store))
     }
 
     fn states(
-        snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
+        snapshot: &mut dyn ArchiveSnapshot,
     ) -> Result<Vec<(ExpiryTarget, ExpiryState)>, OperateError> {
-        let noted = snapshot.and_then(|mut snapshot| snapshot.expiries())?;
+        let noted = snapshot.expiries()?;
         noted
             .into_iter()
             .map(|(of, ExpiryRow { note, .. })| Ok((of, parse_state(&note)?)))
@@ -57,7 +57,7 @@ fn due((of, note): &(ExpiryTarget, ExpiryState)) -> DueExpiry {
 
 impl ExpiryService for StoreExpiry {
     fn list(&self, budget: &QueryBudget) -> Result<ExpiryAnswer, OperateError> {
-        let mut noted = Self::states(self.0.snapshot_for(budget))?;
+        let mut noted = Self::states(&mut *self.0.snapshot_for(budget)?)?;
         noted.retain(|(_, note)| note.recorded_to().is_some());
         let stopped = noted.iter().filter(|(_, note)| note.stop().is_some()).count() as u64;
         Ok(ExpiryAnswer { stopped, due: noted.iter().map(due).collect() })
@@ -65,12 +65,12 @@ impl ExpiryService for StoreExpiry {
 
     fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
         // An approval covers only what is stopped now; later stops need their own.
-        let stopped: Vec<ExpiryTarget> = Self::states(self.0.snapshot())?
+        let stopped: Vec<ExpiryTarget> = Self::states(&mut *self.0.snapshot()?)?
             .into_iter()
             .filter(|(_, note)| note.stop().is_some())
             .map(|(of, _)| of)
             .collect();
-        let going_on = self.0.say_yes(&stopped)?;
+        let going_on = self.0.approve_expiry(&stopped)?;
         Ok(ExpiryGoesOnAnswer { going_on, of: stopped.into_iter().map(expiring_name).collect() })
     }
 }
@@ -81,6 +81,7 @@ mod tests {
     use crate::model::clock::ClockReading;
     use crate::model::expiry::{ExpiryRules, ExpirySample};
     use crate::model::offset::ShardId;
+    use crate::persistence::store::SnapshotSource;
     use crate::persistence::store::memory::MemoryStore;
 
     #[test]

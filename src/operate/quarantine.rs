@@ -20,7 +20,7 @@ use crate::model::flush::QuarantineRow;
 use crate::model::offset::ShardId;
 use crate::model::record;
 use crate::model::series::Series;
-use crate::persistence::store::{RollupStore, StoreError, StoreSnapshot};
+use crate::persistence::store::{AuditSnapshot, QuarantineStore};
 use crate::shards::release;
 use crate::shards::state::ShardLimits;
 
@@ -29,21 +29,21 @@ const MAX_LISTED: usize = 1_000;
 
 /// Quarantine of a store.
 pub struct StoreQuarantine {
-    store: Arc<dyn RollupStore>,
+    store: Arc<dyn QuarantineStore>,
     limits: ShardLimits,
 }
 
 impl StoreQuarantine {
     /// Creates the service on this store. A release folds under the limits of the shards.
-    pub fn new(store: Arc<dyn RollupStore>, limits: ShardLimits) -> Arc<Self> {
+    pub fn new(store: Arc<dyn QuarantineStore>, limits: ShardLimits) -> Arc<Self> {
         Arc::new(Self { store, limits })
     }
 
     fn rows(
         scope: &QuarantineScope,
-        snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
+        snapshot: &mut dyn AuditSnapshot,
     ) -> Result<Vec<QuarantineRow>, OperateError> {
-        let mut rows = snapshot.and_then(|mut snapshot| snapshot.quarantine())?;
+        let mut rows = snapshot.quarantine()?;
         // Records that no build could read have no tenant.
         rows.retain(|row| {
             if row.tenant.is_empty() { scope.unowned } else { row.tenant == *scope.tenant }
@@ -57,7 +57,7 @@ impl StoreQuarantine {
         scope: &QuarantineScope,
         place: EventPlace,
     ) -> Result<QuarantineRow, OperateError> {
-        let found = Self::rows(scope, self.store.snapshot())?
+        let found = Self::rows(scope, &mut *self.store.snapshot()?)?
             .into_iter()
             .find(|row| place_of(row) == place);
         match found {
@@ -85,7 +85,7 @@ impl QuarantineService for StoreQuarantine {
         all: bool,
         budget: &QueryBudget,
     ) -> Result<QuarantineAnswer, OperateError> {
-        let mut rows = Self::rows(scope, self.store.snapshot_for(budget))?;
+        let mut rows = Self::rows(scope, &mut *self.store.snapshot_for(budget)?)?;
         rows.retain(|row| all || !row.discarded);
         let events: Vec<QuarantinedEvent> = rows.iter().take(MAX_LISTED).map(listed).collect();
         Ok(QuarantineAnswer { more: (rows.len() - events.len()) as u64, events })

@@ -21,7 +21,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::log::ShardAssignment;
-use crate::persistence::store::{RollupStore, StoreError};
+use crate::persistence::store::{SnapshotSource, StoreError};
 
 /// A shard as its owner sees it.
 #[allow(missing_docs, reason = "the names say it")]
@@ -104,7 +104,7 @@ pub struct StatusReporter {
     pub table: Arc<ShardTable>,
     pub log: Arc<dyn ShardAssignment>,
     /// `None` on a node that only takes writes.
-    pub store: Option<Arc<dyn RollupStore>>,
+    pub store: Option<Arc<dyn SnapshotSource>>,
     pub peers: Arc<dyn PeerStatusSource>,
     pub clock: Arc<dyn Clock>,
     /// Lag at which a shard is stale: `query.stale_after`, in milliseconds.

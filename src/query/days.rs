@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::groups::{GroupSet, MergeLimits};
 use super::request::QueryRequest;
 use crate::model::window::Hour;
-use crate::persistence::store::{RollupQuery, StoreError, StoreSnapshot};
+use crate::persistence::store::{QuerySnapshot, RollupQuery, StoreError};
 
 /// Fewer days are not worth a thread, which costs about 50 µs: a day of one series is 24 seeks of
 /// 1 µs.
@@ -17,7 +17,7 @@ const MIN_SPLIT_DAYS: usize = 8;
 
 /// Opens an extra snapshot of the store; None if none is free at once.
 pub(super) type ExtraSnapshot<'s> =
-    dyn Fn() -> Result<Option<Box<dyn StoreSnapshot + 's>>, StoreError> + Sync + 's;
+    dyn Fn() -> Result<Option<Box<dyn QuerySnapshot + 's>>, StoreError> + Sync + 's;
 
 pub(super) fn first_hour(day: i32) -> Hour {
     Hour(day.saturating_mul(24))
@@ -25,7 +25,7 @@ pub(super) fn first_hour(day: i32) -> Hour {
 
 /// Merges every rollup that the query matches, plus the count of the overflow series.
 pub(super) fn fold(
-    snapshot: &mut dyn StoreSnapshot,
+    snapshot: &mut dyn QuerySnapshot,
     query: &RollupQuery<'_>,
     request: &QueryRequest,
     groups: &mut GroupSet<'_>,
@@ -40,7 +40,7 @@ pub(super) fn fold(
 /// Visits the hourly event counts of the metric's overflow series, if the request wants them. It is
 /// a single series, found by its own label and not by the query's matchers.
 fn overflow(
-    snapshot: &mut dyn StoreSnapshot,
+    snapshot: &mut dyn QuerySnapshot,
     query: &RollupQuery<'_>,
     request: &QueryRequest,
     visit: &mut dyn FnMut(Hour, u64),
@@ -58,7 +58,7 @@ fn overflow(
 
 /// Reads the groups of each of the `days`, given as (day, revision). The days must be consecutive.
 pub(super) fn read<'p>(
-    snapshot: &mut dyn StoreSnapshot,
+    snapshot: &mut dyn QuerySnapshot,
     extra: &ExtraSnapshot<'_>,
     query: &RollupQuery<'_>,
     (request, cost): (&'p QueryRequest, MergeLimits<'p>),
@@ -102,7 +102,7 @@ fn read_concurrently<'p>(
 }
 
 fn groups<'p>(
-    snapshot: &mut dyn StoreSnapshot,
+    snapshot: &mut dyn QuerySnapshot,
     query: &RollupQuery<'_>,
     (request, cost): (&'p QueryRequest, MergeLimits<'p>),
     days: &[(i32, u64)],
@@ -136,8 +136,8 @@ mod tests {
     use crate::model::offset::{LogId, OffsetRange, ShardId};
     use crate::model::rollup::Rollup;
     use crate::model::series::{Series, SeriesId};
-    use crate::persistence::store::RollupStore;
     use crate::persistence::store::memory::MemoryStore;
+    use crate::persistence::store::{QuerySource, ShardStore};
 
     const LOG: LogId = LogId([3; 16]);
 
@@ -166,7 +166,7 @@ mod tests {
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
         let (request, _) = crate::gateway::read_routes::query_request(&params, 8_640_000_000)
             .unwrap_or_else(|e| panic!("{e}"));
-        let mut snapshot = first.snapshot().expect("a view");
+        let mut snapshot = first.query_snapshot(&QueryBudget::default()).expect("a view");
         let revisions = snapshot.revisions("t", "m", 0..of).expect("revisions");
         let days: Vec<(i32, u64)> = (0..of).zip(revisions).collect();
         let (from, to, matchers) = (Hour(0), Hour(0), &[][..]);
@@ -214,9 +214,9 @@ mod tests {
         write(&elsewhere, 2..3, 3);
         let broken = || Err(StoreError::Unavailable("gone".to_owned()));
         let others: [&ExtraSnapshot<'_>; 5] = [
-            &|| store.snapshot().map(Some),
-            &|| later.snapshot().map(Some),
-            &|| elsewhere.snapshot().map(Some),
+            &|| store.query_snapshot(&QueryBudget::default()).map(Some),
+            &|| later.query_snapshot(&QueryBudget::default()).map(Some),
+            &|| elsewhere.query_snapshot(&QueryBudget::default()).map(Some),
             &|| Ok(None),
             &broken,
         ];
@@ -238,7 +238,7 @@ mod tests {
             let asked = AtomicBool::new(false);
             let further = || {
                 asked.store(true, Ordering::Relaxed);
-                store.snapshot().map(Some)
+                store.query_snapshot(&QueryBudget::default()).map(Some)
             };
             let counted: BTreeSet<u64> = counts(&store, &further, of).into_iter().collect();
             assert!(counted.iter().all(|count| *count == 1), "{of} days: {counted:?}");

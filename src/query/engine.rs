@@ -24,7 +24,9 @@ use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
 use crate::persistence::cache::SharedCache;
-use crate::persistence::store::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
+use crate::persistence::store::{
+    CheckpointSnapshot, MetricInfo, QuerySnapshot, QuerySource, RollupQuery, StoreError,
+};
 use crate::shards::state::{AccountingQuery, LiveQuery};
 use crate::telemetry;
 
@@ -54,7 +56,7 @@ const MAX_DAYS: i64 = 4_000;
 
 /// Answers queries from the store and the shards' live deltas.
 pub struct QueryEngine {
-    store: Arc<dyn RollupStore>,
+    store: Arc<dyn QuerySource>,
     live: Arc<dyn LiveReader>,
     clock: Arc<dyn Clock>,
     limits: QueryLimits,
@@ -72,7 +74,7 @@ fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
 impl QueryEngine {
     /// An engine without a shared cache.
     pub fn new(
-        store: Arc<dyn RollupStore>,
+        store: Arc<dyn QuerySource>,
         live: Arc<dyn LiveReader>,
         clock: Arc<dyn Clock>,
         limits: QueryLimits,
@@ -82,7 +84,7 @@ impl QueryEngine {
 
     /// An engine with a cache that nodes share behind its own.
     pub fn with_shared_cache(
-        store: Arc<dyn RollupStore>,
+        store: Arc<dyn QuerySource>,
         live: Arc<dyn LiveReader>,
         clock: Arc<dyn Clock>,
         limits: QueryLimits,
@@ -145,7 +147,7 @@ impl QueryEngine {
         let max_points = request.limit.is_none().then_some(self.limits.max_points);
         let mut groups = GroupSet::new(request, MergeLimits { budget, max_points });
         let failed = |error| self.failed(error, budget);
-        let mut snapshot = self.store.snapshot_for(budget).map_err(failed)?;
+        let mut snapshot = self.store.query_snapshot(budget).map_err(failed)?;
         // Checkpoints and rollups come from the same snapshot: this is what makes the sum exact.
         let reads = self.shard_reads(&mut *snapshot).map_err(failed)?;
         self.add_stored(tenant, request, &mut *snapshot, &mut groups).map_err(failed)?;
@@ -159,7 +161,10 @@ impl QueryEngine {
     }
 
     /// All shards, each with its checkpoint in the snapshot; None if it has none yet.
-    fn shard_reads(&self, snapshot: &mut dyn StoreSnapshot) -> Result<Vec<ShardRead>, StoreError> {
+    fn shard_reads(
+        &self,
+        snapshot: &mut dyn CheckpointSnapshot,
+    ) -> Result<Vec<ShardRead>, StoreError> {
         let mut reads: Vec<ShardRead> =
             (0..self.live.shard_count()).map(|shard| (ShardId(shard), None)).collect();
         for (shard, checkpoint) in snapshot.checkpoints()? {
@@ -176,7 +181,7 @@ impl QueryEngine {
         &self,
         tenant: &str,
         request: &QueryRequest,
-        snapshot: &mut dyn StoreSnapshot,
+        snapshot: &mut dyn QuerySnapshot,
         groups: &mut GroupSet<'_>,
     ) -> Result<(), StoreError> {
         let (first, end) = (request.first_hour(), request.end_hour());
@@ -216,7 +221,7 @@ impl QueryEngine {
                     continue;
                 }
             }
-            let extra = || self.store.snapshot_at_once(cost.budget);
+            let extra = || self.store.query_snapshot_at_once(cost.budget);
             let read =
                 days::read(snapshot, &extra, &query(first, end), (request, of_days), &uncached)?;
             if !read.is_empty() {
@@ -289,12 +294,12 @@ impl QueryEngine {
     fn names<T>(
         &self,
         query: &CatalogueQuery<'_>,
-        stored: impl Fn(&mut dyn StoreSnapshot) -> Result<T, StoreError>,
+        stored: impl Fn(&mut dyn QuerySnapshot) -> Result<T, StoreError>,
         add: impl Fn(&mut T, &CatalogueGrowth),
         budget: &QueryBudget,
     ) -> Result<(T, QueryCompleteness), StoreError> {
         let read = || {
-            let mut snapshot = self.store.snapshot_for(budget)?;
+            let mut snapshot = self.store.query_snapshot(budget)?;
             let reads = self.shard_reads(&mut *snapshot)?;
             let mut names = stored(&mut *snapshot)?;
             drop(snapshot);
@@ -314,7 +319,7 @@ impl QueryEngine {
         to: Hour,
         budget: &QueryBudget,
     ) -> Result<AccountingOutput, StoreError> {
-        let mut snapshot = self.store.snapshot_for(budget)?;
+        let mut snapshot = self.store.query_snapshot(budget)?;
         let reads = self.shard_reads(&mut *snapshot)?;
         let mut ledger = AccountingLedger::from_stored(
             &snapshot.accounting(tenant, from, to)?,
@@ -356,7 +361,7 @@ impl QueryService for QueryEngine {
     ) -> Result<MetricsPage, QueryError> {
         let page = request.store_page(budget);
         let query = request.catalogue_query(tenant, CatalogueNames::Metrics);
-        let stored = |snapshot: &mut dyn StoreSnapshot| {
+        let stored = |snapshot: &mut dyn QuerySnapshot| {
             Ok(MetricCatalogue::stored(snapshot.metrics(tenant, &page)?))
         };
         let found = self.names(&query, stored, MetricCatalogue::add, budget);
@@ -375,7 +380,7 @@ impl QueryService for QueryEngine {
     ) -> Result<LabelValuesPage, QueryError> {
         let page = request.store_page(budget);
         let query = request.catalogue_query(tenant, CatalogueNames::Values(name, metric));
-        let stored = |snapshot: &mut dyn StoreSnapshot| {
+        let stored = |snapshot: &mut dyn QuerySnapshot| {
             let values: BTreeSet<String> =
                 snapshot.label_values(tenant, name, metric, &page)?.into_iter().collect();
             Ok(values)

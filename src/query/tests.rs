@@ -27,7 +27,7 @@ use crate::model::series::{Series, SeriesId};
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::operate::quarantine::StoreQuarantine;
 use crate::operate::service::{OperateError, QuarantineScope, QuarantineService};
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::ShardStore;
 use crate::persistence::store::memory::MemoryStore;
 use crate::shards::state::{AccountingQuery, CatalogueEntry, LiveQuery, ShardLimits};
 

@@ -23,7 +23,7 @@ use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::chain::ArchiveObject;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{LogError, LogReader};
-use crate::persistence::store::{RollupStore, StoreError};
+use crate::persistence::store::{RebuildStore, StoreError};
 use crate::shards::driver::ShardDriver;
 use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
 use crate::shards::state::ShardState;
@@ -104,7 +104,7 @@ fn remedy(error: &ArchiveError) -> &'static str {
 #[allow(missing_docs, reason = "the names say it")]
 pub struct StoreRebuild<'a> {
     /// The new store; empty, or left by an earlier attempt.
-    pub store: &'a dyn RollupStore,
+    pub store: &'a dyn RebuildStore,
     /// Holds the archived records.
     pub archive: &'a dyn Archive,
     /// Holds the records that are not archived.
@@ -420,7 +420,7 @@ impl<'a> ShardRebuild<'a> {
         // instead, and that is recorded for the next owner.
         let mut rules = store.snapshot()?.dedup_rules(shard)?;
         for (from, rule) in rules.pending_changes(self.checkpoint.next, limits.dedup_rule()) {
-            store.note_dedup_rule(shard, self.checkpoint.epoch, from, rule)?;
+            store.set_dedup_rule(shard, self.checkpoint.epoch, from, rule)?;
             rules.record(from, rule);
         }
         let recent = RecentIds { rules, blocks: store.recent_ids(shard, i64::MIN)? };

@@ -11,13 +11,13 @@
 //! and the others are verified.
 //!
 //! The rest of the store is checked too: the accounting against the counts of the fold
-//! ([`ledger`]), the catalogue, counts and checksums by [`RollupStore::check`].
+//! ([`ledger`]), the catalogue, counts and checksums by [`StoreInspection::check`].
 //!
 //! Records below the archive floor have expired. The windows that they touched are reported as
 //! unverifiable, and so are those touched within one horizon after them, where an event may repeat
 //! the id of an expired one.
 //!
-//! [`RollupStore::check`]: crate::persistence::store::RollupStore::check
+//! [`StoreInspection::check`]: crate::persistence::store::StoreInspection::check
 
 mod comparison;
 mod ledger;

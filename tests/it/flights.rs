@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rollmill::model::window::Hour;
-use rollmill::persistence::store::RollupStore;
+use rollmill::persistence::store::SnapshotSource;
 use rollmill::persistence::store::sqlite::SqliteStore;
 
 use crate::support::{Server, agent, free_port};

@@ -10,7 +10,7 @@ use rollmill::model::offset::ShardId;
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::postgres::{PostgresOptions, PostgresStore};
 use rollmill::persistence::store::sqlite::SqliteStore;
-use rollmill::persistence::store::{NameRange, RollupStore, StoreSnapshot};
+use rollmill::persistence::store::{NameRange, ShardStore, SnapshotSource, StoreSnapshot};
 use serde_json::Value;
 
 use crate::kafka::broker::Kafka;
@@ -270,7 +270,7 @@ fn accounted(node: &Server) -> [u64; 3] {
 }
 
 /// Everything of a store but who it belongs to.
-fn shown(store: &dyn RollupStore) -> Vec<String> {
+fn shown(store: &dyn ShardStore) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();
     let rows =

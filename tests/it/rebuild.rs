@@ -11,7 +11,7 @@ use rollmill::model::offset::ShardId;
 use rollmill::model::window::Hour;
 use rollmill::node::{DataDir, offline};
 use rollmill::persistence::store::sqlite::SqliteStore;
-use rollmill::persistence::store::{NameRange, RollupStore};
+use rollmill::persistence::store::{NameRange, ShardStore, SnapshotSource};
 use serde_json::Value;
 
 use crate::postgres;
@@ -237,7 +237,7 @@ pub fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64
 }
 
 /// All that a store says, but for revisions and owners.
-pub fn everything(store: &dyn RollupStore) -> Vec<String> {
+pub fn everything(store: &dyn ShardStore) -> Vec<String> {
     let always = (Hour(i32::MIN), Hour(i32::MAX));
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use rollmill::persistence::store::RollupStore;
 use rollmill::persistence::store::sqlite::SqliteStore;
+use rollmill::persistence::store::{ManifestStore, SnapshotSource};
 use rusqlite::Connection;
 
 use crate::postgres;
@@ -305,7 +305,7 @@ fn nothing_that_could_be_compared_is_an_exit_code_of_its_own() {
     let rows =
         store.snapshot().and_then(|mut snapshot| snapshot.manifest(None)).expect("the manifest");
     assert!(!rows.is_empty());
-    assert!(rows.iter().all(|row| store.expired(row).expect("noted")));
+    assert!(rows.iter().all(|row| store.expire_object(row).expect("noted")));
     drop(store);
     let (code, said) = verify(&data);
     assert_eq!(code, Some(3), "{said}");

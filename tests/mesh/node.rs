@@ -31,7 +31,7 @@ use rollmill::model::offset::{LogId, ShardId};
 use rollmill::model::series::Series;
 use rollmill::persistence::log::memory::MemoryLog;
 use rollmill::persistence::log::{LogAppender, LogIdentity, LogReader, ShardAssignment};
-use rollmill::persistence::store::RollupStore;
+use rollmill::persistence::store::ShardStore;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::query::engine::{QueryEngine, QueryLimits};
 use rollmill::shards::series::SeriesAdmission;

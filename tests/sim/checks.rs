@@ -16,7 +16,9 @@ use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::chain::ObjectChains;
 use rollmill::persistence::log::LogReader;
 use rollmill::persistence::store::memory::MemoryStore;
-use rollmill::persistence::store::{NameRange, RollupQuery, RollupStore, StoreSnapshot};
+use rollmill::persistence::store::{
+    NameRange, RollupQuery, ShardStore, SnapshotSource, StoreSnapshot,
+};
 use rollmill::recompute::fold::FoldRules;
 use rollmill::recompute::rebuild::{self, StoreRebuild};
 use rollmill::recompute::verify;
@@ -69,7 +71,7 @@ fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
 }
 
 /// Everything a store contains, except revisions, owners and recent ids.
-fn dump_store(store: &dyn RollupStore, shards: usize) -> Vec<String> {
+fn dump_store(store: &dyn ShardStore, shards: usize) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("the double answers");
     let mut all =
         vec![format!("{:?}", stored_bytes(&mut *snapshot)), format!("{:?}", snapshot.quarantine())];
@@ -337,7 +339,7 @@ impl SimWorld {
                 format!("rebuilt: {found}\n was {expected}")
             })?;
         }
-        let ids = |store: &dyn RollupStore, s: usize| -> Vec<u128> {
+        let ids = |store: &dyn ShardStore, s: usize| -> Vec<u128> {
             let blocks = store.recent_ids(ShardId(s as u32), i64::MIN).expect("the double answers");
             blocks.into_iter().flat_map(|block| block.runs).flat_map(|(_, ids)| ids).collect()
         };

@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use rollmill::model::budget::QueryBudget;
 use rollmill::model::flush::{
-    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, LogRecord,
-    QuarantineRow, SeriesInfo,
+    AccountingDelta, Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard, LogRecord, SeriesInfo,
 };
-use rollmill::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, ShardRestore, Tier};
+use rollmill::model::manifest::{ManifestRow, RangeDecisions, ShardRestore, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::record;
 use rollmill::model::rollup::Rollup;
@@ -19,8 +18,9 @@ use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::{Archive, ArchiveError, ObjectInfo, RecoveredObject};
 use rollmill::persistence::store::memory::{self, MemoryStore, StoreWrite};
 use rollmill::persistence::store::{
-    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, RollupStore, StoreDamage,
-    StoreError, StoreSizes, StoreSnapshot,
+    CheckpointSnapshot, ExpiryTarget, ManifestStore, MetricInfo, NameRange, QuarantineStore,
+    QuerySnapshot, QuerySource, RebuildStore, RollupQuery, ShardStore, SnapshotSource, StoreDamage,
+    StoreError, StoreInspection, StoreSizes, StoreSnapshot,
 };
 
 use crate::plants::Plant;
@@ -54,7 +54,7 @@ pub fn with_dice<T>(dice: &SharedDice, with: impl FnOnce(&mut FaultDice) -> T) -
     with(&mut dice.lock().expect("one thread"))
 }
 
-pub fn checkpoint(store: &dyn RollupStore, shard: ShardId) -> Option<Checkpoint> {
+pub fn checkpoint(store: &dyn SnapshotSource, shard: ShardId) -> Option<Checkpoint> {
     let all = store.snapshot().and_then(|mut s| s.checkpoints()).expect("the double answers");
     all.into_iter().find(|(id, _)| *id == shard).map(|(_, checkpoint)| checkpoint)
 }
@@ -160,7 +160,17 @@ impl SimStore {
     }
 }
 
-impl RollupStore for SimStore {
+impl SnapshotSource for SimStore {
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.inner.snapshot()
+    }
+
+    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.inner.snapshot_for(query)
+    }
+}
+
+impl ShardStore for SimStore {
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
         let claim = self.inner.claim(shard, log, nonce);
         if claim.is_err() {
@@ -169,18 +179,18 @@ impl RollupStore for SimStore {
         claim
     }
 
-    fn note_dedup_rule(
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+        self.inner.recent_ids(shard, since)
+    }
+
+    fn set_dedup_rule(
         &self,
         shard: ShardId,
         epoch: Epoch,
         from: u64,
         rule: DedupRule,
     ) -> Result<(), StoreError> {
-        self.inner.note_dedup_rule(shard, epoch, from, rule)
-    }
-
-    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
-        self.inner.recent_ids(shard, since)
+        self.inner.set_dedup_rule(shard, epoch, from, rule)
     }
 
     fn flush(
@@ -224,8 +234,18 @@ impl RollupStore for SimStore {
         marked
     }
 
-    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
-        let outcome = self.inner.archived(owner, row);
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        self.inner.admitted_series(shard)
+    }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.inner.metric_names()
+    }
+}
+
+impl ManifestStore for SimStore {
+    fn insert_manifest_row(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+        let outcome = self.inner.insert_manifest_row(owner, row);
         let applied =
             checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
         match &outcome {
@@ -243,8 +263,12 @@ impl RollupStore for SimStore {
         outcome
     }
 
-    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-        self.inner.moved(row, tier)
+    fn set_tier(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+        self.inner.set_tier(row, tier)
+    }
+
+    fn expire_object(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+        self.inner.expire_object(row)
     }
 
     fn swap_expiry(
@@ -256,14 +280,12 @@ impl RollupStore for SimStore {
         self.inner.swap_expiry(of, before, after)
     }
 
-    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
-        self.inner.say_yes(of)
+    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+        self.inner.approve_expiry(of)
     }
+}
 
-    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
-        self.inner.expired(row)
-    }
-
+impl QuarantineStore for SimStore {
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -273,31 +295,15 @@ impl RollupStore for SimStore {
     ) -> Result<bool, StoreError> {
         self.inner.settle_quarantine(shard, offset, index, delta)
     }
+}
 
+impl RebuildStore for SimStore {
     fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         self.inner.restore(shard)
     }
+}
 
-    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        let snapshot = self.inner.snapshot()?;
-        Ok(if self.plant == Some(Plant::RevisionsStand) {
-            Box::new(FrozenRevisions(snapshot))
-        } else {
-            snapshot
-        })
-    }
-
-    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        self.snapshot()
-    }
-
-    fn snapshot_at_once(
-        &self,
-        _: &QueryBudget,
-    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
-        self.snapshot().map(Some)
-    }
-
+impl StoreInspection for SimStore {
     fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         self.inner.check(found)
     }
@@ -305,23 +311,39 @@ impl RollupStore for SimStore {
     fn sizes(&self) -> Result<StoreSizes, StoreError> {
         self.inner.sizes()
     }
+}
 
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-        self.inner.admitted_series(shard)
+impl QuerySource for SimStore {
+    fn query_snapshot(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Box<dyn QuerySnapshot + '_>, StoreError> {
+        let snapshot = self.inner.query_snapshot(query)?;
+        Ok(if self.plant == Some(Plant::RevisionsStand) {
+            Box::new(FrozenRevisions(snapshot))
+        } else {
+            snapshot
+        })
     }
 
-    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
-        self.inner.metric_names()
+    fn query_snapshot_at_once(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
+        self.query_snapshot(query).map(Some)
     }
 }
 
 /// A snapshot in which the revision of a day never exceeds 1.
-struct FrozenRevisions<'a>(Box<dyn StoreSnapshot + 'a>);
+struct FrozenRevisions<'a>(Box<dyn QuerySnapshot + 'a>);
 
-impl StoreSnapshot for FrozenRevisions<'_> {
+impl CheckpointSnapshot for FrozenRevisions<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         self.0.checkpoints()
     }
+}
+
+impl QuerySnapshot for FrozenRevisions<'_> {
     fn revisions(
         &mut self,
         tenant: &str,
@@ -335,6 +357,7 @@ impl StoreSnapshot for FrozenRevisions<'_> {
             .map(|revision| revision.min(1))
             .collect())
     }
+
     fn rollups(
         &mut self,
         query: &RollupQuery<'_>,
@@ -342,14 +365,7 @@ impl StoreSnapshot for FrozenRevisions<'_> {
     ) -> Result<(), StoreError> {
         self.0.rollups(query, visit)
     }
-    fn rollup_bytes(
-        &mut self,
-        from: Hour,
-        to: Hour,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
-    ) -> Result<(), StoreError> {
-        self.0.rollup_bytes(from, to, visit)
-    }
+
     fn metrics(
         &mut self,
         tenant: &str,
@@ -357,6 +373,7 @@ impl StoreSnapshot for FrozenRevisions<'_> {
     ) -> Result<Vec<MetricInfo>, StoreError> {
         self.0.metrics(tenant, page)
     }
+
     fn label_values(
         &mut self,
         tenant: &str,
@@ -366,9 +383,7 @@ impl StoreSnapshot for FrozenRevisions<'_> {
     ) -> Result<Vec<String>, StoreError> {
         self.0.label_values(tenant, name, metric, page)
     }
-    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
-        self.0.books()
-    }
+
     fn accounting(
         &mut self,
         tenant: &str,
@@ -376,57 +391,6 @@ impl StoreSnapshot for FrozenRevisions<'_> {
         to: Hour,
     ) -> Result<Vec<AccountingDelta>, StoreError> {
         self.0.accounting(tenant, from, to)
-    }
-    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
-        self.0.manifest(shard)
-    }
-    fn manifest_first(
-        &mut self,
-        shard: ShardId,
-        tier: Option<Tier>,
-        limit: usize,
-    ) -> Result<Vec<ManifestRow>, StoreError> {
-        self.0.manifest_first(shard, tier, limit)
-    }
-    fn receipts(
-        &mut self,
-        shard: ShardId,
-        from: Offset,
-        limit: usize,
-    ) -> Result<Vec<(Offset, Millis)>, StoreError> {
-        self.0.receipts(shard, from, limit)
-    }
-    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
-        self.0.extent_of_archive(shard)
-    }
-    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
-        self.0.expiry(of)
-    }
-    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError> {
-        self.0.expiries()
-    }
-    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
-        self.0.last_archived(shard)
-    }
-
-    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
-        self.0.archive_floors()
-    }
-    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
-        self.0.dedup_rules(shard)
-    }
-    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
-        self.0.admissions(shard)
-    }
-    fn decisions(
-        &mut self,
-        shard: ShardId,
-        range: OffsetRange,
-    ) -> Result<RangeDecisions, StoreError> {
-        self.0.decisions(shard, range)
-    }
-    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
-        self.0.quarantine()
     }
 }
 

@@ -17,7 +17,7 @@ use rollmill::model::matcher::Matcher;
 use rollmill::model::offset::ShardId;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::window::Hour;
-use rollmill::persistence::store::{RollupStore, StoreError};
+use rollmill::persistence::store::{QuerySource, ShardStore, StoreError};
 use rollmill::query::engine::{QueryEngine, QueryLimits};
 use rollmill::shards::state::{AccountingQuery, LiveQuery};
 use serde_json::value::RawValue;
@@ -98,7 +98,7 @@ pub struct SimEngine {
 
 impl SimEngine {
     pub fn new(
-        store: Arc<dyn RollupStore>,
+        store: Arc<dyn QuerySource>,
         slots: Vec<Arc<ShardTable>>,
         clock: Arc<dyn Clock>,
     ) -> Self {

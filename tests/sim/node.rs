@@ -14,7 +14,7 @@ use rollmill::model::flush::{FlushBatch, FlushGuard};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::window::Millis;
 use rollmill::persistence::log::{LogIdentity, LogReader, LogRetention};
-use rollmill::persistence::store::{RollupStore, StoreError};
+use rollmill::persistence::store::{ShardStore, StoreError};
 use rollmill::shards::driver::startup::{
     RunningShard, ShardConfig, ShardStartup, StartupCommand, StartupProgress,
 };

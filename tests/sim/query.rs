@@ -9,7 +9,7 @@ use rollmill::model::offset::{Checkpoint, ShardId};
 use rollmill::model::series::metric_hash;
 use rollmill::model::window::Hour;
 use rollmill::persistence::log::LogReader;
-use rollmill::persistence::store::{RollupQuery, RollupStore};
+use rollmill::persistence::store::{RollupQuery, SnapshotSource};
 use rollmill::shards::state::{LiveQuery, ShardState};
 
 use crate::fold::{

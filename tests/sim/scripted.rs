@@ -2,7 +2,7 @@
 
 use rollmill::model::offset::{LogId, ShardId};
 use rollmill::persistence::log::{LogReader, LogRetention};
-use rollmill::persistence::store::{RollupStore, StoreError};
+use rollmill::persistence::store::{ShardStore, StoreError};
 
 use crate::doubles::checkpoint;
 use crate::plants::Plant;

@@ -11,7 +11,7 @@ use crate::model::clock::ClockReading;
 use crate::model::expiry::{DueRows, ExpirySample, ExpiryState};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::window::Millis;
-use crate::persistence::store::{ExpiryTarget, StoreError, StoreSnapshot};
+use crate::persistence::store::{ArchiveSnapshot, ExpiryTarget, StoreError};
 use crate::telemetry;
 
 /// Checks per grace period. A restart loses at most the time since the last one.
@@ -73,7 +73,7 @@ impl ArchiveMaintenance {
         let now = self.clock.reading();
         let mut snapshot = self.store.snapshot()?;
         let StoredState { text, mut note, approvals } = stored_state(&mut *snapshot, shard)?;
-        let (of, first) = snapshot.extent_of_archive(shard)?;
+        let (of, first) = snapshot.archive_extent(shard)?;
         let floor = first.unwrap_or(0);
         let ends = if self.limits.keep_ms > 0 {
             self.due_ends(&mut *snapshot, shard, floor, now)?
@@ -117,7 +117,7 @@ impl ArchiveMaintenance {
     /// End offsets of the objects that are due, in order.
     fn due_ends(
         &self,
-        snapshot: &mut dyn StoreSnapshot,
+        snapshot: &mut dyn ArchiveSnapshot,
         shard: ShardId,
         floor: Offset,
         now: ClockReading,
@@ -165,7 +165,7 @@ impl ArchiveMaintenance {
 }
 
 fn stored_state(
-    snapshot: &mut dyn StoreSnapshot,
+    snapshot: &mut dyn ArchiveSnapshot,
     shard: ShardId,
 ) -> Result<StoredState, StoreError> {
     let Some(found) = snapshot.expiry(ExpiryTarget::Archive(shard))? else {

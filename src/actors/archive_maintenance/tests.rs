@@ -13,7 +13,7 @@ use crate::persistence::archive::{ArchiveError, RecoveredObject};
 use crate::persistence::log::ShardAssignment;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::store::memory::{MemoryStore, StoreFault, StoreWrite};
-use crate::persistence::store::{ExpiryTarget, StoreError};
+use crate::persistence::store::{ExpiryTarget, ShardStore, SnapshotSource, StoreError};
 
 const LOG: LogId = LogId([5; 16]);
 const DAY_MS: i64 = 24 * HOUR_MS;
@@ -134,7 +134,7 @@ impl World {
                     .archive
                     .write(LOG, shard, epoch, &records, &RangeDecisions::default())
                     .expect("write");
-                world.store.archived(row.epoch, &row).expect("archived");
+                world.store.insert_manifest_row(row.epoch, &row).expect("archived");
             }
         }
         world.archive.set_now(NOW);
@@ -272,7 +272,11 @@ fn a_clock_that_is_ahead_removes_nothing_and_stops_nothing_for_long() {
         upkeep.turn(&SHARDS);
         assert_eq!(there().0.len(), before.0.len());
         let of = SHARDS.map(ExpiryTarget::Archive);
-        assert_eq!(world.store.say_yes(&of), Ok(2), "a person says that the clock is right now");
+        assert_eq!(
+            world.store.approve_expiry(&of),
+            Ok(2),
+            "a person says that the clock is right now"
+        );
         world.clock.advance(HOUR_MS);
         upkeep.turn(&SHARDS);
         assert_eq!(
@@ -388,7 +392,7 @@ fn a_turn_is_bounded_and_ends_early_when_storage_is_down() {
             .archive
             .write(LOG, SHARDS[0], epoch, &[record(at, 0)], &RangeDecisions::default())
             .expect("write");
-        store.archived(row.epoch, &row).expect("archived");
+        store.insert_manifest_row(row.epoch, &row).expect("archived");
     }
     let upkeep = ArchiveMaintenance { store: store.clone(), ..world.upkeep(&immortal()) };
     upkeep.turn(&SHARDS);
@@ -412,7 +416,7 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
             .archive
             .write(LOG, SHARDS[0], epoch, &[record(at, appended)], &RangeDecisions::default())
             .expect("write");
-        world.store.archived(row.epoch, &row).expect("archived");
+        world.store.insert_manifest_row(row.epoch, &row).expect("archived");
     }
     let bad: Vec<ManifestRow> = world.manifest().into_iter().take(DAMAGED as usize).collect();
     let kept: Vec<_> =
@@ -534,7 +538,7 @@ fn objects_newer_than_a_restored_manifest_are_no_orphans() {
     for row in rows.iter().filter(|row| row.range.from == 0) {
         let epoch = restored.claim(row.shard, LOG, 7).expect("claim").checkpoint.epoch;
         assert_eq!(epoch, row.epoch);
-        restored.archived(row.epoch, row).expect("archived");
+        restored.insert_manifest_row(row.epoch, row).expect("archived");
     }
     world.clock.set(NOW + 2 * DAY_MS);
     let listed = world.listed();
@@ -550,7 +554,7 @@ fn objects_newer_than_a_restored_manifest_are_no_orphans() {
         .archive
         .write(LOG, shard, epoch, &records, &RangeDecisions::default())
         .expect("write");
-    restored.archived(again.epoch, &again).expect("archived");
+    restored.insert_manifest_row(again.epoch, &again).expect("archived");
     upkeep.sweep(&SHARDS);
     assert_eq!(world.listed().len(), listed.len() + 1, "it is noted");
     world.clock.advance(DAY_MS + 2 * HOUR_MS);

@@ -14,6 +14,7 @@ use crate::persistence::archive::{ObjectInfo, RecoveredObject};
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{AppendRequest, LogAppender, ShardAssignment};
 use crate::persistence::store::memory::MemoryStore;
+use crate::persistence::store::{ShardStore, SnapshotSource};
 use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{ShardLimits, ShardState};
 

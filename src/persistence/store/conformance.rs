@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::decimal::Decimal;
-use crate::model::flush::{Delta, SuspectEvent};
+use crate::model::flush::{AccountingDelta, Delta, QuarantineRow, SuspectEvent};
+use crate::model::manifest::ArchiveFloor;
 use crate::model::matcher::Matcher;
-use crate::model::offset::OffsetRange;
+use crate::model::offset::{Checkpoint, OffsetRange};
+use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 
 const LOG: LogId = LogId([7; 16]);
@@ -55,7 +57,7 @@ fn query<'a>(matchers: &'a [Matcher]) -> RollupQuery<'a> {
     }
 }
 
-fn read(snapshot: &mut dyn StoreSnapshot, matchers: &[Matcher]) -> Vec<(String, i32, Rollup)> {
+fn read(snapshot: &mut dyn QuerySnapshot, matchers: &[Matcher]) -> Vec<(String, i32, Rollup)> {
     let mut rows = Vec::new();
     snapshot
         .rollups(&query(matchers), &mut |s, h, r| {
@@ -72,12 +74,12 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     store
         .flush(guard(0, 2, epoch), &batch(vec![delta("a", 1, big), delta("", 30, -5)]), 0)
         .expect("flush");
-    let mut before = store.snapshot().expect("snapshot");
+    let mut before = store.query_snapshot(&QueryBudget::default()).expect("snapshot");
     store
         .flush(guard(2, 3, epoch), &batch(vec![delta("a", 1, big), delta("b", 1, 4)]), 0)
         .expect("flush");
     assert_eq!(read(&mut *before, &[]).len(), 2, "a later flush is invisible");
-    let further = store.snapshot_at_once(&QueryBudget::default()).expect("snapshot");
+    let further = store.query_snapshot_at_once(&QueryBudget::default()).expect("snapshot");
     assert_eq!(
         read(&mut *further.expect("one more is free"), &[]).len(),
         3,
@@ -106,7 +108,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
         "of the last flush that wrote to the day"
     );
     let regex = |r: &str| regex::Regex::new(r).expect("regex");
-    let pages = |snapshot: &mut dyn StoreSnapshot, m: Matcher| -> Vec<String> {
+    let pages = |snapshot: &mut dyn QuerySnapshot, m: Matcher| -> Vec<String> {
         read(snapshot, &[m]).into_iter().map(|(page, ..)| page).collect()
     };
     assert_eq!(pages(&mut *snapshot, Matcher::Equal("page".into(), "b".into())), ["b"]);
@@ -255,21 +257,21 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
 
     let now = third.checkpoint.epoch;
     let rule = |max_ids: usize| DedupRule { horizon_ms: 5, max_ids };
-    assert_eq!(store.note_dedup_rule(SHARD, epoch, 3, rule(1)), refused, "an old epoch");
-    store.note_dedup_rule(SHARD, now, 0, rule(1)).expect("of a shard from before there were any");
-    store.note_dedup_rule(SHARD, now, 3, rule(2)).expect("from the checkpoint on");
-    assert_eq!(store.note_dedup_rule(SHARD, now, 2, rule(3)), refused, "another rule has decided");
-    store.note_dedup_rule(SHARD, now, 3, rule(4)).expect("nothing lies between");
+    assert_eq!(store.set_dedup_rule(SHARD, epoch, 3, rule(1)), refused, "an old epoch");
+    store.set_dedup_rule(SHARD, now, 0, rule(1)).expect("of a shard from before there were any");
+    store.set_dedup_rule(SHARD, now, 3, rule(2)).expect("from the checkpoint on");
+    assert_eq!(store.set_dedup_rule(SHARD, now, 2, rule(3)), refused, "another rule has decided");
+    store.set_dedup_rule(SHARD, now, 3, rule(4)).expect("nothing lies between");
     let rules =
         |shard: ShardId| store.snapshot().expect("snapshot").dedup_rules(shard).expect("rules").0;
     assert_eq!((rules(SHARD), rules(ShardId(9))), (vec![(0, rule(1)), (3, rule(4))], vec![]));
 
     let row = |from: u64, to: u64, epoch: Epoch| manifest_row(from, to, epoch);
-    assert_eq!(store.archived(epoch, &row(0, 2, epoch)), refused, "an old epoch");
-    assert_eq!(store.archived(now, &row(1, 2, now)), refused, "a gap");
-    store.archived(now, &row(0, 2, now)).expect("archived");
-    assert_eq!(store.archived(now, &row(0, 2, now)), refused, "twice");
-    store.archived(now, &row(2, 3, epoch)).expect("archived");
+    assert_eq!(store.insert_manifest_row(epoch, &row(0, 2, epoch)), refused, "an old epoch");
+    assert_eq!(store.insert_manifest_row(now, &row(1, 2, now)), refused, "a gap");
+    store.insert_manifest_row(now, &row(0, 2, now)).expect("archived");
+    assert_eq!(store.insert_manifest_row(now, &row(0, 2, now)), refused, "twice");
+    store.insert_manifest_row(now, &row(2, 3, epoch)).expect("archived");
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.manifest(Some(SHARD)), Ok(vec![row(0, 2, now), row(2, 3, epoch)]));
     assert_eq!(snapshot.manifest(Some(ShardId(9))), Ok(vec![]));
@@ -316,13 +318,13 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     );
 
     let rows = [(0, 2), (2, 3), (3, 9)].map(|(from, to)| manifest_row(from, to, next.epoch));
-    rows.iter().for_each(|row| store.archived(row.epoch, row).expect("archived"));
+    rows.iter().for_each(|row| store.insert_manifest_row(row.epoch, row).expect("archived"));
     assert_eq!(of(store), Some(9));
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.receipts(SHARD, 0, 2), Ok(vec![(2, 3), (3, 4)]));
     assert_eq!(snapshot.receipts(SHARD, 3, 9), Ok(vec![(9, 10)]));
-    assert_eq!(snapshot.extent_of_archive(SHARD), Ok((3, Some(0))));
-    assert_eq!(snapshot.extent_of_archive(ShardId(9)), Ok((0, None)));
+    assert_eq!(snapshot.archive_extent(SHARD), Ok((3, Some(0))));
+    assert_eq!(snapshot.archive_extent(ShardId(9)), Ok((0, None)));
     assert_eq!(snapshot.manifest(Some(SHARD)).expect("rows"), rows);
     drop(snapshot);
 
@@ -341,7 +343,7 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     assert_eq!(store.swap_expiry(archive, None, "b"), Ok(false), "there is one");
     assert_eq!(store.swap_expiry(archive, Some("b"), "c"), Ok(false), "there is another");
     assert_eq!(store.swap_expiry(weeks, None, "w"), Ok(true));
-    assert_eq!(store.say_yes(&[archive, ExpiryTarget::Archive(ShardId(8))]), Ok(1));
+    assert_eq!(store.approve_expiry(&[archive, ExpiryTarget::Archive(ShardId(8))]), Ok(1));
     assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(true));
     assert_eq!(
         (read(archive), read(weeks)),
@@ -354,17 +356,17 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
 fn tiers_and_floors(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
     let rows = [(0, 2), (2, 3), (3, 9)].map(|(from, to)| manifest_row(from, to, epoch));
-    rows.iter().for_each(|row| store.archived(row.epoch, row).expect("archived"));
+    rows.iter().for_each(|row| store.insert_manifest_row(row.epoch, row).expect("archived"));
     let first = |tier, limit| {
         let found =
             store.snapshot().expect("snapshot").manifest_first(SHARD, tier, limit).expect("rows");
         found.iter().map(|row| (row.range.from, row.tier)).collect::<Vec<_>>()
     };
     assert_eq!(first(None, 2), [(0, Tier::Hot), (2, Tier::Hot)]);
-    assert_eq!(store.moved(&rows[0], Tier::Cold), Ok(true));
-    assert_eq!(store.moved(&rows[0], Tier::Cold), Ok(true), "again");
+    assert_eq!(store.set_tier(&rows[0], Tier::Cold), Ok(true));
+    assert_eq!(store.set_tier(&rows[0], Tier::Cold), Ok(true), "again");
     let other = ManifestRow { path: "raw/other".into(), ..rows[1].clone() };
-    assert_eq!(store.moved(&other, Tier::Cold), Ok(false), "another object");
+    assert_eq!(store.set_tier(&other, Tier::Cold), Ok(false), "another object");
     assert_eq!(first(Some(Tier::Hot), 1), [(2, Tier::Hot)]);
     assert_eq!(first(Some(Tier::Cold), 9), [(0, Tier::Cold)]);
     let mut snapshot = store.snapshot().expect("snapshot");
@@ -375,11 +377,11 @@ fn tiers_and_floors(store: &dyn RollupStore) {
     assert_eq!(snapshot.manifest_first(ShardId(9), None, 9), Ok(vec![]));
     assert_eq!(snapshot.archive_floors(), Ok(vec![]));
 
-    assert_eq!(store.expired(&rows[1]), Ok(false), "not the first");
-    assert_eq!(store.expired(&other), Ok(false), "another object");
-    assert_eq!(store.expired(&rows[0]), Ok(true));
-    assert_eq!(store.expired(&rows[0]), Ok(false), "only once");
-    assert_eq!(store.moved(&rows[0], Tier::Hot), Ok(false), "gone");
+    assert_eq!(store.expire_object(&rows[1]), Ok(false), "not the first");
+    assert_eq!(store.expire_object(&other), Ok(false), "another object");
+    assert_eq!(store.expire_object(&rows[0]), Ok(true));
+    assert_eq!(store.expire_object(&rows[0]), Ok(false), "only once");
+    assert_eq!(store.set_tier(&rows[0], Tier::Hot), Ok(false), "gone");
     assert_eq!(
         snapshot.manifest(None).expect("rows").len(),
         3,
@@ -390,7 +392,7 @@ fn tiers_and_floors(store: &dyn RollupStore) {
         store.snapshot().expect("snapshot").archive_floors().expect("floors")
     };
     assert_eq!(floor(store), [(SHARD, ArchiveFloor { offset: 2, appended: 2, hour: Hour(11) })]);
-    assert_eq!(store.expired(&rows[1]), Ok(true));
+    assert_eq!(store.expire_object(&rows[1]), Ok(true));
     assert_eq!(
         floor(store),
         [(SHARD, ArchiveFloor { offset: 3, appended: 3, hour: Hour(11) })],
@@ -399,9 +401,9 @@ fn tiers_and_floors(store: &dyn RollupStore) {
     assert_eq!(first(None, 9), [(3, Tier::Hot)]);
     let again = store.claim(SHARD, LOG, 2).expect("claim").checkpoint;
     assert_eq!(again.archived, 9, "the archived offset stays");
-    assert_eq!(store.expired(&rows[2]), Ok(true), "the last one too");
+    assert_eq!(store.expire_object(&rows[2]), Ok(true), "the last one too");
     store
-        .archived(again.epoch, &manifest_row(9, 10, again.epoch))
+        .insert_manifest_row(again.epoch, &manifest_row(9, 10, again.epoch))
         .expect("and the archive goes on");
     assert_eq!(first(None, 9), [(9, Tier::Hot)]);
 }
@@ -496,13 +498,15 @@ fn sqlite_has_no_further_view_while_all_readers_are_busy() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store");
     let mut held = Vec::new();
-    while let Some(snapshot) = store.snapshot_at_once(&QueryBudget::default()).expect("snapshot") {
+    while let Some(snapshot) =
+        store.query_snapshot_at_once(&QueryBudget::default()).expect("snapshot")
+    {
         held.push(snapshot);
     }
     let all = held.len();
     assert!(all >= 8, "{all}");
     held.pop();
-    assert!(store.snapshot_at_once(&QueryBudget::default()).expect("snapshot").is_some());
+    assert!(store.query_snapshot_at_once(&QueryBudget::default()).expect("snapshot").is_some());
 }
 
 #[test]
@@ -572,8 +576,8 @@ fn taken_over(back: &str, of_two_times: bool) {
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
     let of_two = FlushBatch { appended: Some(9), ..batch(vec![delta("a", 1, 1)]) };
     store.flush(guard(0, 2, epoch), &of_two, 0).expect("flush");
-    store.archived(epoch, &manifest_row(0, 2, epoch)).expect("archived");
-    store.note_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    store.insert_manifest_row(epoch, &manifest_row(0, 2, epoch)).expect("archived");
+    store.set_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
     store.mark_suspect(SHARD, epoch, 2, 1).expect("marked");
     drop(store);
     let raw = rusqlite::Connection::open(&path).expect("open");
@@ -605,8 +609,8 @@ fn taken_over(back: &str, of_two_times: bool) {
     let note =
         serde_json::to_string(&crate::model::expiry::ExpiryState::default()).expect("a note");
     assert_eq!(store.swap_expiry(ExpiryTarget::Weeks, None, &note), Ok(true));
-    assert_eq!(store.expired(&expected), Ok(true));
-    store.note_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    assert_eq!(store.expire_object(&expected), Ok(true));
+    store.set_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
     store.claim(SHARD, LOG, 2).expect("the mark becomes a suspect");
     store.check(&mut |damage| panic!("{damage:?}")).expect("looks");
 }

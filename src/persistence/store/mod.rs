@@ -1,5 +1,9 @@
 //! The port `RollupStore`: rollups, catalogue, checkpoints, manifest, accounting and quarantine,
-//! all changed in the same transactions.
+//! all changed in the same transactions; split by capability.
+//!
+//! [`ShardStore`] is the shard owner's, [`ManifestStore`] the archiver's, [`QuarantineStore`] the
+//! operator's, [`RebuildStore`] and [`StoreInspection`] recompute's, [`QuerySource`] the query
+//! engine's. [`SnapshotSource`] is what they all read by, [`RollupStore`] their sum.
 //!
 //! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it) and [`memory`]
 //! (the test double). All methods block.
@@ -11,20 +15,20 @@ mod conformance;
 mod matched_series;
 pub mod memory;
 pub mod postgres;
+mod snapshot;
 pub mod sqlite;
 pub mod transfer;
 
-use std::sync::Arc;
+pub use snapshot::{
+    ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, QuerySnapshot, RollupBytesVisitor,
+    StoreSnapshot,
+};
 
 use crate::model::budget::QueryBudget;
-use crate::model::flush::{
-    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard,
-    QuarantineRow, SeriesInfo,
-};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, ShardRestore, Tier};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard, SeriesInfo};
+use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::matcher::Matcher;
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
-use crate::model::rollup::Rollup;
+use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
@@ -234,146 +238,90 @@ pub struct ExpiryRow {
     pub approvals: i64,
 }
 
-/// Called with each rollup and its stored bytes.
-pub type RollupBytesVisitor<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
-
 /// Size in bytes of the cache of matching series, unless the configuration sets another.
 pub const DEFAULT_MATCH_CACHE: u64 = 32 << 20;
 
-/// One consistent view of everything in the store.
-pub trait StoreSnapshot {
-    /// Checkpoints of all shards that were ever claimed.
-    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError>;
-    /// Revision of (tenant, metric, UTC day) for each day of the half-open range of days; 0 where
-    /// nothing was written. It is [`FlushGuard::revision`] of the last flush that wrote to the
-    /// day, or [`revision_after_release`](crate::model::flush::revision_after_release) after a release: no
-    /// number comes twice with other rows, also not after a restore, so that caches outlive the
-    /// process.
-    fn revisions(
-        &mut self,
-        tenant: &str,
-        metric: &str,
-        days: std::ops::Range<i32>,
-    ) -> Result<Vec<u64>, StoreError>;
-    /// Visits the matching rollups, of one series in ascending hours or the other way round, in no
-    /// other promised order.
-    fn rollups(
-        &mut self,
-        query: &RollupQuery<'_>,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
-    ) -> Result<(), StoreError>;
-    /// The stored bytes of every rollup of the shard count's every tenant in the hours, for
-    /// `verify`: tenant, metric, hour, series id, encoded figures and sketches, ascending.
-    fn rollup_bytes(
-        &mut self,
-        from: Hour,
-        to: Hour,
-        visit: RollupBytesVisitor<'_>,
-    ) -> Result<(), StoreError>;
-    /// The rules of de-duplication of a shard.
-    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError>;
-    /// The series admitted by a shard, each with the offset from which on it is.
-    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
-    /// What the shard decided about the records of a range: the series that it admitted there, by
-    /// offset and id, and the events that are set aside.
-    fn decisions(
-        &mut self,
-        shard: ShardId,
-        range: OffsetRange,
-    ) -> Result<RangeDecisions, StoreError>;
-    /// The tenant's metrics of the page, ascending.
-    fn metrics(
-        &mut self,
-        tenant: &str,
-        page: &NameRange<'_>,
-    ) -> Result<Vec<MetricInfo>, StoreError>;
-    /// Values of a label of the page, of one metric or of all, ascending.
-    fn label_values(
-        &mut self,
-        tenant: &str,
-        name: &str,
-        metric: Option<&str>,
-        page: &NameRange<'_>,
-    ) -> Result<Vec<String>, StoreError>;
-    /// Accounting rows of the tenant in the hours of receipt.
-    fn accounting(
-        &mut self,
-        tenant: &str,
-        from: Hour,
-        to: Hour,
-    ) -> Result<Vec<AccountingDelta>, StoreError>;
-    /// Accounting rows of all tenants, by tenant and hour.
-    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError>;
-    /// The manifest rows of one shard, or of all, by range.
-    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError>;
-    /// The first manifest rows of a shard, by range: of one tier, or of both. Append times never
-    /// decrease, so they are the oldest.
-    fn manifest_first(
-        &mut self,
-        shard: ShardId,
-        tier: Option<Tier>,
-        limit: usize,
-    ) -> Result<Vec<ManifestRow>, StoreError>;
-    /// Append time of the last record that was archived of a shard; none if none was.
-    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError>;
-    /// Where the objects of a shard end and when the last record of each was received, by range, of
-    /// those that begin at `from` or behind.
-    fn receipts(
-        &mut self,
-        shard: ShardId,
-        from: Offset,
-        limit: usize,
-    ) -> Result<Vec<(Offset, Millis)>, StoreError>;
-    /// How many objects a shard has, and where the first begins.
-    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError>;
-    /// What is noted of expiry.
-    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError>;
-    /// Everything that is noted of expiry.
-    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError>;
-    /// Where the archives of those shards begin of which something expired.
-    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError>;
-    /// Quarantined events.
-    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError>;
+/// Opens snapshots for whatever is not a query.
+pub trait SnapshotSource: Send + Sync + 'static {
+    /// A snapshot as of now.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
+    /// A snapshot for a request. Waiting for it, and every read of it, ends with
+    /// [`StoreError::QueryEnded`] soon after the request has ended, even while the store does not
+    /// answer.
+    ///
+    /// # Errors
+    /// If the store does not answer, or the request has ended.
+    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
 }
 
-/// Rollups, catalogue, checkpoints, manifest, accounting and quarantine.
-pub trait RollupStore: Send + Sync + 'static {
-    /// Takes the shard: mints an epoch of the next counter and the given nonce and counts an
+/// Opens snapshots for queries, which see nothing but what answers are made of.
+pub trait QuerySource: Send + Sync + 'static {
+    /// A snapshot for a query; it ends as [`SnapshotSource::snapshot_for`] does.
+    ///
+    /// # Errors
+    /// If the store does not answer, or the query has ended.
+    fn query_snapshot(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Box<dyn QuerySnapshot + '_>, StoreError>;
+    /// Another snapshot for the same query, to read in parallel; `None` if it would have to wait
+    /// until another snapshot is closed.
+    ///
+    /// # Errors
+    /// If the store does not answer, or the query has ended.
+    fn query_snapshot_at_once(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError>;
+}
+
+/// What the owner of a shard reads and writes.
+pub trait ShardStore: SnapshotSource {
+    /// Takes the shard over: mints an epoch from the next counter and the nonce, and counts an
     /// attempt. A shard without a checkpoint begins at offset 0 of `log`.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] if the checkpoint speaks of another log.
+    /// [`StoreError::Invalid`] if the checkpoint belongs to another log, or any failure to write.
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError>;
     /// The blocks of ids appended at or after `since`, in log order.
-    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError>;
-    /// Notes the rule of de-duplication from an offset on, instead of those from there on.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] if the epoch is not the owner's, or records above the offset are
-    /// committed that another rule has decided, unless no rule was noted before.
-    fn note_dedup_rule(
+    /// If the store does not answer, or a block does not decode.
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError>;
+    /// Sets the de-duplication rule from an offset on, replacing those that begin there or later.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if the epoch is not the owner's, or if records above the offset are
+    /// committed that another rule has decided, unless there was no rule before.
+    fn set_dedup_rule(
         &self,
         shard: ShardId,
         epoch: Epoch,
         from: Offset,
         rule: DedupRule,
     ) -> Result<(), StoreError>;
-    /// Writes one flush: compare-and-set on (log, `range.from`, epoch) first, then rows, catalogue,
-    /// ids, accounting, quarantine, revisions; the checkpoint moves to `range.to`, attempts and
-    /// suspect are cleared. Blocks of ids appended before `forget_ids_before` are deleted.
+    /// Writes one flush in one transaction: compare-and-set on (log, `range.from`, epoch), then
+    /// rows, catalogue, ids, accounting, quarantine and revisions. The checkpoint moves to
+    /// `range.to`; attempts and suspect are cleared. Blocks of ids appended before
+    /// `forget_ids_before` are deleted.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// [`StoreError::Refused`] if the compare-and-set fails, [`StoreError::Invalid`] if two series
+    /// share an id, or any failure to write.
     fn flush(
         &self,
         guard: FlushGuard,
         batch: &FlushBatch,
         forget_ids_before: Millis,
     ) -> Result<(), StoreError>;
-    /// Notes the event about to be applied alone, so that the next start knows it.
+    /// Records the event that is about to be applied alone, so that the next owner knows which one
+    /// it was if this one dies of it.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// [`StoreError::Refused`] if the epoch is not the owner's, or any failure to write.
     fn mark_suspect(
         &self,
         shard: ShardId,
@@ -381,47 +329,65 @@ pub trait RollupStore: Send + Sync + 'static {
         offset: Offset,
         index: u32,
     ) -> Result<(), StoreError>;
+    /// The ids of the shard's admitted series by tenant, for the cardinality limit.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError>;
+    /// Tenant and name of every metric, for the limit of names.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError>;
+}
+
+/// The manifest of the archive, and the notes by which its objects expire.
+pub trait ManifestStore: SnapshotSource {
     /// Inserts a manifest row: compare-and-set on (epoch of the owner, archived offset =
-    /// `row.range.from`), which moves to `row.range.to`. The object itself may be a former
-    /// owner's.
+    /// `row.range.from`), which moves to `row.range.to`. The object itself may have been written by
+    /// a former owner.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError>;
-    /// Notes that the object of a manifest row is in this tier from now on. `false` if the manifest
-    /// has no row of its path any more.
+    /// [`StoreError::Refused`] if the compare-and-set fails, or any failure to write.
+    fn insert_manifest_row(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError>;
+    /// Sets the tier of a manifest row. `false` if the manifest no longer has a row of that path.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError>;
+    /// Any failure to write.
+    fn set_tier(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError>;
     /// Removes the manifest row and raises the archive floor of its shard
-    /// ([`ArchiveFloor::after_expiry`]). `false`, and nothing happens, if it is not the first row of
-    /// its shard.
+    /// ([`ArchiveFloor::after_expiry`](crate::model::manifest::ArchiveFloor::after_expiry)).
+    /// `false`, and nothing happens, if it is not the first row of its shard.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError>;
-    /// Notes `after` in the place of `before`: compare-and-set on the text. `false`, and nothing
-    /// happens, if another note stands there.
+    /// Any failure to write.
+    fn expire_object(&self, row: &ManifestRow) -> Result<bool, StoreError>;
+    /// Replaces the expiry note `before` by `after`: compare-and-set on the text. `false`, and
+    /// nothing happens, if another note is stored.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// Any failure to write.
     fn swap_expiry(
         &self,
         of: ExpiryTarget,
         before: Option<&str>,
         after: &str,
     ) -> Result<bool, StoreError>;
-    /// A person says yes to what is noted of these; how many there are.
+    /// Counts an operator's approval of what these targets have noted. Returns how many of them
+    /// have a note.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError>;
-    /// Merges a quarantined event's delta and deletes its row, or marks the row as discarded if
-    /// `delta` is `None`. `false` if no such row waits.
+    /// Any failure to write.
+    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError>;
+}
+
+/// Settles quarantined events.
+pub trait QuarantineStore: SnapshotSource {
+    /// Merges the delta of a quarantined event and deletes its row, or marks the row as discarded
+    /// if `delta` is `None`. `false` if no such row waits.
     ///
     /// # Errors
-    /// See [`StoreError`].
+    /// [`StoreError::Invalid`] if two series share an id, or any failure to write.
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -429,56 +395,38 @@ pub trait RollupStore: Send + Sync + 'static {
         index: u32,
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError>;
-    /// One consistent view.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
-    /// A view for a query: waiting for it, and whatever is read in it, ends with
-    /// [`StoreError::QueryEnded`] soon after the query has ended, also while the store does not
-    /// answer.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
-    /// A further view for a query, if one can be had without waiting until another ends.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    fn snapshot_at_once(
-        &self,
-        query: &QueryBudget,
-    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError>;
-    /// Writes what a rebuild knows of a shard beside its flushes, over what is there; the
-    /// checkpoint's `next` stays where flushes moved it. Only of a store that is being rebuilt,
-    /// which nothing else may use.
-    ///
-    /// # Errors
-    /// [`StoreError::Invalid`] if the store is not being rebuilt.
-    fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError>;
-    /// Looks for what contradicts itself, beside what `verify` recomputes: the file, the catalogue,
-    /// checksums. Reads everything.
-    ///
-    /// # Errors
-    /// If it cannot look at all; what is damaged is found, and no error.
-    fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError>;
-    /// How large the store and the archive are, perhaps a minute ago. Cheap enough to be asked
-    /// every few seconds.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    fn sizes(&self) -> Result<StoreSizes, StoreError>;
-    /// The ids of the shard's admitted series by tenant, for the cardinality limit.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError>;
-    /// Tenant and name of every metric, for the limit of names.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError>;
 }
+
+/// A store that is being rebuilt, which nothing else may use.
+pub trait RebuildStore: ShardStore + QuarantineStore {
+    /// Writes what a rebuild knows of a shard besides its flushes, over what is stored. The
+    /// checkpoint's `next` stays where flushes moved it.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if the store is not being rebuilt, or any failure to write.
+    fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError>;
+}
+
+/// Looks at a store as a whole.
+pub trait StoreInspection: SnapshotSource {
+    /// Reports what contradicts itself: the file, the catalogue, checksums. `verify` recomputes the
+    /// totals in addition. Reads everything.
+    ///
+    /// # Errors
+    /// If the check cannot run. Damage is reported to `found` and is no error.
+    fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError>;
+    /// Sizes of store and archive, up to a minute old. Cheap enough to be called every few seconds.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    fn sizes(&self) -> Result<StoreSizes, StoreError>;
+}
+
+/// The whole port: for the composition root and the conformance suite. Everything else takes the
+/// part that it uses.
+pub trait RollupStore: ManifestStore + RebuildStore + StoreInspection + QuerySource {}
+
+impl<T: ManifestStore + RebuildStore + StoreInspection + QuerySource> RollupStore for T {}
 
 /// A rebuild overwrites what is stored, so it never runs on a store that others may be using.
 fn not_being_rebuilt() -> StoreError {

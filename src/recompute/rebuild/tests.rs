@@ -13,8 +13,8 @@ use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::archive::parquet;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{AppendRequest, LogAppender, LogRetention};
-use crate::persistence::store::NameRange;
 use crate::persistence::store::memory::{MemoryStore, StoreFault, StoreWrite};
+use crate::persistence::store::{ManifestStore, NameRange, ShardStore, SnapshotSource};
 
 const LOG: LogId = LogId([4; 16]);
 const SHARDS: u32 = 2;
@@ -136,7 +136,7 @@ impl World {
             .archive
             .write(LOG, shard, epoch, &self.records(shard, from, to), &decisions)
             .expect("written");
-        self.store.archived(row.epoch, &row).expect("archived");
+        self.store.insert_manifest_row(row.epoch, &row).expect("archived");
     }
 
     fn rebuild(
@@ -169,7 +169,7 @@ impl World {
     }
 }
 
-fn everything(store: &dyn RollupStore) -> Vec<String> {
+fn everything(store: &dyn ShardStore) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("snapshot");
     let mut all = Vec::new();
     let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour: Hour, _, bytes: &[u8]| {
@@ -329,7 +329,7 @@ fn what_expired_is_left_out_only_when_that_is_allowed() {
         .manifest(Some(ShardId(0)))
         .expect("rows")
         .remove(0);
-    assert!(world.store.expired(&first).expect("expired"));
+    assert!(world.store.expire_object(&first).expect("expired"));
     world.archive.remove(&first.path, Tier::Hot).expect("removed");
     let refused = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("refused");
     assert_eq!(refused, RebuildError::StartsLate { shard: ShardId(0), start: 5 });

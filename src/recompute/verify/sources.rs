@@ -7,7 +7,7 @@ use crate::model::manifest::ManifestRow;
 use crate::model::offset::ShardId;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{LogError, LogReader};
-use crate::persistence::store::{RollupStore, StoreError};
+use crate::persistence::store::{StoreError, StoreInspection};
 
 /// Why nothing, or one shard, could be verified.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +58,7 @@ impl VerifyError {
 /// The store to verify, and where its records come from.
 pub struct VerifySources<'a> {
     /// Holds the rollups to verify.
-    pub store: &'a dyn RollupStore,
+    pub store: &'a dyn StoreInspection,
     /// Holds the records below the archived offsets.
     pub archive: &'a dyn Archive,
     /// Opens the log in its current state. Called after the snapshot of the store is taken, so that

@@ -13,7 +13,7 @@ use crate::model::rollup::RollupFigures;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 use crate::persistence::log::{LogError, LogReader};
-use crate::persistence::store::{MetricInfo, NameRange, RollupStore, StoreDamage, StoreError};
+use crate::persistence::store::{MetricInfo, NameRange, SnapshotSource, StoreDamage, StoreError};
 
 /// A stored rollup. Its bytes are kept as a digest, because all rows of the range are in memory.
 pub(super) struct StoredRow {
@@ -53,7 +53,10 @@ pub(super) struct ShardHistory<'a> {
 
 impl StoreView {
     /// Reads the store in one snapshot.
-    pub(super) fn read(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Self, StoreError> {
+    pub(super) fn read(
+        store: &dyn SnapshotSource,
+        hours: &Range<Hour>,
+    ) -> Result<Self, StoreError> {
         let mut damages = Vec::new();
         let mut snapshot = store.snapshot()?;
         let checkpoints = snapshot.checkpoints()?;
@@ -86,7 +89,7 @@ impl StoreView {
             damages.push(StoreDamage { location: "rollups".to_owned(), reason: why.to_string() });
             rows.clear();
         }
-        let accounting = snapshot.books()?;
+        let accounting = snapshot.ledger()?;
         let mut metrics = Vec::new();
         let tenants: BTreeSet<&String> = accounting.iter().map(|row| &row.tenant).collect();
         for tenant in tenants {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rollmill::model::window::Hour;
-use rollmill::persistence::store::RollupStore;
+use rollmill::persistence::store::SnapshotSource;
 use rollmill::persistence::store::postgres::{PostgresOptions, PostgresStore};
 use rollmill::persistence::store::sqlite::SqliteStore;
 use serde_json::json;
@@ -94,7 +94,7 @@ type Send = fn(&str, &[&[String]]);
 type Rows = BTreeMap<(String, i32), Vec<u8>>;
 
 /// Every rollup, by series and window.
-fn rows(store: &dyn RollupStore) -> Rows {
+fn rows(store: &dyn SnapshotSource) -> Rows {
     let mut rows = Rows::new();
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut visit = |series: &std::sync::Arc<rollmill::model::flush::SeriesInfo>,

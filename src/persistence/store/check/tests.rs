@@ -83,7 +83,7 @@ fn object(range: OffsetRange, epoch: Epoch) -> ManifestRow {
 /// Writes something into every table.
 fn fill(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 11).expect("a claim").checkpoint.epoch;
-    store.note_dedup_rule(SHARD, epoch, 0, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    store.set_dedup_rule(SHARD, epoch, 0, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
     let range = |from, to| OffsetRange { from, to };
     let first = vec![
         delta("views", "a", 1),
@@ -99,9 +99,9 @@ fn fill(store: &dyn RollupStore) {
         vec![delta("views", "a", 1), delta("views", "c", 200)],
     );
     for (from, to) in [(0, 2), (2, 3), (3, 4)] {
-        store.archived(epoch, &object(range(from, to), epoch)).expect("archived");
+        store.insert_manifest_row(epoch, &object(range(from, to), epoch)).expect("archived");
     }
-    assert_eq!(store.expired(&object(range(0, 2), epoch)), Ok(true));
+    assert_eq!(store.expire_object(&object(range(0, 2), epoch)), Ok(true));
     let other = store.claim(ShardId(4), LOG, 12).expect("a claim").checkpoint.epoch;
     flush(store, (ShardId(4), other), range(0, 1), vec![delta("sales", "b", 400)]);
     store.mark_suspect(SHARD, epoch, 4, 2).expect("marked");

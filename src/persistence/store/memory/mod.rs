@@ -16,7 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use snapshot::MemorySnapshot;
 
 use super::{
-    ExpiryRow, ExpiryTarget, RollupStore, StoreDamage, StoreError, StoreSizes, StoreSnapshot,
+    ExpiryRow, ExpiryTarget, ManifestStore, QuarantineStore, QuerySnapshot, QuerySource,
+    RebuildStore, ShardStore, SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes,
+    StoreSnapshot,
 };
 use crate::model::budget::QueryBudget;
 use crate::model::flush::{
@@ -245,7 +247,33 @@ fn metric_key(info: &SeriesInfo) -> MetricKey {
     (info.series.tenant.clone(), info.series.metric.clone())
 }
 
-impl RollupStore for MemoryStore {
+impl SnapshotSource for MemoryStore {
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        Ok(Box::new(MemorySnapshot(Arc::clone(&self.lock()))))
+    }
+
+    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.snapshot()
+    }
+}
+
+impl QuerySource for MemoryStore {
+    fn query_snapshot(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Box<dyn QuerySnapshot + '_>, StoreError> {
+        Ok(self.snapshot_for(query)?)
+    }
+
+    fn query_snapshot_at_once(
+        &self,
+        _: &QueryBudget,
+    ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
+        Ok(Some(Box::new(MemorySnapshot(Arc::clone(&self.lock())))))
+    }
+}
+
+impl ShardStore for MemoryStore {
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
         self.write(StoreWrite::Claim, |state| {
             if let Some(row) = state.shards.get(&shard)
@@ -286,7 +314,7 @@ impl RollupStore for MemoryStore {
         Ok(blocks.filter(|(_, b)| b.appended.1 >= since).map(|(_, b)| b.clone()).collect())
     }
 
-    fn note_dedup_rule(
+    fn set_dedup_rule(
         &self,
         shard: ShardId,
         epoch: Epoch,
@@ -362,7 +390,22 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        let state = Arc::clone(&self.lock());
+        let mut by_tenant: BTreeMap<&str, Vec<SeriesId>> = BTreeMap::new();
+        for (id, admitted) in state.series.iter().filter(|(_, a)| a.shard == shard) {
+            by_tenant.entry(&admitted.info.series.tenant).or_default().push(*id);
+        }
+        Ok(by_tenant.into_iter().map(|(tenant, ids)| (tenant.to_owned(), ids)).collect())
+    }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        Ok(self.lock().metrics.keys().cloned().collect())
+    }
+}
+
+impl ManifestStore for MemoryStore {
+    fn insert_manifest_row(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
         self.write(StoreWrite::InsertManifestRow, |state| {
             let at = state.owned(row.shard, owner)?.checkpoint;
             if at.archived != row.range.from || at.log != row.log {
@@ -377,7 +420,7 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+    fn set_tier(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
         self.write(StoreWrite::SetTier, |state| {
             let place = (row.shard, row.range.from);
             match Arc::make_mut(state)
@@ -392,7 +435,7 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+    fn expire_object(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         self.write(StoreWrite::ExpireObject, |state| {
             let first = state.manifest.range((row.shard, 0)..=(row.shard, Offset::MAX)).next();
             if first.is_none_or(|(_, first)| first.path != row.path) {
@@ -425,13 +468,15 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
         self.write(StoreWrite::Expiry, |state| {
             let noted = Arc::make_mut(state).expiry.iter_mut().filter(|(one, _)| of.contains(one));
             Ok(noted.map(|(_, note)| note.approvals += 1).count() as u64)
         })
     }
+}
 
+impl QuarantineStore for MemoryStore {
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -463,7 +508,9 @@ impl RollupStore for MemoryStore {
             Ok(true)
         })
     }
+}
 
+impl RebuildStore for MemoryStore {
     fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         self.write(StoreWrite::Restore, |state| {
             if !state.rebuilding {
@@ -493,22 +540,9 @@ impl RollupStore for MemoryStore {
             Ok(())
         })
     }
+}
 
-    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        Ok(Box::new(MemorySnapshot(Arc::clone(&self.lock()))))
-    }
-
-    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        self.snapshot()
-    }
-
-    fn snapshot_at_once(
-        &self,
-        _: &QueryBudget,
-    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
-        self.snapshot().map(Some)
-    }
-
+impl StoreInspection for MemoryStore {
     fn check(&self, _: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         // The double stores everything once, so nothing can contradict.
         Ok(())
@@ -519,18 +553,5 @@ impl RollupStore for MemoryStore {
             store: 0,
             archive: self.snapshot()?.manifest(None)?.iter().map(|row| row.bytes).sum(),
         })
-    }
-
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-        let state = Arc::clone(&self.lock());
-        let mut by_tenant: BTreeMap<&str, Vec<SeriesId>> = BTreeMap::new();
-        for (id, admitted) in state.series.iter().filter(|(_, a)| a.shard == shard) {
-            by_tenant.entry(&admitted.info.series.tenant).or_default().push(*id);
-        }
-        Ok(by_tenant.into_iter().map(|(tenant, ids)| (tenant.to_owned(), ids)).collect())
-    }
-
-    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
-        Ok(self.lock().metrics.keys().cloned().collect())
     }
 }

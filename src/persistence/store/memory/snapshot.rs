@@ -13,7 +13,8 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched_series::SeriesCollector;
 use crate::persistence::store::{
-    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreError, StoreSnapshot,
+    ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, ExpiryRow, ExpiryTarget, MetricInfo,
+    NameRange, QuerySnapshot, RollupQuery, StoreError,
 };
 
 /// An immutable view of the store's state at one moment.
@@ -26,11 +27,13 @@ impl MemorySnapshot {
     }
 }
 
-impl StoreSnapshot for MemorySnapshot {
+impl CheckpointSnapshot for MemorySnapshot {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         Ok(self.0.shards.iter().map(|(shard, row)| (*shard, row.checkpoint)).collect())
     }
+}
 
+impl QuerySnapshot for MemorySnapshot {
     fn revisions(
         &mut self,
         tenant: &str,
@@ -76,54 +79,6 @@ impl StoreSnapshot for MemorySnapshot {
             visit(info, *hour, wanted);
         }
         Ok(())
-    }
-
-    fn rollup_bytes(
-        &mut self,
-        from: Hour,
-        to: Hour,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
-    ) -> Result<(), StoreError> {
-        let mut bytes = Vec::new();
-        for rows in self.0.rollups.values() {
-            for ((hour, id), rollup) in
-                rows.iter().filter(|((hour, _), _)| from <= *hour && *hour < to)
-            {
-                let admitted = self.0.series.get(id).ok_or_else(|| {
-                    StoreError::Invalid(format!("series {id} has rollups but no catalogue row"))
-                })?;
-                bytes.clear();
-                rollup.encode(&mut bytes);
-                visit(&admitted.info, *hour, rollup.clone(), &bytes);
-            }
-        }
-        Ok(())
-    }
-
-    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
-        Ok(self.0.dedup_rules.get(&shard).cloned().unwrap_or_default())
-    }
-
-    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
-        let of_shard = self.0.series.values().filter(|admitted| admitted.shard == shard);
-        Ok(of_shard.map(|admitted| (admitted.info.id, admitted.offset)).collect())
-    }
-
-    fn decisions(
-        &mut self,
-        shard: ShardId,
-        range: OffsetRange,
-    ) -> Result<RangeDecisions, StoreError> {
-        let within = |offset: Offset| range.from <= offset && offset < range.to;
-        let series =
-            self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
-        let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
-        admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
-        let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
-        Ok(RangeDecisions {
-            admitted,
-            quarantined: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect(),
-        })
     }
 
     fn metrics(
@@ -177,10 +132,6 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(values.into_iter().take(page.limit).map(str::to_owned).collect())
     }
 
-    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
-        Ok(self.0.accounting.values().cloned().collect())
-    }
-
     fn accounting(
         &mut self,
         tenant: &str,
@@ -193,7 +144,9 @@ impl StoreSnapshot for MemorySnapshot {
             .cloned()
             .collect())
     }
+}
 
+impl ArchiveSnapshot for MemorySnapshot {
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
         let rows = self.0.manifest.values();
         Ok(rows.filter(|row| shard.is_none_or(|wanted| wanted == row.shard)).cloned().collect())
@@ -233,10 +186,14 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(rows.take(limit).map(|(_, row)| (row.range.to, row.received.1)).collect())
     }
 
-    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
+    fn archive_extent(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
         let mut rows = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX));
         let first = rows.next().map(|(_, row)| row.range.from);
         Ok((u64::from(first.is_some()) + rows.count() as u64, first))
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        Ok(self.0.floors.iter().map(|(shard, floor)| (*shard, *floor)).collect())
     }
 
     fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
@@ -247,8 +204,58 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(self.0.expiry.iter().map(|(of, note)| (*of, note.clone())).collect())
     }
 
-    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
-        Ok(self.0.floors.iter().map(|(shard, floor)| (*shard, *floor)).collect())
+    fn decisions(
+        &mut self,
+        shard: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError> {
+        let within = |offset: Offset| range.from <= offset && offset < range.to;
+        let series =
+            self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
+        let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
+        admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
+        let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
+        Ok(RangeDecisions {
+            admitted,
+            quarantined: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect(),
+        })
+    }
+}
+
+impl AuditSnapshot for MemorySnapshot {
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        for rows in self.0.rollups.values() {
+            for ((hour, id), rollup) in
+                rows.iter().filter(|((hour, _), _)| from <= *hour && *hour < to)
+            {
+                let admitted = self.0.series.get(id).ok_or_else(|| {
+                    StoreError::Invalid(format!("series {id} has rollups but no catalogue row"))
+                })?;
+                bytes.clear();
+                rollup.encode(&mut bytes);
+                visit(&admitted.info, *hour, rollup.clone(), &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
+        Ok(self.0.dedup_rules.get(&shard).cloned().unwrap_or_default())
+    }
+
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let of_shard = self.0.series.values().filter(|admitted| admitted.shard == shard);
+        Ok(of_shard.map(|admitted| (admitted.info.id, admitted.offset)).collect())
+    }
+
+    fn ledger(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
+        Ok(self.0.accounting.values().cloned().collect())
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {

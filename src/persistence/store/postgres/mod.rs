@@ -45,7 +45,11 @@ use self::connect::SessionConnector;
 use self::pool::SessionPool;
 use self::runtime::{BlockingRuntime, RuntimeHandle};
 use self::session::{PostgresSession, params};
-use super::{ExpiryTarget, RollupStore, StoreDamage, StoreError, StoreSizes, StoreSnapshot};
+use super::{
+    ExpiryTarget, ManifestStore, QuarantineStore, QuerySnapshot, QuerySource, RebuildStore,
+    ShardStore, SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes,
+    StoreSnapshot,
+};
 use crate::model::budget::QueryBudget;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
@@ -348,7 +352,52 @@ fn shard_of(of: ExpiryTarget) -> ShardId {
     }
 }
 
-impl RollupStore for PostgresStore {
+impl SnapshotSource for PostgresStore {
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        let lease = self.readers.begin(snapshot::BEGIN_SNAPSHOT)?;
+        Ok(Box::new(snapshot::PostgresSnapshot::new(
+            lease,
+            &self.match_cache,
+            &self.compressed_weeks,
+        )?))
+    }
+
+    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        let lease = self.readers.begin_for(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?;
+        Ok(Box::new(snapshot::PostgresSnapshot::new(
+            lease,
+            &self.match_cache,
+            &self.compressed_weeks,
+        )?))
+    }
+}
+
+impl QuerySource for PostgresStore {
+    fn query_snapshot(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Box<dyn QuerySnapshot + '_>, StoreError> {
+        Ok(self.snapshot_for(query)?)
+    }
+
+    fn query_snapshot_at_once(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
+        let Some(lease) =
+            self.readers.begin_at_once(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(
+            lease,
+            &self.match_cache,
+            &self.compressed_weeks,
+        )?)))
+    }
+}
+
+impl ShardStore for PostgresStore {
     /// If the previous owner's transaction does not end within `admin::CLAIM_WAIT`,
     /// its backend is terminated.
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
@@ -376,7 +425,7 @@ impl RollupStore for PostgresStore {
         admin::recent_ids(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard, since)
     }
 
-    fn note_dedup_rule(
+    fn set_dedup_rule(
         &self,
         shard: ShardId,
         epoch: Epoch,
@@ -416,15 +465,25 @@ impl RollupStore for PostgresStore {
         self.transaction(shard, |session| admin::mark_suspect(session, shard, epoch, offset, index))
     }
 
-    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        admin::admitted_series(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard)
+    }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        admin::metric_names(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?)
+    }
+}
+
+impl ManifestStore for PostgresStore {
+    fn insert_manifest_row(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
         self.transaction(row.shard, |session| admin::insert_manifest_row(session, owner, row))
     }
 
-    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+    fn set_tier(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
         self.transaction(row.shard, |session| admin::set_tier(session, row, tier))
     }
 
-    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+    fn expire_object(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         self.transaction(row.shard, |session| admin::expire_object(session, row))
     }
 
@@ -437,10 +496,12 @@ impl RollupStore for PostgresStore {
         self.transaction(shard_of(of), |session| admin::swap_expiry(session, of, before, after))
     }
 
-    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
         self.transaction(ShardId(0), |session| admin::approve_expiry(session, of))
     }
+}
 
+impl QuarantineStore for PostgresStore {
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -463,61 +524,23 @@ impl RollupStore for PostgresStore {
         });
         self.forget_weeks(settled)
     }
+}
 
+impl RebuildStore for PostgresStore {
     fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
         }
         self.transaction(shard.shard, |session| admin::restore(session, shard))
     }
+}
 
-    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        let lease = self.readers.begin(snapshot::BEGIN_SNAPSHOT)?;
-        Ok(Box::new(snapshot::PostgresSnapshot::new(
-            lease,
-            &self.match_cache,
-            &self.compressed_weeks,
-        )?))
-    }
-
-    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        let lease = self.readers.begin_for(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?;
-        Ok(Box::new(snapshot::PostgresSnapshot::new(
-            lease,
-            &self.match_cache,
-            &self.compressed_weeks,
-        )?))
-    }
-
-    fn snapshot_at_once(
-        &self,
-        query: &QueryBudget,
-    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
-        let Some(lease) =
-            self.readers.begin_at_once(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(
-            lease,
-            &self.match_cache,
-            &self.compressed_weeks,
-        )?)))
-    }
-
+impl StoreInspection for PostgresStore {
     fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         self.find_damage(found)
     }
 
     fn sizes(&self) -> Result<StoreSizes, StoreError> {
         Ok(self.cached_sizes())
-    }
-
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-        admin::admitted_series(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard)
-    }
-
-    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
-        admin::metric_names(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?)
     }
 }

@@ -25,8 +25,8 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched_series::{MatchCache, MatchedSeries, SeriesCollector};
 use crate::persistence::store::{
-    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreSnapshot, blocks,
-    too_many_series,
+    ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, ExpiryRow, ExpiryTarget, MetricInfo,
+    NameRange, QuerySnapshot, RollupQuery, blocks, too_many_series,
 };
 
 /// The SQL that begins a snapshot; its first statement pins the state.
@@ -218,7 +218,7 @@ fn shard(row: &Row, at: usize) -> Result<ShardId, StoreError> {
     Ok(ShardId(get::<i32>(row, at)?.cast_unsigned()))
 }
 
-impl StoreSnapshot for PostgresSnapshot<'_> {
+impl CheckpointSnapshot for PostgresSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         let sql =
             "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
@@ -232,7 +232,9 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         };
         self.session()?.query(sql, params![])?.iter().map(checkpoint).collect()
     }
+}
 
+impl QuerySnapshot for PostgresSnapshot<'_> {
     fn revisions(
         &mut self,
         tenant: &str,
@@ -289,67 +291,6 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         read.map_err(|why| if session.is_timed_out() { too_long(why) } else { why })
     }
 
-    fn rollup_bytes(
-        &mut self,
-        from: Hour,
-        to: Hour,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
-    ) -> Result<(), StoreError> {
-        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
-                   t.name, m.name";
-        for row in self.session()?.query(sql, params![])? {
-            // The full time limit per metric: reading a whole store takes longer than a transaction
-            // may.
-            self.session()?.restart_time_limit();
-            self.visit_metric_bytes(get(&row, 0)?, (from, to), visit)?;
-        }
-        Ok(())
-    }
-
-    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
-        admin::dedup_rules(self.session()?, shard)
-    }
-
-    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
-        let mut admissions = Vec::new();
-        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1";
-        self.session()?.for_each_row(sql, params![shard.0.cast_signed()], |row| {
-            admissions.push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
-            Ok(())
-        })?;
-        Ok(admissions)
-    }
-
-    fn decisions(
-        &mut self,
-        wanted: ShardId,
-        range: OffsetRange,
-    ) -> Result<RangeDecisions, StoreError> {
-        let of_range = || params![wanted.0.cast_signed(), range.from as i64, range.to as i64];
-        let mut decisions = RangeDecisions::default();
-        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND admitted_offset >= \
-                   $2 AND admitted_offset < $3
-            ORDER BY admitted_offset, id";
-        self.session()?.for_each_row(sql, of_range(), |row| {
-            decisions
-                .admitted
-                .push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
-            Ok(())
-        })?;
-        let sql = "SELECT \"offset\", idx, discarded FROM quarantine WHERE shard = $1 AND \
-                   \"offset\" >= $2 AND \"offset\" < $3
-            ORDER BY \"offset\", idx";
-        self.session()?.for_each_row(sql, of_range(), |row| {
-            decisions.quarantined.push((
-                get::<i64>(row, 0)? as Offset,
-                get::<i64>(row, 1)? as u32,
-                get(row, 2)?,
-            ));
-            Ok(())
-        })?;
-        Ok(decisions)
-    }
-
     fn metrics(
         &mut self,
         tenant: &str,
@@ -401,21 +342,6 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         self.session()?.query(sql, asked)?.iter().map(|row| get(row, 0)).collect()
     }
 
-    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
-        let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting \
-                   ORDER BY tenant, hour";
-        let account = |row: &Row| {
-            Ok(AccountingDelta {
-                tenant: get(row, 0)?,
-                hour: Hour(get(row, 1)?),
-                aggregated: get::<i64>(row, 2)? as u64,
-                deduplicated: get::<i64>(row, 3)? as u64,
-                quarantined: get::<i64>(row, 4)? as u64,
-            })
-        };
-        self.session()?.query(sql, params![])?.iter().map(account).collect()
-    }
-
     fn accounting(
         &mut self,
         tenant: &str,
@@ -439,7 +365,9 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
             .map(account)
             .collect()
     }
+}
 
+impl ArchiveSnapshot for PostgresSnapshot<'_> {
     fn manifest(&mut self, wanted: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
         let sql = concat!(
             manifest_columns!(),
@@ -491,7 +419,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         rows.iter().map(|row| Ok((get::<i64>(row, 0)? as Offset, get(row, 1)?))).collect()
     }
 
-    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
+    fn archive_extent(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
         let sql = "SELECT count(*), min(from_offset) FROM manifest WHERE shard = $1";
         let rows = self.session()?.query(sql, params![shard.0.cast_signed()])?;
         let extent = |row: &Row| {
@@ -501,6 +429,12 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
             ))
         };
         rows.first().map_or(Ok((0, None)), extent)
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        let sql = "SELECT shard, \"offset\", appended, hour FROM archive_floors ORDER BY shard";
+        let rows = self.session()?.query(sql, params![])?;
+        rows.iter().map(|row| Ok((shard(row, 0)?, admin::floor(row, 1)?))).collect()
     }
 
     fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
@@ -525,10 +459,82 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         rows.iter().map(read).collect()
     }
 
-    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
-        let sql = "SELECT shard, \"offset\", appended, hour FROM archive_floors ORDER BY shard";
-        let rows = self.session()?.query(sql, params![])?;
-        rows.iter().map(|row| Ok((shard(row, 0)?, admin::floor(row, 1)?))).collect()
+    fn decisions(
+        &mut self,
+        wanted: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError> {
+        let of_range = || params![wanted.0.cast_signed(), range.from as i64, range.to as i64];
+        let mut decisions = RangeDecisions::default();
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND admitted_offset >= \
+                   $2 AND admitted_offset < $3
+            ORDER BY admitted_offset, id";
+        self.session()?.for_each_row(sql, of_range(), |row| {
+            decisions
+                .admitted
+                .push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
+            Ok(())
+        })?;
+        let sql = "SELECT \"offset\", idx, discarded FROM quarantine WHERE shard = $1 AND \
+                   \"offset\" >= $2 AND \"offset\" < $3
+            ORDER BY \"offset\", idx";
+        self.session()?.for_each_row(sql, of_range(), |row| {
+            decisions.quarantined.push((
+                get::<i64>(row, 0)? as Offset,
+                get::<i64>(row, 1)? as u32,
+                get(row, 2)?,
+            ));
+            Ok(())
+        })?;
+        Ok(decisions)
+    }
+}
+
+impl AuditSnapshot for PostgresSnapshot<'_> {
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
+                   t.name, m.name";
+        for row in self.session()?.query(sql, params![])? {
+            // The full time limit per metric: reading a whole store takes longer than a transaction
+            // may.
+            self.session()?.restart_time_limit();
+            self.visit_metric_bytes(get(&row, 0)?, (from, to), visit)?;
+        }
+        Ok(())
+    }
+
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
+        admin::dedup_rules(self.session()?, shard)
+    }
+
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let mut admissions = Vec::new();
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1";
+        self.session()?.for_each_row(sql, params![shard.0.cast_signed()], |row| {
+            admissions.push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
+            Ok(())
+        })?;
+        Ok(admissions)
+    }
+
+    fn ledger(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
+        let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting \
+                   ORDER BY tenant, hour";
+        let account = |row: &Row| {
+            Ok(AccountingDelta {
+                tenant: get(row, 0)?,
+                hour: Hour(get(row, 1)?),
+                aggregated: get::<i64>(row, 2)? as u64,
+                deduplicated: get::<i64>(row, 3)? as u64,
+                quarantined: get::<i64>(row, 4)? as u64,
+            })
+        };
+        self.session()?.query(sql, params![])?.iter().map(account).collect()
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {

@@ -13,7 +13,7 @@ use crate::model::CodecError;
 use crate::model::clock::ClockReading;
 use crate::model::expiry::{ExpiryRules, ExpirySample, ExpiryState};
 use crate::model::window::Hour;
-use crate::persistence::store::{ExpiryTarget, RollupStore};
+use crate::persistence::store::{ExpiryTarget, ManifestStore, SnapshotSource};
 use crate::telemetry;
 
 /// One node's view of the expiry of weeks.

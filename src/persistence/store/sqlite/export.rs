@@ -9,11 +9,11 @@ use crate::model::flush::{DedupBlock, SeriesInfo, SuspectEvent};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
-use crate::persistence::store::StoreSnapshot;
 use crate::persistence::store::transfer::{
     BATCH_ROWS, FiguresRow, RevisionRow, ShardRow, SketchesRow, StoreCounts, TransferBatch,
     TransferSink,
 };
+use crate::persistence::store::{ArchiveSnapshot, AuditSnapshot};
 
 /// The tables that are exported.
 const TABLES: [&str; 12] = [

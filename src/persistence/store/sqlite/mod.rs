@@ -29,7 +29,8 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use self::catalogue::{SeriesCatalogue, SqliteSeriesCache};
 use self::pool::ReaderPool;
 use super::{
-    DEFAULT_MATCH_CACHE, ExpiryTarget, RollupStore, StoreDamage, StoreError, StoreSizes,
+    DEFAULT_MATCH_CACHE, ExpiryTarget, ManifestStore, QuarantineStore, QuerySnapshot, QuerySource,
+    RebuildStore, ShardStore, SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes,
     StoreSnapshot,
 };
 use crate::model::CodecError;
@@ -267,7 +268,36 @@ impl WriterGuard<'_> {
     }
 }
 
-impl RollupStore for SqliteStore {
+impl SnapshotSource for SqliteStore {
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?))
+    }
+
+    /// SQLite never makes a reader wait, so nothing is cancelled: reads check the
+    /// budget row by row.
+    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.snapshot()
+    }
+}
+
+impl QuerySource for SqliteStore {
+    fn query_snapshot(
+        &self,
+        query: &QueryBudget,
+    ) -> Result<Box<dyn QuerySnapshot + '_>, StoreError> {
+        Ok(self.snapshot_for(query)?)
+    }
+
+    fn query_snapshot_at_once(
+        &self,
+        _: &QueryBudget,
+    ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
+        let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
+        Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.match_cache)?)))
+    }
+}
+
+impl ShardStore for SqliteStore {
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
         self.writer()?.transaction(|tx, _| admin::claim(tx, shard, log, nonce))
     }
@@ -277,7 +307,7 @@ impl RollupStore for SqliteStore {
         admin::recent_ids(reader.connection()?, shard, since)
     }
 
-    fn note_dedup_rule(
+    fn set_dedup_rule(
         &self,
         shard: ShardId,
         epoch: Epoch,
@@ -326,18 +356,30 @@ impl RollupStore for SqliteStore {
         })
     }
 
-    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        let reader = self.readers.take()?;
+        admin::admitted_series(reader.connection()?, shard)
+    }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let reader = self.readers.take()?;
+        admin::metric_names(reader.connection()?)
+    }
+}
+
+impl ManifestStore for SqliteStore {
+    fn insert_manifest_row(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
         let mut writer = self.writer()?;
         writer.transaction(|tx, _| admin::insert_manifest_row(tx, owner, row))?;
         writer.get()?.archived_bytes.iter_mut().for_each(|bytes| *bytes += row.bytes);
         Ok(())
     }
 
-    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+    fn set_tier(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
         self.writer()?.transaction(|tx, _| admin::set_tier(tx, row, tier))
     }
 
-    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+    fn expire_object(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         let mut writer = self.writer()?;
         let gone = writer.transaction(|tx, _| admin::expire_object(tx, row))?;
         writer
@@ -358,10 +400,12 @@ impl RollupStore for SqliteStore {
         self.writer()?.transaction(|tx, _| admin::swap_expiry(tx, of, before, after))
     }
 
-    fn say_yes(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
         self.writer()?.transaction(|tx, _| admin::approve_expiry(tx, of))
     }
+}
 
+impl QuarantineStore for SqliteStore {
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -373,32 +417,18 @@ impl RollupStore for SqliteStore {
             flush::settle(tx, catalogue, (shard, offset, index), delta)
         })
     }
+}
 
+impl RebuildStore for SqliteStore {
     fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
         }
         self.writer()?.transaction(|tx, _| admin::restore(tx, shard))
     }
+}
 
-    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?))
-    }
-
-    /// SQLite never makes a reader wait, so nothing is cancelled: reads check the
-    /// budget row by row.
-    fn snapshot_for(&self, _: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        self.snapshot()
-    }
-
-    fn snapshot_at_once(
-        &self,
-        _: &QueryBudget,
-    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
-        let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
-        Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.match_cache)?)))
-    }
-
+impl StoreInspection for SqliteStore {
     fn check(&self, found: &mut dyn FnMut(StoreDamage)) -> Result<(), StoreError> {
         check::check(self.readers.take()?.connection()?, found)
     }
@@ -416,16 +446,6 @@ impl RollupStore for SqliteStore {
             None => *writer.archived_bytes.insert(admin::archived_bytes(&writer.connection)?),
         };
         Ok(StoreSizes { store, archive })
-    }
-
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-        let reader = self.readers.take()?;
-        admin::admitted_series(reader.connection()?, shard)
-    }
-
-    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
-        let reader = self.readers.take()?;
-        admin::metric_names(reader.connection()?)
     }
 }
 

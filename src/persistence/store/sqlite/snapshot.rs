@@ -22,7 +22,8 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched_series::{MatchCache, MatchedSeries, SeriesCollector};
 use crate::persistence::store::{
-    ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreSnapshot, too_many_series,
+    ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, ExpiryRow, ExpiryTarget, MetricInfo,
+    NameRange, QuerySnapshot, RollupQuery, too_many_series,
 };
 
 /// Keyed by metric number and matchers.
@@ -203,7 +204,7 @@ fn rollup(row: &Row<'_>, distinct: bool, quantiles: bool) -> Result<Rollup, Stor
     Ok(Rollup::with_sketches(figures, blob(distinct, 7)?, blob(quantiles, 8)?)?)
 }
 
-impl StoreSnapshot for SqliteSnapshot<'_> {
+impl CheckpointSnapshot for SqliteSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         let sql =
             "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
@@ -223,7 +224,9 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+}
 
+impl QuerySnapshot for SqliteSnapshot<'_> {
     fn revisions(
         &mut self,
         tenant: &str,
@@ -265,98 +268,6 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         } else {
             self.scan(metric_no, &matched, query, visit)
         }
-    }
-
-    fn rollup_bytes(
-        &mut self,
-        from: Hour,
-        to: Hour,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
-    ) -> Result<(), StoreError> {
-        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
-                   t.name, m.name";
-        let metrics: Vec<i64> = self
-            .connection()?
-            .prepare_cached(sql)?
-            .query_map([], |r| r.get(0))?
-            .collect::<Result<_, _>>()?;
-        let mut bytes = Vec::new();
-        for metric_no in metrics {
-            let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
-            self.each_series(
-                "SELECT no, id, key FROM series WHERE metric_no = ?",
-                [metric_no],
-                &mut |no, id, key| {
-                    series.insert(no, self.cache.series(id, key)?);
-                    Ok(())
-                },
-            )?;
-            let sql = format!(
-                "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, \
-                 r.hour, r.series_no",
-                select(true)
-            );
-            let mut statement = self.connection()?.prepare_cached(&sql)?;
-            let mut rows = statement.query(params![metric_no, from.0, to.0])?;
-            // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
-            let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
-                (from, BTreeMap::new());
-            loop {
-                let row = rows.next()?;
-                let next = row.map(|r| r.get(0).map(Hour)).transpose()?;
-                if next != Some(hour.0) {
-                    for (info, rollup) in std::mem::take(&mut hour.1).into_values() {
-                        bytes.clear();
-                        rollup.encode(&mut bytes);
-                        visit(info, hour.0, rollup, &bytes);
-                    }
-                }
-                let (Some(row), Some(next)) = (row, next) else { break };
-                hour.0 = next;
-                let no: i64 = row.get(1)?;
-                let info = series.get(&no).ok_or_else(|| {
-                    StoreError::Invalid(format!(
-                        "series number {no} has rollups but no catalogue row: rebuild the store"
-                    ))
-                })?;
-                hour.1.insert(info.id, (info, rollup(row, true, true)?));
-            }
-        }
-        Ok(())
-    }
-
-    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
-        admin::dedup_rules(self.connection()?, shard)
-    }
-
-    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
-        let mut statement = self
-            .connection()?
-            .prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
-        let rows = statement
-            .query_map([shard.0], |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    fn decisions(
-        &mut self,
-        shard: ShardId,
-        range: OffsetRange,
-    ) -> Result<RangeDecisions, StoreError> {
-        let of_range = params![shard.0, range.from as i64, range.to as i64];
-        let sql = "SELECT id, admitted_offset FROM series WHERE shard = ? AND admitted_offset >= \
-                   ? AND admitted_offset < ?
-            ORDER BY admitted_offset, id";
-        let mut statement = self.connection()?.prepare_cached(sql)?;
-        let series = statement
-            .query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
-        let admitted = series.collect::<Result<_, _>>()?;
-        let sql = "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? \
-                   AND offset < ? ORDER BY offset, idx";
-        let mut statement = self.connection()?.prepare_cached(sql)?;
-        let events = statement
-            .query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
-        Ok(RangeDecisions { admitted, quarantined: events.collect::<Result<_, _>>()? })
     }
 
     fn metrics(
@@ -450,11 +361,9 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+}
 
-    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
-        rows::accounting(self.connection()?)
-    }
-
+impl ArchiveSnapshot for SqliteSnapshot<'_> {
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
         let sql = concat!(
             manifest_columns!(),
@@ -514,7 +423,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
+    fn archive_extent(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
         let sql = "SELECT count(*), min(from_offset) FROM manifest WHERE shard = ?";
         let read = |r: &rusqlite::Row<'_>| {
             Ok((
@@ -523,6 +432,13 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
             ))
         };
         Ok(self.connection()?.prepare_cached(sql)?.query_row([shard.0], read)?)
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        let sql = "SELECT shard, offset, appended, hour FROM archive_floors ORDER BY shard";
+        let mut statement = self.connection()?.prepare_cached(sql)?;
+        let rows = statement.query_map([], |r| Ok((ShardId(r.get(0)?), admin::floor(r, 1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError> {
@@ -545,11 +461,102 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
-        let sql = "SELECT shard, offset, appended, hour FROM archive_floors ORDER BY shard";
+    fn decisions(
+        &mut self,
+        shard: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError> {
+        let of_range = params![shard.0, range.from as i64, range.to as i64];
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = ? AND admitted_offset >= \
+                   ? AND admitted_offset < ?
+            ORDER BY admitted_offset, id";
         let mut statement = self.connection()?.prepare_cached(sql)?;
-        let rows = statement.query_map([], |r| Ok((ShardId(r.get(0)?), admin::floor(r, 1)?)))?;
+        let series = statement
+            .query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
+        let admitted = series.collect::<Result<_, _>>()?;
+        let sql = "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? \
+                   AND offset < ? ORDER BY offset, idx";
+        let mut statement = self.connection()?.prepare_cached(sql)?;
+        let events = statement
+            .query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
+        Ok(RangeDecisions { admitted, quarantined: events.collect::<Result<_, _>>()? })
+    }
+}
+
+impl AuditSnapshot for SqliteSnapshot<'_> {
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
+                   t.name, m.name";
+        let metrics: Vec<i64> = self
+            .connection()?
+            .prepare_cached(sql)?
+            .query_map([], |r| r.get(0))?
+            .collect::<Result<_, _>>()?;
+        let mut bytes = Vec::new();
+        for metric_no in metrics {
+            let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
+            self.each_series(
+                "SELECT no, id, key FROM series WHERE metric_no = ?",
+                [metric_no],
+                &mut |no, id, key| {
+                    series.insert(no, self.cache.series(id, key)?);
+                    Ok(())
+                },
+            )?;
+            let sql = format!(
+                "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, \
+                 r.hour, r.series_no",
+                select(true)
+            );
+            let mut statement = self.connection()?.prepare_cached(&sql)?;
+            let mut rows = statement.query(params![metric_no, from.0, to.0])?;
+            // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
+            let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
+                (from, BTreeMap::new());
+            loop {
+                let row = rows.next()?;
+                let next = row.map(|r| r.get(0).map(Hour)).transpose()?;
+                if next != Some(hour.0) {
+                    for (info, rollup) in std::mem::take(&mut hour.1).into_values() {
+                        bytes.clear();
+                        rollup.encode(&mut bytes);
+                        visit(info, hour.0, rollup, &bytes);
+                    }
+                }
+                let (Some(row), Some(next)) = (row, next) else { break };
+                hour.0 = next;
+                let no: i64 = row.get(1)?;
+                let info = series.get(&no).ok_or_else(|| {
+                    StoreError::Invalid(format!(
+                        "series number {no} has rollups but no catalogue row: rebuild the store"
+                    ))
+                })?;
+                hour.1.insert(info.id, (info, rollup(row, true, true)?));
+            }
+        }
+        Ok(())
+    }
+
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
+        admin::dedup_rules(self.connection()?, shard)
+    }
+
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
+        let rows = statement
+            .query_map([shard.0], |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn ledger(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
+        rows::accounting(self.connection()?)
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {

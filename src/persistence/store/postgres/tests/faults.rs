@@ -208,12 +208,12 @@ fn a_busy_pool_says_which_key_to_raise() {
     drop(PostgresStore::open(&options(&url)).expect("the tables"));
     let store = PostgresStore::open(&few).expect("a store");
     let held = store.snapshot().expect("the only one");
-    assert!(store.snapshot_at_once(&QueryBudget::default()).expect("no failure").is_none());
+    assert!(store.query_snapshot_at_once(&QueryBudget::default()).expect("no failure").is_none());
     let busy = store.snapshot().map(|_| ()).expect_err("busy").to_string();
     assert!(busy.contains("store.read_connections"), "{busy}");
     drop(held);
     store
-        .snapshot_at_once(&QueryBudget::default())
+        .query_snapshot_at_once(&QueryBudget::default())
         .expect("no failure")
         .expect("free again")
         .checkpoints()

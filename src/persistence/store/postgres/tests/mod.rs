@@ -33,7 +33,9 @@ use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
-use crate::persistence::store::RollupStore;
+use crate::persistence::store::{
+    ManifestStore, QuerySource, RollupStore, ShardStore, SnapshotSource, StoreInspection,
+};
 
 const LOG: LogId = LogId([7; 16]);
 

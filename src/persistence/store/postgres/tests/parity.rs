@@ -188,9 +188,9 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
                 crc32c: u32::MAX,
                 tier: Tier::Cold,
             };
-            store.archived(object.epoch, &object).expect("a manifest row");
+            store.insert_manifest_row(object.epoch, &object).expect("a manifest row");
             if offset == 0 && shard.0 == 1 {
-                assert!(store.expired(&object).expect("expired"));
+                assert!(store.expire_object(&object).expect("expired"));
             }
         }
         store.mark_suspect(shard, epoch, 6, 2).expect("marked");

@@ -1,0 +1,132 @@
+//! What a snapshot of the store shows, by what it is read for.
+
+use std::sync::Arc;
+
+use super::{ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreError};
+use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
+use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::series::SeriesId;
+use crate::model::window::{Hour, Millis};
+
+/// Called with each rollup and its stored bytes.
+pub type RollupBytesVisitor<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
+
+/// The checkpoints of a snapshot. Whatever else is read of it is as of these.
+///
+/// Every method of a snapshot fails if the store does not answer, or if what it holds does not
+/// decode.
+pub trait CheckpointSnapshot {
+    /// Checkpoints of all shards that were ever claimed.
+    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError>;
+}
+
+/// What answers to queries are made of.
+pub trait QuerySnapshot: CheckpointSnapshot {
+    /// Revision of (tenant, metric, UTC day) for each day of the half-open range; 0 where nothing
+    /// was written. It is [`FlushGuard::revision`] of the last flush that wrote to the day, or
+    /// [`revision_after_release`] after a release. A number never repeats for different rows, not
+    /// even after a restore, so that caches may outlive the process.
+    ///
+    /// [`FlushGuard::revision`]: crate::model::flush::FlushGuard::revision
+    /// [`revision_after_release`]: crate::model::flush::revision_after_release
+    fn revisions(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        days: std::ops::Range<i32>,
+    ) -> Result<Vec<u64>, StoreError>;
+    /// Visits the matching rollups. Those of one series come in ascending or in descending hours;
+    /// no other order is promised.
+    fn rollups(
+        &mut self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError>;
+    /// One page of the tenant's metrics, ascending.
+    fn metrics(
+        &mut self,
+        tenant: &str,
+        page: &NameRange<'_>,
+    ) -> Result<Vec<MetricInfo>, StoreError>;
+    /// One page of the values of a label, ascending: of one metric, or of all.
+    fn label_values(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        metric: Option<&str>,
+        page: &NameRange<'_>,
+    ) -> Result<Vec<String>, StoreError>;
+    /// Accounting rows of the tenant, by hour of receipt. `to` is exclusive.
+    fn accounting(
+        &mut self,
+        tenant: &str,
+        from: Hour,
+        to: Hour,
+    ) -> Result<Vec<AccountingDelta>, StoreError>;
+}
+
+/// What the archive holds, and what of it expires.
+pub trait ArchiveSnapshot: CheckpointSnapshot {
+    /// The manifest rows of one shard, or of all, by range.
+    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError>;
+    /// The oldest manifest rows of a shard, by range: of one tier, or of both. Append times never
+    /// decrease, so the first by range are the oldest.
+    fn manifest_first(
+        &mut self,
+        shard: ShardId,
+        tier: Option<Tier>,
+        limit: usize,
+    ) -> Result<Vec<ManifestRow>, StoreError>;
+    /// Append time of the shard's last archived record; none if nothing was archived yet.
+    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError>;
+    /// The exclusive end of each object that begins at `from` or later, and when its last record
+    /// was received, by range.
+    fn receipts(
+        &mut self,
+        shard: ShardId,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Vec<(Offset, Millis)>, StoreError>;
+    /// The number of a shard's objects, and where the first begins.
+    fn archive_extent(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError>;
+    /// Archive floors of the shards that have expired objects.
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError>;
+    /// The expiry note of one target, if it has one.
+    fn expiry(&mut self, of: ExpiryTarget) -> Result<Option<ExpiryRow>, StoreError>;
+    /// The expiry notes of all targets.
+    fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError>;
+    /// What the shard decided about the records of a range: the series it admitted there, by offset
+    /// and id, and the events it quarantined. Archived with the records.
+    fn decisions(
+        &mut self,
+        shard: ShardId,
+        range: OffsetRange,
+    ) -> Result<RangeDecisions, StoreError>;
+}
+
+/// What recomputing and repairing totals needs.
+pub trait AuditSnapshot: CheckpointSnapshot {
+    /// Every stored rollup in the range, all tenants, with its bytes (encoded figures, then
+    /// sketches). Ascending by tenant, metric, hour and series id; `to` is exclusive.
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: RollupBytesVisitor<'_>,
+    ) -> Result<(), StoreError>;
+    /// The de-duplication rules of a shard, each with the offset from which on it applies.
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError>;
+    /// The series that a shard admitted, each with the offset of its first event.
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
+    /// Accounting rows of all tenants, by tenant and hour.
+    fn ledger(&mut self) -> Result<Vec<AccountingDelta>, StoreError>;
+    /// The quarantined events of all tenants, discarded ones included.
+    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError>;
+}
+
+/// One consistent view of everything in the store.
+pub trait StoreSnapshot: QuerySnapshot + ArchiveSnapshot + AuditSnapshot {}
+
+impl<T: QuerySnapshot + ArchiveSnapshot + AuditSnapshot> StoreSnapshot for T {}
