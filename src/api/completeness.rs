@@ -45,3 +45,21 @@ pub struct MissingShard {
 fn is_none(number: &u64) -> bool {
     *number == 0
 }
+
+/// Why a shard is missing from an answer: [`MissingShard::reason`], and what it means.
+pub const MISSING_REASONS: &[(&str, &str)] = &[
+    ("behind", "It is further behind than `query.stale_after`; `behind_ms` says how far."),
+    (
+        "stopped",
+        "It stands still until somebody mends what `GET /v1/status` names. What lies below is in the answer.",
+    ),
+    (
+        "recovering",
+        "Its new owner has not reached yet what the log held when it claimed the shard; with `behind_ms`.",
+    ),
+    ("moved", "Its owner changed twice while the query ran."),
+    ("unavailable", "No owner is known."),
+    ("unreachable", "Its owner did not answer in time."),
+    ("overloaded", "Its owner answers as many other nodes as it may."),
+    ("too_large", "It has more in memory than nodes send to each other."),
+];

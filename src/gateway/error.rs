@@ -4,6 +4,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use super::codes;
 use crate::api::error::ErrorAnswer;
 use crate::operate::service::OperateError;
 use crate::query::error::QueryError;
@@ -26,6 +27,7 @@ pub struct ApiError {
 impl ApiError {
     /// An error without `Retry-After`.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        debug_assert!(codes::is_known(status.as_u16(), code), "{status} {code} is in no table");
         Self { status, code, message: message.into(), retry_after: None }
     }
     /// 400: the body cannot be read.

@@ -8,6 +8,7 @@
 mod admin;
 pub mod admission;
 pub mod auth;
+pub mod codes;
 mod compression;
 mod connections;
 mod csv;

@@ -18,6 +18,7 @@ use serde::Serialize;
 use self::records::{EmbeddedFormat, ProduceRecord};
 use super::Gateway;
 use super::auth::Scope;
+use super::codes::PROXY_CODES;
 use super::decode::{self, BodyFormat};
 use super::error::ApiError;
 use super::extract::{QueryString, checked_params, idempotency_of, path_segment};
@@ -235,6 +236,10 @@ pub(super) fn refuse(error: ApiError, headers: &HeaderMap) -> Response {
         (503, _) => 50_302,
         (status, _) => u32::from(status),
     };
+    debug_assert!(
+        PROXY_CODES.iter().any(|known| known.number == number),
+        "{number} is in no table"
+    );
     let body = serde_json::json!({"error_code": number, "message": error.to_string()}).to_string();
     let mut response = error.into_response().with_type(kind_of(headers));
     *response.body_mut() = Body::from(body);

@@ -28,9 +28,10 @@ use futures::stream::{FuturesOrdered, FuturesUnordered, SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use self::close::{CloseReason, GOING_AWAY, INTERNAL, POLICY, TRY_LATER, UNSUPPORTED, close_frame};
+use self::close::{CloseReason, close_frame};
 use self::inbound::{MAX_REQUEST, MessageAction, append, read};
 use super::auth::Scope;
+use super::codes::{GOING_AWAY, INTERNAL, POLICY, TRY_LATER, UNSUPPORTED};
 use super::connections::ClientConnection;
 use super::error::ApiError;
 use super::{Gateway, extract, read_routes, shares};

@@ -31,6 +31,21 @@ pub enum EventErrorCode {
 }
 
 impl EventErrorCode {
+    /// Every code.
+    pub const ALL: [Self; 11] = [
+        Self::EventUnreadable,
+        Self::MetricInvalid,
+        Self::LabelsInvalid,
+        Self::ValueInvalid,
+        Self::ValueOutOfRange,
+        Self::TimestampInvalid,
+        Self::TimestampInFuture,
+        Self::TimestampTooOld,
+        Self::EventTooLarge,
+        Self::IdInvalid,
+        Self::UserInvalid,
+    ];
+
     /// The code's name in answers and in metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -45,6 +60,27 @@ impl EventErrorCode {
             Self::EventTooLarge => "event_too_large",
             Self::IdInvalid => "id_invalid",
             Self::UserInvalid => "user_invalid",
+        }
+    }
+
+    /// What it means, for people.
+    pub fn means(self) -> &'static str {
+        match self {
+            Self::EventUnreadable => {
+                "It is no event: no JSON or MessagePack, no object, an unknown field, a field twice, properties too deep."
+            }
+            Self::MetricInvalid => "There is no metric, or its name is not valid.",
+            Self::LabelsInvalid => "The labels break a rule or a limit.",
+            Self::ValueInvalid => "The value is not a finite decimal number.",
+            Self::ValueOutOfRange => "The value is beyond ±10^18.",
+            Self::TimestampInvalid => {
+                "The timestamp is neither RFC 3339 nor milliseconds since 1970."
+            }
+            Self::TimestampInFuture => "The timestamp is later than now + `accept.max_ahead`.",
+            Self::TimestampTooOld => "The timestamp is earlier than now − `accept.max_age`.",
+            Self::EventTooLarge => "The event has more bytes than `accept.max_event_bytes`.",
+            Self::IdInvalid => "The id breaks a rule.",
+            Self::UserInvalid => "The user breaks a rule.",
         }
     }
 }

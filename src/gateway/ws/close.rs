@@ -3,16 +3,9 @@
 use axum::extract::ws::{CloseFrame, Message};
 use axum::http::StatusCode;
 
+use super::super::codes::{NOT_UTF8, PROTOCOL, TOO_LARGE};
 use super::super::error::ApiError;
 
-pub(super) const GOING_AWAY: u16 = 1001;
-pub(super) const PROTOCOL: u16 = 1002;
-pub(super) const UNSUPPORTED: u16 = 1003;
-pub(super) const NOT_UTF8: u16 = 1007;
-pub(super) const POLICY: u16 = 1008;
-pub(super) const TOO_LARGE: u16 = 1009;
-pub(super) const INTERNAL: u16 = 1011;
-pub(super) const TRY_LATER: u16 = 1013;
 /// Longest reason of a close frame, in bytes (RFC 6455: 125 with the code).
 const MAX_REASON: usize = 123;
 

@@ -7,10 +7,11 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 
 use super::super::auth::Scope;
+use super::super::codes::{POLICY, PROTOCOL};
 use super::super::decode::BodyFormat;
 use super::super::error::ApiError;
 use super::super::{Gateway, ingest, parse, shares};
-use super::close::{CloseReason, POLICY, PROTOCOL};
+use super::close::CloseReason;
 use super::message::{self, ClientMessage, MessageError};
 use crate::api::events::RefusedEvent;
 use crate::model::batch::ValidEvent;
