@@ -416,8 +416,7 @@ fn is_contiguous(row: &ManifestRow, due: OffsetRange) -> bool {
 fn lost_records_error(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
     format!(
         "the log lost the records [{}, {}), and no object of the archive has [{}, {}) of them, so \
-         that nothing behind them can be archived either: docs/operations.md, \"The log lost \
-         records\"",
+         that nothing behind them can be archived either: docs/how-to/lost-records.md",
         released.from, released.to, missing.from, missing.to
     )
     .into()

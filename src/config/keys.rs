@@ -1,6 +1,6 @@
 //! The table of keys: name, type, default, range and documentation. Everything else about a key is
-//! derived from its row. The comments of the keys are the text of `docs/configuration.md` and
-//! `config/rollmill.toml`; a test compares them.
+//! derived from its row. The comments of the keys are the text of
+//! `docs/reference/configuration.md` and `config/rollmill.toml`; a test compares them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -135,7 +135,7 @@ config! {
         /// and TLS; never shown.
         properties: KafkaProperties = KafkaProperties::default();
         /// Gaps of partitions that hold nothing of Rollmill's, `SHARD:FROM-TO,…`, when the log asks
-        /// for it: docs/operations.md, "Kafka".
+        /// for it: docs/how-to/stopped-shard.md, "Pass a gap".
         passed_gaps: PassedGaps = PassedGaps::default();
         /// Patience with one request to Kafka.
         timeout: Duration = seconds(5), ms(100)..=minutes(10);

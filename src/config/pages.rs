@@ -1,4 +1,4 @@
-//! The reference pages of the keys: docs/configuration.md and config/rollmill.toml.
+//! The reference pages of the keys: docs/reference/configuration.md and config/rollmill.toml.
 //! `ROLLMILL_WRITE_DOCS=1` writes both.
 
 use std::path::Path;
@@ -53,7 +53,7 @@ fn holds(file: &str, mark: &str, made: &str) {
 #[test]
 fn the_page_has_every_key_as_it_is() {
     let rows: String = KEYS.iter().map(row).collect();
-    holds("docs/configuration.md", "\n|---|---|---|---|\n", &rows);
+    holds("docs/reference/configuration.md", "\n|---|---|---|---|\n", &rows);
 }
 
 #[test]

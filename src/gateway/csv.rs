@@ -2,7 +2,7 @@
 //!
 //! Label values are written unchanged, even those that a spreadsheet takes for a formula. CSV
 //! cannot mark a cell as text, and a quote in front would change the value for every other
-//! reader. docs/api.md documents this.
+//! reader. docs/reference/api.md documents this.
 
 use super::error::ApiError;
 use super::render::{self, DecimalFormat};

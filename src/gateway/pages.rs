@@ -17,15 +17,62 @@ use super::extract::{QueryString, checked_params, path_segment};
 
 const INDEX: &str = include_str!("index.html");
 
-const DOCS: &[(&str, &str)] = &[
-    ("api", include_str!("../../docs/api.md")),
-    ("archive", include_str!("../../docs/archive.md")),
-    ("configuration", include_str!("../../docs/configuration.md")),
-    ("kafka", include_str!("../../docs/kafka.md")),
-    ("metrics", include_str!("../../docs/metrics.md")),
-    ("operations", include_str!("../../docs/operations.md")),
-    ("send", include_str!("../../docs/send.md")),
-];
+macro_rules! served {
+    ($($page:literal,)*) => {
+        /// Pages by their path below docs/.
+        const DOCS: &[(&str, &str)] = &[$(($page, include_str!(concat!("../../docs/", $page)))),*];
+    };
+}
+
+served! {
+    "README.md",
+    "explanation/exactly-once.md",
+    "explanation/fencing.md",
+    "explanation/freshness.md",
+    "explanation/gap-recovery.md",
+    "explanation/poison.md",
+    "glossary.md",
+    "how-to/alert-with-prometheus.md",
+    "how-to/backup-and-restore.md",
+    "how-to/cluster.md",
+    "how-to/correct-and-erase.md",
+    "how-to/damaged-log.md",
+    "how-to/disk-full.md",
+    "how-to/import-files.md",
+    "how-to/lost-records.md",
+    "how-to/move-from-embedded.md",
+    "how-to/move-to-another-topic.md",
+    "how-to/outages.md",
+    "how-to/put-a-balancer-in-front.md",
+    "how-to/quarantine.md",
+    "how-to/query-the-archive.md",
+    "how-to/query-with-sql.md",
+    "how-to/read-the-status.md",
+    "how-to/rebuild-a-store.md",
+    "how-to/rolling-upgrade.md",
+    "how-to/run-a-node.md",
+    "how-to/run-in-containers.md",
+    "how-to/run-on-kafka.md",
+    "how-to/run-on-postgresql.md",
+    "how-to/secure-a-node.md",
+    "how-to/send-from-an-application.md",
+    "how-to/share-a-node.md",
+    "how-to/stopped-shard.md",
+    "how-to/store-the-archive.md",
+    "how-to/verify.md",
+    "how-to/wrong-clock.md",
+    "reference/api.md",
+    "reference/archive.md",
+    "reference/cli.md",
+    "reference/configuration.md",
+    "reference/data-directory.md",
+    "reference/errors.md",
+    "reference/kafka.md",
+    "reference/metrics.md",
+    "reference/performance.md",
+    "start/concepts.md",
+    "start/quickstart.md",
+}
 
 /// Content security policy of the index page: it allows the page's own style, by
 /// hash, and nothing else.
@@ -55,12 +102,21 @@ pub(super) async fn doc(
     name: Result<Path<String>, PathRejection>,
     q: QueryString,
 ) -> Result<Response, ApiError> {
-    let name = path_segment(name)?;
+    serve_page(&path_segment(name)?, q)
+}
+
+/// `/docs/{kind}/{page}`.
+pub(super) async fn doc_by_kind(
+    name: Result<Path<(String, String)>, PathRejection>,
+    q: QueryString,
+) -> Result<Response, ApiError> {
+    serve_page(&path_segment(name.map(|Path((kind, page))| Path(format!("{kind}/{page}"))))?, q)
+}
+
+fn serve_page(page: &str, q: QueryString) -> Result<Response, ApiError> {
     checked_params(q, &[])?;
-    let Some((_, text)) = DOCS.iter().find(|(known, _)| name.strip_suffix(".md") == Some(*known))
-    else {
-        let all: Vec<String> = DOCS.iter().map(|(name, _)| format!("{name}.md")).collect();
-        let message = format!("there is no such page; there are {}", all.join(", "));
+    let Some((_, text)) = DOCS.iter().find(|(known, _)| *known == page) else {
+        let message = "there is no such page: /docs/README.md lists them";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     };
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))], *text)

@@ -55,6 +55,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/openapi.json", get(openapi))
         .route("/", get(pages::index))
         .route("/docs/{page}", get(pages::doc))
+        .route("/docs/{kind}/{page}", get(pages::doc_by_kind))
         .fallback(|| async {
             ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route: see /openapi.json")
         })

@@ -79,8 +79,8 @@ impl EventErrorCode {
             Self::TimestampInFuture => "The timestamp is later than now + `accept.max_ahead`.",
             Self::TimestampTooOld => "The timestamp is earlier than now − `accept.max_age`.",
             Self::EventTooLarge => "The event has more bytes than `accept.max_event_bytes`.",
-            Self::IdInvalid => "The id breaks a rule.",
-            Self::UserInvalid => "The user breaks a rule.",
+            Self::IdInvalid => "The id is not a string of 1 to 128 bytes.",
+            Self::UserInvalid => "The user is not a string of at most 256 bytes.",
         }
     }
 }

@@ -49,9 +49,7 @@ pub(crate) fn check_log(
         }
         continued.with_context(|| {
             if !embedded {
-                return format!(
-                    "shard {shard} cannot go on: docs/operations.md, \"The log lost records\""
-                );
+                return format!("shard {shard} cannot go on: docs/how-to/lost-records.md");
             }
             format!(
                 "shard {shard} cannot go on: {} and {} are not of the same moment; put back the \

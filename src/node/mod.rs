@@ -240,7 +240,7 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
         tracing::warn!(
             %address,
             "keys and events travel over plain HTTP, and this address can be reached from other \
-             machines: put a proxy that ends TLS in front (docs/operations.md, \"Security\"), or \
+             machines: put a proxy that ends TLS in front (docs/how-to/secure-a-node.md), or \
              use a network that nobody else reads"
         );
     }

@@ -43,7 +43,7 @@ pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()>
     if backends::postgres(config).is_some() {
         bail!(
             "the store is in PostgreSQL: back up the whole database with `pg_dump \
-             --format=custom` (docs/operations.md, Backup)"
+             --format=custom` (docs/how-to/backup-and-restore.md)"
         );
     }
     if !data.store().is_file() {

@@ -16,20 +16,24 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README and every page of docs/, without the decisions.
+/// README and every page of docs/, without the decisions, by their paths.
 fn pages() -> Vec<(String, String)> {
-    let mut paths = vec![root().join("README.md")];
-    let docs = std::fs::read_dir(root().join("docs")).expect("docs/");
-    paths.extend(
-        docs.map(|entry| entry.expect("entry").path())
-            .filter(|path| path.extension().is_some_and(|e| e == "md")),
-    );
-    paths.sort();
+    let (mut found, mut pending) = (vec![root().join("README.md")], vec![root().join("docs")]);
+    while let Some(dir) = pending.pop() {
+        for path in std::fs::read_dir(dir).expect("docs/").map(|entry| entry.expect("entry").path())
+        {
+            if path.is_dir() && !path.ends_with("adr") {
+                pending.push(path);
+            } else if path.extension().is_some_and(|e| e == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
     let read = |path: &PathBuf| std::fs::read_to_string(path).expect("UTF-8");
-    paths
-        .iter()
-        .map(|path| (path.file_name().expect("a name").to_string_lossy().into_owned(), read(path)))
-        .collect()
+    let name =
+        |path: &PathBuf| path.strip_prefix(root()).expect("below the root").display().to_string();
+    found.iter().map(|path| (name(path), read(path))).collect()
 }
 
 /// A block of shell, and what the line before it says of it.

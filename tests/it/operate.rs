@@ -37,10 +37,12 @@ fn spelled(metric: &MetricDefinition) -> Vec<String> {
 fn alerts_and_dashboard_name_metrics_that_exist() {
     let known: BTreeSet<String> = METRICS.iter().flat_map(spelled).collect();
     let mut named = 0;
-    for file in
-        ["config/prometheus/alerts.yml", "config/grafana/rollmill.json", "docs/operations.md"]
-    {
-        let text = read(file);
+    let pages = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/how-to"));
+    let pages = pages.expect("pages").map(|page| page.expect("a page").file_name());
+    let pages = pages.map(|page| format!("docs/how-to/{}", page.to_string_lossy()));
+    let tools = ["config/prometheus/alerts.yml", "config/grafana/rollmill.json"].map(str::to_owned);
+    for file in tools.into_iter().chain(pages) {
+        let text = read(&file);
         let prose = file.ends_with(".md");
         for name in metrics_named(&text) {
             named += 1;
@@ -56,35 +58,12 @@ fn alerts_and_dashboard_name_metrics_that_exist() {
     assert!(named > 40, "only {named} names found");
 }
 
-/// The table of docs/metrics.md. `ROLLMILL_WRITE_DOCS=1` puts it there.
-#[test]
-fn every_metric_is_documented() {
-    let row = |metric: &MetricDefinition| {
-        let kind = format!("{:?}", metric.kind).to_lowercase();
-        let label = metric.label.map_or(String::new(), |(label, _)| format!("`{label}`"));
-        format!("| `{}` | {kind} | {label} | {} |\n", metric.name, metric.help)
-    };
-    let table: String = METRICS.iter().map(row).collect();
-    let page = read("docs/metrics.md");
-    let head = &page[..page.find("| `rollmill_").expect("a table")];
-    if std::env::var_os("ROLLMILL_WRITE_DOCS").is_some() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-        std::fs::write(path, format!("{head}{table}")).expect("written");
-        return;
-    }
-    assert_eq!(
-        page[head.len()..],
-        table,
-        "docs/metrics.md is not what telemetry.rs says: ROLLMILL_WRITE_DOCS=1 writes it"
-    );
-}
-
 #[test]
 fn every_alert_says_what_to_do_and_how_urgent_it_is() {
     let rules = YamlLoader::load_from_str(&read("config/prometheus/alerts.yml")).expect("YAML");
     let alerts = rules[0]["groups"][0]["rules"].as_vec().expect("rules");
     assert!(alerts.len() > 10);
-    let page = read("docs/operations.md");
+    let page = read("docs/how-to/alert-with-prometheus.md");
     for alert in alerts {
         let name = alert["alert"].as_str().expect("a name");
         assert!(alert["expr"].as_str().is_some_and(|expr| !expr.is_empty()), "{name}");
@@ -93,7 +72,7 @@ fn every_alert_says_what_to_do_and_how_urgent_it_is() {
             alert["annotations"]["summary"].as_str().is_some_and(|summary| summary.len() > 20),
             "{name}"
         );
-        assert!(page.contains(&format!("`{name}`")), "docs/operations.md says nothing of {name}");
+        assert!(page.contains(&format!("`{name}`")), "no page says what to do about {name}");
     }
 }
 

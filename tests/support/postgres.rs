@@ -41,12 +41,12 @@ pub fn shared() -> &'static Postgres {
     SERVER.get_or_init(|| Postgres::start("shared"))
 }
 
-/// Dumps a whole database, as docs/operations.md says.
+/// Dumps a whole database, as docs/how-to/backup-and-restore.md says.
 pub fn dump(url: &str, file: &str) {
     tool("pg_dump", &["--format=custom", "--file", file, url]);
 }
 
-/// Restores what [`dump`] wrote into an empty database, as docs/operations.md says.
+/// Restores what [`dump`] wrote into an empty database, as docs/how-to/backup-and-restore.md says.
 pub fn restore(url: &str, file: &str) {
     let extension = tool(
         "psql",

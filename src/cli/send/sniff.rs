@@ -71,7 +71,7 @@ pub(super) fn format_of(
         (b'{', false) if line.trim_ascii() == b"{" => Ok(Some(InputFormat::Values)),
         // First bytes of MessagePack maps and arrays; invalid UTF-8 confirms it.
         (0x80..=0xa0 | 0xdc..=0xdf, false) if std::str::from_utf8(line).is_err() => {
-            Err("it looks like MessagePack, which POST /v1/events takes: see docs/api.md"
+            Err("it looks like MessagePack, which POST /v1/events takes: see docs/reference/api.md"
                 .to_owned())
         }
         (_, false) => match csv_header(text) {

@@ -308,7 +308,17 @@ async fn the_page_for_people_leads_somewhere_and_allows_its_own_style_alone() {
         }
     }
     assert_eq!(get("/docs/none.md").await.0, 404);
-    assert_eq!(get("/docs/api.md?x=1").await.0, 400);
+    assert_eq!(get("/docs/reference/none.md").await.0, 404);
+    let (.., list) = get("/docs/README.md").await;
+    let pages = list.split("](").skip(1).map(|rest| rest.split_once(')').unwrap().0);
+    let is_served =
+        |page: &&str| !["..", "adr/", "style.md"].iter().any(|not| page.starts_with(not));
+    let pages: Vec<&str> = pages.filter(is_served).collect();
+    assert!(pages.len() > 40, "{pages:?}");
+    for page in pages {
+        assert_eq!(get(&format!("/docs/{page}")).await.0, 200, "{page}");
+    }
+    assert_eq!(get("/docs/reference/api.md?x=1").await.0, 400);
     let form = "/v1/query?metric=page_view&step=1h&agg=count%2Csum%2Cp95&format=csv";
     assert_eq!(get(form).await.0, 200, "what the form asks");
 }

@@ -29,7 +29,8 @@ fn operations() -> Vec<(String, String, Vec<String>)> {
 
 fn ask(path: &str, method: &str, key: Option<&str>) -> Request<Body> {
     let uri = path
-        .replace("{page}", "api.md")
+        .replace("{kind}/{page}", "reference/api.md")
+        .replace("{page}", "README.md")
         .replace("{name}", "a")
         .replace("{topic}", "a")
         .replace("{id}", "1");

@@ -406,7 +406,7 @@ impl KafkaReader {
                 "shard {shard}: the records [{from}, {to}) are not there; compaction or another \
                  program made a gap, and nothing proves that it held nothing of Rollmill's. If \
                  that is certain, kafka.passed_gaps = {shard}:{from}-{to} passes it: \
-                 docs/operations.md, \"Kafka\""
+                 docs/how-to/stopped-shard.md"
             ))
         };
         // A stale record looks like a gap, but not after a seek.

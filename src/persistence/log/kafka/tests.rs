@@ -444,7 +444,7 @@ fn a_plain_client_reads_the_records() {
     let message = message.expect("read");
     assert_eq!((message.partition(), message.offset(), message.key()), (2, 0, None));
     assert_eq!(message.timestamp(), rdkafka::message::Timestamp::LogAppendTime(appended));
-    // Decodes the envelope as docs/kafka.md describes it, without our code.
+    // Decodes the envelope as docs/reference/kafka.md describes it, without our code.
     #[allow(clippy::type_complexity)] // the layout, in the order of the page
     let (version, tenant, gateway, series, events, stamp): (
         u8,

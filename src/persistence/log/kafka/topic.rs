@@ -310,7 +310,7 @@ impl TopicDescription {
             text.push_str(&format!("\nmend it with: {command}"));
         }
         if self.drift.iter().any(|d| !d.is_setting && !d.is_harmless) {
-            text.push_str("\nwhat no setting mends: docs/operations.md, \"Kafka\"");
+            text.push_str("\nwhat no setting mends: docs/how-to/run-on-kafka.md");
         }
         Some(text)
     }

@@ -149,9 +149,9 @@ fn remedy(state: &SqlState) -> &'static str {
             ": the server is a standby now; name all hosts in store.url, and the next connection \
              finds the primary"
         }
-        "42501" => ": grant what is missing, docs/operations.md has the roles",
+        "42501" => ": grant what is missing, docs/how-to/run-on-postgresql.md has the roles",
         "28P01" | "28000" => ": check user and password of store.url",
-        "3D000" => ": create the database, docs/operations.md says how",
+        "3D000" => ": create the database, docs/how-to/run-on-postgresql.md says how",
         _ => "",
     }
 }

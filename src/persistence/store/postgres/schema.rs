@@ -129,7 +129,7 @@ pub(super) fn refuse_lost_rollups(
         return Err(StoreError::Invalid(format!(
             "the rollups of {address} are neither partitioned nor a hypertable, as after a restore \
              without the catalogue of TimescaleDB: restore a dump of the whole database \
-             (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill \
+             (docs/how-to/backup-and-restore.md), or `DROP SCHEMA rollmill CASCADE` and `rollmill \
              rebuild`"
         )));
     }
@@ -141,7 +141,7 @@ pub(super) fn refuse_lost_rollups(
     Err(StoreError::Invalid(format!(
         "{address} has metrics with rollups in its catalogue, but not one rollup. A dump of the \
          schema rollmill alone leaves this on TimescaleDB: restore one of the whole database \
-         (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
+         (docs/how-to/backup-and-restore.md), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
     )))
 }
 

@@ -66,10 +66,10 @@ fn views_show_names_times_labels_and_exact_figures() {
     }
 }
 
-/// The statement that docs/operations.md shows for dashboards.
+/// The statement that docs/how-to/query-with-sql.md shows for dashboards.
 #[test]
 fn the_statement_of_the_docs_runs() {
-    let docs = include_str!("../../../../../docs/operations.md");
+    let docs = include_str!("../../../../../docs/how-to/query-with-sql.md");
     let shown = docs
         .split("```sql\n")
         .find_map(|rest| rest.split("```").next().filter(|sql| sql.contains("$__timeFrom()")));
