@@ -18,7 +18,7 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// One row of [`METRICS`]. `/metrics` and docs/metrics.md are generated from it.
+/// One row of [`METRICS`]. `/metrics` and docs/reference/metrics.md are generated from it.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct MetricDefinition {

@@ -24,7 +24,7 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, key};
 use crate::node::permissions;
@@ -109,7 +109,7 @@ struct UsageError(String);
 
 #[derive(Debug, Args)]
 struct ServeArgs {
-    /// Configuration file (TOML); docs/configuration.md lists the keys
+    /// Configuration file (TOML); docs/reference/configuration.md lists the keys
     #[arg(long)]
     config: Option<PathBuf>,
     /// Data directory [default: ./data]
@@ -134,6 +134,24 @@ pub fn check(args: &[&str]) -> Result<(), String> {
     Cli::try_parse_from(std::iter::once("rollmill").chain(args.iter().copied()))
         .map(drop)
         .map_err(|error| error.to_string())
+}
+
+/// Every command that can be run, and its help.
+pub fn help() -> Vec<(String, String)> {
+    let mut whole = Cli::command().term_width(100);
+    whole.build();
+    let (mut found, mut pending) = (Vec::new(), vec![("rollmill".to_owned(), &mut whole)]);
+    while let Some((path, command)) = pending.pop() {
+        if !command.has_subcommands() {
+            found.push((path, command.render_help().to_string()));
+            continue;
+        }
+        let below = command.get_subcommands_mut().filter(|below| below.get_name() != "help");
+        let below: Vec<_> =
+            below.map(|below| (format!("{path} {}", below.get_name()), below)).collect();
+        pending.extend(below.into_iter().rev());
+    }
+    found
 }
 
 /// Runs the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 141 if
@@ -238,8 +256,6 @@ fn serve(args: ServeArgs) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// Collects every command that can be run, as its path and help.

@@ -6,5 +6,6 @@ mod decisions;
 mod dependencies;
 mod invariants;
 mod keys;
+mod pages;
 mod shape;
 mod source;
