@@ -1,8 +1,8 @@
-//! Which node owns which shard, as far as this node has heard.
+//! Which node owns which shard, by the latest announcements.
 //!
-//! The owner of a shard, for one query, is whoever has announced the epoch of the checkpoint in the
-//! query's snapshot: the store decides, announcements only say where to ask. What is announced is
-//! up to a heartbeat old; a wrong guess costs an answer of `moved`.
+//! For a query, the owner of a shard is the node that has announced the epoch of the checkpoint in
+//! the query's snapshot. The store decides; announcements only say where to ask. They are up to a
+//! heartbeat old, and a wrong guess costs an answer of `moved`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,10 +11,10 @@ use arc_swap::ArcSwap;
 use super::peer::MeshPeer;
 use crate::model::offset::{Epoch, ShardId};
 
-/// Nodes that are remembered, those that are gone included.
+/// Maximum number of peers remembered, including those that are gone.
 pub const MAX_PEERS: usize = 128;
 
-/// The peers.
+/// All peers that this node has met.
 #[derive(Default)]
 pub struct PeerDirectory {
     peers: ArcSwap<Vec<Arc<MeshPeer>>>,
@@ -22,11 +22,12 @@ pub struct PeerDirectory {
 }
 
 impl PeerDirectory {
-    /// A peer that has a session now; an earlier life of the same name that is gone is forgotten.
+    /// Adds a peer with a new session. Replaces an earlier life of the same name that is gone.
     pub fn join(&self, peer: Arc<MeshPeer>) {
         self.update(|peers| {
             peers.retain(|known| known.name != peer.name || !known.is_gone());
             if peers.len() >= MAX_PEERS {
+                // Prefers to forget a peer that cannot be asked anyway.
                 let at = peers.iter().position(|known| !known.is_available()).unwrap_or(0);
                 peers.remove(at);
             }
@@ -34,12 +35,12 @@ impl PeerDirectory {
         });
     }
 
-    /// All peers, those that are gone included.
+    /// All peers, including those that are gone: what they owned last is still known.
     pub fn peers(&self) -> Arc<Vec<Arc<MeshPeer>>> {
         self.peers.load_full()
     }
 
-    /// Whether a node that answers has said that it owns the shard.
+    /// Whether an available peer has announced the shard.
     pub fn is_owned(&self, shard: ShardId) -> bool {
         let announces = |peer: &Arc<MeshPeer>| {
             peer.announcement().is_some_and(|announced| announced.shards.contains_key(&shard.0))
@@ -47,12 +48,11 @@ impl PeerDirectory {
         self.peers.load().iter().any(|peer| peer.is_available() && announces(peer))
     }
 
-    /// Whom to ask for a shard: whoever announced the epoch, or else whoever announced the latest
-    /// one.
+    /// The peer to ask for a shard: the one that announced the epoch, or else the latest epoch.
     pub fn owner(peers: &[Arc<MeshPeer>], shard: ShardId, epoch: Epoch) -> Option<&Arc<MeshPeer>> {
         let announced = |peer: &Arc<MeshPeer>| {
-            let stand = *peer.announcement()?.shards.get(&shard.0)?;
-            Some(stand.from.checkpoint().epoch)
+            let shard = *peer.announcement()?.shards.get(&shard.0)?;
+            Some(shard.from.checkpoint().epoch)
         };
         let known = peers.iter().filter_map(|peer| Some((announced(peer)?, peer)));
         let best = known.max_by_key(|(of, peer)| (*of == epoch, of.counter, peer.is_available()));
@@ -60,6 +60,7 @@ impl PeerDirectory {
     }
 
     fn update(&self, change: impl FnOnce(&mut Vec<Arc<MeshPeer>>)) {
+        // Serialises writers; readers only load the pointer.
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut peers = self.peers.load_full().to_vec();
         change(&mut peers);
@@ -88,7 +89,7 @@ mod tests {
         Epoch { counter, nonce: counter * 7 }
     }
 
-    /// A door that announces one shard, claimed that many times.
+    /// An endpoint that announces one shard, claimed that many times.
     struct Announces(u64);
 
     impl Actor for Announces {

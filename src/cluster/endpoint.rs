@@ -1,7 +1,7 @@
-//! The one actor that other nodes can send to: it answers their questions out of this node's slots.
+//! The only actor that other nodes can send to. It answers from this node's shards.
 //!
-//! ractor's mailboxes are unbounded, so nothing waits here: a question gets one of the
-//! `cluster.max_reads` permits and a thread of its own, or it is refused at once.
+//! ractor's mailboxes are unbounded, so nothing may queue here: a request gets one of the
+//! `cluster.max_reads` permits and a blocking thread, or it is refused at once.
 
 use std::sync::Arc;
 
@@ -13,19 +13,19 @@ use super::server::MeshServer;
 use super::wire::{self, PeerReply};
 use crate::telemetry;
 
-/// Answers other nodes.
+/// The actor that serves requests of other nodes.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct PeerEndpoint {
-    /// What answers.
     pub server: MeshServer,
-    /// How many questions are answered at once.
+    /// One per concurrent request, `cluster.max_reads` in all.
     pub permits: Arc<Semaphore>,
 }
 
-/// Messages from other nodes. Bytes, so that their version is ours to check.
+/// Messages from other nodes. They are bytes, so that this node checks their version.
 #[derive(RactorClusterMessage)]
 pub enum EndpointMessage {
-    /// A question ([`super::wire::PeerRequest`]) and where its answer goes.
+    /// An encoded [`super::wire::PeerRequest`], with the port for the reply.
     #[rpc]
     Ask(Vec<u8>, RpcReplyPort<Vec<u8>>),
 }
@@ -57,11 +57,12 @@ impl Actor for PeerEndpoint {
         let server = self.server.clone();
         tokio::task::spawn_blocking(move || {
             let answer = server.answer(&question);
+            // Before the reply is sent: the requester may send its next request at once.
             drop(permit);
-            metrics::counter!(telemetry::MESH_SERVED, "outcome" => if answer.is_ok() { "answered" } else { "failed" })
-                .increment(1);
+            let outcome = if answer.is_ok() { "answered" } else { "failed" };
+            metrics::counter!(telemetry::MESH_SERVED, "outcome" => outcome).increment(1);
             match answer {
-                // Whoever asked may be gone.
+                // The requester may be gone.
                 Ok(answer) => _ = reply.send(answer),
                 Err(why) => tracing::error!(%why, "a question of another node has no answer"),
             }

@@ -1,8 +1,8 @@
-//! What a connection may bring before its peer has shown the cookie: kilobytes.
+//! Limits what a connection may send before its peer has authenticated: kilobytes.
 //!
-//! ractor_cluster has one limit for frames, that of the largest answer. Whoever has not
-//! authenticated needs no more than its name and a digest: a larger frame waits at the gate until
-//! the session is authenticated, or is closed because it is late. Nothing of it is read.
+//! ractor_cluster has a single frame limit, that of the largest answer. An unauthenticated peer
+//! needs no more than its name and a digest, so a larger frame is held back unread until the
+//! session is authenticated, or closed because it is late.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,26 +15,26 @@ use futures::task::AtomicWaker;
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// The largest frame of a peer that has not authenticated.
+/// Largest frame in bytes that an unauthenticated peer may send.
 const MAX_FRAME: u64 = 16 << 10;
-/// All that such a peer may send.
+/// Total bytes that an unauthenticated peer may send.
 const MAX_BYTES: usize = 64 << 10;
-/// Bytes taken at once meanwhile.
+/// Bytes per read while the gate is closed.
 const PIECE: usize = 2 << 10;
 
-/// Closed until the session behind it is authenticated.
+/// Closed until its session is authenticated.
 #[derive(Debug, Default)]
 struct AuthGate {
     open: AtomicBool,
     waiting: AtomicWaker,
 }
 
-/// The gates of all connections, by the address of the peer.
+/// The gates of all connections by the peer's address.
 #[derive(Debug, Default)]
 pub(super) struct AuthGates(Mutex<HashMap<String, Weak<AuthGate>>>);
 
 impl AuthGates {
-    /// The session of this address is authenticated.
+    /// Opens the gate of a session that has authenticated.
     pub(super) fn open(&self, address: &str) {
         let gate = self
             .0
@@ -48,7 +48,7 @@ impl AuthGates {
         }
     }
 
-    /// A connection behind a closed gate.
+    /// Puts a connection behind a closed gate.
     pub(super) fn guard(
         &self,
         peer: String,
@@ -57,6 +57,7 @@ impl AuthGates {
     ) -> MeshConnection {
         let gate = Arc::new(AuthGate::default());
         let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Connections that ended unauthenticated leave their entries behind.
         gates.retain(|_, gate| gate.strong_count() > 0);
         gates.insert(peer.clone(), Arc::downgrade(&gate));
         drop(gates);
@@ -65,9 +66,9 @@ impl AuthGates {
     }
 }
 
-/// A connection to another node, in either direction.
+/// A connection to another node, incoming or outgoing.
 pub struct MeshConnection {
-    /// The address at the other end.
+    /// The remote address.
     pub peer: String,
     reader: BoxRead,
     writer: BoxWrite,
@@ -83,7 +84,7 @@ impl ClusterBidiStream for MeshConnection {
     }
 }
 
-/// Where a reader is in a frame: its length in eight bytes, big-endian, then so many bytes.
+/// Position in the frame format: a length of eight big-endian bytes, then that many bytes.
 #[derive(Debug, Default)]
 struct FrameState {
     length: [u8; 8],
@@ -92,7 +93,7 @@ struct FrameState {
 }
 
 impl FrameState {
-    /// How much may be read without looking further.
+    /// How many bytes may be read before the state must be checked again.
     fn wanted(&self) -> usize {
         match self.left {
             0 => self.length.len() - self.known,
@@ -130,6 +131,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for GatedReader<R> {
         if !this.gate.open.load(Ordering::Acquire) {
             if this.frame.left > MAX_FRAME {
                 this.gate.waiting.register(cx.waker());
+                // Checked again after registering: `open` may have been called in between.
                 if !this.gate.open.load(Ordering::Acquire) {
                     return Poll::Pending;
                 }
@@ -182,7 +184,7 @@ mod tests {
         let mut small = vec![0; 8 + 100 + 8 + 8 + MAX_FRAME as usize];
         ours.read_exact(&mut small).await.expect("they pass");
         assert_eq!(small, [frame(100), frame(0), frame(MAX_FRAME)].concat());
-        // Of the large one, its length is seen and nothing more.
+        // Only the length of the large frame is read.
         let mut head = [0; 8];
         ours.read_exact(&mut head).await.expect("its length");
         let mut rest = vec![0; large.len() - 8];

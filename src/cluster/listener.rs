@@ -1,8 +1,8 @@
-//! Where other nodes come in.
+//! Accepts and opens connections between nodes.
 //!
-//! ractor_cluster has a listener of its own, but it does each TLS handshake before it takes the
-//! next connection: one peer that says nothing would keep all others out. Here every handshake has
-//! a task and a deadline, and their number has a limit.
+//! ractor_cluster has a listener of its own, but it finishes each TLS handshake before it accepts
+//! the next connection: one silent peer would keep all others out. Here every handshake has a task
+//! and a deadline, and their number is limited.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use tokio::sync::Semaphore;
 use super::gate::{AuthGates, MeshConnection};
 use super::tls::MeshTls;
 
-/// Handshakes at once: a cluster has fewer nodes; one connection more is closed at once.
+/// Concurrent handshakes. Clusters are smaller than that; further connections are closed at once.
 const MAX_HANDSHAKES: usize = 64;
-/// After an error of the listener itself, such as too many open files.
+/// Back-off after an error of the listener itself, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts connections for as long as it runs, and hands those that pass the handshake to the
-/// server of sessions.
+/// Accepts connections until aborted, and hands those that pass the handshake to the session
+/// server.
 pub(super) async fn run(
     listener: Arc<TcpListener>,
     tls: Option<MeshTls>,
@@ -60,7 +60,10 @@ pub(super) async fn run(
                     tracing::debug!(%address, %error, "a connection of another node failed")
                 }
                 Err(_) => {
-                    tracing::debug!(%address, "a connection of another node did not end its handshake in time")
+                    tracing::debug!(
+                        %address,
+                        "a connection of another node did not end its handshake in time"
+                    );
                 }
             }
             drop(permit);
@@ -87,10 +90,10 @@ async fn accepted(
     })
 }
 
-/// Opens a connection to another node; `host` is what its certificate must be for.
+/// Connects to another node. With TLS, its certificate must be for the host in `address`.
 ///
 /// # Errors
-/// What failed.
+/// If the address cannot be reached, or the TLS handshake fails.
 pub(super) async fn connect(
     address: &str,
     tls: Option<&MeshTls>,

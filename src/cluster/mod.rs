@@ -1,18 +1,18 @@
-//! Several nodes as one: which of them are there, and live reads over all of them (ractor_cluster).
+//! The mesh: several nodes as one, with membership and live reads across them (ractor_cluster).
 //!
 //! | file | what |
 //! |---|---|
 //! | `membership/` | the actor that dials, accepts, watches and drops peers |
-//! | `listener.rs`, `gate.rs` | where other nodes come in, and what they may bring before they have shown the cookie |
-//! | `peer.rs`, `directory.rs` | what is known of each, and who owns which shard |
-//! | `reader.rs` | the asking side: one call per node and query |
-//! | `door.rs`, `serve.rs` | the answering side |
+//! | `listener.rs`, `gate.rs` | incoming connections, and their limits before authentication |
+//! | `peer.rs`, `directory.rs` | what is known of each peer, and who owns which shard |
+//! | `reader.rs` | the requesting side: one call per node and query |
+//! | `endpoint.rs`, `server.rs` | the answering side |
 //! | `wire.rs` | the messages |
 //!
-//! What always holds: no answer is used that is not for exactly the checkpoint of the query's
-//! snapshot; nothing waits longer than its deadline; a node that is gone, frozen or cut off costs
-//! one call its deadline and later ones nothing. What ractor_cluster does not do is done here (ADR
-//! 0012): heartbeats with a deadline, dialling again, limits, an address bound on purpose.
+//! An answer is used only if it is for exactly the checkpoint of the query's snapshot. Nothing
+//! waits longer than its deadline. A node that is dead, frozen or cut off costs one call its
+//! deadline, and later calls nothing. This module adds what ractor_cluster lacks (ADR 0012):
+//! heartbeats with a deadline, redialling, limits, and an explicitly bound address.
 
 pub mod directory;
 pub mod endpoint;

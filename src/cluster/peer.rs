@@ -1,9 +1,8 @@
-//! Another node, as this one knows it: what it has announced, whether it answers, and the calls on
-//! their way to it.
+//! Another node as this one knows it: its announcement, its availability, and the calls in flight.
 //!
-//! What always holds: every call has a deadline; at most `cluster.max_calls` are on their way to
-//! one peer; equal questions share one call; a peer that let a call pass its deadline is not asked
-//! again until it has answered a heartbeat sent afterwards.
+//! Every call has a deadline. At most `cluster.max_calls` calls per peer are in flight, and
+//! identical requests share one call. A peer that misses a deadline is not asked again until it has
+//! answered a heartbeat sent after that.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,25 +29,29 @@ use crate::model::series::metric_hash;
 use crate::model::window::{Hour, Millis};
 use crate::telemetry;
 
-/// What a peer has announced, ready to be looked up.
+/// The latest announcement of a peer, indexed for look-ups.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Default)]
 pub struct PeerAnnouncement {
-    /// By number, the shards it owns.
+    /// The shards that it owns, by number.
     pub shards: HashMap<u32, ShardAnnouncement>,
-    /// Shards that cannot begin there.
+    /// Shards that cannot start on the peer.
     stopped: HashSet<u32>,
     windows: Option<HashMap<u64, Vec<i32>>>,
-    /// When it was asked for, by this node's boot clock.
+    /// When the heartbeat was sent, by this node's uptime clock.
     pub requested_at: Millis,
-    /// What it says of itself to people.
+    /// Its status for `/v1/status`, as it sent it.
     pub node_status: Vec<u8>,
 }
 
 impl PeerAnnouncement {
-    /// An announcement that was asked for at that time.
+    /// Indexes an announcement; `asked_at` is when the heartbeat was sent.
     pub fn new(announcement: NodeAnnouncement, asked_at: Millis) -> Self {
-        let shards =
-            announcement.shards.into_iter().map(|stand| (stand.from.shard, stand)).collect();
+        let shards = announcement
+            .shards
+            .into_iter()
+            .map(|announced_shard| (announced_shard.from.shard, announced_shard))
+            .collect();
         let windows = announcement.windows.map(|all| all.into_iter().collect());
         let stopped = announcement.stopped.into_iter().collect();
         Self {
@@ -60,16 +63,16 @@ impl PeerAnnouncement {
         }
     }
 
-    /// Whether the shard cannot begin there until somebody mends what stops it.
+    /// Whether the shard cannot start on the peer until an operator fixes the cause.
     pub fn has_stopped(&self, shard: ShardId) -> bool {
         self.stopped.contains(&shard.0)
     }
 
-    /// If the peer's memory of the shard held nothing of the metric in `[from, to)` when it was
-    /// asked: up to when that says everything.
+    /// If the peer's memory of the shard, above the checkpoint, holds nothing of the metric in the
+    /// half-open range `hours`: how fresh that statement is.
     ///
-    /// The proof is in ADR 0012: the records from the checkpoint to where the peer had applied are
-    /// among those that it spoke of.
+    /// ADR 0012 has the proof: the records from the checkpoint up to the peer's applied offset are
+    /// among those that its announcement covers.
     pub fn holds_nothing(
         &self,
         at: (u32, &Checkpoint),
@@ -77,8 +80,8 @@ impl PeerAnnouncement {
         hours: (Hour, Hour),
     ) -> Option<WireFreshness> {
         let (shard, checkpoint) = at;
-        let stand = self.shards.get(&shard)?;
-        let begins = stand.from.checkpoint();
+        let announced_shard = self.shards.get(&shard)?;
+        let begins = announced_shard.from.checkpoint();
         if begins.epoch != checkpoint.epoch
             || begins.log != checkpoint.log
             || begins.next > checkpoint.next
@@ -88,40 +91,40 @@ impl PeerAnnouncement {
         let held = self.windows.as_ref()?.get(&metric_hash(metric.0, metric.1));
         let any = held
             .is_some_and(|held| held.iter().any(|hour| hours.0.0 <= *hour && *hour < hours.1.0));
-        (!any).then_some(stand.reach)
+        (!any).then_some(announced_shard.reach)
     }
 }
 
-/// The answer of a call.
+/// The reply to a call.
 #[derive(Debug)]
 pub struct PeerAnswer {
-    /// When the question was sent, by this node's clock: ages in the answer count back from here.
+    /// When the request was sent, by this node's clock. Ages in the reply count back from here.
     pub sent_at: Millis,
     bytes: Vec<u8>,
     reply: OnceLock<Result<PeerReply, CodecError>>,
 }
 
 impl PeerAnswer {
-    /// What was answered; decoded once, however many wait for it.
+    /// The decoded reply. Decoded once, even if several queries share it.
     pub fn reply(&self) -> &Result<PeerReply, CodecError> {
         self.reply.get_or_init(|| wire::decode(&self.bytes))
     }
 }
 
-/// The outcome of a call, with the number that its asker gave it.
+/// The outcome of a call, with the number given by its waiter.
 pub type CallOutcome = (usize, Result<Arc<PeerAnswer>, LiveError>);
 
-/// One who waits for the outcome of a call.
+/// Somebody who waits for the outcome of a call.
 pub struct CallWaiter {
-    /// The number of the call among those of its question.
+    /// Identifies the call among those of the same query.
     pub number: usize,
-    /// Where the outcome goes; has room for it.
+    /// Receives the outcome; must have a free slot, because the sender does not block.
     pub to: SyncSender<CallOutcome>,
 }
 
-/// A peer with a session.
+/// A peer with a session, or whose session has ended.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct MeshPeer {
-    /// Its name.
     pub name: String,
     endpoint: ActorRef<EndpointMessage>,
     runtime: Handle,
@@ -129,13 +132,13 @@ pub struct MeshPeer {
     credit: Semaphore,
     in_flight: Mutex<HashMap<Vec<u8>, Vec<CallWaiter>>>,
     announcement: ArcSwapOption<PeerAnnouncement>,
-    /// It has answered its heartbeats, and no call has passed its deadline since.
+    /// It answers heartbeats, and no call has missed its deadline since the last one.
     trusted: AtomicBool,
     failures: AtomicU64,
     gone: AtomicBool,
-    /// The log of what it has announced last, if it is another than ours: it is another cluster's.
+    /// The log that it announces, if it is not ours: the peer belongs to another cluster.
     foreign: ArcSwapOption<LogId>,
-    /// Asks for a heartbeat before its time.
+    /// Requests a heartbeat ahead of schedule.
     pub poke: Notify,
 }
 
@@ -149,16 +152,16 @@ impl std::fmt::Debug for MeshPeer {
 }
 
 impl MeshPeer {
-    /// A peer behind this door. Called within the runtime that its calls are to run in.
+    /// A peer with this endpoint. Must be called within the runtime that will run its calls.
     pub fn new(
         name: String,
-        door: ActorRef<EndpointMessage>,
+        endpoint: ActorRef<EndpointMessage>,
         clock: Arc<dyn Clock>,
         max_calls: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
-            endpoint: door,
+            endpoint,
             runtime: Handle::current(),
             clock,
             credit: Semaphore::new(max_calls),
@@ -172,34 +175,34 @@ impl MeshPeer {
         })
     }
 
-    /// What it has announced last; none if it has never answered.
+    /// Its latest announcement; None if it has never answered.
     pub fn announcement(&self) -> Option<Arc<PeerAnnouncement>> {
         self.announcement.load_full()
     }
 
-    /// Whether it answers, whatever cluster it belongs to.
+    /// Whether it answers, even if it belongs to another cluster.
     pub fn is_alive(&self) -> bool {
         self.trusted.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire)
     }
 
-    /// The log of the other cluster that it belongs to, if it does.
+    /// The log of the cluster that it belongs to, if that is not ours.
     pub fn foreign_log(&self) -> Option<LogId> {
         self.foreign.load().as_deref().copied()
     }
 
-    /// Whether it is worth asking.
+    /// Whether it can be asked: it answers and belongs to this cluster.
     pub fn is_available(&self) -> bool {
         self.is_alive() && self.foreign.load().is_none()
     }
 
-    /// Looks whether its shards are of this log; if not, it is not asked, and the other log is
-    /// returned.
+    /// Compares its announced log with ours. If they differ, the peer is no longer asked and its
+    /// log is returned.
     pub fn check_log(&self, log: LogId) -> Option<LogId> {
         let announced = self.announcement.load_full()?;
         let other = announced
             .shards
             .values()
-            .map(|stand| stand.from.checkpoint().log)
+            .map(|announced_shard| announced_shard.from.checkpoint().log)
             .find(|other| *other != log);
         self.foreign.store(other.map(Arc::new));
         other
@@ -210,15 +213,16 @@ impl MeshPeer {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Its session has ended: it is not asked any more, but what it owned is still known.
+    /// Records that its session has ended: it is not asked any more, but what it owned is still
+    /// known.
     pub fn mark_gone(&self) {
         self.gone.store(true, Ordering::Release);
     }
 
-    /// Asks for a heartbeat; an answer becomes what it has announced.
+    /// Sends a heartbeat; the reply becomes the peer's announcement.
     ///
     /// # Errors
-    /// Why there is none.
+    /// If there is no reply in time, or it cannot be understood.
     pub async fn heartbeat(&self, deadline: Duration) -> Result<(), HeartbeatError> {
         let failures = self.failures.load(Ordering::Acquire);
         let asked_at = self.clock.uptime();
@@ -228,13 +232,14 @@ impl MeshPeer {
             PeerReply::Beat(announcement) => {
                 self.announcement
                     .store(Some(Arc::new(PeerAnnouncement::new(announcement, asked_at))));
-                // A call that has passed its deadline since says more than this answer does.
+                // A call that missed its deadline in the meantime is newer evidence than this
+                // reply.
                 if self.failures.load(Ordering::Acquire) == failures {
                     self.trusted.store(true, Ordering::Release);
                 }
                 Ok(())
             }
-            // It answers, though it says nothing new.
+            // It is alive, but its announcement stays the old one.
             PeerReply::Overloaded => Ok(()),
             PeerReply::Refused(why) => {
                 Err(HeartbeatError::Refused(CodecError::new("heartbeat", why)))
@@ -246,15 +251,15 @@ impl MeshPeer {
         }
     }
 
-    /// Asks a question; the outcome goes to whoever waits. An equal question on its way is joined.
+    /// Sends a request; `waiting` receives the outcome. An identical request in flight is shared.
     pub fn send(self: &Arc<Self>, question: Vec<u8>, waiting: CallWaiter, deadline: Duration) {
-        let mut flights = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(joined) = flights.get_mut(&question) {
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(joined) = in_flight.get_mut(&question) {
             joined.push(waiting);
             return;
         }
-        flights.insert(question.clone(), vec![waiting]);
-        drop(flights);
+        in_flight.insert(question.clone(), vec![waiting]);
+        drop(in_flight);
         let peer = self.clone();
         self.runtime.spawn(async move {
             let outcome = peer.call_with_credit(question.clone(), deadline).await;
@@ -276,6 +281,7 @@ impl MeshPeer {
         deadline: Duration,
     ) -> Result<Arc<PeerAnswer>, LiveError> {
         let watch = Stopwatch::start();
+        // Waiting for credit counts against the deadline too.
         let permit = tokio::time::timeout(deadline, self.credit.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
             metrics::counter!(telemetry::MESH_CALLS, "outcome" => "no_credit").increment(1);
@@ -301,8 +307,8 @@ impl MeshPeer {
 
     async fn call(&self, bytes: Vec<u8>, deadline: Duration) -> Result<Vec<u8>, LiveError> {
         let call = self.endpoint.call(|reply| EndpointMessage::Ask(bytes, reply), Some(deadline));
-        // The limit of ractor counts from the sending; this one from now, whatever happens in
-        // between.
+        // ractor's own timeout starts when the message is sent; this one covers the time before as
+        // well.
         match tokio::time::timeout(deadline, call).await {
             Ok(Ok(CallResult::Success(bytes))) => Ok(bytes),
             _ => Err(LiveError::Unreachable),
@@ -319,8 +325,8 @@ fn next_call() -> u64 {
 /// Why a heartbeat failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeartbeatError {
-    /// No answer in time, or the session has ended.
+    /// No reply in time, or the session has ended.
     Silent,
-    /// An answer that this node does not understand.
+    /// A reply that this node does not understand, or a refusal.
     Refused(CodecError),
 }

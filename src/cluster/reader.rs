@@ -1,5 +1,4 @@
-//! Live reads over all nodes: local shards are read here, those of other nodes are asked for in one
-//! call per node.
+//! Live reads across all nodes: local shards are read directly, remote ones with one call per node.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,25 +25,25 @@ use crate::model::window::{Hour, Millis};
 use crate::shards::state::{AccountingQuery, LiveQuery};
 use crate::telemetry;
 
-/// Reads this node's slots and asks its peers.
+/// Reads this node's own shards and asks its peers for the others.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct MeshReader {
-    /// The shards owned here.
+    /// The shards that this node owns.
     pub table: Arc<ShardTable>,
-    /// Who owns the others.
+    /// The owners of the other shards.
     pub directory: Arc<PeerDirectory>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
-    /// `cluster.call_timeout`.
+    /// Deadline of a call, `cluster.call_timeout`.
     pub call_timeout: Duration,
 }
 
-/// What is to be asked of one peer.
+/// One call: a peer and the shards to ask it for.
 struct PeerCall {
     peer: Arc<MeshPeer>,
     checkpoints: Vec<ShardCheckpoint>,
 }
 
-/// The part of a reply that answers a question, and how far the body of a shard in it reaches.
+/// Extracts the shard answers of one kind from a reply, and the freshness from the body of one.
 type ReplyPart<B> = (fn(&PeerReply) -> Option<&Vec<ShardAnswer<B>>>, fn(&B) -> WireFreshness);
 
 fn live_part(reply: &PeerReply) -> Option<&Vec<ShardAnswer<LiveBody>>> {
@@ -59,10 +58,10 @@ fn catalogue_part(reply: &PeerReply) -> Option<&Vec<ShardAnswer<CatalogueBody>>>
     if let PeerReply::Catalogue(answers) = reply { Some(answers) } else { None }
 }
 
-/// A delta of another node, checked.
+/// A validated delta of another node.
 type RemoteDelta = (Arc<SeriesInfo>, Hour, Rollup);
 
-/// The calls on their way.
+/// Calls in flight.
 struct PendingCalls {
     calls: Vec<PeerCall>,
     outcomes: Receiver<CallOutcome>,
@@ -70,8 +69,8 @@ struct PendingCalls {
 }
 
 impl MeshReader {
-    /// Divides the shards: those to read here, and those to ask for. What nobody answers for is
-    /// reported at once.
+    /// Divides the shards into those to read here and those to ask peers for. Shards without an
+    /// available owner are reported at once.
     fn route(
         &self,
         asked: &[ShardRead],
@@ -89,8 +88,8 @@ impl MeshReader {
             };
             match elsewhere {
                 None => {
-                    // What was announced is up to a heartbeat old: whoever owns it now may say so
-                    // soon.
+                    // Announcements are up to a heartbeat old: the current owner may announce
+                    // itself soon.
                     if checkpoint.is_some_and(|at| owned != Some(at.epoch)) {
                         peers.iter().for_each(|peer| peer.poke.notify_one());
                     }
@@ -122,13 +121,14 @@ impl MeshReader {
         (here, calls)
     }
 
-    /// Sends every call on its way.
+    /// Starts all calls without waiting.
     fn send(
         &self,
         calls: Vec<PeerCall>,
         request: impl Fn(Vec<ShardCheckpoint>) -> PeerRequest,
     ) -> PendingCalls {
-        let (to, heard) = sync_channel(calls.len().max(1));
+        // One slot per call, so that a peer's task never blocks on it, even after the deadline.
+        let (to, outcomes) = sync_channel(calls.len().max(1));
         for (number, call) in calls.iter().enumerate() {
             match wire::encode(&request(call.checkpoints.clone())) {
                 Ok(question) => call.peer.send(
@@ -136,17 +136,17 @@ impl MeshReader {
                     CallWaiter { number, to: to.clone() },
                     self.call_timeout,
                 ),
-                // Nobody answers it: its shards are reported as such.
+                // No outcome will arrive, so its shards are reported as unreachable.
                 Err(why) => tracing::error!(%why, "a question cannot be asked"),
             }
         }
-        PendingCalls { calls, outcomes: heard, watch: Stopwatch::start() }
+        PendingCalls { calls, outcomes, watch: Stopwatch::start() }
     }
 
-    /// Waits for the calls, until the deadline; `take` is given each place with its answer.
+    /// Waits for the calls until the deadline; `take` receives the answer of each shard.
     fn receive<B>(
         &self,
-        PendingCalls { calls, outcomes: heard, watch }: PendingCalls,
+        PendingCalls { calls, outcomes, watch }: PendingCalls,
         reports: &mut ShardResults,
         part: ReplyPart<B>,
         mut take: impl FnMut(ShardId, &B) -> Result<(), CodecError>,
@@ -154,22 +154,22 @@ impl MeshReader {
         let mut waiting: HashMap<usize, PeerCall> = calls.into_iter().enumerate().collect();
         while !waiting.is_empty() {
             let Ok((number, outcome)) =
-                heard.recv_timeout(self.call_timeout.saturating_sub(watch.elapsed()))
+                outcomes.recv_timeout(self.call_timeout.saturating_sub(watch.elapsed()))
             else {
                 break;
             };
             let Some(call) = waiting.remove(&number) else { continue };
             match outcome {
-                Ok(heard) => report_answers(&call, &heard, reports, part, &mut take),
+                Ok(answer) => report_answers(&call, &answer, reports, part, &mut take),
                 Err(error) => report_failure(&call, error, reports),
             }
         }
         waiting.values().for_each(|call| report_failure(call, LiveError::Unreachable, reports));
     }
 
-    /// Leaves out the calls to peers that hold nothing of what is asked: the store has it all.
-    /// Closed windows only, because what was announced is up to a heartbeat old, and the
-    /// present should not be.
+    /// Drops calls to peers that hold nothing the query matches: the store has all of it. Only for
+    /// windows that are closed, because announcements are up to a heartbeat old and current windows
+    /// must not be.
     fn skip_empty_calls(
         &self,
         calls: &mut Vec<PeerCall>,
@@ -190,7 +190,7 @@ impl MeshReader {
                     (question.from, question.to),
                 );
                 if let Some(reach) = nothing {
-                    // It has grown older since it was announced.
+                    // The freshness was announced some time ago and has aged since.
                     let age_ms = reach.age_ms.max(0)
                         + now.uptime.saturating_sub(announced.requested_at).max(0);
                     reports.push((
@@ -212,11 +212,10 @@ fn report_failure(call: &PeerCall, error: LiveError, reports: &mut ShardResults)
     reports.extend(call.checkpoints.iter().map(|place| (ShardId(place.shard), Err(error))));
 }
 
-/// Takes over what a peer has answered: for each place that was asked, exactly that place, or
-/// nothing.
+/// Reports a peer's answers. An answer counts only if it is for exactly the position asked for.
 fn report_answers<B>(
     call: &PeerCall,
-    heard: &PeerAnswer,
+    received: &PeerAnswer,
     reports: &mut ShardResults,
     (part, reach): ReplyPart<B>,
     take: &mut impl FnMut(ShardId, &B) -> Result<(), CodecError>,
@@ -225,7 +224,7 @@ fn report_answers<B>(
         metrics::counter!(telemetry::MESH_REFUSED).increment(1);
         tracing::warn!(peer = %call.peer.name, why, "an answer of another node is refused");
     };
-    let answers = match heard.reply() {
+    let answers = match received.reply() {
         Ok(PeerReply::Overloaded) => return report_failure(call, LiveError::Overloaded, reports),
         Ok(PeerReply::Refused(why)) => {
             refused(why);
@@ -249,7 +248,7 @@ fn report_answers<B>(
             Some(answer) => match &answer.outcome {
                 Err(failure) => Err((*failure).into()),
                 Ok(body) => take(ShardId(place.shard), body)
-                    .map(|()| freshness(reach(body), heard.sent_at))
+                    .map(|()| freshness(reach(body), received.sent_at))
                     .map_err(|why| refused(&why.to_string()))
                     .map_err(|()| LiveError::Unreachable),
             },
@@ -258,15 +257,15 @@ fn report_answers<B>(
     }
 }
 
-/// The age counts back from the moment of asking: the owner has read its clock later.
+/// Counts the age back from the time of the request: the owner read its clock later than that.
 fn freshness(reach: WireFreshness, sent_at: Millis) -> ShardFreshness {
     let age_ms = reach.age_ms.max(0);
     let WireFreshness { behind, recovering, stopped, .. } = reach;
     ShardFreshness { as_of: sent_at.saturating_sub(age_ms), age_ms, behind, recovering, stopped }
 }
 
-/// The deltas of a body, if all of them belong to the question: no node puts another tenant's
-/// numbers into an answer.
+/// Validates the deltas of an answer. Anything that was not asked for rejects all of it: no node
+/// may put another tenant's numbers into an answer.
 fn deltas(body: &LiveBody, question: &LiveQuery<'_>) -> Result<Vec<RemoteDelta>, CodecError> {
     let foreign = |what: String| {
         CodecError::new("live answer", format!("it holds {what}, which was not asked for"))

@@ -1,7 +1,7 @@
-//! Answering another node out of this node's own slots. Blocks: called off the event loop.
+//! Answers other nodes from this node's own shards. Blocking: called outside of the async runtime.
 //!
-//! An answer stays below the limit of its size: a shard that does not fit says so, instead of
-//! cutting the session of all.
+//! Answers stay below `cluster.max_answer`. A shard that does not fit is reported as too large,
+//! because an oversized frame would end the session for everybody.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -26,30 +26,28 @@ use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 use crate::shards::state::{AccountingQuery, LiveQuery};
 
-/// Places and matchers of one question: more than any shard count or query parameter allows.
+/// Limits of one request, above what any shard count or query parameter allows.
 const MAX_CHECKPOINTS: usize = 4_096;
 const MAX_MATCHERS: usize = 64;
-/// Hours of metrics that are announced one by one; a node that holds more says nothing about
-/// windows.
+/// How many (metric, hour) pairs an announcement lists; a node that holds more announces none.
 const MAX_WINDOWS: usize = 16_384;
 
-/// Answers from the slots of this node.
+/// Serves the requests of other nodes.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct MeshServer {
-    /// What it reads.
     pub table: Arc<ShardTable>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
     /// `cluster.max_answer` in bytes.
     pub max_answer: usize,
-    /// What this node says of itself to people.
+    /// Encodes this node's status for heartbeats.
     pub node_status: StatusEncoder,
 }
 
-/// Writes what a node says of itself to people: bytes that whoever shows them understands.
+/// Encodes a node's status; only the reader of `/v1/status` interprets the bytes.
 pub type StatusEncoder = Arc<dyn Fn() -> Vec<u8> + Send + Sync>;
 
-/// The body of one shard, while it is being read.
+/// The answer of one shard, under construction.
 #[derive(Default)]
 struct BodyBuilder {
     series: Vec<ByteBuf>,
@@ -59,42 +57,43 @@ struct BodyBuilder {
 }
 
 impl MeshServer {
-    /// The answer to a request, in bytes.
+    /// Answers an encoded request.
     ///
     /// # Errors
-    /// If the answer cannot be written down, which is a bug.
+    /// If the answer cannot be serialised, which is a bug.
     pub fn answer(&self, request: &[u8]) -> Result<Vec<u8>, CodecError> {
         let reply = match wire::decode(request) {
             Ok(PeerRequest::Beat) => Ok(PeerReply::Beat(self.announcement())),
-            Ok(PeerRequest::Live(ask)) => self.live(ask),
-            Ok(PeerRequest::Accounting(ask)) => self.accounting(&ask),
-            Ok(PeerRequest::Catalogue(ask)) => self.catalogue(&ask),
+            Ok(PeerRequest::Live(request)) => self.live(request),
+            Ok(PeerRequest::Accounting(request)) => self.accounting(&request),
+            Ok(PeerRequest::Catalogue(request)) => self.catalogue(&request),
             Err(why) => Err(why),
         };
         wire::encode(&reply.unwrap_or_else(|why| PeerReply::Refused(why.to_string())))
     }
 
-    fn live(&self, ask: LiveRequest) -> Result<PeerReply, CodecError> {
-        let asked = shard_reads(&ask.places)?;
-        if ask.matchers.len() > MAX_MATCHERS {
+    fn live(&self, request: LiveRequest) -> Result<PeerReply, CodecError> {
+        let reads = shard_reads(&request.places)?;
+        if request.matchers.len() > MAX_MATCHERS {
             return Err(CodecError::new(
                 "question",
                 format!("it has more than {MAX_MATCHERS} matchers"),
             ));
         }
-        let (tenant, metric) = (ask.tenant.as_str(), ask.metric.as_str());
-        let (distinct, quantiles, overflow) = (ask.distinct, ask.quantiles, ask.overflow);
+        let (tenant, metric) = (request.tenant.as_str(), request.metric.as_str());
+        let (distinct, quantiles, overflow) =
+            (request.distinct, request.quantiles, request.overflow);
         let question = LiveQuery {
             tenant,
             metric,
-            from: Hour(ask.from),
-            to: Hour(ask.to),
+            from: Hour(request.from),
+            to: Hour(request.to),
             distinct,
             quantiles,
             overflow,
         };
         let matchers: Vec<Matcher> =
-            ask.matchers.into_iter().map(|text| text.compile()).collect::<Result<_, _>>()?;
+            request.matchers.into_iter().map(|text| text.compile()).collect::<Result<_, _>>()?;
         let mut building: HashMap<ShardId, BodyBuilder> = HashMap::new();
         let mut left = self.max_answer;
         let mut visit = |shard: ShardId, info: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
@@ -103,8 +102,8 @@ impl MeshServer {
                 shard.add(info, DeltaRow::of(0, hour, rollup, distinct, quantiles), &mut left);
             }
         };
-        let reports = self.table.read(&asked, &question, &matchers, &mut visit);
-        Ok(PeerReply::Live(answers(&ask.places, &reports, |shard, report| {
+        let reports = self.table.read(&reads, &question, &matchers, &mut visit);
+        Ok(PeerReply::Live(answers(&request.places, &reports, |shard, report| {
             let BodyBuilder { series, rows, too_large, .. } =
                 building.remove(&shard).unwrap_or_default();
             let reach = wire_freshness(report);
@@ -116,31 +115,38 @@ impl MeshServer {
         })))
     }
 
-    fn accounting(&self, ask: &AccountingRequest) -> Result<PeerReply, CodecError> {
-        let question =
-            AccountingQuery { tenant: &ask.tenant, from: Hour(ask.from), to: Hour(ask.to) };
+    fn accounting(&self, request: &AccountingRequest) -> Result<PeerReply, CodecError> {
+        let question = AccountingQuery {
+            tenant: &request.tenant,
+            from: Hour(request.from),
+            to: Hour(request.to),
+        };
         let mut hours: HashMap<ShardId, Vec<(i32, [u64; 3])>> = HashMap::new();
         let reports =
-            self.table.accounting(&shard_reads(&ask.places)?, &question, &mut |shard, row| {
+            self.table.accounting(&shard_reads(&request.places)?, &question, &mut |shard, row| {
                 let counts = [row.aggregated, row.deduplicated, row.quarantined];
                 hours.entry(shard).or_default().push((row.hour.0, counts));
             });
-        Ok(PeerReply::Accounting(answers(&ask.places, &reports, |shard, report| {
+        Ok(PeerReply::Accounting(answers(&request.places, &reports, |shard, report| {
             let hours = hours.remove(&shard).unwrap_or_default();
             Ok(AccountingBody { reach: wire_freshness(report), hours })
         })))
     }
 
-    fn catalogue(&self, ask: &CatalogueRequest) -> Result<PeerReply, CodecError> {
-        let question = ask.query()?;
+    fn catalogue(&self, request: &CatalogueRequest) -> Result<PeerReply, CodecError> {
+        let question = request.query()?;
         let mut left = self.max_answer;
-        // One shard after the other: what does not fit is forgotten before the next is read.
-        let answers = shard_reads(&ask.places)?.into_iter().zip(&ask.places).map(|(one, place)| {
-            let mut found = CatalogueGrowth::default();
-            let reports =
-                self.table.catalogue(&[one], &question, &mut |growth| found = growth.clone());
-            let outcome =
-                match reports.first().map_or(Err(LiveError::Unavailable), |(_, report)| *report) {
+        // One shard at a time: an answer that does not fit is dropped before the next shard is
+        // read.
+        let answers =
+            shard_reads(&request.places)?.into_iter().zip(&request.places).map(|(one, place)| {
+                let mut found = CatalogueGrowth::default();
+                let reports =
+                    self.table.catalogue(&[one], &question, &mut |growth| found = growth.clone());
+                let outcome = match reports
+                    .first()
+                    .map_or(Err(LiveError::Unavailable), |(_, report)| *report)
+                {
                     Ok(_) if found.bytes() > left => Err(ShardFailure::TooLarge),
                     Ok(report) => {
                         left -= found.bytes();
@@ -148,24 +154,24 @@ impl MeshServer {
                     }
                     Err(error) => Err(error.into()),
                 };
-            ShardAnswer { place: *place, outcome }
-        });
+                ShardAnswer { place: *place, outcome }
+            });
         Ok(PeerReply::Catalogue(answers.collect()))
     }
 
-    /// What this node owns now. The windows of a shard are read in one step with how far it
-    /// reaches.
+    /// This node's current announcement. The windows of a shard are read together with its
+    /// freshness, so that the windows cover exactly the records up to there.
     fn announcement(&self) -> NodeAnnouncement {
         let (mut shards, mut stopped) = (Vec::new(), Vec::new());
         let mut windows: HashMap<u64, BTreeSet<i32>> = HashMap::new();
         let mut count = 0;
         for (shard, slot) in self.table.iter() {
-            let stood = self.table.position(shard, &mut |metric, hour| {
+            let position = self.table.position(shard, &mut |metric, hour| {
                 if count < MAX_WINDOWS {
                     count += usize::from(windows.entry(metric).or_default().insert(hour.0));
                 }
             });
-            let Ok((from, report)) = stood else {
+            let Ok((from, report)) = position else {
                 stopped.extend(slot.stop_reason().map(|_| shard.0));
                 continue;
             };
@@ -187,6 +193,7 @@ impl BodyBuilder {
         let key = if known.is_none() { info.series.key() } else { Vec::new() };
         let bytes = row.bytes() + key.len();
         if bytes > *left {
+            // Returns what the shard has used so far: shards that fit are not lost with it.
             *left += self.bytes();
             *self = Self { too_large: true, ..Self::default() };
             return;
@@ -217,8 +224,7 @@ fn shard_reads(places: &[ShardCheckpoint]) -> Result<Vec<ShardRead>, CodecError>
     Ok(places.iter().map(|place| (ShardId(place.shard), Some(place.checkpoint()))).collect())
 }
 
-/// The answers, each with the place that it was asked for: the slots answer from exactly there or
-/// not at all.
+/// One answer per position reads for. The shards answer from exactly there or not at all.
 fn answers<B>(
     places: &[ShardCheckpoint],
     reports: &ShardResults,

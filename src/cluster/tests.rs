@@ -1,4 +1,4 @@
-//! The asking side against doors that answer well, badly, late or not at all.
+//! The reader against endpoints that answer correctly, wrongly, late or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{AccountingQuery, LiveQuery, ShardInput, ShardLimits, ShardState};
 
 const SHARDS: u32 = 4;
-/// Long enough that a busy machine does not let good answers come too late.
+/// Long enough that correct answers are not late on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// 2026-01-01T00:00:00Z.
 const START: Hour = Hour(490_896);
@@ -52,8 +52,8 @@ fn limits() -> ShardLimits {
     }
 }
 
-/// Slots that own these shards, all records of 400 events applied and nothing flushed, and the
-/// checkpoints of the snapshot.
+/// A table that owns these shards, with 400 events applied and nothing flushed, and the checkpoints
+/// of the snapshot.
 fn slots(owned: &[u32]) -> (Arc<ShardTable>, Vec<ShardRead>) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, clock.clone());
@@ -104,10 +104,11 @@ fn server(slots: &Arc<ShardTable>, max_answer: usize) -> MeshServer {
     }
 }
 
-/// What a bad door makes of an answer.
+/// Modifies the answers of a bad endpoint.
 type Twist = Arc<dyn Fn(PeerRequest, PeerReply) -> Option<Vec<u8>> + Send + Sync>;
 
-/// A door that answers as its twist says, and counts the questions that are no heartbeats.
+/// An endpoint that applies its twist to every answer and counts the requests other than
+/// heartbeats.
 #[derive(Clone)]
 struct Twisted {
     server: MeshServer,
@@ -153,7 +154,7 @@ impl Actor for Twisted {
     }
 }
 
-/// A node that owns shards 0 and 1, and its one peer, which owns the others.
+/// A node that owns shards 0 and 1, and its only peer, which owns the others.
 struct Pair {
     reader: Arc<MeshReader>,
     peer: Arc<MeshPeer>,
@@ -189,7 +190,7 @@ impl Pair {
             .expect("no panic")
     }
 
-    /// The outcome of each shard in a question whose windows are not closed.
+    /// The outcome of each shard for a query whose windows are still open.
     async fn outcomes(&self) -> (Rows, Vec<Option<LiveError>>) {
         let (rows, mut reports) = self.read(Hour(i32::MAX), vec![]).await;
         reports.sort_by_key(|(shard, _)| *shard);
@@ -222,7 +223,7 @@ fn honest() -> Twist {
     Arc::new(|_, reply| Some(wire::encode(&reply).expect("encodes")))
 }
 
-/// What one node that owns everything answers, and the part of it that shards 0 and 1 hold.
+/// The answer of a node that owns everything, and the part of it in shards 0 and 1.
 fn expected() -> (Rows, Rows) {
     let (all, asked) = slots(&[0, 1, 2, 3]);
     let (rows, _) = read(&*all, &asked, Hour(i32::MAX), &[]);
@@ -256,7 +257,7 @@ async fn two_nodes_answer_as_one_in_one_call() {
     assert_eq!(counted.await.expect("no panic"), (400, true));
 }
 
-/// The pages that all shards hold, as the reader lists them, and the outcome of each shard.
+/// The pages of all shards as the reader lists them, and the outcome of each shard.
 async fn pages(pair: &Pair, limit: usize) -> (BTreeSet<String>, Vec<Option<LiveError>>) {
     let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
     let listed = tokio::task::spawn_blocking(move || {
@@ -320,7 +321,7 @@ async fn names_come_from_all_nodes_bounded_and_checked() {
 async fn a_shard_that_stands_still_says_so_to_every_node() {
     let (here, asked) = slots(&[0, 1]);
     let (there, _) = slots(&[2]);
-    // One stands before a record, the other cannot even begin.
+    // One has stopped before a record, the other could not start at all.
     there.stop(ShardId(2), Some(1_000), "a record of another release");
     there.stop(ShardId(3), None, "its log is damaged");
     let (door, _) = Actor::spawn(
@@ -351,7 +352,7 @@ async fn a_shard_that_stands_still_says_so_to_every_node() {
     assert_eq!(stopped, [Ok(true), Err(LiveError::Stopped)]);
 }
 
-/// What the reader makes of answers that are wrong in one way each: nothing of them is used.
+/// What the reader reports for answers that are wrong in one way each; nothing of them is used.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_are_not_to_the_question_are_refused_whole() {
     let live = |twist: fn(&mut Vec<wire::ShardAnswer<wire::LiveBody>>)| -> Twist {
@@ -365,7 +366,7 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
     let foreign: fn(&mut Vec<wire::ShardAnswer<wire::LiveBody>>) = |answers| {
         let key = Series::new("zeta", "views", []).key();
         for answer in answers {
-            // The last series of many: what came before it must not be used either.
+            // The last series of many: the rows before it must not be used either.
             *answer.outcome.as_mut().expect("an answer").series.last_mut().expect("a series") =
                 key.clone().into();
         }
@@ -503,7 +504,7 @@ async fn an_answer_that_is_too_large_is_missing_by_name() {
     let pair = Pair::with(honest(), 100, Duration::ZERO).await;
     let too_large = Some(LiveError::TooLarge);
     assert_eq!(pair.outcomes().await, (of(&[0, 1]), vec![None, None, too_large, too_large]));
-    // One of the two fits alone: it is not lost with the other.
+    // One of the two fits alone, and is not lost with the other.
     let pair = Pair::with(honest(), 2_000, Duration::ZERO).await;
     assert_eq!(pair.outcomes().await, (of(&[0, 1, 2]), vec![None, None, None, too_large]));
 }

@@ -1,5 +1,5 @@
-//! TLS between nodes: each side shows a certificate of the cluster's own authority, and checks the
-//! other's.
+//! Mutual TLS between nodes: each side presents a certificate of the cluster's own authority and
+//! verifies the other's.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,12 +12,11 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// Both sides of TLS.
+/// The TLS configuration of a node, for both directions.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct MeshTls {
-    /// For connections that come in.
     pub acceptor: TlsAcceptor,
-    /// For connections that go out.
     pub connector: TlsConnector,
 }
 
@@ -41,11 +40,11 @@ fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 impl MeshTls {
-    /// Reads this node's certificates and key, and the authority that signs those of all nodes (PEM
-    /// files).
+    /// Reads this node's certificate chain and key, and the authority that signs the certificates
+    /// of all nodes (PEM files).
     ///
     /// # Errors
-    /// Names the key of the configuration, the file, and what is wrong with it.
+    /// If a file cannot be used; names the configuration key, the file and the cause.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, String> {
         let chain = certificates(cert, "cluster.cert")?;
         let private = || {
@@ -84,7 +83,7 @@ impl MeshTls {
     }
 }
 
-/// Has no certificate for anybody.
+/// Offers no certificate, so that every handshake fails.
 #[derive(Debug)]
 struct NoCertificate;
 
@@ -94,10 +93,10 @@ impl ResolvesServerCert for NoCertificate {
     }
 }
 
-/// Refuses every handshake.
+/// An acceptor that refuses every handshake.
 ///
 /// # Errors
-/// If the cryptographic library cannot be used at all.
+/// If the cryptographic library is unusable.
 pub fn refuse_all() -> Result<TlsAcceptor, String> {
     let server =
         ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();

@@ -1,8 +1,8 @@
-//! What nodes say to each other: one byte of version, then MessagePack. Pure.
+//! The messages between nodes: a version byte, then MessagePack. Pure.
 //!
-//! A message of another version is refused with its number, never guessed at. Times travel as ages,
-//! because the clocks of two nodes differ: the asker counts them back from the moment at which it
-//! asked.
+//! A message of another version is refused with its number, never guessed at. Times travel as ages
+//! because the clocks of two nodes differ; the requester counts them back from the moment at which
+//! it sent the request.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,57 +20,53 @@ use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
 use crate::model::rollup::{Rollup, RollupFigures};
 use crate::model::window::Hour;
 
-/// Version of everything below.
+/// Version of all messages below; any change of theirs needs a new one.
 pub const VERSION: u8 = 3;
 
-/// Memory of one compiled expression of a question: what its asker has granted it.
+/// Memory limit of one compiled expression in bytes, the same as on the requesting node.
 const REGEX_BYTES: usize = 1 << 20;
 
-/// What one node asks of another.
+/// A request of one node to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerRequest {
-    /// Are you there, and what do you own?
+    /// A heartbeat; asks for a [`NodeAnnouncement`].
     Beat,
-    /// The live deltas of some shards.
+    /// Asks for the live deltas of some shards.
     Live(LiveRequest),
-    /// What some shards have counted.
+    /// Asks for the counts that some shards have not flushed yet.
     Accounting(AccountingRequest),
-    /// The names that some shards add to the catalogue.
+    /// Asks for the names that some shards add to the catalogue.
     Catalogue(CatalogueRequest),
 }
 
-/// What it answers.
+/// The reply to a request. One answer per shard asked.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerReply {
-    /// What it owns.
     Beat(NodeAnnouncement),
-    /// The answer of each shard asked.
     Live(Vec<ShardAnswer<LiveBody>>),
-    /// The answer of each shard asked.
     Accounting(Vec<ShardAnswer<AccountingBody>>),
-    /// The answer of each shard asked.
     Catalogue(Vec<ShardAnswer<CatalogueBody>>),
-    /// It answers as many questions as it may.
+    /// The node serves as many requests as `cluster.max_reads` allows.
     Overloaded,
-    /// It does not understand the question; says why.
+    /// The node does not accept the request; says why.
     Refused(String),
 }
 
-/// A shard and the exact place in it from which on it is asked, or from which on it has answered.
+/// A shard with the exact position from which it is asked, or has answered.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardCheckpoint {
-    /// The shard.
     pub shard: u32,
-    /// The log.
     pub log: [u8; 16],
-    /// The checkpoint's next offset.
+    /// The next offset to apply, which is the first one asked for.
     pub next: u64,
-    /// Counter and nonce of the epoch.
+    /// Counter and nonce.
     pub epoch: (u64, u64),
 }
 
 impl ShardCheckpoint {
-    /// Where the snapshot of a query stands.
+    /// The position of the shard in a query's snapshot.
     pub fn of(shard: ShardId, at: &Checkpoint) -> Self {
         Self {
             shard: shard.0,
@@ -80,14 +76,14 @@ impl ShardCheckpoint {
         }
     }
 
-    /// The checkpoint asked for; nobody asks for its archived offset.
+    /// As a checkpoint without an archived offset, which live reads do not need.
     pub fn checkpoint(&self) -> Checkpoint {
         let epoch = Epoch { counter: self.epoch.0, nonce: self.epoch.1 };
         Checkpoint { log: LogId(self.log), next: self.next, archived: 0, epoch, appended: None }
     }
 }
 
-/// A matcher; expressions travel as text.
+/// A matcher whose expression is text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MatcherText {
     /// `name="value"`
@@ -114,10 +110,10 @@ impl From<&Matcher> for MatcherText {
 }
 
 impl MatcherText {
-    /// The matcher.
+    /// Compiles the matcher.
     ///
     /// # Errors
-    /// If an expression is not valid or too large.
+    /// If an expression is invalid or too large.
     pub fn compile(self) -> Result<Matcher, CodecError> {
         let regex = |text: &str| {
             let built = regex::RegexBuilder::new(text).size_limit(REGEX_BYTES).build();
@@ -132,62 +128,60 @@ impl MatcherText {
     }
 }
 
-/// A question about live deltas.
+/// Asks for the live deltas of some shards.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveRequest {
-    /// Whose.
     pub tenant: String,
-    /// Which metric.
     pub metric: String,
-    /// First hour.
+    /// Inclusive, in hours since 1970.
     pub from: i32,
-    /// First hour behind.
+    /// Exclusive, in hours since 1970.
     pub to: i32,
-    /// Whether distinct users are wanted.
+    /// Whether to send the sketches of distinct users.
     pub distinct: bool,
-    /// Whether quantiles are wanted.
+    /// Whether to send the quantile sketches.
     pub quantiles: bool,
-    /// Whether the overflow series is wanted, whatever the matchers say.
+    /// Whether to send the overflow series, whatever the matchers say.
     pub overflow: bool,
-    /// All must match.
+    /// A series must pass all of them.
     pub matchers: Vec<MatcherText>,
-    /// Which shards, from where on.
+    /// The shards, each with the position to answer from.
     pub places: Vec<ShardCheckpoint>,
 }
 
-/// A question about accounting.
+/// Asks for the unflushed event counts of some shards.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountingRequest {
-    /// Whose.
     pub tenant: String,
-    /// First hour of append.
+    /// Hour of append, inclusive.
     pub from: i32,
-    /// First hour behind.
+    /// Hour of append, exclusive.
     pub to: i32,
-    /// Which shards, from where on.
+    /// The shards, each with the position to answer from.
     pub places: Vec<ShardCheckpoint>,
 }
 
-/// A question about names.
+/// Asks for the names that some shards add to the catalogue.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogueRequest {
-    /// Whose.
     pub tenant: String,
-    /// The label whose values are wanted, of one metric or of all; otherwise the names of metrics
-    /// are.
+    /// The label whose values are wanted, of one metric or of all. None asks for metric names.
     pub values: Option<(String, Option<String>)>,
-    /// They begin with this.
+    /// Only names that start with this.
     pub prefix: String,
-    /// They come after this one.
+    /// Only names greater than this one.
     pub after: String,
-    /// At most so many, the first ones.
+    /// Maximum number of names, in ascending order.
     pub limit: u64,
-    /// Which shards, from where on.
+    /// The shards, each with the position to answer from.
     pub places: Vec<ShardCheckpoint>,
 }
 
 impl CatalogueRequest {
-    /// A question about these shards.
+    /// The request for these shards.
     pub fn of(question: &CatalogueQuery<'_>, places: Vec<ShardCheckpoint>) -> Self {
         let values = match question.names {
             CatalogueNames::Metrics => None,
@@ -206,10 +200,10 @@ impl CatalogueRequest {
         }
     }
 
-    /// The question.
+    /// The query in the terms of the catalogue.
     ///
     /// # Errors
-    /// If it is for more names than nodes send to each other.
+    /// If it asks for more names than a reply may hold.
     pub fn query(&self) -> Result<CatalogueQuery<'_>, CodecError> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         if limit > MAX_NAMES {
@@ -232,34 +226,34 @@ impl CatalogueRequest {
     }
 }
 
-/// The names that one shard adds.
+/// The names that one shard adds to the catalogue.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogueBody {
-    /// How far they reach.
+    /// How fresh the answer is.
     pub reach: WireFreshness,
-    /// Metrics, ascending.
+    /// Ascending by name; empty if values were asked for.
     pub metrics: Vec<MetricRow>,
-    /// Values, ascending.
+    /// Ascending; empty if metrics were asked for.
     pub values: Vec<String>,
 }
 
-/// What a shard adds to one metric.
+/// What one shard adds to one metric.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetricRow {
-    /// Its name.
     pub metric: String,
-    /// Names of labels.
     pub labels: Vec<String>,
-    /// Series, beside the overflow series.
+    /// Number of series, without the overflow series.
     pub series: u64,
-    /// Whether the overflow series is new.
+    /// Whether the shard has an overflow series that the store lacks.
     pub overflow: bool,
-    /// First and last window.
+    /// First and last window; None if there are only series.
     pub hours: Option<(i32, i32)>,
 }
 
 impl CatalogueBody {
-    /// What a shard adds.
+    /// The wire form of a shard's growth.
     pub fn of(reach: WireFreshness, growth: CatalogueGrowth) -> Self {
         let row = |(metric, new): (String, NewMetric)| MetricRow {
             metric,
@@ -275,10 +269,10 @@ impl CatalogueBody {
         }
     }
 
-    /// What the shard adds, if all of it belongs to the question.
+    /// The shard's growth, validated against the query.
     ///
     /// # Errors
-    /// If it holds what was not asked for.
+    /// If it contains anything that was not asked for.
     pub fn growth(&self, question: &CatalogueQuery<'_>) -> Result<CatalogueGrowth, CodecError> {
         let foreign = |what: &str| {
             CodecError::new("catalogue", format!("it holds {what}, which was not asked for"))
@@ -305,29 +299,30 @@ impl CatalogueBody {
     }
 }
 
-/// The answer of one shard, and from where on it has answered.
+/// The answer of one shard, with the position that it answers from.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShardAnswer<B> {
-    /// Exactly the place that was asked for, or the answer is not for this question.
+    /// Equal to the position asked for; otherwise the answer is discarded.
     pub place: ShardCheckpoint,
-    /// The answer, or why there is none.
     pub outcome: Result<B, ShardFailure>,
 }
 
 /// Why a shard has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShardFailure {
-    /// Its owner or its batches moved.
+    /// It has changed owners or no longer keeps the batches above that position.
     Moved,
-    /// It is not owned there.
+    /// The node does not own it.
     NotHere,
-    /// Its answer is larger than nodes send to each other.
+    /// The answer does not fit `cluster.max_answer`.
     TooLarge,
-    /// It cannot begin there until somebody mends what stops it.
+    /// It cannot start on that node until an operator fixes the cause.
     Stopped,
 }
 
 impl From<LiveError> for ShardFailure {
+    // The peer reports only on its own shards, so an unreachable shard is simply not there.
     fn from(error: LiveError) -> Self {
         match error {
             LiveError::StaleCheckpoint => ShardFailure::Moved,
@@ -351,51 +346,49 @@ impl From<ShardFailure> for LiveError {
     }
 }
 
-/// How far an answer reaches.
+/// How fresh an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireFreshness {
-    /// How long ago everything appended was applied, by the owner's clock.
+    /// How long ago everything appended by then had been applied, by the owner's clock.
     pub age_ms: i64,
-    /// Records of the log not applied yet.
+    /// Number of records in the log that are not applied yet.
     pub behind: u64,
-    /// Whether the owner has not reached yet what the log held when it claimed the shard.
+    /// Whether the owner is still applying what the log held when it claimed the shard.
     pub recovering: bool,
-    /// Whether the shard stands still until somebody mends what stopped it.
+    /// Whether the shard has stopped until an operator fixes the cause.
     pub stopped: bool,
 }
 
-/// Deltas of one shard.
+/// The live deltas of one shard.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LiveBody {
-    /// How far they reach.
+    /// How fresh the answer is.
     pub reach: WireFreshness,
-    /// The keys of the series.
+    /// Series keys; rows refer to them by index.
     pub series: Vec<ByteBuf>,
-    /// The deltas.
     pub rows: Vec<DeltaRow>,
 }
 
-/// One delta: index of the series, hour, figures, sketches as they are stored (empty if not
-/// wanted).
+/// One delta. Sketches are in their stored form, and empty if not wanted.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeltaRow {
-    /// Index of its series.
+    /// Index into [`LiveBody::series`].
     pub series: u32,
-    /// The window.
+    /// In hours since 1970.
     pub hour: i32,
-    /// Count and value count.
+    /// Event count and value count.
     pub counts: (u64, u64),
-    /// Sum in units of 10^-9, big-endian.
+    /// In units of 10^-9, as a big-endian i128.
     pub sum: ByteBuf,
-    /// Smallest and largest value, in the same form; empty if there is none.
+    /// Minimum and maximum like `sum`; empty if no event has a value.
     pub bounds: (ByteBuf, ByteBuf),
-    /// Distinct users.
     pub distinct: ByteBuf,
-    /// Quantiles.
     pub quantiles: ByteBuf,
 }
 
-/// Bytes of a row beside its sketches, rounded up.
+/// Upper bound of the bytes of a row without its sketches.
 pub const ROW_BYTES: usize = 96;
 
 fn units(units: Option<i128>) -> ByteBuf {
@@ -413,7 +406,7 @@ fn from_units(bytes: &ByteBuf) -> Result<Option<i128>, CodecError> {
 }
 
 impl DeltaRow {
-    /// A delta, with the sketches that are wanted.
+    /// Encodes a delta with the wanted sketches.
     pub fn of(series: u32, hour: Hour, rollup: &Rollup, distinct: bool, quantiles: bool) -> Self {
         let figures = &rollup.figures;
         let mut sketches = (Vec::new(), Vec::new());
@@ -437,10 +430,10 @@ impl DeltaRow {
         }
     }
 
-    /// The delta.
+    /// Decodes the delta.
     ///
     /// # Errors
-    /// If a number or a sketch does not decode.
+    /// If a number or a sketch is malformed.
     pub fn rollup(&self) -> Result<Rollup, CodecError> {
         let figures = RollupFigures {
             count: self.counts.0,
@@ -452,23 +445,24 @@ impl DeltaRow {
         Rollup::with_sketches(figures, &self.distinct, &self.quantiles)
     }
 
-    /// Bytes it takes, rounded up.
+    /// Upper bound of the encoded bytes.
     pub fn bytes(&self) -> usize {
         ROW_BYTES + self.distinct.len() + self.quantiles.len()
     }
 }
 
-/// What one shard has counted.
+/// The unflushed event counts of one shard.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountingBody {
-    /// How far it reaches.
+    /// How fresh the answer is.
     pub reach: WireFreshness,
-    /// Hour of append; aggregated, de-duplicated, quarantined.
+    /// Hour of append with the counts of aggregated, de-duplicated and quarantined events.
     pub hours: Vec<(i32, [u64; 3])>,
 }
 
 impl AccountingBody {
-    /// The rows, of the tenant that was asked for.
+    /// The rows of the tenant that was asked for.
     pub fn rows(&self, tenant: &str) -> impl Iterator<Item = AccountingDelta> {
         self.hours.iter().map(|(hour, [aggregated, deduplicated, quarantined])| AccountingDelta {
             tenant: tenant.to_owned(),
@@ -480,33 +474,34 @@ impl AccountingBody {
     }
 }
 
-/// What a node owns, and which windows it holds in memory.
+/// The reply to a heartbeat: the shards that a node owns and the windows it holds in memory.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeAnnouncement {
-    /// The shards it owns.
     pub shards: Vec<ShardAnnouncement>,
-    /// Shards that cannot begin there until somebody mends what stops them.
+    /// Shards that cannot start on the node until an operator fixes the cause.
     pub stopped: Vec<u32>,
-    /// By hash of tenant and metric, the hours that any of these shards holds deltas of; none if
-    /// there are too many to say.
+    /// By hash of tenant and metric, the hours for which any owned shard holds deltas. None if
+    /// there are too many to list.
     pub windows: Option<Vec<(u64, Vec<i32>)>>,
-    /// What it says of itself to people; opaque here.
+    /// The node's status for `/v1/status`; opaque to the mesh.
     pub card: ByteBuf,
 }
 
-/// Where an owned shard stands: its memory holds the records `[from, applied)`.
+/// The position of an owned shard: its memory holds the records `[from, applied)`.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardAnnouncement {
-    /// Where its memory begins, and its epoch.
+    /// Start of its memory, with its epoch.
     pub from: ShardCheckpoint,
-    /// How far it reaches.
+    /// How fresh its memory is.
     pub reach: WireFreshness,
 }
 
-/// The bytes of a message.
+/// Encodes a message with its version.
 ///
 /// # Errors
-/// If it cannot be written down, which is a bug.
+/// If it cannot be serialised, which is a bug.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     let mut bytes = vec![VERSION];
     rmp_serde::encode::write(&mut bytes, message)
@@ -514,10 +509,10 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-/// The message of bytes.
+/// Decodes a message.
 ///
 /// # Errors
-/// If it is of another version, or does not decode.
+/// If it has another version, or is malformed.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     match bytes.split_first() {
         Some((&VERSION, body)) => {

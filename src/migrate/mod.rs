@@ -1,18 +1,19 @@
-//! `rollmill migrate`: an embedded data directory goes into a cluster, and every event stays
-//! counted once.
+//! `rollmill migrate`: moves an embedded data directory into a cluster, with every event counted
+//! once.
 //!
-//! Everything in the store speaks of offsets, so the offsets are kept: the new topic begins in each
-//! partition where the shard's log ended (docs/adr/0017-migrate.md). The steps, each of which may
-//! be killed and is done again, or gone on with, by the next run:
+//! Everything in the store refers to offsets, so the offsets are kept: in each partition, the new
+//! topic begins where the shard's log ended (docs/adr/0017-migrate.md). If a step is killed, the
+//! next run repeats or resumes it:
 //!
-//! 1. the embedded node comes to rest: all of its log is in store and archive ([`quiesce`]);
-//! 2. the directory is marked ([`mark`](crate::node::migration_marker)): from now on nobody serves from it;
+//! 1. the embedded node is quiesced: all of its log is in store and archive ([`quiesce`]);
+//! 2. the directory gets a marker ([`crate::node::migration_marker`]): from now on no node serves
+//!    from it;
 //! 3. archive objects are copied;
-//! 4. the topic is made, without an identity, and filled: no node opens it;
-//! 5. the store is copied in one transaction, and compared, byte by byte;
-//! 6. the topic gets its identity. This one request is what opens the cluster: before it, nothing
-//!    can serve, after it, nothing is missing;
-//! 7. the mark says that it is done.
+//! 4. the topic is created without an identity, so that no node opens it, and filled;
+//! 5. the store is copied in one transaction, and compared byte by byte;
+//! 6. the topic gets its identity. This single request opens the cluster: before it nothing can
+//!    serve, after it nothing is missing;
+//! 7. the marker is set to done.
 
 pub mod move_topic;
 mod quiesce;
@@ -41,36 +42,36 @@ use crate::persistence::store::postgres::{PostgresStore, StoreContents};
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::{StoreCounts, TransferBatch};
 
-/// Objects copied at once: each is in memory, `archive.max_bytes` raw at most, a tenth of it
-/// usually.
+/// Concurrent copies of archive objects. Each object is in memory: at most `archive.max_bytes` raw,
+/// usually a tenth of that.
 const COPIES: usize = 8;
-/// A topic that got too long is made anew; records of a killed run arrive late once, not again and
-/// again.
+/// How often a topic that got too long is recreated. Late records of a killed run can cause that
+/// once, but not repeatedly.
 const TOPICS: usize = 3;
 
-/// What is being done.
+/// A step of a migration, as shown to the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MigrationStep {
-    /// The embedded node comes to rest; counted in records.
+    /// Quiesces the embedded node; counted in records.
     Quiesce,
-    /// Objects are copied; counted in bytes.
+    /// Copies archive objects; counted in bytes.
     Archive,
-    /// The topic is filled; counted in offsets.
+    /// Fills the topic; counted in offsets.
     Topic,
-    /// The store is copied; counted in rows.
+    /// Copies the store; counted in rows.
     Store,
-    /// Both stores are compared; counted in rollups.
+    /// Compares both stores; counted in rollups.
     Compare,
-    /// The topic gets its identity.
+    /// Gives the topic its identity.
     Open,
 }
 
 impl MigrationStep {
-    /// In order.
+    /// All steps in their order.
     pub const ALL: [Self; 6] =
         [Self::Quiesce, Self::Archive, Self::Topic, Self::Store, Self::Compare, Self::Open];
 
-    /// In words, and what is counted.
+    /// A description of the step, and the unit of its progress.
     pub fn labels(self) -> (&'static str, &'static str) {
         match self {
             MigrationStep::Quiesce => ("bringing the node to rest", "records"),
@@ -83,23 +84,22 @@ impl MigrationStep {
     }
 }
 
-/// Told of progress: step, done, of how many.
+/// Receives progress: the step, how much is done, and the total.
 pub type ProgressFn<'a> = &'a mut dyn FnMut(MigrationStep, u64, u64);
 
-/// An embedded node.
+/// An embedded node to migrate, by configuration and data directory.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct MigrationSource {
-    /// Its configuration.
     pub config: Config,
-    /// Its directory.
     pub data: DataDir,
 }
 
 impl MigrationSource {
-    /// The node of a directory. The environment is the cluster's, so it says nothing of the node.
+    /// Opens the node of a directory. The environment is ignored, because it is the cluster's.
     ///
     /// # Errors
-    /// If it is no data directory, or its configuration is wrong.
+    /// If it is not a data directory, or its configuration is wrong.
     pub fn open(data: &str, file: Option<&Path>) -> anyhow::Result<Self> {
         let dir = DataDir::new(data);
         ensure!(
@@ -125,130 +125,140 @@ impl MigrationSource {
     }
 }
 
-/// What became of it.
+/// How a run of the migration ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MigrationOutcome {
-    /// It was only looked at.
+    /// A dry run, which changed nothing.
     Planned,
-    /// It is done.
+    /// This run has finished the migration.
     Done,
-    /// It had been done before.
+    /// An earlier run had finished it.
     AlreadyDone,
 }
 
-/// What goes where.
+/// What a migration moves, and where to.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct MigrationReport {
-    /// What became of it.
     pub outcome: MigrationOutcome,
-    /// The data directory.
+    /// Path of the data directory.
     pub source: String,
-    /// Its log.
+    /// Log id of the embedded node.
     pub source_log: LogId,
-    /// Number of shards.
     pub shards: usize,
-    /// Offsets of all shards, which the topic is filled with.
+    /// Number of offsets of all shards, with which the topic is filled.
     pub offsets: u64,
     /// Records that are not in the store yet.
     pub unflushed: u64,
     /// Records that are not in the archive yet.
     pub unarchived: u64,
-    /// Archive objects.
+    /// Number of archive objects.
     pub objects: u64,
-    /// Their bytes.
+    /// Total bytes of the archive objects.
     pub object_bytes: u64,
-    /// What is in the store.
+    /// Row counts of the embedded store.
     pub extent: StoreCounts,
-    /// The topic.
+    /// Name of the target topic.
     pub topic: String,
-    /// Id of its cluster.
+    /// Id of the Kafka cluster.
     pub cluster: String,
-    /// The cluster's log, once it is known.
+    /// Log id of the cluster; None before the first real run.
     pub log: Option<String>,
-    /// The cluster's store.
+    /// Address of the target store, without the password.
     pub store: String,
-    /// The cluster's archive.
+    /// URL of the target archive.
     pub archive: String,
 }
 
-/// Migrates, or goes on with a migration that was interrupted; with `dry` it only looks, also
-/// beside a running server.
+/// Migrates, or resumes an interrupted migration. With `dry` it only reports, even while a server
+/// is running on the directory.
 ///
 /// # Errors
-/// Names the thing and the way out. What was done stays, and the next run goes on.
+/// If a step fails; names the cause and the remedy. Completed steps stay, and the next run resumes.
 pub fn run(
     source: &MigrationSource,
     target: &Config,
     dry: bool,
-    tell: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
 ) -> anyhow::Result<MigrationReport> {
     check_compatible(source, target)?;
     let _lock = if dry { None } else { Some(lock::lock(source.data.root())?) };
     let topic = backends::topic_target(target)?;
     let cluster = topic.admin.cluster_id().map_err(|why| anyhow::anyhow!(why))?;
-    let mark = MigrationMarker::read(&source.data)?;
-    let place = (cluster.clone(), topic.connection.topic.clone());
-    if let Some(mark) = &mark {
-        check_same_target(source, mark, &place, target)?;
+    let marker = MigrationMarker::read(&source.data)?;
+    let target_log = (cluster.clone(), topic.connection.topic.clone());
+    if let Some(marker) = &marker {
+        check_same_target(source, marker, &target_log, target)?;
     }
     let store = backends::import_target(target, dry)?;
-    let open = is_open(&topic, mark.as_ref())?;
-    let imported = is_imported(store.as_deref(), mark.as_ref())?;
+    let open = is_open(&topic, marker.as_ref())?;
+    let imported = is_imported(store.as_deref(), marker.as_ref())?;
     ensure!(
         imported || !open,
         "the topic {} is open, but the database of store.url is not the one that its rollups went \
          to: name that one",
         topic.connection.topic
     );
-    let mut stand = quiesce::source_state(&source.config, &source.data)?;
-    let mut report = report(source, target, &stand, &topic, cluster)?;
-    report.log = mark.as_ref().map(|mark| mark.log.clone());
-    if dry || mark.as_ref().is_some_and(|mark| mark.done) {
+    let mut state = quiesce::source_state(&source.config, &source.data)?;
+    let mut report = report(source, target, &state, &topic, cluster)?;
+    report.log = marker.as_ref().map(|marker| marker.log.clone());
+    if dry || marker.as_ref().is_some_and(|marker| marker.done) {
         report.outcome =
             if dry { MigrationOutcome::Planned } else { MigrationOutcome::AlreadyDone };
         return Ok(report);
     }
     let store = store.context("the tables of the store were not laid")?;
     if !open {
-        tell(MigrationStep::Quiesce, 0, stand.unflushed.max(stand.unarchived));
-        stand = quiesce::quiesce(source, &mut |done, all| tell(MigrationStep::Quiesce, done, all))?;
+        progress(MigrationStep::Quiesce, 0, state.unflushed.max(state.unarchived));
+        state =
+            quiesce::quiesce(source, &mut |done, all| progress(MigrationStep::Quiesce, done, all))?;
     }
-    let mut mark = match mark {
-        Some(mark) => mark,
-        None => begin(source, place, &store, target)?,
+    // Before anything in the cluster changes: a later run must recognise its own traces there.
+    let mut marker = match marker {
+        Some(marker) => marker,
+        None => begin(source, target_log, &store, target)?,
     };
-    let log = topic::log_id(&mark.cluster, &mark.topic, mark.identity);
+    let log = topic::log_id(&marker.cluster, &marker.topic, marker.identity);
     if !open {
         let tiers = copy_archive(
             &backends::archives((&source.config, &source.data), target)?,
-            &stand.manifest,
-            tell,
+            &state.manifest,
+            progress,
         )?;
-        fill_topic(&topic, mark.identity, &stand, tell)?;
+        fill_topic(&topic, marker.identity, &state, progress)?;
         if !imported {
-            copy_store(source, &store, log, &tiers, tell)?;
+            copy_store(source, &store, log, &tiers, progress)?;
         }
-        compare(source, &store, tell)?;
-        tell(MigrationStep::Open, 0, 1);
-        let opened = topic
-            .admin
-            .assign_identity(&topic.spec, mark.identity)
-            .map_err(|why| anyhow::anyhow!(why))?;
-        ensure!(
-            opened.log == Some(log),
-            "the topic shows log {:?} instead of {log}",
-            opened.log.map(|log| log.to_string())
-        );
+        compare(source, &store, progress)?;
+        open_topic(&topic, marker.identity, log, progress)?;
     }
-    mark.done = true;
-    mark.write(&source.data)?;
-    tell(MigrationStep::Open, 1, 1);
-    report = self::report(source, target, &stand, &topic, mark.cluster.clone())?;
-    report.log = Some(mark.log);
+    marker.done = true;
+    marker.write(&source.data)?;
+    progress(MigrationStep::Open, 1, 1);
+    report = self::report(source, target, &state, &topic, marker.cluster.clone())?;
+    report.log = Some(marker.log);
     Ok(report)
 }
 
-/// Whether the configurations go together.
+/// Gives the topic its identity, which opens the cluster.
+fn open_topic(
+    topic: &TopicTarget,
+    identity: u64,
+    log: LogId,
+    progress: ProgressFn<'_>,
+) -> anyhow::Result<()> {
+    progress(MigrationStep::Open, 0, 1);
+    let opened =
+        topic.admin.assign_identity(&topic.spec, identity).map_err(|why| anyhow::anyhow!(why))?;
+    ensure!(
+        opened.log == Some(log),
+        "the topic shows log {:?} instead of {log}",
+        opened.log.map(|log| log.to_string())
+    );
+    Ok(())
+}
+
+/// Checks that the two configurations agree where they must.
 fn check_compatible(source: &MigrationSource, target: &Config) -> anyhow::Result<()> {
     ensure!(
         target.kafka.brokers.is_some(),
@@ -262,7 +272,8 @@ fn check_compatible(source: &MigrationSource, target: &Config) -> anyhow::Result
          = {there}: the number is fixed when a data directory is created and goes with the \
          events; set shards.count = {here} for the cluster"
     );
-    // What decides which events are duplicates: the cluster must go on with the limits of the node.
+    // These decide which events are duplicates, so the cluster must continue with the node's
+    // values.
     let (node, cluster) = (&source.config.dedup, &target.dedup);
     let decisive = [
         (
@@ -287,15 +298,17 @@ fn archive_url(config: &Config) -> &str {
     config.archive.url.as_ref().map_or("", SecretUrl::expose)
 }
 
-/// A migration that was interrupted goes on to where it went.
+/// Checks that an interrupted migration is resumed with the same target.
 fn check_same_target(
     source: &MigrationSource,
-    mark: &MigrationMarker,
-    place: &(String, String),
+    marker: &MigrationMarker,
+    target_log: &(String, String),
     target: &Config,
 ) -> anyhow::Result<()> {
     let archive = archive_url(target);
-    if (&mark.cluster, &mark.topic) == (&place.0, &place.1) && mark.archive == archive {
+    if (&marker.cluster, &marker.topic) == (&target_log.0, &target_log.1)
+        && marker.archive == archive
+    {
         return Ok(());
     }
     bail!(
@@ -303,12 +316,12 @@ fn check_same_target(
          cluster {}, archive {archive}: go on with the configuration that it began with, or \
          remove the file MIGRATED there, delete that topic and empty that database",
         source.data.root().display(),
-        mark.topic,
-        mark.cluster,
-        mark.store,
-        mark.archive,
-        place.1,
-        place.0
+        marker.topic,
+        marker.cluster,
+        marker.store,
+        marker.archive,
+        target_log.1,
+        target_log.0
     )
 }
 
@@ -319,15 +332,15 @@ fn describe_if_exists(topic: &TopicTarget) -> anyhow::Result<Option<TopicDescrip
     Ok(Some(topic.admin.describe(&topic.spec)?))
 }
 
-/// Whether the topic has its identity already; refuses one that is not of this migration.
-fn is_open(topic: &TopicTarget, mark: Option<&MigrationMarker>) -> anyhow::Result<bool> {
+/// Whether the topic has its identity already; refuses a topic that is not this migration's.
+fn is_open(topic: &TopicTarget, marker: Option<&MigrationMarker>) -> anyhow::Result<bool> {
     let Some(found) = describe_if_exists(topic)? else { return Ok(false) };
     let log = found.log.map(|log| log.to_string());
-    if let Some(mark) = mark {
-        if log.as_deref() == Some(&*mark.log) {
+    if let Some(marker) = marker {
+        if log.as_deref() == Some(&*marker.log) {
             return Ok(true);
         }
-        if found.pending_identity == Some(mark.identity) {
+        if found.pending_identity == Some(marker.identity) {
             return Ok(false);
         }
     }
@@ -341,15 +354,15 @@ fn is_open(topic: &TopicTarget, mark: Option<&MigrationMarker>) -> anyhow::Resul
     )
 }
 
-/// Whether the store was copied already; refuses one that holds anything else.
+/// Whether the store has been imported already; refuses a database that holds anything else.
 fn is_imported(
     store: Option<&PostgresStore>,
-    mark: Option<&MigrationMarker>,
+    marker: Option<&MigrationMarker>,
 ) -> anyhow::Result<bool> {
     let Some(store) = store else { return Ok(false) };
     let what = match store.contents()? {
         StoreContents::Empty => return Ok(false),
-        StoreContents::Log(log) if mark.is_some_and(|mark| mark.log == log.to_string()) => {
+        StoreContents::Log(log) if marker.is_some_and(|marker| marker.log == log.to_string()) => {
             return Ok(true);
         }
         StoreContents::Log(log) => format!("the rollups of log {log}"),
@@ -358,44 +371,44 @@ fn is_imported(
     bail!("{} holds {what}: name an empty database with store.url", store.address())
 }
 
-/// Marks the directory.
+/// Starts a migration by writing its marker.
 fn begin(
     source: &MigrationSource,
-    place: (String, String),
+    target_log: (String, String),
     store: &PostgresStore,
     target: &Config,
 ) -> anyhow::Result<MigrationMarker> {
     let random = getrandom::u64()
         .map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
     let identity = topic::migrated_identity(random);
-    let mark = MigrationMarker::new(
+    let marker = MigrationMarker::new(
         SystemClock.now(),
-        place,
+        target_log,
         identity,
         store.address(),
         archive_url(target).to_owned(),
     );
-    mark.write(&source.data)?;
-    Ok(mark)
+    marker.write(&source.data)?;
+    Ok(marker)
 }
 
 fn report(
     source: &MigrationSource,
     target: &Config,
-    stand: &SourceState,
+    state: &SourceState,
     topic: &TopicTarget,
     cluster: String,
 ) -> anyhow::Result<MigrationReport> {
     Ok(MigrationReport {
         outcome: MigrationOutcome::Done,
         source: source.data.root().display().to_string(),
-        source_log: stand.log,
-        shards: stand.ends.len(),
-        offsets: stand.ends.iter().sum(),
-        unflushed: stand.unflushed,
-        unarchived: stand.unarchived,
-        objects: stand.manifest.len() as u64,
-        object_bytes: stand.manifest.iter().map(|row| row.bytes).sum(),
+        source_log: state.log,
+        shards: state.ends.len(),
+        offsets: state.ends.iter().sum(),
+        unflushed: state.unflushed,
+        unarchived: state.unarchived,
+        objects: state.manifest.len() as u64,
+        object_bytes: state.manifest.iter().map(|row| row.bytes).sum(),
         extent: SqliteStore::open_read_only(source.data.store())?.counts()?,
         topic: topic.connection.topic.clone(),
         cluster,
@@ -405,14 +418,14 @@ fn report(
     })
 }
 
-/// Copies the objects of the manifest; the tier in which each is now.
+/// Copies the objects of the manifest; returns the tier of each object in the target.
 fn copy_archive(
     moving: &ArchivePair,
     rows: &[ManifestRow],
-    tell: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
 ) -> anyhow::Result<HashMap<String, Tier>> {
     let all: u64 = rows.iter().map(|row| row.bytes).sum();
-    tell(MigrationStep::Archive, 0, all);
+    progress(MigrationStep::Archive, 0, all);
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (sender, receiver) = sync_channel::<(usize, Result<Tier, ArchiveError>)>(COPIES);
     let copy = |row: &ManifestRow| {
@@ -435,7 +448,7 @@ fn copy_archive(
         }
         drop(sender);
         let (mut tiers, mut done) = (HashMap::with_capacity(rows.len()), 0);
-        // Dropping the receiver on an error ends the others.
+        // An error returns early, which drops the receiver and thereby ends the other copies.
         for (at, outcome) in receiver {
             let row = &rows[at];
             let tier = outcome.inspect_err(|_| stop.store(true, Ordering::Relaxed));
@@ -444,21 +457,21 @@ fn copy_archive(
                 tier.with_context(|| format!("cannot copy the archive object {}", row.path))?,
             );
             done += row.bytes;
-            tell(MigrationStep::Archive, done, all);
+            progress(MigrationStep::Archive, done, all);
         }
         Ok(tiers)
     })
 }
 
-/// Makes the topic, and brings its partitions to the offsets at which the shards ended.
+/// Creates the topic if needed, and brings its partitions to the offsets at which the shards ended.
 fn fill_topic(
     topic: &TopicTarget,
     identity: u64,
-    stand: &SourceState,
-    tell: ProgressFn<'_>,
+    state: &SourceState,
+    progress: ProgressFn<'_>,
 ) -> anyhow::Result<()> {
-    let all: u64 = stand.ends.iter().sum();
-    tell(MigrationStep::Topic, 0, all);
+    let all: u64 = state.ends.iter().sum();
+    progress(MigrationStep::Topic, 0, all);
     let failed = |why: String| anyhow::anyhow!(why);
     for _ in 0..TOPICS {
         let found = match describe_if_exists(topic)? {
@@ -472,8 +485,8 @@ fn fill_topic(
                 difference.setting
             );
         }
-        let filled = fill::fill_topic(&topic.admin, &topic.connection, &stand.ends, &mut |done| {
-            tell(MigrationStep::Topic, done, all)
+        let filled = fill::fill_topic(&topic.admin, &topic.connection, &state.ends, &mut |done| {
+            progress(MigrationStep::Topic, done, all)
         });
         match filled {
             Ok(()) => return Ok(()),
@@ -492,12 +505,12 @@ fn copy_store(
     target: &PostgresStore,
     log: LogId,
     tiers: &HashMap<String, Tier>,
-    tell: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
 ) -> anyhow::Result<()> {
     let from = SqliteStore::open_read_only(source.data.store())?;
     let all = from.counts()?.rows;
     let mut done = 0;
-    tell(MigrationStep::Store, done, all);
+    progress(MigrationStep::Store, done, all);
     let days = from.rollup_days()?;
     let copied = target.import(log, &days, |take| {
         from.export(&mut |mut piece| {
@@ -508,28 +521,28 @@ fn copy_store(
             let rows = piece.len() as u64;
             take(piece)?;
             done += rows;
-            tell(MigrationStep::Store, done, all);
+            progress(MigrationStep::Store, done, all);
             Ok(())
         })
     });
     copied.context("the store was not copied; run migrate again")
 }
 
-/// That both stores hold the same bytes.
+/// Checks that both stores hold the same bytes.
 fn compare(
     source: &MigrationSource,
     target: &PostgresStore,
-    tell: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
 ) -> anyhow::Result<()> {
     let from = SqliteStore::open_read_only(source.data.store())?;
     let all = from.counts()?.rollups;
-    tell(MigrationStep::Compare, 0, 2 * all);
+    progress(MigrationStep::Compare, 0, 2 * all);
     let mut done = 0;
-    let mut tell = |rows: u64| {
+    let mut progress = |rows: u64| {
         done += rows;
-        tell(MigrationStep::Compare, done, 2 * all);
+        progress(MigrationStep::Compare, done, 2 * all);
     };
-    let (here, there) = (digest(from.as_ref(), &mut tell)?, digest(target, &mut tell)?);
+    let (here, there) = (digest(from.as_ref(), &mut progress)?, digest(target, &mut progress)?);
     ensure!(
         here == there,
         "{} holds {} rollups that differ from the {} of {}: somebody else writes there; empty the \
@@ -542,10 +555,10 @@ fn compare(
     Ok(())
 }
 
-/// Number and hash of all rollups: series, window, bytes, in order.
+/// Number and hash of all rollups (series, window and bytes) in order.
 fn digest(
     store: &dyn SnapshotSource,
-    tell: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64),
 ) -> anyhow::Result<(u64, blake3::Hash)> {
     let (mut rows, mut hasher) = (0_u64, blake3::Hasher::new());
     store.snapshot()?.rollup_bytes(
@@ -560,10 +573,10 @@ fn digest(
                 .update(&(bytes.len() as u64).to_be_bytes())
                 .update(bytes);
             if rows.is_multiple_of(1024) {
-                tell(1024);
+                progress(1024);
             }
         },
     )?;
-    tell(rows % 1024);
+    progress(rows % 1024);
     Ok((rows, hasher.finalize()))
 }

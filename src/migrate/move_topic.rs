@@ -1,15 +1,14 @@
-//! `rollmill topic move`: a cluster goes on in another topic, and every event stays counted once.
+//! `rollmill topic move`: moves a cluster to another topic, with every event counted once.
 //!
-//! As with a migration (docs/adr/0017-migrate.md), the offsets are kept: the new topic begins in
-//! each partition where the old one ends. The steps, each of which may be killed and is done again,
-//! or gone on with, by the next run:
+//! Offsets are kept, as in a migration (docs/adr/0017-migrate.md): in each partition, the new topic
+//! begins where the old one ends. If a step is killed, the next run repeats or resumes it:
 //!
 //! 1. this process owns all shards until everything in the old topic is in the store and in the
 //!    archive;
-//! 2. the new topic is made, without an identity, and filled: no node opens it;
-//! 3. the store's checkpoints speak of the new topic, in one transaction: from now on no shard goes
-//!    on in the old one;
-//! 4. the old topic loses its identity: no node opens it any more;
+//! 2. the new topic is created without an identity, so that no node opens it, and filled;
+//! 3. the store's checkpoints are switched to the new topic in one transaction: from then on no
+//!    shard resumes in the old one;
+//! 4. the old topic loses its identity, so that no node opens it any more;
 //! 5. the new topic gets its identity.
 
 use anyhow::{bail, ensure};
@@ -18,50 +17,50 @@ use super::quiesce::{SourceState, quiesce_config, source_state};
 use super::{MigrationStep, ProgressFn, describe_if_exists, fill_topic};
 use crate::config::Config;
 use crate::model::offset::{LogId, ShardId};
+use crate::node::backends::TopicTarget;
 use crate::node::{DataDir, backends, lock, offline};
 use crate::persistence::log::kafka::topic;
 use crate::persistence::store::postgres::StoreContents;
 
-/// What went where.
+/// The result of a move, or of a dry run.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct TopicMoveReport {
-    /// Whether anything was done by this run.
+    /// Whether an earlier run had finished the move.
     pub already_done: bool,
-    /// The old log.
     pub from: LogId,
-    /// The new one; none if it was only looked at.
+    /// None after a dry run.
     pub to: Option<LogId>,
-    /// Records of the old topic, over all shards: the new one begins behind them.
+    /// Number of offsets in the old topic, over all shards; the new topic begins after them.
     pub offsets: u64,
-    /// Records that are not in the store, and not in the archive, before it begins.
+    /// Records missing in the store and in the archive before the move.
     pub pending: (u64, u64),
 }
 
-/// The configurations of the cluster before and after.
+impl TopicMoveReport {
+    fn already_done(log: LogId) -> Self {
+        Self { already_done: true, from: log, to: Some(log), offsets: 0, pending: (0, 0) }
+    }
+}
+
+/// The configurations of the cluster before and after the move, which differ in `kafka.topic`.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct TopicPair<'a> {
-    /// With the old topic.
     pub old: &'a Config,
-    /// With the new topic.
     pub new: &'a Config,
 }
 
-/// Moves, or goes on with a move that was interrupted; with `dry` it only looks.
+/// Moves the cluster, or resumes an interrupted move. With `dry` it only reports.
 ///
 /// # Errors
-/// Names the thing and the way out. What was done stays, and the next run goes on.
+/// If a step fails; names the cause and the remedy. Completed steps stay, and the next run resumes.
 pub fn run(
     topics: &TopicPair<'_>,
     dry: bool,
-    tell: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
 ) -> anyhow::Result<TopicMoveReport> {
     let TopicPair { old, new } = topics;
-    let name = |config: &Config| config.kafka.topic.clone();
-    ensure!(new.kafka.brokers.is_some(), "the log is not Kafka's: kafka.brokers is empty");
-    ensure!(
-        name(old) != name(new),
-        "kafka.topic is {} before and after: name the new one there, the old one with --from",
-        name(new)
-    );
+    check_pair(old, new)?;
     let data = DataDir::new(&old.data.dir);
     let _lock = lock::lock(data.root())?;
     let topic = backends::topic_target(new)?;
@@ -72,59 +71,97 @@ pub fn run(
     let StoreContents::Log(current) = store.contents()? else {
         bail!("the database of store.url holds no checkpoints")
     };
-    let log_of = |identity| topic::log_id(&cluster, &name(new), identity);
-    let identity = match describe_if_exists(&topic)? {
-        Some(found) if found.log == Some(current) => {
-            return Ok(TopicMoveReport {
-                already_done: true,
-                from: current,
-                to: Some(current),
-                offsets: 0,
-                pending: (0, 0),
-            });
-        }
-        Some(found) => match found.pending_identity {
-            Some(identity) => identity,
-            None => bail!(
-                "the topic {} is there already, and it is another log: name a new one with \
-                 kafka.topic",
-                name(new)
-            ),
-        },
-        None => topic::migrated_identity(
-            getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the identity: {e}"))?,
-        ),
+    let Some(identity) = target_identity(&topic, current)? else {
+        return Ok(TopicMoveReport::already_done(current));
     };
-    let to = log_of(identity);
-    let mut moved = TopicMoveReport {
+    let to = topic::log_id(&cluster, &new.kafka.topic, identity);
+    let mut report = TopicMoveReport {
         already_done: false,
         from: current,
         to: Some(to),
         offsets: 0,
         pending: (0, 0),
     };
+    // Otherwise an earlier run has switched the store already, and only the topics are left.
     if current != to {
         let before = source_state(old, &data)?;
         ensure!(
             before.log == current,
             "the store belongs to log {current}, but the topic {} is log {}",
-            name(old),
+            old.kafka.topic,
             before.log
         );
-        moved.offsets = before.ends.iter().sum();
-        moved.pending = (before.unflushed, before.unarchived);
+        report.offsets = before.ends.iter().sum();
+        report.pending = (before.unflushed, before.unarchived);
         if dry {
-            moved.to = None;
-            return Ok(moved);
+            report.to = None;
+            return Ok(report);
         }
-        tell(MigrationStep::Quiesce, 0, before.unflushed.max(before.unarchived));
-        let stand =
-            quiesce_config(old, &data, &mut |done, all| tell(MigrationStep::Quiesce, done, all))?;
-        fill_topic(&topic, identity, &stand, tell)?;
-        check_no_writers(old, &data, &stand)?;
-        store.switch_log(current, to, &stand.ends)?;
+        progress(MigrationStep::Quiesce, 0, before.unflushed.max(before.unarchived));
+        let state = quiesce_and_fill(old, &data, &topic, identity, progress)?;
+        store.switch_log(current, to, &state.ends)?;
     }
-    tell(MigrationStep::Open, 0, 1);
+    open_topic(old, &topic, identity, to, progress)?;
+    Ok(report)
+}
+
+fn check_pair(old: &Config, new: &Config) -> anyhow::Result<()> {
+    ensure!(new.kafka.brokers.is_some(), "the log is not Kafka's: kafka.brokers is empty");
+    ensure!(
+        new.kafka.topic != old.kafka.topic,
+        "kafka.topic is {} before and after: name the new one there, the old one with --from",
+        new.kafka.topic
+    );
+    Ok(())
+}
+
+/// The identity of the new topic: that of an interrupted move, or a random one. None if the store
+/// already belongs to the topic, so that the move is complete.
+fn target_identity(topic: &TopicTarget, current: LogId) -> anyhow::Result<Option<u64>> {
+    match describe_if_exists(topic)? {
+        Some(found) if found.log == Some(current) => Ok(None),
+        Some(found) => match found.pending_identity {
+            Some(identity) => Ok(Some(identity)),
+            None => bail!(
+                "the topic {} is there already, and it is another log: name a new one with \
+                 kafka.topic",
+                topic.connection.topic
+            ),
+        },
+        None => {
+            let random = getrandom::u64()
+                .map_err(|e| anyhow::anyhow!("no randomness for the identity: {e}"))?;
+            Ok(Some(topic::migrated_identity(random)))
+        }
+    }
+}
+
+/// Brings store and archive up to the end of the old topic, and the new topic to its offsets.
+fn quiesce_and_fill(
+    old: &Config,
+    data: &DataDir,
+    topic: &TopicTarget,
+    identity: u64,
+    progress: ProgressFn<'_>,
+) -> anyhow::Result<SourceState> {
+    let state =
+        quiesce_config(old, data, &mut |done, all| progress(MigrationStep::Quiesce, done, all))?;
+    fill_topic(topic, identity, &state, progress)?;
+    // Last before the switch: filling takes a while, and a forgotten gateway may append meanwhile.
+    check_no_writers(old, data, &state)?;
+    Ok(state)
+}
+
+/// Retires the old topic and gives the new one its identity, in this order: at no time can nodes
+/// open both.
+fn open_topic(
+    old: &Config,
+    topic: &TopicTarget,
+    identity: u64,
+    to: LogId,
+    progress: ProgressFn<'_>,
+) -> anyhow::Result<()> {
+    progress(MigrationStep::Open, 0, 1);
     let former = backends::topic_target(old)?;
     if describe_if_exists(&former)?.is_some() {
         former.admin.retire(&former.spec).map_err(|why| anyhow::anyhow!(why))?;
@@ -132,14 +169,15 @@ pub fn run(
     let opened =
         topic.admin.assign_identity(&topic.spec, identity).map_err(|why| anyhow::anyhow!(why))?;
     ensure!(opened.log == Some(to), "the topic shows another log than {to}");
-    tell(MigrationStep::Open, 1, 1);
-    Ok(moved)
+    progress(MigrationStep::Open, 1, 1);
+    Ok(())
 }
 
-/// A gateway that still runs would have writes acknowledged that nobody reads.
-fn check_no_writers(old: &Config, data: &DataDir, stand: &SourceState) -> anyhow::Result<()> {
+/// Refuses if the old topic has grown: the writes that a running gateway acknowledges there would
+/// never be read.
+fn check_no_writers(old: &Config, data: &DataDir, state: &SourceState) -> anyhow::Result<()> {
     let log = offline::log(old, data).map_err(|why| anyhow::anyhow!(why))?;
-    for (shard, end) in (0..).map(ShardId).zip(&stand.ends) {
+    for (shard, end) in (0..).map(ShardId).zip(&state.ends) {
         let (_, now) = log.bounds(shard)?;
         ensure!(
             now == *end,

@@ -1,6 +1,6 @@
-//! Brings an embedded node to rest: its shards and its archiver run, without a gateway, until all
-//! of the log is in the store and in the archive. It is the node's own code, so poison is set aside
-//! and outages are waited for as ever.
+//! Quiesces a node: runs its shards and its archiver without a gateway until all of the log is in
+//! the store and in the archive. It is the node's own code, so poison is quarantined and outages
+//! are retried as usual.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,33 +18,33 @@ use crate::node::continuity::check_log;
 use crate::node::{DataDir, NodePorts, TestFaults, backends, limits, offline, shards, tree};
 use crate::persistence::log::{LogReader, ShardAssignment};
 
-/// Without any progress for this long something is wrong: an event that kills its shard again and
-/// again is set aside in less.
+/// Give up after this long without any progress. Quarantining an event that crashes its shard
+/// repeatedly takes less.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// A node that was killed is a member of Kafka's group for its session, and other members are given
-/// no shards meanwhile.
+/// A killed node stays a member of Kafka's consumer group for its session timeout; until then
+/// others are assigned none of its shards.
 const SESSION_WAIT: Duration = Duration::from_secs(60);
-/// Between two looks at the shards.
+/// Interval at which the shards are checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Flushes and objects are not to wait for more.
+/// Flush interval and archive delay meanwhile: no more records will come to wait for.
 const QUICK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Where the parts of an embedded node stand.
+/// How far the log, store and archive of a node have got.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub(super) struct SourceState {
-    /// Its log.
+    /// Id of the log that store and archive belong to.
     pub log: LogId,
-    /// Where the shards end.
+    /// Exclusive end of each shard, in order.
     pub ends: Vec<Offset>,
     /// Records that are not in the store yet.
     pub unflushed: u64,
     /// Records that are not in the archive yet.
     pub unarchived: u64,
-    /// The manifest.
     pub manifest: Vec<ManifestRow>,
 }
 
-/// Reads where it stands, also beside a server that runs.
+/// Reads the state of a node, even while a server is running on it.
 pub(super) fn source_state(config: &Config, data: &DataDir) -> anyhow::Result<SourceState> {
     let store = offline::store(config, data)?;
     let mut snapshot = store.snapshot()?;
@@ -77,20 +77,20 @@ pub(super) fn source_state(config: &Config, data: &DataDir) -> anyhow::Result<So
     Ok(SourceState { log: log.id(), ends, unflushed, unarchived, manifest: rows })
 }
 
-/// Brings the node to rest; `tell` is told how many records are done with, of how many. The caller
-/// holds the lock of the directory.
+/// Quiesces the node of a data directory. `progress(done, total)` counts records. The caller holds
+/// the directory's lock.
 pub(super) fn quiesce(
     source: &MigrationSource,
-    tell: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<SourceState> {
-    quiesce_config(&source.config, &source.data, tell)
+    quiesce_config(&source.config, &source.data, progress)
 }
 
-/// Brings to rest what a configuration names.
+/// Quiesces the node of a configuration, as [`quiesce`] does.
 pub(super) fn quiesce_config(
     config: &Config,
     data: &DataDir,
-    tell: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<SourceState> {
     let before = source_state(config, data)?;
     if before.unflushed > 0 || before.unarchived > 0 {
@@ -100,7 +100,7 @@ pub(super) fn quiesce_config(
             .context("cannot start the runtime")?;
         let mut hurried = config.clone();
         (hurried.flush.interval, hurried.archive.max_delay) = (QUICK_INTERVAL, QUICK_INTERVAL);
-        runtime.block_on(drain(&hurried, data, tell))?;
+        runtime.block_on(drain(&hurried, data, progress))?;
     }
     let after = source_state(config, data)?;
     anyhow::ensure!(
@@ -115,7 +115,7 @@ pub(super) fn quiesce_config(
 async fn drain(
     config: &Config,
     data: &DataDir,
-    tell: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = backends::log(config, data, &clock, true)?;
@@ -135,16 +135,20 @@ async fn drain(
     let shard_limits = limits::shard(config, log.shard_count(), TestFaults::default());
     let shards::ShardsRole { handle, children } =
         shards::role(config, &ports, &slots, &census, &shard_limits)?;
-    // Without the upkeep: nothing is moved or expires under way.
+    // Without archive maintenance: nothing must be moved or expire meanwhile.
     let [supervisor, archiver, _] = children;
     let (root, mut ended) =
         tree::start(vec![supervisor, archiver], limits::restarts(config), clock).await?;
     let pulse = handle.start_ticker(config, &slots);
     let outcome = tokio::select! {
-        outcome = await_quiesced(&slots, log.as_ref(), tell) => outcome,
-        _ = &mut ended => Err(anyhow::anyhow!("the shards failed too often: the messages above say why")),
-    };
+            outcome = await_quiesced(&slots, log.as_ref(), progress) => outcome,
+    _ = &mut ended => Err(anyhow::anyhow!(
+        "the shards failed too often: the messages above say why"
+    )),
+        };
     pulse.abort();
+    // In the order of a stopping node: relinquish the shards, then stop the tree, then close the
+    // log.
     handle.relinquish().await;
     root.stop(None);
     if !ended.is_finished() {
@@ -157,9 +161,9 @@ async fn drain(
 async fn await_quiesced(
     slots: &ShardTable,
     log: &(impl LogReader + ShardAssignment + ?Sized),
-    tell: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<()> {
-    let mut progress = (0, Stopwatch::start());
+    let mut advanced = (0, Stopwatch::start());
     let began = Stopwatch::start();
     let mut look = tokio::time::interval(POLL_INTERVAL);
     loop {
@@ -170,7 +174,7 @@ async fn await_quiesced(
             (done, all) = (done + at, all + end);
             behind = behind.or((at < end).then_some((shard, end - at)));
         }
-        tell(done, all);
+        progress(done, all);
         let Some((shard, records)) = behind else { return Ok(()) };
         let elsewhere = log.shard_count() as usize - log.assignment().borrow().len();
         if elsewhere > 0 && began.elapsed() > SESSION_WAIT {
@@ -179,10 +183,10 @@ async fn await_quiesced(
                  gateways too"
             );
         }
-        if done > progress.0 {
-            progress = (done, Stopwatch::start());
+        if done > advanced.0 {
+            advanced = (done, Stopwatch::start());
         }
-        if progress.1.elapsed() > PATIENCE {
+        if advanced.1.elapsed() > PATIENCE {
             bail!(
                 "the node does not come to rest: shard {shard} has {records} records that are not \
                  in store and archive, and nothing has moved for {} s; the messages above say \

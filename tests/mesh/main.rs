@@ -1,7 +1,9 @@
-//! Several nodes, each a process: one answer, whichever is asked; and what is left of it when nodes
-//! are killed, frozen or cut off.
-#![allow(clippy::disallowed_methods)] // processes are waited for in real time
-#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
+//! Several nodes, each a process: they all give the same answer, and a partial one while nodes are
+//! killed, frozen or cut off.
+#![allow(clippy::disallowed_methods)]
+// processes are waited for in real time
+// A test exports nothing, and cleans up without checking for errors.
+#![allow(unreachable_pub, clippy::let_underscore_must_use)]
 
 mod node;
 #[path = "../support/ports.rs"]
@@ -24,8 +26,8 @@ fn free_ports<const N: usize>() -> [u16; N] {
     [(); N].map(|()| ports::free(ports::MESH))
 }
 
-/// All six hours, by page, with sketches. The end lies ahead, so that no node is left out because
-/// it holds nothing.
+/// All six hours by page, with sketches. The range ends in the future, so that no node is skipped
+/// for holding nothing.
 fn everything() -> String {
     format!(
         "metric=views&from={START}&to=2100000000000&step=1d&by=page&agg=count,sum,min,max,\
@@ -59,15 +61,15 @@ fn count(answer: &Value) -> u64 {
     points.map(|p| p["count"].as_u64().expect("a count")).sum()
 }
 
-/// What one node answers that owns everything.
+/// The answer of a single node that owns everything.
 fn alone(dir: &Path, query: &str) -> Value {
     let [port] = free_ports();
     let mut node = Node::start(dir, &Spec::new("alone", port, &[], 0..SHARDS));
     complete(&mut node, query)["series"].clone()
 }
 
-/// Asks until the answer is complete: a machine that stands still for longer than a deadline makes
-/// one partial.
+/// Queries until the answer is complete: a machine that stalls for longer than a deadline causes a
+/// partial one.
 fn complete(node: &mut Node, query: &str) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -86,12 +88,12 @@ fn complete(node: &mut Node, query: &str) -> Value {
     }
 }
 
-/// Queries until the answer is complete again.
+/// Queries until the answer is complete again and as expected.
 fn await_complete(node: &mut Node, expected: &Value) {
     assert_eq!(complete(node, &everything())["series"], *expected);
 }
 
-/// Asks until so much is missing, and nothing else for lack of time.
+/// Queries until exactly these shards are missing, and none for lack of time.
 fn await_missing(node: &mut Node, expected: &[(u64, String)]) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -109,7 +111,7 @@ fn await_missing(node: &mut Node, expected: &[(u64, String)]) -> Value {
     }
 }
 
-/// An authority, and a certificate for 127.0.0.1 of it in each of these directories.
+/// Creates an authority, and in each of these directories its certificate for 127.0.0.1.
 fn certificates(dir: &Path, nodes: &[&str]) {
     let ca_key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
@@ -139,7 +141,7 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
     let [a, b, c, d] = free_ports();
     let spec = |name: &str, port, owned: &[u32]| Spec {
         tls: Some(dir.path().join(name)),
-        // The own address among the peers: one configuration for all.
+        // A node's own address is among its peers: one configuration fits all.
         ..Spec::new(name, port, &[a, b, c], owned.iter().copied())
     };
     let specs = [spec("a", a, &[0, 1, 2]), spec("b", b, &[3, 4, 5]), spec("c", c, &[6, 7])];
@@ -185,7 +187,7 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
         );
         assert!(sum("pending") > 500, "{books}");
     }
-    // A certificate of another authority does not come in, whatever it knows.
+    // A certificate of another authority is refused, even with the right cookie.
     let mut stranger = Node::start(
         dir.path(),
         &Spec { tls: Some(dir.path().join("foreign/d")), ..Spec::new("d", d, &[a], [0]) },
@@ -215,7 +217,7 @@ fn every_node_lists_the_names_that_another_holds_in_memory_or_says_what_it_lacks
     near.await_peers(&["b"]);
     await_complete(&mut near, &alone.query(&everything()).0["series"]);
     assert_eq!(names(&mut near, "names"), (expected, vec![]));
-    // A page of them is the same page wherever the names are.
+    // A page of names is the same wherever the names are held.
     for page in ["prefix=/4", "after=/4&limit=7", "prefix=/5&limit=1"] {
         let page = format!("names metric=views&{page}");
         assert_eq!(names(&mut near, &page), names(&mut alone, &page));
@@ -258,7 +260,7 @@ fn a_wrong_cookie_is_refused_and_said_once() {
     let refusals =
         [(&near, "a connection was refused"), (&far, "do both nodes have the same cookie")];
     refusals.iter().for_each(|(node, words)| node.await_said(words));
-    // It is tried again and again, and not said again.
+    // It is dialled again and again, but logged once.
     std::thread::sleep(Duration::from_secs(3));
     for (node, words) in refusals {
         let said = node.said();
@@ -327,7 +329,7 @@ fn a_frozen_node_costs_one_deadline_then_nothing_and_comes_back() {
             late += u32::from(took > CALL_TIMEOUT / 2);
         }
     }
-    // A machine that stands still for a moment makes one late, a deadline would make all of them.
+    // A stalling machine delays one query; a deadline would delay all of them.
     assert!(late * 10 < asked, "{late} of {asked} later queries waited");
     [&near, &other].iter().for_each(|node| node.await_said("does not answer"));
     far.thaw();
@@ -353,7 +355,7 @@ fn a_hole_in_the_network_is_a_partial_answer_in_time_and_heals() {
             assert_eq!(missing(&answer), all_are(shards, "unreachable"), "round {round}");
             assert!(took < CALL_TIMEOUT * 3, "{took:?}");
         }
-        // Once shorter than it takes to be dead, once longer.
+        // Once for less than `DEAD_AFTER`, once for longer.
         std::thread::sleep(DEAD_AFTER * round);
         hole.set(ProxyPlan::default());
         await_complete(&mut near, &expected);
@@ -365,7 +367,7 @@ fn a_hole_in_the_network_is_a_partial_answer_in_time_and_heals() {
 fn an_owner_of_an_old_epoch_adds_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let [a, b] = free_ports();
-    // Every shard was claimed again since this node owned some: it does not know yet.
+    // All shards have been claimed since this node owned some, and it does not know it yet.
     let _zombie = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
     let mut near = Node::start(dir.path(), &Spec { lives: 2, ..Spec::new("a", a, &[b], 0..4) });
     near.await_peers(&["b"]);
@@ -395,7 +397,7 @@ fn answers_that_are_too_large_are_missing_and_the_session_lives() {
     );
     let shards: BTreeSet<_> = missing.iter().map(|(shard, _)| *shard).collect();
     assert!(shards.len() < 4, "what fits is there: {missing:?}");
-    // A smaller question is answered over the same session.
+    // A smaller query is answered over the same session.
     complete(
         &mut near,
         &format!("metric=views&from={START}&to=2100000000000&step=1d&where={{page=\"/7\"}}"),
@@ -415,13 +417,14 @@ fn a_crowd_with_one_question_makes_one_call() {
             .as_f64()
             .unwrap_or(0.0)
     };
-    // A machine that is busy enough lets some of the crowd come after the answer, or the answer
-    // after the deadline.
+    // On a busy machine, some of the crowd may arrive after the answer, or the answer after the
+    // deadline.
     let seen: Vec<f64> = (0..5)
         .map(|_| {
             await_complete(&mut near, &expected);
             let before = calls(&mut near);
-            // Frozen for less than a deadline, so that all hundred are there before the answer is.
+            // Frozen for less than a deadline, so that all hundred queries arrive before the
+            // answer.
             far.freeze();
             let answers = std::thread::scope(|scope| {
                 scope.spawn(|| {

@@ -1,9 +1,9 @@
-//! A node of these tests: a process of its own, this test binary run again, because ractor keeps
-//! its actors in statics.
+//! A node of these tests. It is a separate process, this test binary run again, because ractor
+//! keeps its actors in statics.
 //!
 //! Every node builds the same log and store from the same numbers, flushes the first half of every
-//! shard's records, and owns the rest of its own shards in memory: what several nodes answer can be
-//! compared with what one answers that owns all.
+//! shard's records, and keeps the rest of its own shards in memory. Hence the answer of several
+//! nodes can be compared with that of one node that owns everything.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -47,17 +47,17 @@ pub const START: i64 = 1_767_225_600_000;
 const ROLE: &str = "ROLLMILL_TEST_MESH";
 pub const COOKIE: &str = "0123456789abcdef0123456789abcdef";
 
-/// What a node is.
+/// The settings of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     pub name: String,
     pub port: u16,
     pub peers: Vec<String>,
     pub owned: BTreeSet<u32>,
-    /// How often every shard was claimed, as this node knows it.
+    /// How often every shard has been claimed, as far as this node knows.
     pub lives: u64,
     pub cookie: String,
-    /// Directory of `cert.pem`, `key.pem` and `ca.pem`.
+    /// Directory with `cert.pem`, `key.pem` and `ca.pem`.
     pub tls: Option<PathBuf>,
     pub max_answer: usize,
 }
@@ -71,15 +71,14 @@ impl Spec {
     }
 }
 
-/// How long a call of these nodes may take: long enough that a busy machine does not let good ones
-/// fail.
+/// Deadline of a call between nodes: long enough that correct ones do not fail on a busy machine.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// When a node that does not answer is dead.
+/// When a silent node counts as dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(6);
-/// When something that takes a moment on an idle machine has failed.
+/// When something that takes a moment on an idle machine counts as failed.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A running node.
+/// A running node process.
 pub struct Node {
     child: Child,
     stdin: ChildStdin,
@@ -119,7 +118,7 @@ impl Node {
                 "the node ended: {}",
                 std::fs::read_to_string(&self.log).unwrap_or_default()
             );
-            // The test harness of the child says things too.
+            // The test harness of the child prints other lines too.
             if let Some(answer) = line.strip_prefix("ANSWER ") {
                 return serde_json::from_str(answer).expect("JSON");
             }
@@ -131,13 +130,13 @@ impl Node {
         self.answer()
     }
 
-    /// A query, and how long it took inside of the node.
+    /// Runs a query; returns the answer and how long it took inside the node.
     pub fn query(&mut self, params: &str) -> (Value, Duration) {
         let answer = self.ask(&format!("query {params}"));
         (answer["answer"].clone(), Duration::from_millis(answer["ms"].as_u64().expect("a number")))
     }
 
-    /// Waits until these peers, and no others, answer.
+    /// Waits until exactly these peers answer.
     pub fn await_peers(&mut self, names: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -154,9 +153,9 @@ impl Node {
         }
     }
 
-    /// Waits until the session with each of these peers is the one that stays. For peers that dial
-    /// this node and are dialled by it: the session of whose name sorts last takes over from
-    /// the other, which may have been answering already.
+    /// Waits until the final session with each of these peers is established. If a peer and this
+    /// node dial each other, the session of the one whose name sorts last replaces the other, which
+    /// may have been answering already.
     pub fn await_elected(&mut self, names: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -192,7 +191,7 @@ impl Node {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Stops the process, and waits until all of it stands still.
+    /// Stops the process (SIGSTOP) and waits until all its threads have stopped.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", self.child.id());
@@ -224,7 +223,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // A stopped process dies of this too.
+        // SIGKILL ends a stopped process too.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -235,12 +234,12 @@ fn routed(page: usize) -> Arc<RoutedSeries> {
     Arc::new(RoutedSeries::new(&series, SHARDS))
 }
 
-/// All events.
+/// Number of events in the log.
 const EVENTS: usize = 1_200;
-/// Pages that come last of all, once each: no flush knows them.
+/// Pages at the end of the log with one event each, which no flush has seen.
 const NEW_PAGES: usize = 16;
 
-/// The log that all nodes know: 1,200 events of 40 pages, and of the new ones, in 6 hours.
+/// The log that all nodes share: 1,200 events of 40 pages and of the new ones, over 6 hours.
 fn log() -> Arc<MemoryLog> {
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, Arc::new(SystemClock));
     let series: Vec<_> = (0..40 + NEW_PAGES).map(routed).collect();
@@ -277,8 +276,8 @@ fn limits() -> ShardLimits {
     }
 }
 
-/// Claims a shard as often as it has lived, flushes the first half of its records, and keeps the
-/// rest if it is owned.
+/// Claims a shard `lives` times, flushes the first half of its records, and keeps the rest in
+/// memory if it is owned.
 fn own(spec: &Spec, shard: ShardId, log: &MemoryLog, store: &MemoryStore, slots: &ShardTable) {
     let claims = (1..=spec.lives).map(|life| {
         store.claim(shard, log.id(), life * 100 + u64::from(shard.0)).expect("claimed")
@@ -383,7 +382,8 @@ fn answered(engine: &QueryEngine, text: &str) -> Value {
         &QueryBudget::default(),
     )
     .unwrap_or_else(|e| panic!("{text}: {e}"));
-    json!({"ms": began.elapsed().as_millis() as u64, "answer": serde_json::from_str::<Value>(&answer).expect("JSON")})
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    json!({"ms": began.elapsed().as_millis() as u64, "answer": answer})
 }
 
 fn respond(parts: &Parts, line: &str) -> Value {
@@ -416,7 +416,9 @@ fn respond(parts: &Parts, line: &str) -> Value {
             };
             let budget = QueryBudget::default();
             let metrics = names(read_routes::metrics(&*parts.engine, "acme", &[], &budget));
-            json!({"metrics": metrics, "values": names(read_routes::label_values(&*parts.engine, "acme", "page", &params(rest), &budget))})
+            let (engine, params) = (&*parts.engine, params(rest));
+            let values = read_routes::label_values(engine, "acme", "page", &params, &budget);
+            json!({"metrics": metrics, "values": names(values)})
         }
         "peers" => {
             let peers = parts.directory.peers();
@@ -459,7 +461,7 @@ fn a_node() {
         .expect("a runtime");
     let parts = runtime.block_on(build(&spec));
     println!("\nANSWER {}", json!({"ready": true}));
-    // Ends with its parent.
+    // Ends with its parent, whose end closes stdin.
     for line in std::io::stdin().lines() {
         let answer = respond(&parts, &line.expect("a line"));
         println!("\nANSWER {answer}");

@@ -1,4 +1,4 @@
-//! A configured address, and when it is dialled again.
+//! A configured address and its redial schedule.
 
 use std::time::Duration;
 
@@ -6,32 +6,32 @@ use ractor_cluster::NodeId;
 
 use crate::clock::Stopwatch;
 
-/// Least and longest time until a peer is dialled again.
+/// Shortest and longest redial delay.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// Failures in a row that are no coincidence.
+/// This many failures in a row are no coincidence.
 const SPURIOUS: u32 = 4;
 
-/// Where a dial stands.
+/// The state of a dial.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DialPhase {
     Waiting,
     Connecting(Option<String>),
     Open(NodeId),
-    /// It leads to this node itself.
+    /// The address is this node's own.
     ThisNode,
 }
 
-/// One configured address.
+/// A configured address that is dialled until it leads to a session.
 pub(super) struct PeerDial {
     pub(super) address: String,
     pub(super) phase: DialPhase,
     pub(super) since: Stopwatch,
     pub(super) delay: Duration,
     pub(super) failures: u32,
-    /// Whom it has led to, with the random part of that life.
+    /// The node that the address led to last, including the random part of its name.
     pub(super) peer_name: Option<String>,
-    /// What was logged of it last, so that it is logged once.
+    /// The last message logged about it, to log each message once.
     pub(super) last_logged: Option<String>,
 }
 
@@ -54,8 +54,8 @@ impl PeerDial {
             (DialPhase::Waiting, Stopwatch::start(), jittered(delay));
     }
 
-    /// The other side has closed the connection. Once or twice that is two nodes that dial each
-    /// other at the same moment, or a node that starts: one session is kept of both.
+    /// Records that the other side closed the connection. Once or twice that is normal: two nodes
+    /// dialled each other at the same moment and one session was dropped, or the node is starting.
     pub(super) fn record_close(&mut self, why: &str) {
         if self.failures + 1 < SPURIOUS {
             self.failures += 1;
@@ -68,7 +68,11 @@ impl PeerDial {
     pub(super) fn record_failure(&mut self, why: &str) {
         self.failures = self.failures.saturating_add(1);
         if self.last_logged.as_deref() != Some(why) {
-            tracing::warn!(address = %self.address, why, "another node cannot be reached, it is dialled again and again");
+            tracing::warn!(
+                address = %self.address,
+                why,
+                "another node cannot be reached, it is dialled again and again"
+            );
             self.last_logged = Some(why.to_owned());
         }
         self.schedule_redial();
@@ -76,11 +80,11 @@ impl PeerDial {
 }
 
 fn random() -> u64 {
-    // Zero means no jitter, if the system has none to give.
+    // Zero means no jitter, if the system has no randomness to give.
     getrandom::u64().unwrap_or(0)
 }
 
-/// From half to one and a half of the time.
+/// A random duration between half of the time and one and a half.
 fn jittered(time: Duration) -> Duration {
     time / 2 + time.mul_f64((random() % 1_000) as f64 / 1_000.0)
 }

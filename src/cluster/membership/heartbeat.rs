@@ -1,4 +1,4 @@
-//! Heartbeats: whether a peer still answers.
+//! Heartbeats, which detect silent peers and keep announcements fresh.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::clock::Stopwatch;
 use crate::cluster::peer::{HeartbeatError, MeshPeer};
 use crate::telemetry::{self, RepeatedLog};
 
-/// Least time between heartbeats, however often one is asked for.
+/// Minimum interval between heartbeats, however often one is requested.
 const MIN_GAP: Duration = Duration::from_millis(100);
 
-/// Asks a peer for heartbeats until it falls silent.
+/// Sends heartbeats to a peer until it is silent for `dead_after`.
 pub(super) async fn send_heartbeats(
     peer: Arc<MeshPeer>,
     id: NodeId,
@@ -22,10 +22,10 @@ pub(super) async fn send_heartbeats(
     mesh: ActorRef<MeshMessage>,
 ) {
     let mut answered = Stopwatch::start();
-    let mut said = None;
+    let mut logged = None;
     let foreign = RepeatedLog::new();
     loop {
-        let beat = Stopwatch::start();
+        let sent = Stopwatch::start();
         match peer.heartbeat(options.dead_after.saturating_sub(answered.elapsed())).await {
             Ok(()) => {
                 answered = Stopwatch::start();
@@ -35,17 +35,20 @@ pub(super) async fn send_heartbeats(
                     metrics::counter!(telemetry::MESH_REFUSED).increment(1);
                     tracing::error!(
                         peer = %peer.name, log = %other, ours = %options.log,
-                        "another node has this cluster's cookie and another log: it belongs to another cluster, and is not asked; give each \
-                         cluster a cookie of its own, and look at cluster.peers"
+                    "another node has this cluster's cookie and another log: it belongs to \
+                         another cluster, and is not asked; give each cluster a cookie of its \
+                         own, and look at cluster.peers"
                     );
                 }
             }
             Err(HeartbeatError::Silent) => {}
+            // It answers, so it is alive; only its answers are of no use.
             Err(HeartbeatError::Refused(why)) => {
                 answered = Stopwatch::start();
-                if said.as_ref() != Some(&why) {
-                    tracing::error!(peer = %peer.name, %why, "this node and another do not understand each other");
-                    said = Some(why);
+                if logged.as_ref() != Some(&why) {
+                    let peer = &peer.name;
+                    tracing::error!(%peer, %why, "this node and another do not understand each other");
+                    logged = Some(why);
                 }
             }
         }
@@ -57,8 +60,8 @@ pub(super) async fn send_heartbeats(
             let _ = mesh.cast(MeshMessage::PeerSilent(id));
             return;
         }
-        tokio::time::sleep(MIN_GAP.saturating_sub(beat.elapsed())).await;
-        let rest = options.heartbeat.saturating_sub(beat.elapsed());
+        tokio::time::sleep(MIN_GAP.saturating_sub(sent.elapsed())).await;
+        let rest = options.heartbeat.saturating_sub(sent.elapsed());
         tokio::select! {
             () = tokio::time::sleep(rest) => {}
             () = peer.poke.notified() => {}

@@ -1,9 +1,9 @@
-//! The actor that keeps the peers: dials those that are configured again and again, accepts others,
-//! drops those that fall silent.
+//! The actor that manages peers: dials configured addresses until they connect, accepts others,
+//! drops silent ones.
 //!
-//! One session per peer: ractor_cluster elects one when two nodes dial each other. Names carry a
-//! random part for each life of a node, so that a node that comes back is never taken for the
-//! session that it has left behind.
+//! There is one session per peer: if two nodes dial each other, ractor_cluster elects one. Names
+//! carry a random part per process, so that a restarted node is never mistaken for the session that
+//! it left behind.
 
 mod dial;
 mod heartbeat;
@@ -38,52 +38,52 @@ use dial::{DialPhase, PeerDial};
 use heartbeat::send_heartbeats;
 use sessions::TaskGuard;
 
-/// How often the actor looks at its dials and sessions.
+/// Interval at which dials and sessions are checked.
 const TICK: Duration = Duration::from_millis(100);
-/// A connection that is not a session by then is closed.
+/// A connection that has not become a session by then is closed.
 const HANDSHAKE: Duration = Duration::from_secs(3);
-/// A frame holds an answer and what ractor_cluster puts around it.
+/// Bytes that ractor_cluster may add to an answer.
 const FRAME_OVERHEAD: usize = 1 << 20;
-/// The group of all doors.
+/// The process group scope of all endpoints.
 const SCOPE: &str = "rollmill";
 
-/// The actor.
+/// The membership actor.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct MeshActor {
-    /// How the node takes part.
     pub options: Arc<MeshOptions>,
-    /// Where other nodes come in: bound before the actor starts, and kept over its restarts.
+    /// Accepts other nodes. Bound before the actor starts, and kept across its restarts.
     pub listener: Arc<TcpListener>,
-    /// Whom it keeps.
+    /// Holds the peers that it manages.
     pub directory: Arc<PeerDirectory>,
-    /// Answers other nodes.
+    /// Serves the requests of other nodes.
     pub server: MeshServer,
-    /// Time.
     pub clock: Arc<dyn Clock>,
 }
 
-/// What happened to a session.
+/// A step in the life of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEvent {
-    /// A connection was opened.
+    /// A connection exists.
     Opened,
-    /// It has the secret.
+    /// The peer has shown the cookie.
     Authenticated,
-    /// Both sides know each other's doors.
+    /// Both sides can look up each other's endpoints.
     Ready,
-    /// It ended.
+    /// The session has ended.
     Closed,
 }
 
-/// Messages of the actor.
+/// Messages of the membership actor.
+#[allow(missing_docs, reason = "the names say it")]
 pub enum MeshMessage {
-    /// Time passes.
+    /// Checks all dials and sessions.
     Tick,
-    /// Something happened to a session.
+    /// A session event from the session server.
     Session(SessionEvent, Box<NodeServerSessionInformation>),
-    /// A dial has a connection.
+    /// The dial with this index has a connection.
     DialSucceeded(usize, Box<MeshConnection>),
-    /// A dial failed.
+    /// The dial with this index failed, and why.
     DialFailed(usize, String),
     /// A peer has not answered for `cluster.dead_after`.
     PeerSilent(NodeId),
@@ -91,16 +91,16 @@ pub enum MeshMessage {
 
 impl ractor::Message for MeshMessage {}
 
-/// Tells the actor what the server of sessions says.
+/// Forwards session events to the actor.
 struct SessionEvents(ActorRef<MeshMessage>);
 
 impl SessionEvents {
-    fn send(&self, happened: SessionEvent, session: NodeServerSessionInformation) {
+    fn send(&self, event: SessionEvent, session: NodeServerSessionInformation) {
         #[expect(
             clippy::let_underscore_must_use,
             reason = "the actor that is gone takes the sessions with it"
         )]
-        let _ = self.0.cast(MeshMessage::Session(happened, Box::new(session)));
+        let _ = self.0.cast(MeshMessage::Session(event, Box::new(session)));
     }
 }
 
@@ -136,10 +136,11 @@ impl Actor for MeshActor {
         let options = &self.options;
         let me = format!("{}@{life}", options.name);
         let permits = Arc::new(Semaphore::new(options.max_reads));
-        let door = PeerEndpoint { server: self.server.clone(), permits };
-        let (door, _) = Actor::spawn_linked(None, door, (), myself.get_cell()).await?;
-        ractor::pg::join_scoped(SCOPE.to_owned(), me.clone(), vec![door.get_cell()]);
-        // The listener that ractor_cluster insists on is no way in: nodes come in by our own.
+        let endpoint = PeerEndpoint { server: self.server.clone(), permits };
+        let (endpoint, _) = Actor::spawn_linked(None, endpoint, (), myself.get_cell()).await?;
+        ractor::pg::join_scoped(SCOPE.to_owned(), me.clone(), vec![endpoint.get_cell()]);
+        // ractor_cluster insists on a listener of its own; it is bound to loopback and refuses
+        // every handshake, because nodes connect to ours.
         let stub = ractor_cluster::IncomingEncryptionMode::Tls(refuse_all()?);
         let secret = options.cookie.0.clone();
         let isolated = Some(ractor_cluster::node::NodeConnectionMode::Isolated);
@@ -160,10 +161,10 @@ impl Actor for MeshActor {
         let accepting = TaskGuard(tokio::spawn(accepting).abort_handle());
         myself.send_interval(TICK, || MeshMessage::Tick);
         let dials = options.peers.iter().map(|address| PeerDial::new(address)).collect();
-        let (sessions, refused, door) = (HashMap::new(), HashSet::new(), door.get_id());
+        let (sessions, refused, endpoint) = (HashMap::new(), HashSet::new(), endpoint.get_id());
         Ok(MeshState {
             server,
-            endpoint: door,
+            endpoint,
             own_name: me,
             sessions,
             dials,
@@ -249,7 +250,7 @@ impl MeshActor {
             let connected =
                 tokio::time::timeout(HANDSHAKE, listener::connect(&address, tls.as_ref(), &gates))
                     .await;
-            let told = match connected {
+            let sent = match connected {
                 Ok(Ok(stream)) => myself.cast(MeshMessage::DialSucceeded(number, Box::new(stream))),
                 Ok(Err(why)) => myself.cast(MeshMessage::DialFailed(number, why)),
                 Err(_) => myself.cast(MeshMessage::DialFailed(
@@ -257,8 +258,8 @@ impl MeshActor {
                     format!("no connection within {HANDSHAKE:?}"),
                 )),
             };
-            // The actor that is gone dials again when it is back.
-            drop(told);
+            // If the actor is gone, its next life dials again.
+            drop(sent);
         });
     }
 
@@ -275,23 +276,28 @@ impl MeshActor {
         self.add_peer(myself, state, info.node_id);
     }
 
-    /// Looks for the peer's door and begins to ask it for heartbeats.
+    /// Looks up the peer's endpoint and starts its heartbeats. Without an endpoint yet, the next
+    /// tick tries again.
     fn add_peer(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, id: NodeId) {
         let Some(session) = state.sessions.get_mut(&id) else { return };
         let Some(name) = session.name.clone() else { return };
         let of_session =
             |at: ActorId| matches!(at, ActorId::Remote { node_id, .. } if node_id == id);
-        let doors = ractor::pg::get_scoped_members(&SCOPE.to_owned(), &name);
-        let Some(door) = doors.into_iter().find(|cell| of_session(cell.get_id())) else { return };
+        let endpoints = ractor::pg::get_scoped_members(&SCOPE.to_owned(), &name);
+        let Some(endpoint) = endpoints.into_iter().find(|cell| of_session(cell.get_id())) else {
+            return;
+        };
         let peer = MeshPeer::new(
             display_name(&name).to_owned(),
-            door.into(),
+            endpoint.into(),
             self.clock.clone(),
             self.options.max_calls,
         );
-        let beats = send_heartbeats(peer.clone(), id, self.options.clone(), myself.clone());
-        session.peer = Some((peer.clone(), TaskGuard(tokio::spawn(beats).abort_handle())));
-        tracing::info!(peer = %peer.name, address = %session.address, incoming = session.incoming, "another node has joined");
+        let heartbeats = send_heartbeats(peer.clone(), id, self.options.clone(), myself.clone());
+        session.peer = Some((peer.clone(), TaskGuard(tokio::spawn(heartbeats).abort_handle())));
+        let address = &session.address;
+        let incoming = session.incoming;
+        tracing::info!(peer = %peer.name, %address, incoming, "another node has joined");
         self.directory.join(peer);
         for dial in state.dials.iter_mut().filter(|dial| dial.phase == DialPhase::Open(id)) {
             (dial.failures, dial.last_logged, dial.peer_name) = (0, None, Some(name.clone()));
@@ -300,13 +306,18 @@ impl MeshActor {
 
     fn on_silent(&self, state: &mut MeshState, id: NodeId) {
         if let Some((peer, _)) = state.sessions.get(&id).and_then(|session| session.peer.as_ref()) {
-            tracing::warn!(peer = %peer.name, within = ?self.options.dead_after, "another node does not answer, it is not asked any more");
+            let within = self.options.dead_after;
+            tracing::warn!(
+                peer = %peer.name,
+                ?within,
+                "another node does not answer, it is not asked any more"
+            );
         }
         state.stop(id, "silent");
     }
 }
 
-/// Name of a node for people: without the random part.
+/// The name of a node without the random part, for people.
 fn display_name(name: &str) -> &str {
     name.rsplit_once('@').map_or(name, |(name, _)| name)
 }

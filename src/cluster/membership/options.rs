@@ -1,11 +1,11 @@
-//! How a node takes part.
+//! The settings of a node's part in the mesh.
 
 use std::time::Duration;
 
 use crate::cluster::tls::MeshTls;
 use crate::model::offset::LogId;
 
-/// The secret that nodes of one cluster share.
+/// The secret that the nodes of one cluster share. Its `Debug` form does not show it.
 #[derive(Clone)]
 pub struct ClusterCookie(pub(super) String);
 
@@ -16,10 +16,10 @@ impl std::fmt::Debug for ClusterCookie {
 }
 
 impl ClusterCookie {
-    /// Fewer bytes could be guessed: the handshake lets whoever listens check guesses offline.
+    /// Anybody who records a handshake can test guesses offline, so a short secret can be found.
     pub const MIN_BYTES: usize = 32;
 
-    /// A secret of at least [`ClusterCookie::MIN_BYTES`] bytes; white space around it is cut.
+    /// Accepts a secret of at least [`ClusterCookie::MIN_BYTES`] bytes, after trimming white space.
     ///
     /// # Errors
     /// If it is shorter.
@@ -36,25 +36,21 @@ impl ClusterCookie {
     }
 }
 
-/// How a node takes part.
+/// The settings of a node's part in the mesh.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone)]
 pub struct MeshOptions {
-    /// The log of its cluster.
+    /// The log of this cluster; peers with another log are not asked.
     pub log: LogId,
-    /// Its name, for people.
+    /// The node's name for people; need not be unique.
     pub name: String,
-    /// `cluster.peers`: the addresses to dial; its own may be among them.
+    /// `cluster.peers`: the addresses to dial, possibly including this node's own.
     pub peers: Vec<String>,
-    /// The secret.
     pub cookie: ClusterCookie,
-    /// TLS on every session, or none at all.
+    /// TLS for every session; None for plain TCP.
     pub tls: Option<MeshTls>,
-    /// `cluster.heartbeat`.
     pub heartbeat: Duration,
-    /// `cluster.dead_after`.
     pub dead_after: Duration,
-    /// `cluster.max_calls`.
     pub max_calls: usize,
-    /// `cluster.max_reads`.
     pub max_reads: usize,
 }

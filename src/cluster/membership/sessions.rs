@@ -1,4 +1,4 @@
-//! What the actor keeps: its sessions and dials, and what each event does to them.
+//! The state of the membership actor: sessions and dials, and how events change them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::clock::Stopwatch;
 use crate::cluster::gate::{AuthGates, MeshConnection};
 use crate::cluster::peer::MeshPeer;
 
-/// Sessions at once: a cluster has fewer nodes, and each holds buffers.
+/// Concurrent sessions. Clusters are smaller than that, and each session holds buffers.
 const MAX_SESSIONS: usize = 256;
-/// Addresses whose refusal was logged; beyond it they are logged again.
+/// How many refused hosts are remembered to log each once; beyond this, all are forgotten.
 const MAX_REFUSED: usize = 1_024;
 
-/// Ends a task with its owner.
+/// Aborts a task when dropped.
 pub(super) struct TaskGuard(pub(super) AbortHandle);
 
 impl Drop for TaskGuard {
@@ -28,7 +28,7 @@ impl Drop for TaskGuard {
     }
 }
 
-/// A session, ready or not.
+/// A session, ready or still in its handshake.
 pub(super) struct PeerSession {
     pub(super) actor: ActorRef<NodeSessionMessage>,
     pub(super) name: Option<String>,
@@ -48,7 +48,7 @@ impl Drop for PeerSession {
     }
 }
 
-/// What the actor keeps.
+/// The state of the membership actor.
 pub struct MeshState {
     pub(super) server: ActorRef<NodeServerMessage>,
     pub(super) endpoint: ActorId,
@@ -67,17 +67,17 @@ impl PeerSession {
 }
 
 impl MeshState {
-    /// Ends a session, and forgets its peer at once.
+    /// Ends a session and marks its peer as gone at once, without waiting for the close event.
     pub(super) fn stop(&mut self, id: NodeId, why: &str) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.actor.stop(Some(why.to_owned()));
-            if let Some((peer, _beats)) = session.peer.take() {
+            if let Some((peer, _heartbeats)) = session.peer.take() {
                 peer.mark_gone();
             }
         }
     }
 
-    /// Whether a session with that life of a node has the secret.
+    /// Whether this life of a node is this one, or has an authenticated session.
     pub(super) fn is_known(&self, name: &str) -> bool {
         name == self.own_name
             || self.sessions.values().any(|s| s.authenticated && s.name.as_deref() == Some(name))
@@ -90,7 +90,7 @@ impl MeshState {
                 dial.since.elapsed() >= dial.delay
                     && !dial.peer_name.as_deref().is_some_and(|name| self.is_known(name))
             }
-            // The server of sessions has not said what became of the connection.
+            // The session server has never reported what became of the connection.
             DialPhase::Connecting(_) => dial.since.elapsed() > HANDSHAKE * 3,
             DialPhase::Open(id) => !self.sessions.contains_key(id),
             DialPhase::ThisNode => false,
@@ -103,7 +103,7 @@ impl MeshState {
         stream: Box<MeshConnection>,
     ) -> Result<(), ActorProcessingErr> {
         let address = stream.peer.clone();
-        // Before the server of sessions can say that it is open.
+        // Set before the cast: the session server may report the session as open right away.
         self.dials[dial].phase = DialPhase::Connecting(Some(address));
         Ok(self
             .server
@@ -179,7 +179,11 @@ impl MeshState {
             self.refused.clear();
         }
         if self.refused.insert(host.clone()) {
-            tracing::warn!(%host, "a connection was refused: it does not have this cluster's cookie; it is not logged again");
+            tracing::warn!(
+                %host,
+                "a connection was refused: it does not have this cluster's cookie; it is not logged \
+                 again"
+            );
         }
     }
 }
