@@ -68,7 +68,7 @@ impl AuthGates {
 
 /// A connection to another node, incoming or outgoing.
 pub struct MeshConnection {
-    /// The remote address.
+    /// The address of the other node.
     pub peer: String,
     reader: BoxRead,
     writer: BoxWrite,

@@ -21,8 +21,8 @@ const MAX_HANDSHAKES: usize = 64;
 /// Back-off after an error of the listener itself, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts connections until aborted, and hands those that pass the handshake to the session
-/// server.
+/// Accepts connections until aborted, and hands those that pass the handshake
+/// to the session server.
 pub(super) async fn run(
     listener: Arc<TcpListener>,
     tls: Option<MeshTls>,
@@ -40,6 +40,7 @@ pub(super) async fn run(
                 continue;
             }
         };
+        // Dropping the stream closes the connection.
         let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
         let (tls, gates, server) = (tls.clone(), gates.clone(), server.clone());
         tokio::spawn(async move {

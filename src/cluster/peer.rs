@@ -195,8 +195,8 @@ impl MeshPeer {
         self.is_alive() && self.foreign.load().is_none()
     }
 
-    /// Compares its announced log with ours. If they differ, the peer is no longer asked and its
-    /// log is returned.
+    /// Compares its announced log with ours. If they differ, the peer is no longer asked and
+    /// its log is returned.
     pub fn check_log(&self, log: LogId) -> Option<LogId> {
         let announced = self.announcement.load_full()?;
         let other = announced
@@ -213,8 +213,8 @@ impl MeshPeer {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Records that its session has ended: it is not asked any more, but what it owned is still
-    /// known.
+    /// Records that its session has ended: it is not asked any more, but what it
+    /// owned is still known.
     pub fn mark_gone(&self) {
         self.gone.store(true, Ordering::Release);
     }

@@ -61,7 +61,7 @@ fn catalogue_part(reply: &PeerReply) -> Option<&Vec<ShardAnswer<CatalogueBody>>>
 /// A validated delta of another node.
 type RemoteDelta = (Arc<SeriesInfo>, Hour, Rollup);
 
-/// Calls in flight.
+/// Calls in flight; a call is identified by its index.
 struct PendingCalls {
     calls: Vec<PeerCall>,
     outcomes: Receiver<CallOutcome>,
@@ -168,8 +168,8 @@ impl MeshReader {
     }
 
     /// Drops calls to peers that hold nothing the query matches: the store has all of it. Only for
-    /// windows that are closed, because announcements are up to a heartbeat old and current windows
-    /// must not be.
+    /// windows that are closed, because announcements are up to a heartbeat old and current
+    /// windows must not be.
     fn skip_empty_calls(
         &self,
         calls: &mut Vec<PeerCall>,
@@ -336,6 +336,7 @@ impl LiveReader for MeshReader {
                 places,
             })
         };
+        // Sent first, so that the peers work while this node reads its own shards.
         let sent = self.send(calls, request);
         reports.extend(self.table.read(&here, question, matchers, visit));
         self.receive(sent, &mut reports, (live_part, |body| body.reach), |shard, body| {

@@ -38,7 +38,7 @@ const MAX_WINDOWS: usize = 16_384;
 pub struct MeshServer {
     pub table: Arc<ShardTable>,
     pub clock: Arc<dyn Clock>,
-    /// `cluster.max_answer` in bytes.
+    /// Maximum size of an answer, `cluster.max_answer` in bytes.
     pub max_answer: usize,
     /// Encodes this node's status for heartbeats.
     pub node_status: StatusEncoder,
@@ -95,6 +95,7 @@ impl MeshServer {
         let matchers: Vec<Matcher> =
             request.matchers.into_iter().map(|text| text.compile()).collect::<Result<_, _>>()?;
         let mut building: HashMap<ShardId, BodyBuilder> = HashMap::new();
+        // One budget for all shards, because the answer is one frame.
         let mut left = self.max_answer;
         let mut visit = |shard: ShardId, info: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
             let shard = building.entry(shard).or_default();

@@ -52,8 +52,8 @@ fn limits() -> ShardLimits {
     }
 }
 
-/// A table that owns these shards, with 400 events applied and nothing flushed, and the checkpoints
-/// of the snapshot.
+/// A table that owns these shards, with 400 events applied and nothing flushed, and the
+/// checkpoints of the snapshot.
 fn slots(owned: &[u32]) -> (Arc<ShardTable>, Vec<ShardRead>) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, clock.clone());
@@ -107,8 +107,8 @@ fn server(slots: &Arc<ShardTable>, max_answer: usize) -> MeshServer {
 /// Modifies the answers of a bad endpoint.
 type Twist = Arc<dyn Fn(PeerRequest, PeerReply) -> Option<Vec<u8>> + Send + Sync>;
 
-/// An endpoint that applies its twist to every answer and counts the requests other than
-/// heartbeats.
+/// An endpoint that applies its twist to every answer and counts the
+/// requests other than heartbeats.
 #[derive(Clone)]
 struct Twisted {
     server: MeshServer,

@@ -61,7 +61,7 @@ pub struct ShardCheckpoint {
     pub log: [u8; 16],
     /// The next offset to apply, which is the first one asked for.
     pub next: u64,
-    /// Counter and nonce.
+    /// The counter and the nonce of the epoch.
     pub epoch: (u64, u64),
 }
 
@@ -83,16 +83,13 @@ impl ShardCheckpoint {
     }
 }
 
-/// A matcher whose expression is text.
+/// A matcher: label name, then the value or the text of an anchored expression.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MatcherText {
-    /// `name="value"`
     Equal(String, String),
-    /// `name!="value"`
     NotEqual(String, String),
-    /// `name=~"regex"`, anchored.
     Regex(String, String),
-    /// `name!~"regex"`, anchored.
     NotRegex(String, String),
 }
 
@@ -110,7 +107,7 @@ impl From<&Matcher> for MatcherText {
 }
 
 impl MatcherText {
-    /// Compiles the matcher.
+    /// Compiles the expression of a regex matcher.
     ///
     /// # Errors
     /// If an expression is invalid or too large.
@@ -374,7 +371,7 @@ pub struct LiveBody {
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeltaRow {
-    /// Index into [`LiveBody::series`].
+    /// Index of its series in [`LiveBody::series`].
     pub series: u32,
     /// In hours since 1970.
     pub hour: i32,
@@ -430,7 +427,7 @@ impl DeltaRow {
         }
     }
 
-    /// Decodes the delta.
+    /// Decodes the delta with its sketches.
     ///
     /// # Errors
     /// If a number or a sketch is malformed.
@@ -509,7 +506,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-/// Decodes a message.
+/// Decodes a message, after checking its version.
 ///
 /// # Errors
 /// If it has another version, or is malformed.

@@ -182,6 +182,7 @@ pub fn run(
     progress: ProgressFn<'_>,
 ) -> anyhow::Result<MigrationReport> {
     check_compatible(source, target)?;
+    // A dry run may look while a server holds the lock.
     let _lock = if dry { None } else { Some(lock::lock(source.data.root())?) };
     let topic = backends::topic_target(target)?;
     let cluster = topic.admin.cluster_id().map_err(|why| anyhow::anyhow!(why))?;
@@ -208,6 +209,7 @@ pub fn run(
         return Ok(report);
     }
     let store = store.context("the tables of the store were not laid")?;
+    // Once the topic is open, an earlier run has done everything except completing the marker.
     if !open {
         progress(MigrationStep::Quiesce, 0, state.unflushed.max(state.unarchived));
         state =
@@ -514,6 +516,7 @@ fn copy_store(
     let days = from.rollup_days()?;
     let copied = target.import(log, &days, |take| {
         from.export(&mut |mut piece| {
+            // The target archive may hold an object in another tier than the source.
             if let TransferBatch::Manifest(rows) = &mut piece {
                 rows.iter_mut()
                     .for_each(|row| row.tier = tiers.get(&row.path).copied().unwrap_or(row.tier));
@@ -536,6 +539,7 @@ fn compare(
 ) -> anyhow::Result<()> {
     let from = SqliteStore::open_read_only(source.data.store())?;
     let all = from.counts()?.rollups;
+    // Twice, because both stores are read.
     progress(MigrationStep::Compare, 0, 2 * all);
     let mut done = 0;
     let mut progress = |rows: u64| {

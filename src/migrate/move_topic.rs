@@ -152,8 +152,8 @@ fn quiesce_and_fill(
     Ok(state)
 }
 
-/// Retires the old topic and gives the new one its identity, in this order: at no time can nodes
-/// open both.
+/// Retires the old topic and gives the new one its identity, in this order: at no time
+/// can nodes open both.
 fn open_topic(
     old: &Config,
     topic: &TopicTarget,
@@ -173,8 +173,8 @@ fn open_topic(
     Ok(())
 }
 
-/// Refuses if the old topic has grown: the writes that a running gateway acknowledges there would
-/// never be read.
+/// Refuses if the old topic has grown: the writes that a running gateway acknowledges there
+/// would never be read.
 fn check_no_writers(old: &Config, data: &DataDir, state: &SourceState) -> anyhow::Result<()> {
     let log = offline::log(old, data).map_err(|why| anyhow::anyhow!(why))?;
     for (shard, end) in (0..).map(ShardId).zip(&state.ends) {

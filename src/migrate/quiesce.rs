@@ -18,8 +18,8 @@ use crate::node::continuity::check_log;
 use crate::node::{DataDir, NodePorts, TestFaults, backends, limits, offline, shards, tree};
 use crate::persistence::log::{LogReader, ShardAssignment};
 
-/// Give up after this long without any progress. Quarantining an event that crashes its shard
-/// repeatedly takes less.
+/// Give up after this long without any progress. Quarantining an event that crashes its
+/// shard repeatedly takes less.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A killed node stays a member of Kafka's consumer group for its session timeout; until then
 /// others are assigned none of its shards.
@@ -77,8 +77,8 @@ pub(super) fn source_state(config: &Config, data: &DataDir) -> anyhow::Result<So
     Ok(SourceState { log: log.id(), ends, unflushed, unarchived, manifest: rows })
 }
 
-/// Quiesces the node of a data directory. `progress(done, total)` counts records. The caller holds
-/// the directory's lock.
+/// Quiesces the node of a data directory. `progress(done, total)` counts records. The caller
+/// holds the directory's lock.
 pub(super) fn quiesce(
     source: &MigrationSource,
     progress: &mut dyn FnMut(u64, u64),

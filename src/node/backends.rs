@@ -202,6 +202,7 @@ pub fn store(
         return Ok(store);
     };
     let store = PostgresStore::open(&options)?;
+    // Zero turns the policy off.
     let age = |age: Duration| Some(age).filter(|age| !age.is_zero());
     let keep = RetentionPolicy {
         rollups: age(config.rollups.keep),

@@ -4,8 +4,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, key};
 
-/// Descriptors kept for log, store, archive and other nodes, which client connections must not use
-/// up.
+/// Descriptors kept for log, store, archive and other nodes, which client connections
+/// must not use up.
 const RESERVE: u64 = 100;
 /// Requested where the system sets no limit; common kernels refuse more.
 const MAX_DESCRIPTORS: u64 = 1 << 20;

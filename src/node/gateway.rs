@@ -11,15 +11,13 @@ use crate::supervision::supervisor::ChildSpec;
 
 /// The parts of a node with the gateway role.
 pub(super) struct GatewayRole {
-    /// Accepts validated requests.
+    /// Accepts validated requests, and answers when they are durable.
     pub submit: Arc<dyn BatchSink>,
     /// Whether recent appends succeeded.
     pub health: Arc<AppendHealth>,
     /// The supervisor of the actor pool.
     pub child: ChildSpec,
 }
-
-/// Composes the role.
 pub(super) fn role(config: &Config, ports: &NodePorts) -> anyhow::Result<GatewayRole> {
     let gateway =
         getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;

@@ -19,8 +19,8 @@ use crate::gateway::auth::KeyTable;
 /// Polling interval of the file: a revoked key is refused after this and one read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Identifies a version of the file: inode, modification time and size. An edit renames a new file
-/// into place.
+/// Identifies a version of the file: inode, modification time and size. An edit renames a
+/// new file into place.
 type FileStamp = Option<(u64, i64, i64, u64)>;
 
 /// The keys of a node, with what it takes to reload them.

@@ -22,8 +22,8 @@ use crate::model::offset::LogId;
 use crate::operate::status::{NodeStatus, PeerStatusSource, StatusReporter};
 use crate::supervision::supervisor::ChildSpec;
 
-/// Environment variable of the cookie. Not a configuration key, so that no listing of keys shows
-/// it.
+/// Environment variable of the cookie. Not a configuration key, so that no listing
+/// of keys shows it.
 const COOKIE: &str = "ROLLMILL_CLUSTER_COOKIE";
 
 /// The parts of a node with a mesh.

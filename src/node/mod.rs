@@ -164,7 +164,7 @@ async fn run(config: &Config, data: &DataDir, faults: TestFaults) -> anyhow::Res
     outcome
 }
 
-/// A running node.
+/// A running node; see [`Node::stop`] for its end.
 pub struct Node {
     /// The address it serves at.
     pub address: SocketAddr,
@@ -204,6 +204,7 @@ impl Node {
         if tokio::time::timeout(CONNECTIONS, &mut self.serving).await.is_err() {
             tracing::warn!("some connections did not end within {CONNECTIONS:?} and are cut");
         }
+        // Only now: requests that are still running need what these tasks keep up to date.
         self.tasks.iter().for_each(JoinHandle::abort);
         if let Some(shards) = &self.shards {
             shards.relinquish().await;

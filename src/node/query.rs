@@ -37,8 +37,6 @@ pub(super) struct QueryRole {
     /// Keeps `store` up to date; None without the role.
     pub probe: Option<BoxFuture<'static, ()>>,
 }
-
-/// Composes the role.
 pub(super) fn role(
     config: &Config,
     ports: &NodePorts,
@@ -83,6 +81,7 @@ async fn probe(store: Arc<dyn SnapshotSource>, reachable: Arc<AtomicBool>) {
         });
         let in_time = tokio::time::timeout(PROBE_TIMEOUT, &mut asking).await;
         let answered = matches!(in_time, Ok(Ok(Ok(_))));
+        // Logged at the transition only, not at every failing probe.
         if reachable.swap(answered, Ordering::AcqRel) && !answered {
             let answer = &in_time;
             tracing::warn!(?answer, "the store does not answer: queries fail until it does");

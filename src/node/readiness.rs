@@ -14,8 +14,8 @@ use crate::persistence::log::LogAppender;
 /// may have no owner at all.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Whether a node with the query role has learned the owner of every shard. Before that, its
-/// answers are partial.
+/// Whether a node with the query role has learned the owner of every shard. Before that,
+/// its answers are partial.
 pub(super) struct ShardDiscovery {
     all: Box<dyn Fn() -> bool + Send + Sync>,
     since: Stopwatch,
@@ -54,7 +54,7 @@ pub(super) struct Readiness {
     /// The outcome of recent appends; None without the gateway role.
     pub appends: Option<Arc<AppendHealth>>,
     pub slots: Arc<ShardTable>,
-    /// `query.stale_after` in milliseconds.
+    /// `query.stale_after` in milliseconds: shards with older data are unready.
     pub stale_after_ms: i64,
     /// Whether the store answered the last probe.
     pub store: Arc<AtomicBool>,

@@ -42,9 +42,9 @@ enum RebuildTarget {
     Postgres(PostgresOptions),
 }
 
-/// Checks that the configuration has a log, an archive and no store, that no process serves from
-/// it, and that no records are missing. `former` are the ids of earlier logs whose offsets this log
-/// continues.
+/// Checks that the configuration has a log, an archive and no store, that no process serves
+/// from it, and that no records are missing. `former` are the ids of earlier logs whose
+/// offsets this log continues.
 ///
 /// # Errors
 /// If a precondition fails; names it and the remedy.
@@ -82,8 +82,8 @@ impl RebuildJob {
     /// Builds the store. `progress` receives the number of records done.
     ///
     /// # Errors
-    /// If something cannot be read or written. Work done so far is kept, and the next attempt
-    /// resumes.
+    /// If something cannot be read or written. Work done so far is kept, and
+    /// the next attempt resumes.
     pub fn run(
         &self,
         config: &Config,
@@ -117,6 +117,8 @@ impl RebuildJob {
             RebuildTarget::Sqlite { place, beside } => {
                 let store = SqliteStore::open_rebuilding(beside)?;
                 let report = run(store.as_ref(), progress)?;
+                // Complete before it is renamed: whatever has the name of the store counts as
+                // whole. Closing the last connection checkpoints the WAL into the file.
                 store.finish_rebuild()?;
                 drop(store);
                 put_in_place(beside, place)?;

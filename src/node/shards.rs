@@ -40,8 +40,6 @@ pub(crate) struct ShardsHandle {
     refs: ShardRefs,
     handover: Duration,
 }
-
-/// Composes the role.
 pub(crate) fn role(
     config: &Config,
     ports: &NodePorts,

@@ -102,6 +102,7 @@ impl NodeRoles {
         } else {
             None
         };
+        // Before the query role, which reads live deltas through the mesh.
         let mesh = mesh::role(config, &table, clock, log.id()).await?;
         // Without a mesh, queries see this node's own shards only.
         let live =

@@ -39,8 +39,8 @@ impl HourlyCounts {
 pub struct AccountingOutput {
     /// Ascending; hours without events are absent.
     pub hours: Vec<(Hour, HourlyCounts)>,
-    /// Quarantined records that could not be parsed, so that their tenant is unknown. Of all
-    /// tenants.
+    /// Quarantined records that could not be parsed, so that their tenant is
+    /// unknown. Of all tenants.
     pub unowned: u64,
     pub completeness: QueryCompleteness,
 }

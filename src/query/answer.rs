@@ -103,7 +103,7 @@ impl<'a> QueryOutput<'a> {
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamePage<T> {
-    /// Ascending by name.
+    /// In ascending order of their names.
     pub items: Vec<T>,
     /// The last name of this page, to pass as `after`; None on the last page.
     pub next: Option<String>,
@@ -128,8 +128,8 @@ pub struct PageRequest {
 }
 
 impl PageRequest {
-    /// The range to read from the store: one more than the limit, to know whether there is a next
-    /// page.
+    /// The range to read from the store: one more than the limit, to know whether there
+    /// is a next page.
     pub(super) fn store_page<'b>(
         &'b self,
         budget: &'b QueryBudget,

@@ -11,8 +11,8 @@ use crate::persistence::store::MetricInfo;
 #[derive(Debug, Default)]
 pub(super) struct MetricCatalogue {
     metrics: BTreeMap<String, MetricInfo>,
-    /// Metrics whose overflow series has been counted. Every shard may admit it, but it is one
-    /// series.
+    /// Metrics whose overflow series has been counted. Every shard may admit it, but
+    /// it is one series.
     overflow: BTreeSet<String>,
 }
 

@@ -23,14 +23,14 @@ pub struct IncompleteShard {
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryCompleteness {
-    /// Incomplete shards, ascending.
+    /// Shards that are incomplete, ascending by number.
     pub missing: Vec<IncompleteShard>,
     /// Everything received before this time is in the answer, except in the shards of `missing`.
     pub as_of: Millis,
     /// Number of shards asked.
     pub shards: usize,
-    /// Events whose labels were dropped at the series limit; None if the query does not depend on
-    /// labels.
+    /// Events whose labels were dropped at the series limit; None if the query does
+    /// not depend on labels.
     pub overflow: Option<u64>,
     stale_checkpoint: bool,
 }

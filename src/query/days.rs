@@ -11,8 +11,8 @@ use super::request::QueryRequest;
 use crate::model::window::Hour;
 use crate::persistence::store::{QuerySnapshot, RollupQuery, StoreError};
 
-/// Fewer days are not worth a thread, which costs about 50 µs: a day of one series is 24 seeks of
-/// 1 µs.
+/// Fewer days are not worth a thread, which costs about 50 µs: a day of one series is 24
+/// seeks of 1 µs.
 const MIN_SPLIT_DAYS: usize = 8;
 
 /// Opens an extra snapshot of the store; None if none is free at once.

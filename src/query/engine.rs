@@ -50,8 +50,8 @@ const PART_POINTS: usize = 50_000;
 /// may be sparser than the rest.
 const MORE_DAYS: usize = 8;
 
-/// Longer ranges are read without the day cache: no store holds that many days, and every day costs
-/// a revision look-up.
+/// Longer ranges are read without the day cache: no store holds that many days, and every day
+/// costs a revision look-up.
 const MAX_DAYS: i64 = 4_000;
 
 /// Answers queries from the store and the shards' live deltas.
@@ -116,6 +116,7 @@ impl QueryEngine {
         let (series, charge) = groups.into_ordered();
         let answer = QueryOutput::new(request, series, completeness, charge)
             .map_err(QueryError::FigureTooLarge)?;
+        // With `limit`, points were not counted while merging.
         let max = self.limits.max_points;
         if answer.points() > max {
             return Err(QueryError::TooManyPoints { max });

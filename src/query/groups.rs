@@ -91,8 +91,8 @@ pub struct GroupSet<'a> {
     /// Series ids are hashes already, so a fixed seed will do.
     by_series: HashMap<SeriesId, u32, FixedState>,
     last_bucket: Range<Millis>,
-    /// Events of the overflow series, whatever the matchers say. Counted only if the query depends
-    /// on labels.
+    /// Events of the overflow series, whatever the matchers say. Counted only if the
+    /// query depends on labels.
     pub overflow: u64,
     points: usize,
     limits: MergeLimits<'a>,

@@ -134,8 +134,8 @@ impl TimeStep {
     }
 }
 
-/// Rejects zones whose offset is not a whole number of hours between `from` and `to`, or changes
-/// within an hour.
+/// Rejects zones whose offset is not a whole number of hours between `from` and `to`, or
+/// changes within an hour.
 fn check_whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
     let begin = Timestamp::from_millisecond(from).map_err(|e| e.to_string())?;
     let changes = tz.following(begin).map(|change| (change.timestamp(), change.offset()));

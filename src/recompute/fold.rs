@@ -17,7 +17,7 @@ const CHUNK: usize = 8_192;
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy)]
 pub struct FoldRules {
-    /// `dedup.horizon` in milliseconds.
+    /// De-duplication horizon in milliseconds, `dedup.horizon`.
     pub dedup_horizon_ms: i64,
     pub dedup_max_ids: usize,
     /// Bytes of deltas at which a batch is committed.
@@ -52,8 +52,8 @@ pub(super) enum FoldError<E> {
     Commit(E),
 }
 
-/// Executes one commit: the guard, the batch, and the time before which ids have left every
-/// horizon.
+/// Executes one commit: the guard, the batch, and the time before which ids
+/// have left every horizon.
 pub(super) type CommitFn<'a, E> = dyn FnMut(FlushGuard, &FlushBatch, Millis) -> Result<(), E> + 'a;
 
 /// Applies the records and commits what is due; with `drain`, commits everything.
@@ -71,6 +71,7 @@ pub(super) fn apply<E>(
             let chunk = Cow::Borrowed(&above[..above.len().min(CHUNK)]);
             // `end` stands in for the log's end, so the driver never reports itself behind.
             handle(driver, ShardEvent::LogRead(Ok(chunk)), end, commit)?;
+            // Without progress this loop would never end.
             if driver.state().next() == next {
                 return Err(FoldError::Stopped(format!(
                     "the record at offset {next} is not applied"

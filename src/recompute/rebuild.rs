@@ -50,7 +50,7 @@ pub enum RebuildError {
     )]
     Gap {
         shard: ShardId,
-        /// The first gap.
+        /// The first range of missing records.
         missing: OffsetRange,
     },
     /// The first records of the shard are gone, and that was not allowed.
@@ -114,8 +114,8 @@ pub struct StoreRebuild<'a> {
     pub max_series: u64,
     /// The metric names of each tenant, which have a limit of their own.
     pub metric_names: Arc<MetricNameRegistry>,
-    /// `accept.max_ahead` in milliseconds: how far ahead of its append time the window of an event
-    /// may be.
+    /// `accept.max_ahead` in milliseconds: how far ahead of its append time the window of
+    /// an event may be.
     pub max_ahead_ms: i64,
     /// Random; distinguishes this rebuild's epochs from those of any other owner.
     pub nonce: u64,
@@ -171,8 +171,8 @@ pub fn plan(
 }
 
 impl StoreRebuild<'_> {
-    /// Rebuilds the shards, or resumes an interrupted rebuild. `progress` receives the number of
-    /// records done.
+    /// Rebuilds the shards, or resumes an interrupted rebuild. `progress` receives the
+    /// number of records done.
     ///
     /// # Errors
     /// If anything cannot be read or written. Batches flushed so far are kept, so a retry resumes.
@@ -299,6 +299,7 @@ impl<'a> ShardRebuild<'a> {
             }
             progress(link.name.range.len());
         }
+        // The last objects can be recorded only after all their records are flushed.
         self.apply(&mut driver, &[], true)?;
         self.record_folded()?;
         // All archived records have expired, so the log alone tells where the floor is.
@@ -427,8 +428,8 @@ impl<'a> ShardRebuild<'a> {
         Ok(ShardState::new(limits, shard, &claim, recent, admission, self.checkpoint.next).into())
     }
 
-    /// Applies the records above the driver's position and flushes what is due; all of it with
-    /// `drain`.
+    /// Applies the records above the driver's position and flushes what is due; all
+    /// of it with `drain`.
     fn apply(
         &mut self,
         driver: &mut ShardDriver,

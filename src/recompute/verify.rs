@@ -42,8 +42,8 @@ use crate::persistence::store::{StoreDamage, StoreError};
 /// Verifies the windows of the range. `progress(done, total)` counts shards.
 ///
 /// # Errors
-/// If the store, the log or the archive cannot be read. After [`VerifyError::Released`] a retry is
-/// worthwhile.
+/// If the store, the log or the archive cannot be read. After [`VerifyError::Released`]
+/// a retry is worthwhile.
 pub fn verify(
     sources: &VerifySources<'_>,
     hours: Range<Hour>,

@@ -26,6 +26,8 @@ pub(super) async fn send_heartbeats(
     let foreign = RepeatedLog::new();
     loop {
         let sent = Stopwatch::start();
+        // The deadline shrinks with the silence, so that a hanging peer is dead after `dead_after`
+        // in all.
         match peer.heartbeat(options.dead_after.saturating_sub(answered.elapsed())).await {
             Ok(()) => {
                 answered = Stopwatch::start();

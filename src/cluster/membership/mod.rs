@@ -47,7 +47,7 @@ const FRAME_OVERHEAD: usize = 1 << 20;
 /// The process group scope of all endpoints.
 const SCOPE: &str = "rollmill";
 
-/// The membership actor.
+/// The actor that manages the peers of this node.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Clone)]
 pub struct MeshActor {
@@ -64,7 +64,7 @@ pub struct MeshActor {
 /// A step in the life of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionEvent {
-    /// A connection exists.
+    /// A connection exists, not authenticated yet.
     Opened,
     /// The peer has shown the cookie.
     Authenticated,
@@ -276,8 +276,8 @@ impl MeshActor {
         self.add_peer(myself, state, info.node_id);
     }
 
-    /// Looks up the peer's endpoint and starts its heartbeats. Without an endpoint yet, the next
-    /// tick tries again.
+    /// Looks up the peer's endpoint and starts its heartbeats. Without an endpoint yet, the
+    /// next tick tries again.
     fn add_peer(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, id: NodeId) {
         let Some(session) = state.sessions.get_mut(&id) else { return };
         let Some(name) = session.name.clone() else { return };

@@ -17,8 +17,8 @@ use crate::model::window::Hour;
 pub(super) struct Comparison {
     report: VerifyReport,
     unmatched: HashMap<(SeriesId, Hour), StoredRow>,
-    /// Several shards may write to one overflow series, so its rows are compared only after all
-    /// shards are folded.
+    /// Several shards may write to one overflow series, so its rows are compared only after
+    /// all shards are folded.
     overflow: RecomputedRows,
     ledger: RecomputedLedger,
     folded: BTreeSet<ShardId>,

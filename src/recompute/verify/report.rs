@@ -25,7 +25,7 @@ pub struct RowDifference {
 pub struct VerifyReport {
     /// Stored rows in the range.
     pub rows: u64,
-    /// Records folded.
+    /// Number of records folded, duplicates included.
     pub records: u64,
     /// Selected shards that have a checkpoint.
     pub shards: u64,
@@ -45,8 +45,8 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Whether every selected row equals the fold of its records, and the rest of the store is
-    /// consistent.
+    /// Whether every selected row equals the fold of its records, and the rest of
+    /// the store is consistent.
     pub fn is_equal(&self) -> bool {
         self.differences.is_empty() && self.damages.is_empty() && self.unverified.is_empty()
     }

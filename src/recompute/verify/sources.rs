@@ -42,8 +42,8 @@ impl VerifyError {
         }
     }
 
-    /// Classifies a failed read of the log: damage and loss concern the shard, an unreachable log
-    /// concerns all.
+    /// Classifies a failed read of the log: damage and loss concern the shard, an
+    /// unreachable log concerns all.
     pub(super) fn of_log(shard: ShardId, error: LogError) -> Self {
         match error {
             LogError::Released { .. } => VerifyError::Released,
@@ -64,8 +64,8 @@ pub struct VerifySources<'a> {
     /// Opens the log in its current state. Called after the snapshot of the store is taken, so that
     /// the log holds everything below the checkpoints.
     pub open_log: &'a dyn Fn() -> Result<Arc<dyn LogReader>, String>,
-    /// `dedup.horizon` of the server in milliseconds. Applies to shards whose store has recorded no
-    /// rule yet.
+    /// `dedup.horizon` of the server in milliseconds. Applies to shards whose store has
+    /// recorded no rule yet.
     pub dedup_horizon_ms: i64,
     /// `dedup.max_ids` of the server; applies like the horizon.
     pub dedup_max_ids: usize,
