@@ -162,7 +162,7 @@ impl NodeRoles {
         let dedup_horizon_ms = millis(config.dedup.horizon);
         let gauges = Gauges { ready: ready.clone(), slots: self.table.clone(), dedup_horizon_ms };
         let (ready, metric_names) = (ready.clone(), self.metric_names.clone());
-        // Only nodes with shards see every metric name of a tenant.
+        // Only nodes with shards load the names of metrics.
         let counts_names = config.node.roles.shards;
         Gateway::new(GatewayDeps {
             submit: self.gateway.as_ref().map(|gateway| gateway.submit.clone()),

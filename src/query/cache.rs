@@ -49,7 +49,7 @@ fn weight(part: &DayPart) -> usize {
 }
 
 impl DayCache {
-    /// A cache of `bytes` capacity in front of `shared`, the shared one; 0 turns both off.
+    /// A cache of `bytes` capacity in front of the `shared` one; 0 turns both off.
     pub(super) fn new(bytes: u64, shared: Option<Arc<dyn SharedCache>>) -> Self {
         let weigher = |key: &CacheKey, part: &CachedPart| {
             u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX)

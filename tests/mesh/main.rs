@@ -1,7 +1,7 @@
 //! Several nodes, each a process: they all give the same answer, and a partial one while nodes are
 //! killed, frozen or cut off.
+// Waiting for processes takes real time.
 #![allow(clippy::disallowed_methods)]
-// processes are waited for in real time
 // A test exports nothing, and cleans up without checking for errors.
 #![allow(unreachable_pub, clippy::let_underscore_must_use)]
 
