@@ -3,11 +3,11 @@
 //! | file | what |
 //! |---|---|
 //! | `membership/` | the actor that dials, accepts, watches and drops peers |
-//! | `listener.rs`, `gate.rs` | incoming connections, and their limits before authentication |
-//! | `peer.rs`, `directory.rs` | what is known of each peer, and who owns which shard |
-//! | `reader.rs` | the requesting side: one call per node and query |
-//! | `endpoint.rs`, `server.rs` | the answering side |
-//! | `wire.rs` | the messages |
+//! | `listener`, `gate` | incoming connections, and their limits before authentication |
+//! | `peer`, `directory` | what is known of each peer, and who owns which shard |
+//! | `reader` | the requesting side: one call per node and query |
+//! | `endpoint`, `server` | the answering side |
+//! | `wire` | the messages |
 //!
 //! An answer is used only if it is for exactly the checkpoint of the query's snapshot. Nothing
 //! waits longer than its deadline. A node that is dead, frozen or cut off costs one call its
