@@ -17,7 +17,7 @@ use rollmill::persistence::archive::chain::ObjectChains;
 use rollmill::persistence::log::LogReader;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::persistence::store::{
-    NameRange, RollupQuery, ShardStore, SnapshotSource, StoreSnapshot,
+    AuditSnapshot, NameRange, QuerySnapshot, RollupQuery, ShardStore, SnapshotSource,
 };
 use rollmill::recompute::fold::FoldRules;
 use rollmill::recompute::rebuild::{self, StoreRebuild};
@@ -34,7 +34,7 @@ use crate::world::SimWorld;
 const ALWAYS: (Hour, Hour) = (Hour(i32::MIN), Hour(i32::MAX));
 
 /// The rows as queries read them.
-fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
+fn stored_rows(snapshot: &mut dyn QuerySnapshot) -> OracleRows {
     let mut rows = OracleRows::new();
     for tenant in TENANTS {
         let (from, to) = ALWAYS;
@@ -58,7 +58,7 @@ fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
 }
 
 /// The rows as `verify` reads them: the stored bytes must be those of the rollup.
-fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> OracleRows {
+fn stored_bytes(snapshot: &mut dyn AuditSnapshot) -> OracleRows {
     let mut rows = OracleRows::new();
     let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup, bytes: &[u8]| {
         let mut encoded = Vec::new();
@@ -179,7 +179,7 @@ impl SimWorld {
         })
     }
 
-    fn check_accounting(&self, snapshot: &mut dyn StoreSnapshot) -> Result<(), Violation> {
+    fn check_accounting(&self, snapshot: &mut dyn QuerySnapshot) -> Result<(), Violation> {
         let mut expected: BTreeMap<(&str, i32), [u64; 3]> = BTreeMap::new();
         for (key, counts) in self.oracle.iter().flat_map(|fold| &fold.accounting) {
             expected.entry(*key).or_default().iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);

@@ -11,7 +11,7 @@ use crate::model::offset::Checkpoint;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
 use crate::persistence::store::memory::{StoreFault, StoreWrite};
-use crate::persistence::store::{RollupQuery, StoreSnapshot};
+use crate::persistence::store::{QuerySnapshot, RollupQuery};
 use crate::shards::state::LiveQuery;
 
 /// Number of moves in a run; `ROLLMILL_TEST_MOVES` overrides it.
@@ -70,7 +70,7 @@ fn count(store: &MemoryStore, nodes: &[Arc<ShardTable>]) -> Option<(Millis, u64)
     Some((as_of, total))
 }
 
-fn stored(snapshot: &mut dyn StoreSnapshot) -> BTreeMap<(Series, Hour), Rollup> {
+fn stored(snapshot: &mut dyn QuerySnapshot) -> BTreeMap<(Series, Hour), Rollup> {
     let mut rollups = BTreeMap::new();
     let query = RollupQuery {
         tenant: "t",
