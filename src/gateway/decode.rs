@@ -75,9 +75,9 @@ impl BodyReservation {
             return Err(body_too_large(max));
         }
         if needed > whole.capacity() {
-            // Grows by doubling as `Vec` does, but exactly, so that reservation and allocation
-            // agree.
-            let capacity = needed.max(2 * whole.capacity()).max(STEP).min(max);
+            // The first allocation is as large as the first piece: most bodies are small and arrive
+            // in one.
+            let capacity = needed.max(2 * whole.capacity()).min(max);
             self.grow_to(beside + capacity)?;
             whole.reserve_exact(capacity - whole.len());
         }
