@@ -6,7 +6,7 @@
 //! with all scopes, and the node listens on loopback only.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use base64::Engine;
@@ -20,6 +20,8 @@ pub use super::keys_file::{KeysError, KeysFile, Scope, StoredKey};
 
 /// The tenant of every request to a node without keys.
 pub const DEFAULT_TENANT: &str = "default";
+/// Allocated once: every request to a node without keys needs it.
+static OPEN_TENANT: LazyLock<Arc<str>> = LazyLock::new(|| DEFAULT_TENANT.into());
 const PREFIX_BYTES: usize = 11;
 
 /// The API keys in force.
@@ -97,7 +99,7 @@ impl KeyTable {
     ) -> Result<Arc<str>, ApiError> {
         if self.is_open() {
             // `origin_policy` has already checked who may reach a node without keys.
-            return Ok(DEFAULT_TENANT.into());
+            return Ok(OPEN_TENANT.clone());
         }
         self.tenant_of(authorization(headers, "bearer"), scope, now)
     }
@@ -127,7 +129,7 @@ impl KeyTable {
 
     /// The tenant of a valid key, whatever its scopes. Takes a bearer token or a `Basic` password.
     pub fn owner(&self, authorization: Option<&HeaderValue>, now: i64) -> Option<Arc<str>> {
-        let Some(keys) = self.keys.as_deref() else { return Some(DEFAULT_TENANT.into()) };
+        let Some(keys) = self.keys.as_deref() else { return Some(OPEN_TENANT.clone()) };
         let (scheme, credentials) = authorization?.to_str().ok()?.split_once(' ')?;
         let decoded;
         let plain = if scheme.eq_ignore_ascii_case("basic") {
