@@ -145,14 +145,22 @@ impl ShareLease {
 
     /// Takes more in addition. If that fails, the lease is unchanged.
     pub fn grow(&mut self, more: u64) -> Result<(), ShareExceeded> {
-        // Read before the lock: the limits are an atomic of their own, and the lock stays short.
+        // Taking nothing always succeeds.
+        if more == 0 {
+            return Ok(());
+        }
         let share = self.pool.limits();
-        let mut books = self.pool.books();
-        let own = books.tenants.get(&self.tenant).copied().unwrap_or(0);
+        let mut guard = self.pool.books();
+        let books = &mut *guard;
+        let known = books.tenants.get_mut(&self.tenant);
+        let own = known.as_deref().copied().unwrap_or(0);
         share.admits(books.held, own, more)?;
         books.held += more;
         check_bound(self.pool.name, books.held, share.total);
-        books.tenants.insert(self.tenant.clone(), own + more);
+        match known {
+            Some(own) => *own += more,
+            None => _ = books.tenants.insert(self.tenant.clone(), more),
+        }
         self.amount += more;
         Ok(())
     }
