@@ -29,6 +29,7 @@ pub mod parse;
 pub mod read_routes;
 pub mod render;
 pub mod rest_proxy;
+mod route_metrics;
 pub mod routes;
 pub mod server;
 pub mod shares;
@@ -98,6 +99,7 @@ pub struct Gateway {
     /// Limits that tenants share.
     pub shares: shares::TenantShares,
     connections: Arc<connections::ConnectionTable>,
+    route_metrics: route_metrics::RouteMetrics,
     queries: fair_pool::FairPool,
     /// Decompress and parse large bodies.
     readers: fair_pool::FairPool,
@@ -149,6 +151,7 @@ impl Gateway {
             connections::ConnectionTable::new(max, per_address, shares.connections.clone());
         Arc::new(Self {
             connections,
+            route_metrics: route_metrics::RouteMetrics::default(),
             event_limits: EventLimits {
                 max_age_ms: millis(config.accept.max_age),
                 max_ahead_ms: millis(config.accept.max_ahead),

@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::extract::{
     GatewayState, QueryString, checked_params, decode_query, idempotency_of, json, path_segment,
 };
+use super::route_metrics::RouteMetrics;
 use super::{
     Gateway, admin, auth, compression, decode, ingest, origin_policy, pages, parse, read_routes,
     rest_proxy, shares, ws,
@@ -28,7 +29,6 @@ use crate::model::budget::{AbortReason, QueryBudget};
 use crate::model::event;
 use crate::query::error::QueryError;
 use crate::query::service::QueryService;
-use crate::telemetry;
 
 /// Builds the router of the whole HTTP interface.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -73,34 +73,31 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 }
 
 /// Middleware that counts requests by route and status.
-pub(super) async fn count(request: Request, next: Next) -> Response {
+pub(super) async fn count(
+    State(metrics): State<Arc<RouteMetrics>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let counted = RequestMetrics::begin(&request);
-    counted.end(next.run(request).await)
+    counted.end(&metrics, next.run(request).await)
 }
 
 /// Measures a request; `end` counts it.
 struct RequestMetrics {
-    route: String,
+    /// The route pattern, never the path: clients choose paths, and each would be a new time
+    /// series.
+    route: Option<MatchedPath>,
     watch: Stopwatch,
 }
 
 impl RequestMetrics {
     fn begin(request: &Request) -> Self {
-        // The route pattern, never the path: clients choose paths, and each would be a new time
-        // series.
-        let route = request
-            .extensions()
-            .get::<MatchedPath>()
-            .map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
-        Self { route, watch: Stopwatch::start() }
+        Self { route: request.extensions().get().cloned(), watch: Stopwatch::start() }
     }
 
-    fn end(self, mut response: Response) -> Response {
-        let Self { route, watch } = self;
-        metrics::histogram!(telemetry::REQUEST_SECONDS, "route" => route.clone())
-            .record(watch.elapsed().as_secs_f64());
-        let status = response.status().as_u16().to_string();
-        metrics::counter!(telemetry::REQUESTS, "route" => route, "status" => status).increment(1);
+    fn end(self, metrics: &RouteMetrics, mut response: Response) -> Response {
+        let route = self.route.as_ref().map_or("unknown", MatchedPath::as_str);
+        metrics.count(route, response.status(), self.watch.elapsed());
         response
             .headers_mut()
             .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -121,7 +118,7 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
         let mut response = error.into_response();
         // The tenant has no slot for it, so the connection must not stay open.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        return counted.end(response);
+        return counted.end(&gateway.route_metrics, response);
     }
     let policy = &gateway.deps.origin_policy;
     let listed = policy.allowed_origin(request.headers());
@@ -134,10 +131,11 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
     };
     // Added to errors, too: a page can only read an answer that has these headers.
     policy.add_cors_headers(listed, response.headers_mut());
-    counted.end(match tenant {
+    let response = match tenant {
         Some(tenant) => shares::reserve_answer(&gateway.shares, &tenant, response),
         None => response,
-    })
+    };
+    counted.end(&gateway.route_metrics, response)
 }
 
 impl Gateway {

@@ -48,5 +48,5 @@ fn router(why: Arc<ArcSwap<String>>) -> Router {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }))
-        .layer(axum::middleware::from_fn(routes::count))
+        .layer(axum::middleware::from_fn_with_state(Arc::default(), routes::count))
 }
