@@ -25,7 +25,10 @@ use crate::telemetry;
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest back-off, which is also how much later than its servers a node may come up.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Maximum number of distinct reasons logged, should a server give ever new ones.
+/// How often the samples of histograms are aggregated. Until then the recorder keeps each of them,
+/// also on a node whose `/metrics` nobody scrapes.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Reasons that are told once each; a server that finds ever new ones is told of no more.
 const MAX_REASONS: usize = 32;
 
 /// Opens what the roles need. While a dependency is unavailable, answers health checks and retries
@@ -43,6 +46,13 @@ pub(super) async fn open(
         .and_then(metrics_exporter_prometheus::PrometheusBuilder::install_recorder)
         .context("cannot record metrics")?;
     telemetry::describe();
+    let recorded = prometheus.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP_INTERVAL).await;
+            recorded.run_upkeep();
+        }
+    });
     let render: MetricsRenderer = Arc::new(move || prometheus.render());
     let error = match attempt(config, data, &render).await? {
         Ok(ports) => return Ok(ports),
