@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Gateway;
@@ -18,6 +18,10 @@ pub(super) type ParamList = Vec<(String, String)>;
 /// A query string that is not decoded yet.
 pub(super) type QueryString = RawQuery;
 
+/// Makes a retry of events without ids harmless. A parsed name: looking up a text parses it each
+/// time.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// Wraps finished JSON text in an answer.
 pub(super) fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
@@ -26,7 +30,7 @@ pub(super) fn json(body: String) -> Response {
 /// The header `Idempotency-Key`; `None` if it is missing. Fails with 400 if it is empty, longer
 /// than 100 bytes or not ASCII.
 pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    match headers.get("idempotency-key").map(HeaderValue::to_str) {
+    match headers.get(&IDEMPOTENCY_KEY).map(HeaderValue::to_str) {
         None => Ok(None),
         Some(Ok(key)) if (1..=100).contains(&key.len()) => Ok(Some(key)),
         Some(_) => {

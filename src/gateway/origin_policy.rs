@@ -15,9 +15,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use super::extract::IDEMPOTENCY_KEY;
 use super::{Gateway, rest_proxy};
 
-const SEC_FETCH_SITE: &str = "sec-fetch-site";
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const REQUEST_PRIVATE_NETWORK: &str = "access-control-request-private-network";
 const ALLOW_PRIVATE_NETWORK: &str = "access-control-allow-private-network";
 /// How long a browser may cache a preflight answer, in seconds.
@@ -49,7 +50,7 @@ impl OriginPolicy {
     /// Whether a page sends this whose origin is not listed.
     pub(super) fn is_foreign_page(&self, headers: &HeaderMap) -> bool {
         let by_script = headers.contains_key(header::ORIGIN);
-        let by_page = headers.get(SEC_FETCH_SITE).is_some_and(|site| site.as_bytes() != b"none");
+        let by_page = headers.get(&SEC_FETCH_SITE).is_some_and(|site| site.as_bytes() != b"none");
         (by_script || by_page) && self.allowed_origin(headers).is_none()
     }
 
@@ -100,7 +101,7 @@ impl OriginPolicy {
             })
         });
         let is_own_fetch = headers
-            .get(SEC_FETCH_SITE)
+            .get(&SEC_FETCH_SITE)
             .is_none_or(|site| matches!(site.as_bytes(), b"same-origin" | b"none"));
         if is_own_page && is_own_fetch {
             return Ok(());
@@ -141,19 +142,32 @@ fn name_of(host: &str) -> Option<&str> {
     Some(name).filter(|name| !name.is_empty())
 }
 
-/// Checks that a request's head can be read in one way only. Fails with 400 for a repeated or
-/// missing header, 501 for a transfer coding other than chunked.
+/// A header that must appear at most once and is repeated. A proxy in front may have acted on
+/// another of its values (request smuggling).
+fn repeated_header(headers: &HeaderMap) -> Option<HeaderName> {
+    // Most requests repeat no header at all: then none of these need to be looked up.
+    if headers.len() == headers.keys_len() {
+        return None;
+    }
+    let once = [
+        header::HOST,
+        header::AUTHORIZATION,
+        header::CONTENT_TYPE,
+        header::ORIGIN,
+        SEC_FETCH_SITE,
+        IDEMPOTENCY_KEY,
+    ];
+    once.into_iter().find(|name| headers.get_all(name).iter().nth(1).is_some())
+}
+
+/// Checks that a request's head can be read in one way only.
+///
+/// # Errors
+/// 400 for a repeated or missing header, 501 for a transfer coding other than chunked.
 fn check_head(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
     let bad = |code, message: String| Err(ApiError::new(StatusCode::BAD_REQUEST, code, message));
-    // A proxy in front may have acted on another of two values (request smuggling).
-    let once =
-        ["host", "authorization", "content-type", "origin", SEC_FETCH_SITE, "idempotency-key"];
-    let repeated = |name: &&&str| headers.get_all(**name).iter().nth(1).is_some();
-    // In most heads no name repeats, and then there is no need to look each of these up.
-    if headers.len() > headers.keys_len()
-        && let Some(name) = once.iter().find(repeated)
-    {
+    if let Some(name) = repeated_header(headers) {
         return bad("header_repeated", format!("the header {name} is there more than once"));
     }
     if request.version() == Version::HTTP_11 && !headers.contains_key(header::HOST) {
