@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -175,7 +177,7 @@ async fn connection(
     router: Router,
     (socket, of): AcceptedConnection,
     patience: ClientTimeouts,
-    mut stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
     gateway: Option<&Arc<Gateway>>,
 ) {
     let socket = WriteTimeout::new(socket, of.clone(), patience.write);
@@ -191,14 +193,16 @@ async fn connection(
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
         .with_upgrades();
     let mut connection = pin!(connection);
+    // In a collection of one, which polls a future only after its own wake-up: otherwise every read
+    // and write would also poll these timers and signals.
+    let mut end = FuturesUnordered::from_iter([await_end(&of, gateway, stopping)]);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        cut = await_disconnect(&of, gateway) => {
-            // Returning drops the connection, and its socket decides whether it lingers.
-            count_disconnect(cut);
-            return;
-        }
-        () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+        Some(end) = end.next() => {
+            if let ConnectionEnd::Disconnect(reason) = end {
+                count_disconnect(reason);
+                return;
+            }
             connection.as_mut().graceful_shutdown();
             let Ok(ended) = tokio::time::timeout(DRAIN_TIMEOUT, connection).await else {
                 tracing::warn!("a connection still open after the drain time is cut");
@@ -212,8 +216,27 @@ async fn connection(
     }
 }
 
-/// Completes when the connection is evicted, or its key is revoked while the client does
-/// not take an answer.
+/// Why the server ends a connection.
+enum ConnectionEnd {
+    Disconnect(DisconnectReason),
+    Stop,
+}
+
+/// Completes when the server must end the connection.
+async fn await_end(
+    connection: &ClientConnection,
+    gateway: Option<&Arc<Gateway>>,
+    mut stopping: watch::Receiver<bool>,
+) -> ConnectionEnd {
+    tokio::select! {
+        reason = await_disconnect(connection, gateway) => ConnectionEnd::Disconnect(reason),
+        // A dropped sender means the same as the signal.
+        _ = stopping.wait_for(|stop| *stop) => ConnectionEnd::Stop,
+    }
+}
+
+/// Completes when the connection is evicted, or its key is revoked while the client does not take
+/// an answer.
 async fn await_disconnect(
     connection: &ClientConnection,
     gateway: Option<&Arc<Gateway>>,
