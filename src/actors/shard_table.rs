@@ -149,20 +149,39 @@ impl ShardTable {
         (0..).map(ShardId).zip(&self.entries)
     }
 
-    /// Reads the log's end, records whether the owner has applied everything below it,
-    /// and returns the end.
-    pub fn update_progress(&self, shard: ShardId, entry: &ShardEntry) -> Offset {
-        let seen = self.observe(shard);
-        self.wall_clock.lock().unwrap_or_else(PoisonError::into_inner).update(seen.now);
-        entry.record_progress(&seen);
+    /// Looks at the log's end, and notes whether the owner here has applied everything below.
+    pub fn update_progress(&self, shard: ShardId, slot: &ShardEntry) -> Offset {
+        self.update_progress_at(self.read_clocks(), shard, slot)
+    }
+
+    /// Reads the clocks, for [`Self::update_progress_at`].
+    pub fn read_clocks(&self) -> ClockReading {
+        let now = self.clock.reading();
+        self.wall_clock.lock().unwrap_or_else(PoisonError::into_inner).update(now);
+        now
+    }
+
+    /// As [`Self::update_progress`], with clocks that were read before: a caller that visits all
+    /// shards reads them once.
+    pub fn update_progress_at(
+        &self,
+        now: ClockReading,
+        shard: ShardId,
+        slot: &ShardEntry,
+    ) -> Offset {
+        let seen = self.observe_at(now, shard);
+        slot.record_progress(&seen);
         seen.end
     }
 
-    /// Reads the clocks, then how recent the log's knowledge is, then its end. In this order a
-    /// record acknowledged in between may lie beyond what is claimed, but no claim covers a record
-    /// that was missed. What was applied must be read after all three.
     fn observe(&self, shard: ShardId) -> Observation {
-        let now = self.clock.reading();
+        self.observe_at(self.clock.reading(), shard)
+    }
+
+    /// Looks at what the log knows, and at its end, after the clocks were read. The order matters:
+    /// what is acknowledged between the first and the last may lie beyond what is claimed, and
+    /// never the other way round. What was applied is read after all three.
+    fn observe_at(&self, now: ClockReading, shard: ShardId) -> Observation {
         let known = self.log.end_as_of(shard, now.uptime);
         Observation { now, end_as_of: known, end: self.log.end(shard) }
     }
