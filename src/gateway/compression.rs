@@ -77,13 +77,15 @@ pub(super) fn negotiate(headers: &HeaderMap) -> Option<ContentCoding> {
 }
 
 fn is_compressible(response: &Response) -> bool {
+    // Checked first: most answers are small, and then no header needs to be looked up.
+    if response.body().size_hint().exact().is_none_or(|bytes| bytes < MIN_BYTES) {
+        return false;
+    }
     let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let is_text = kind.starts_with(b"application/json") || kind.starts_with(b"text/");
     is_text
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
         && !response.headers().contains_key(header::CONTENT_ENCODING)
-        // A body of unknown size is a stream, which is not buffered for compression.
-        && response.body().size_hint().exact().is_some_and(|bytes| bytes >= MIN_BYTES)
 }
 
 /// Compresses an answer if it is large enough and the client accepts it.

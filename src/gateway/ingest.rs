@@ -157,7 +157,9 @@ impl IngestRequest<'_> {
             }
         }
         // Refused events are not stored, so they do not count against the rate.
-        self.gateway.admission.refund(self.tenant, refusals.len());
+        if !refusals.is_empty() {
+            self.gateway.admission.refund(self.tenant, refusals.len());
+        }
         Ok((events, refusals))
     }
 
