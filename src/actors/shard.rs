@@ -213,13 +213,14 @@ impl ShardActor {
         shell: &mut ShardActorState,
         command: ShardCommand,
     ) -> Result<Option<ShardEvent<'static>>, ActorProcessingErr> {
-        let ports = self.ports.clone();
+        // Cloned only for calls on other threads: reads of the log and notices happen at every pull.
+        let ports = || self.ports.clone();
         match command {
             ShardCommand::ReadLog { from, max_bytes } => {
-                return Ok(Some(ports.read_log(from, max_bytes)));
+                return Ok(Some(self.ports.read_log(from, max_bytes)));
             }
             ShardCommand::ReadArchive { from, max_bytes } => {
-                let mut archived = shell.gap_reader.take();
+                let (ports, mut archived) = (ports(), shell.gap_reader.take());
                 let read = tokio::task::spawn_blocking(move || {
                     let event = ports.read_archive(&mut archived, from, max_bytes);
                     (archived, event)
@@ -236,19 +237,23 @@ impl ShardActor {
             }
             ShardCommand::ReleaseIsolation => shell.isolation = None,
             ShardCommand::MarkSuspect { epoch, offset, index } => {
+                let ports = ports();
                 let marked =
                     tokio::task::spawn_blocking(move || ports.mark_suspect(epoch, offset, index));
                 return Ok(Some(marked.await?));
             }
             ShardCommand::Commit { guard, batch, forget_ids_before } => {
-                // In the background: while the store works, the shard keeps reading and applying.
+                let ports = ports();
                 spawn_call(myself, move || commit(&ports, guard, &batch, forget_ids_before));
             }
             ShardCommand::Reclaim => {
-                let nonce = nonce()?;
+                let (nonce, ports) = (nonce()?, ports());
                 spawn_call(myself, move || ports.reclaim(nonce));
             }
-            ShardCommand::Confirm { next } => spawn_call(myself, move || ports.confirm(next)),
+            ShardCommand::Confirm { next } => {
+                let ports = ports();
+                spawn_call(myself, move || ports.confirm(next));
+            }
             ShardCommand::Drained => {
                 shell
                     .draining
