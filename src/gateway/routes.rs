@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -234,17 +233,19 @@ impl Drop for AbandonOnDrop {
 
 async fn post_events(
     State(gateway): GatewayState,
-    headers: HeaderMap,
     q: QueryString,
-    body: Body,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let tenant = gateway.tenant(&headers, Scope::Write)?;
+    // Not the extractor `HeaderMap`, which clones all headers.
+    let (head, body) = request.into_parts();
+    let headers = &head.headers;
+    let tenant = gateway.tenant(headers, Scope::Write)?;
     checked_params(q, &[])?;
-    let format =
-        decode::format_of(&headers, gateway.deps.origin_policy.allowed_origin(&headers).is_some())?;
-    let idempotency = idempotency_of(&headers)?;
+    let is_listed = gateway.deps.origin_policy.allowed_origin(headers).is_some();
+    let format = decode::format_of(headers, is_listed)?;
+    let idempotency = idempotency_of(headers)?;
     // Held until the answer, so that bodies waiting for the log stay counted.
-    let (body, _reservation) = decode::read_body(&gateway, &tenant, &headers, body).await?;
+    let (body, _reservation) = decode::read_body(&gateway, &tenant, headers, body).await?;
     let now = gateway.deps.clock.now();
     let (owner, whole, idempotency) =
         (tenant.clone(), body.clone(), idempotency.map(str::to_owned));
