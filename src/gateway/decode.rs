@@ -95,14 +95,18 @@ pub fn format_of(headers: &HeaderMap, is_listed: bool) -> Result<BodyFormat, Api
     let named = headers
         .get(header::CONTENT_TYPE)
         .map_or("application/json", |named| named.to_str().unwrap_or("?"));
-    match named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
-        "application/json" => Ok(BodyFormat::Json),
-        "text/plain" if is_listed => Ok(BodyFormat::Json),
-        "application/x-ndjson" | "application/ndjson" => Ok(BodyFormat::Ndjson),
-        "application/msgpack" | "application/x-msgpack" => Ok(BodyFormat::MessagePack),
-        _ => Err(unsupported(
-            "Content-Type is application/json, application/x-ndjson or application/msgpack",
-        )),
+    let named = named.split(';').next().unwrap_or_default().trim();
+    let is = |kind: &str| named.eq_ignore_ascii_case(kind);
+    if is("application/json") || (is_listed && is("text/plain")) {
+        Ok(BodyFormat::Json)
+    } else if is("application/x-ndjson") || is("application/ndjson") {
+        Ok(BodyFormat::Ndjson)
+    } else if is("application/msgpack") || is("application/x-msgpack") {
+        Ok(BodyFormat::MessagePack)
+    } else {
+        let message =
+            "Content-Type is application/json, application/x-ndjson or application/msgpack";
+        Err(unsupported(message))
     }
 }
 
