@@ -245,7 +245,7 @@ pub async fn append(
             gateway.admission.refund(&tenant, accepted);
             return Err(unavailable(error));
         }
-        metrics::counter!(telemetry::EVENTS_ACCEPTED).increment(accepted as u64);
+        gateway.events_accepted.increment(accepted as u64);
     }
     Ok(IngestAnswer { accepted, rejected: errors.len(), errors })
 }

@@ -51,6 +51,7 @@ use crate::config::{Config, millis};
 use crate::model::event::EventLimits;
 use crate::operate::service::{ExpiryService, QuarantineService, StatusService};
 use crate::query::service::QueryService;
+use crate::telemetry;
 
 /// Whether the node is ready for a role, or for all of its own if `None`; the error says why not.
 pub type ReadyCheck = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
@@ -100,6 +101,8 @@ pub struct Gateway {
     pub shares: shares::TenantShares,
     connections: Arc<connections::ConnectionTable>,
     route_metrics: route_metrics::RouteMetrics,
+    /// A kept handle: every write increments it.
+    events_accepted: metrics::Counter,
     queries: fair_pool::FairPool,
     /// Decompress and parse large bodies.
     readers: fair_pool::FairPool,
@@ -152,6 +155,7 @@ impl Gateway {
         Arc::new(Self {
             connections,
             route_metrics: route_metrics::RouteMetrics::default(),
+            events_accepted: metrics::counter!(telemetry::EVENTS_ACCEPTED),
             event_limits: EventLimits {
                 max_age_ms: millis(config.accept.max_age),
                 max_ahead_ms: millis(config.accept.max_ahead),
