@@ -132,17 +132,17 @@ impl Series {
     pub fn has_key(&self, mut key: &[u8]) -> bool {
         let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);
         let mut strings = [&self.tenant, &self.metric].into_iter().chain(labels);
-        strings.all(|string| take(&mut key).is_ok_and(|found| found == string)) && key.is_empty()
+        strings.all(|string| take_equal(&mut key, string)) && key.is_empty()
     }
 
     /// Whether a series key belongs to the tenant.
     pub fn key_is_of_tenant(mut key: &[u8], tenant: &str) -> bool {
-        take(&mut key).is_ok_and(|found| found == tenant)
+        take_equal(&mut key, tenant)
     }
 
     /// Whether a series key belongs to the tenant and the metric.
     pub fn key_is_of(mut key: &[u8], tenant: &str, metric: &str) -> bool {
-        [tenant, metric].iter().all(|name| take(&mut key).is_ok_and(|found| found == *name))
+        [tenant, metric].iter().all(|name| take_equal(&mut key, name))
     }
 
     /// The value of a label; a missing label reads as empty.
@@ -161,7 +161,17 @@ fn put(key: &mut Vec<u8>, s: &str) {
     key.extend_from_slice(s.as_bytes());
 }
 
+/// Takes the next text and compares it. As bytes: what equals a text needs no check for UTF-8.
+fn take_equal(key: &mut &[u8], text: &str) -> bool {
+    take_bytes(key).is_ok_and(|found| found == text.as_bytes())
+}
+
 fn take<'a>(key: &mut &'a [u8]) -> Result<&'a str, CodecError> {
+    let not_text = |_| CodecError::new("series key", "not UTF-8");
+    std::str::from_utf8(take_bytes(key)?).map_err(not_text)
+}
+
+fn take_bytes<'a>(key: &mut &'a [u8]) -> Result<&'a [u8], CodecError> {
     let bad = |why: &str| CodecError::new("series key", why);
     let mut len = 0usize;
     // Five groups of seven bits are enough for any length; more could overflow the shift.
@@ -176,7 +186,7 @@ fn take<'a>(key: &mut &'a [u8]) -> Result<&'a str, CodecError> {
         if byte & 0x80 == 0 {
             let (s, rest) = key.split_at_checked(len).ok_or_else(|| bad("cut off"))?;
             *key = rest;
-            return std::str::from_utf8(s).map_err(|_| bad("not UTF-8"));
+            return Ok(s);
         }
     }
     Err(bad("a length is too long"))
