@@ -243,6 +243,7 @@ impl ShardActor {
                 return Ok(Some(marked.await?));
             }
             ShardCommand::Commit { guard, batch, forget_ids_before } => {
+                // In the background: while the store works, the shard keeps reading and applying.
                 let ports = ports();
                 spawn_call(myself, move || commit(&ports, guard, &batch, forget_ids_before));
             }

@@ -149,9 +149,10 @@ impl ShardTable {
         (0..).map(ShardId).zip(&self.entries)
     }
 
-    /// Looks at the log's end, and notes whether the owner here has applied everything below.
-    pub fn update_progress(&self, shard: ShardId, slot: &ShardEntry) -> Offset {
-        self.update_progress_at(self.read_clocks(), shard, slot)
+    /// Reads the log's end, records whether the owner has applied everything below it,
+    /// and returns the end.
+    pub fn update_progress(&self, shard: ShardId, entry: &ShardEntry) -> Offset {
+        self.update_progress_at(self.read_clocks(), shard, entry)
     }
 
     /// Reads the clocks, for [`Self::update_progress_at`].
@@ -167,10 +168,10 @@ impl ShardTable {
         &self,
         now: ClockReading,
         shard: ShardId,
-        slot: &ShardEntry,
+        entry: &ShardEntry,
     ) -> Offset {
         let seen = self.observe_at(now, shard);
-        slot.record_progress(&seen);
+        entry.record_progress(&seen);
         seen.end
     }
 
@@ -178,9 +179,9 @@ impl ShardTable {
         self.observe_at(self.clock.reading(), shard)
     }
 
-    /// Looks at what the log knows, and at its end, after the clocks were read. The order matters:
-    /// what is acknowledged between the first and the last may lie beyond what is claimed, and
-    /// never the other way round. What was applied is read after all three.
+    /// Reads how recent the log's knowledge is, then its end; the clocks were read before. In this
+    /// order a record acknowledged in between may lie beyond what is claimed, but no claim covers a
+    /// record that was missed. What was applied must be read after all three.
     fn observe_at(&self, now: ClockReading, shard: ShardId) -> Observation {
         let known = self.log.end_as_of(shard, now.uptime);
         Observation { now, end_as_of: known, end: self.log.end(shard) }

@@ -33,12 +33,12 @@ pub async fn run(refs: ShardRefs, table: Arc<ShardTable>, interval: Duration) {
         if tick.is_multiple_of(idle_every) {
             dedup.check(&table);
         }
-        let now = slots.read_clocks();
-        for (shard, slot) in slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
-            let end = slots.update_progress_at(now, shard, slot);
-            let behind = slot.applied() < end;
-            // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one
-            // moment.
+        let now = table.read_clocks();
+        for (shard, entry) in table.iter().filter(|(_, entry)| entry.epoch().is_some()) {
+            let end = table.update_progress_at(now, shard, entry);
+            let behind = entry.applied() < end;
+            // Idle wake-ups are spread over the interval, so that the flushes of 64 shards do not
+            // fall due at the same moment.
             let idle_turn = (tick + u128::from(shard.0)).is_multiple_of(idle_every);
             if (behind || idle_turn) && entry.try_begin_wakeup() {
                 send_wakeup(&refs, shard.0 as usize, entry);

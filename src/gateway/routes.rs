@@ -1,6 +1,7 @@
 //! The routes, and their handlers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
@@ -9,6 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use tracing::{Instrument, Span};
 
 use super::auth::Scope;
 use super::connections::ClientConnection;
@@ -125,7 +127,14 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
         Some(response) => response,
         None => {
             let coding = compression::negotiate(request.headers());
-            compression::compress_response(&gateway, coding, next.run(request).await).await
+            let span = request_span(&request, tenant.as_deref());
+            let answered = async {
+                let response = next.run(request).await;
+                tracing::debug!(status = response.status().as_u16(), "answered");
+                response
+            };
+            let response = answered.instrument(span).await;
+            compression::compress_response(&gateway, coding, response).await
         }
     };
     // Added to errors, too: a page can only read an answer that has these headers.
@@ -135,6 +144,19 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
         None => response,
     };
     counted.end(&gateway.route_metrics, response)
+}
+
+/// One span per request, so that a log line says for which. At debug, because a busy node answers
+/// thousands a second.
+fn request_span(request: &Request, tenant: Option<&str>) -> Span {
+    static REQUESTS: AtomicU64 = AtomicU64::new(0);
+    tracing::debug_span!(
+        "request",
+        id = REQUESTS.fetch_add(1, Ordering::Relaxed),
+        method = %request.method(),
+        route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str),
+        tenant
+    )
 }
 
 impl Gateway {
@@ -445,4 +467,43 @@ async fn prometheus(
 async fn openapi(q: QueryString) -> Result<Response, ApiError> {
     checked_params(q, &[])?;
     Ok(([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic").extend_from_slice(line);
+            Ok(line.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_about_a_request_says_which_and_whose() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let request = Request::post("/v1/events").body(axum::body::Body::empty()).expect("valid");
+        tracing::subscriber::with_default(subscriber, || {
+            request_span(&request, Some("shop")).in_scope(|| tracing::debug!("answered"));
+        });
+        let shown = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("UTF-8");
+        assert!(shown.contains("request{id=") && shown.contains("method=POST"), "{shown}");
+        assert!(shown.contains("tenant=\"shop\"") && shown.contains("answered"), "{shown}");
+    }
 }

@@ -159,7 +159,7 @@ impl PageRequest {
     }
 
     /// Truncates the list at the limit and sets `next` if there is more.
-    pub(super) fn into_page<T>(
+    pub(super) fn paginate<T>(
         &self,
         mut items: Vec<T>,
         completeness: QueryCompleteness,

@@ -368,7 +368,7 @@ impl QueryService for QueryEngine {
         let found = self.names(&query, stored, MetricCatalogue::add, budget);
         let (catalogue, completeness) = found.map_err(|error| self.failed(error, budget))?;
         let metrics = catalogue.metrics().filter(|info| page.contains(&info.metric)).collect();
-        Ok(request.into_page(metrics, completeness, |info: &MetricInfo| &info.metric))
+        Ok(request.paginate(metrics, completeness, |info: &MetricInfo| &info.metric))
     }
 
     fn label_values(
@@ -391,7 +391,7 @@ impl QueryService for QueryEngine {
         };
         let (values, completeness) =
             self.names(&query, stored, add, budget).map_err(|error| self.failed(error, budget))?;
-        Ok(request.into_page(values.into_iter().collect(), completeness, String::as_str))
+        Ok(request.paginate(values.into_iter().collect(), completeness, String::as_str))
     }
 
     fn accounting(

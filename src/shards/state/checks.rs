@@ -32,8 +32,8 @@ pub(super) fn check_prefix(
     batches: impl Iterator<Item = OffsetRange>,
     open: Offset,
 ) {
-    let end = batches
-        .fold(Some(checkpoint), |at, range| at.filter(|at| *at == range.from).map(|_| range.to));
+    let mut batches = batches;
+    let end = batches.try_fold(checkpoint, |at, range| (at == range.from).then_some(range.to));
     check(Invariant::PrefixAtomicity, end == Some(open), || {
         format!("shard {shard}: the batches above {checkpoint} do not continue it up to {open}")
     });
