@@ -1,4 +1,4 @@
-//! The hot path in pieces: codec, apply, sketches, the immutable queue beside `rpds::Queue`, log
+//! The hot path in pieces: codec, apply, sketches, the immutable queue against `rpds::Queue`, log
 //! append, query.
 
 use std::hint::black_box;
@@ -37,7 +37,7 @@ fn series(n: u64) -> Series {
     )
 }
 
-/// A record of a hundred events of 300 bytes over ten series.
+/// A record of 100 events of 300 bytes each, spread over ten series.
 fn payload(serial: u64) -> bytes::Bytes {
     let keys: Vec<(Vec<u8>, SeriesId)> =
         (0..10).map(|n| series(n).key()).map(|key| (key.clone(), SeriesId::of_key(&key))).collect();

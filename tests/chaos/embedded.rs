@@ -1,7 +1,7 @@
-//! One node, killed again and again. `ROLLMILL_CHAOS_KILLS` says how often (300).
+//! One node, killed repeatedly. `ROLLMILL_CHAOS_KILLS` sets how often (default 300).
 //!
-//! SIGKILL keeps the page cache: a build without any fsync would pass here. Torn and unsynced
-//! writes are the business of the log's own tests.
+//! SIGKILL keeps the page cache, so a build without any fsync would pass here. The log's own tests
+//! cover torn and unsynced writes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use crate::support::{Server, agent, free_port, wait_until};
 use crate::{alone, now, number};
 
 const CLIENTS: u64 = 4;
-/// Small enough that flushes, archive objects, sealing and releasing all happen between kills.
+/// Small enough that flushes, archive objects, segment sealing and segment release all happen
+/// between kills.
 const SETTINGS: [(&str, &str); 5] = [
     ("flush.interval", "200ms"),
     ("archive.max_delay", "100ms"),
@@ -22,11 +23,11 @@ const SETTINGS: [(&str, &str); 5] = [
     ("query.stale_after", "10s"),
 ];
 
-/// When the next kill falls, from the start of the process.
+/// When the next kill happens.
 enum KillTime {
-    /// While it starts, ready or not.
+    /// This long after the process starts, ready or not.
     DuringStart(Duration),
-    /// So long after it took its first write.
+    /// This long after the first accepted write.
     AfterReady(Duration),
 }
 
@@ -95,7 +96,7 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
             }
         }
         let server = Server::start_on(&data, port, &SETTINGS);
-        // On a slow machine no life was long enough for an answer.
+        // On a slow machine, no run may have lasted long enough for a complete answer.
         wait_until("a query is complete", || {
             asked.complete.load(Ordering::SeqCst) > 0 || threads.iter().any(|t| t.is_finished())
         });
@@ -153,7 +154,8 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     assert!(kills < 1_000 || torn > 0, "no commit was torn in {kills} kills");
 }
 
-/// Events of 8 KiB until the log holds so many bytes; nothing is flushed or archived meanwhile.
+/// Writes events of 8 KiB until the log holds this many bytes; nothing is flushed or archived
+/// meanwhile.
 fn fill(server: &Server, bytes: u64) -> u64 {
     let filling = "x".repeat(7_900);
     let agent = agent();
@@ -192,7 +194,7 @@ fn a_large_log_does_not_delay_the_start() {
     let events = fill(&server, megabytes << 20);
     server.kill();
     let mut times: Vec<Duration> = Vec::new();
-    // One of a few is as quick as all are on a machine that has nothing else to do.
+    // One fast start is enough, because the other attempts may have met a busy machine.
     for attempt in 0..6 {
         let begun = Instant::now();
         let mut server = Server::spawn(&data, port, &settings);
@@ -224,7 +226,7 @@ fn a_large_log_does_not_delay_the_start() {
         break;
     }
     let best = times.iter().min().expect("three");
-    // The machine is shared: a generous bound finds a start that reads the whole log, the printed
-    // figure is the measurement.
+    // The machine is shared, so the bound is generous: it catches a start that reads the whole log.
+    // The printed figure is the actual measurement.
     assert!(*best < QUICK, "starting took {times:?}");
 }

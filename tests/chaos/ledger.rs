@@ -1,5 +1,4 @@
-//! What the clients sent and what was acknowledged: the oracle, kept apart from everything that is
-//! tested.
+//! The events sent and acknowledged: the test oracle, independent of the code under test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -13,7 +12,7 @@ pub const HOURS: u64 = 48;
 pub const METRICS: u64 = 4;
 pub const PAGES: u64 = 25;
 
-/// One event, as the client knows it.
+/// One event as the client knows it.
 pub struct Event {
     pub id: String,
     pub metric: u64,
@@ -48,7 +47,7 @@ impl Event {
     }
 }
 
-/// What one rollup must be.
+/// The expected value of one rollup.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Expected {
     pub count: u64,
@@ -72,28 +71,28 @@ impl Expected {
 
 #[derive(Default)]
 pub struct Ledger {
-    /// (metric, page, hour) to what it must be.
+    /// Expected rollups by (metric, page, hour).
     rows: Mutex<BTreeMap<(u64, u64, u64), Expected>>,
-    /// (time of the acknowledgement in ms, events acknowledged until then).
+    /// (time of the acknowledgement in ms, events acknowledged by then).
     acks: Mutex<Vec<(i64, u64)>>,
     sent: AtomicU64,
     pub retries: AtomicU64,
-    /// Answers 503 and 429.
+    /// Number of 503 and 429 answers.
     pub refused: AtomicU64,
     pub resent: AtomicU64,
-    /// Milliseconds that the slowest batch took until it was acknowledged, repetitions included.
+    /// Latency of the slowest batch in milliseconds, from its first attempt to its acknowledgement.
     pub slowest: AtomicU64,
 }
 
 impl Ledger {
-    /// Notes events before their first sending.
+    /// Records events before they are first sent.
     pub fn record_sent(&self, events: &[Event]) {
         self.sent.fetch_add(events.len() as u64, Ordering::SeqCst);
     }
 
-    /// Notes events after their first acknowledgement. The clock is read under the lock: a client
-    /// that read it and then waited would be noted behind a later one, and `acked_before` would
-    /// count what was acknowledged after the time that is asked for.
+    /// Records events after their first acknowledgement. The clock is read under the lock: if a
+    /// client read it and then waited for the lock, its entry would land behind a later one, and
+    /// `acked_before` would count events acknowledged after the requested time.
     pub fn record_acked(&self, events: &[Event], now: impl FnOnce() -> i64) {
         let mut rows = self.rows.lock().expect("ledger");
         for event in events {

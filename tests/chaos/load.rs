@@ -1,6 +1,6 @@
-//! Clients that repeat until acknowledged, readers that believe nothing, and the last check.
+//! Clients that retry until acknowledged, readers that verify every answer, and the final check.
 //!
-//! All take the URLs of every node that may be asked: after a failure they go on with the next one.
+//! All take the URLs of every node they may use, and switch to the next one after a failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -13,11 +13,11 @@ use crate::ledger::{Event, Expected, FIRST_HOUR, HOURS, Ledger, METRICS};
 use crate::now;
 use crate::rng::Rng;
 
-/// Whoever is not acknowledged by then never will be: two brokers that have to start on a slow
-/// machine take much of it.
+/// A batch not acknowledged by then never will be. Restarting two brokers on a slow machine takes
+/// much of this time.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A client that gives up after this.
+/// An agent with this request timeout.
 fn within(time: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -30,8 +30,8 @@ fn impatient() -> ureq::Agent {
     within(Duration::from_secs(5))
 }
 
-/// Sends until told to stop; every batch until it is acknowledged, with the same ids, and some of
-/// them again.
+/// Sends until stopped. Every batch is retried with the same ids until it is acknowledged, and some
+/// are sent again afterwards.
 pub fn client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &AtomicBool) {
     send_until(
         number,
@@ -42,8 +42,8 @@ pub fn client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &A
     );
 }
 
-/// As [`client`], for where nothing is frozen or cut off, so that a long wait is the machine's: it
-/// is no reason to repeat anything.
+/// Like [`client`], for tests that freeze or cut off nothing: a long wait is then due to a slow
+/// machine and no reason to retry.
 pub fn patient_client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &AtomicBool) {
     send_until(
         number,
@@ -117,7 +117,7 @@ impl Sender<'_> {
                         answer.body_mut().read_to_string().unwrap_or_default()
                     )
                 }
-                // The server is dead or died: unknown, so the same is sent again.
+                // The server was dead or died: the outcome is unknown, so the batch is sent again.
                 Err(_) => {}
             }
             ledger.retries.fetch_add(1, Ordering::SeqCst);
@@ -134,14 +134,14 @@ pub struct ReadStats {
     pub partial: AtomicU64,
     /// The node was dead or frozen, or could not answer.
     pub unanswered: AtomicU64,
-    /// Why shards were missing, and how often.
+    /// Reasons for missing shards, and how often each was reported.
     pub reasons: Mutex<BTreeMap<String, u64>>,
-    /// Milliseconds that the slowest answer took.
+    /// Latency of the slowest answer, in milliseconds.
     pub slowest: AtomicU64,
 }
 
-/// Asks all the time, one node after the other; an answer that calls itself complete must lie
-/// between what was acknowledged and what was sent.
+/// Queries one node after another in a loop. A complete answer must lie between the events
+/// acknowledged before and those sent by then.
 pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &ReadStats) {
     let agent = impatient();
     for url in urls.iter().cycle().take_while(|_| !stop.load(Ordering::SeqCst)) {
@@ -195,7 +195,7 @@ fn ask_all(agent: &ureq::Agent, url: &str, asked: &ReadStats) -> ReadResult {
     ReadResult::Complete { counted, as_of }
 }
 
-/// Status and JSON; none if there was no whole answer.
+/// Status and JSON body; `None` if no whole answer arrived.
 pub fn get(agent: &ureq::Agent, url: &str) -> Option<(u16, Value)> {
     let mut answer = agent.get(url).call().ok()?;
     let text = answer.body_mut().with_config().limit(256 << 20).read_to_string().ok()?;
@@ -213,8 +213,8 @@ pub fn range() -> String {
     format!("from={}&to={}", FIRST_HOUR * hour, (FIRST_HOUR + HOURS) * hour)
 }
 
-/// The first answer of any node that is complete and passes; fails after three minutes with the
-/// last answer.
+/// The first complete answer of any node that passes. Panics after three minutes with the last
+/// answer.
 fn await_answer(urls: &[String], path: &str, pass: impl Fn(&Value) -> bool) -> Value {
     let (agent, deadline) =
         (within(Duration::from_secs(30)), Instant::now() + Duration::from_secs(180));
@@ -235,7 +235,8 @@ fn await_answer(urls: &[String], path: &str, pass: impl Fn(&Value) -> bool) -> V
 fn rollups(urls: &[String], total: u64) -> BTreeMap<(u64, u64, u64), (Expected, u64)> {
     let mut found = BTreeMap::new();
     let mut sum = 0;
-    // Complete means fresh enough; this wants everything that was acknowledged until now.
+    // A complete answer only has to be fresh enough; this check needs everything acknowledged so
+    // far.
     let everything = now();
     for metric in 0..METRICS {
         let path = format!(
@@ -277,7 +278,7 @@ fn rollups(urls: &[String], total: u64) -> BTreeMap<(u64, u64, u64), (Expected, 
     found
 }
 
-/// Every rollup is what the ledger says, and there is no other.
+/// Checks that the rollups are exactly those of the ledger.
 pub fn check(urls: &[String], ledger: &Ledger) {
     let mut expected = ledger.rows();
     for (key, (row, distinct)) in rollups(urls, ledger.acked_total()) {
@@ -288,7 +289,7 @@ pub fn check(urls: &[String], ledger: &Ledger) {
     assert!(expected.is_empty(), "{} rows are lost", expected.len());
 }
 
-/// Aggregated, de-duplicated and quarantined events of all hours, when nothing is pending any more.
+/// Aggregated, de-duplicated and quarantined events of all hours, once nothing is pending.
 pub fn accounting(urls: &[String]) -> [u64; 3] {
     let sum = |answer: &Value, name: &str| -> u64 {
         answer["hours"]
@@ -302,7 +303,7 @@ pub fn accounting(urls: &[String]) -> [u64; 3] {
     ["aggregated", "deduplicated", "quarantined"].map(|name| sum(&answer, name))
 }
 
-/// Ends the clients also when the test fails: a scope waits for its threads.
+/// Stops the clients even when the test panics: a thread scope waits for its threads.
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

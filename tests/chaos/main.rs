@@ -1,12 +1,14 @@
-//! Chaos on the real binary: processes killed, frozen and cut off under retrying clients, and the
-//! ledger that nothing may contradict.
+//! Chaos on the real binary: processes are killed, frozen and cut off under retrying clients, and
+//! every result must agree with the ledger.
 //!
 //! One seed makes the plan (`ROLLMILL_CHAOS_SEED`, printed). Threads, disks and networks are not
 //! deterministic, so a plan gives the same pressure, not the same run. `embedded` kills one node,
-//! `cluster` everything that a cluster is made of.
+//! `cluster` every component of a cluster.
 
-#![allow(clippy::disallowed_methods, clippy::print_stdout)] // real processes take real time, and a run says what it did
-#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
+// Real processes take real time, and a run prints what it did.
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
+// A test has no external callers, and its clean-up is best effort.
+#![allow(unreachable_pub, clippy::let_underscore_must_use)]
 
 mod cluster;
 mod embedded;
@@ -41,9 +43,9 @@ fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as i64
 }
 
-/// One test at a time: two would share two processors with each other's faults.
+/// Runs one test at a time: two would share two processors and disturb each other's timing.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    // A test that failed has nothing to say about the next one.
+    // A failed test poisons the mutex, which says nothing about the next test.
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

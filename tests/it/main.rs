@@ -1,6 +1,8 @@
 //! The real binary, used as its users use it.
-#![allow(clippy::disallowed_methods)] // processes are waited for in real time
-#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
+#![allow(clippy::disallowed_methods)]
+// waiting for processes takes real time
+// A test has no external callers, and its clean-up is best effort.
+#![allow(unreachable_pub, clippy::let_underscore_must_use)]
 
 #[path = "../support/mod.rs"]
 mod support;

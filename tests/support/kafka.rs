@@ -1,6 +1,7 @@
-//! Real Kafka brokers for tests, started by `scripts/kafka` on loopback; they end with the process
+//! Real Kafka brokers for tests, started by `scripts/kafka` on loopback. They end with the process
 //! that started them.
-#![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
+// Each test binary uses a part of this file. Waiting for servers takes real time.
+#![allow(dead_code, clippy::disallowed_methods)]
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -10,25 +11,25 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
 
-#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[allow(clippy::duplicate_mod)] // each copy hands out ports of its own range
 #[path = "ports.rs"]
 mod ports;
 
 struct Node {
     port: u16,
-    /// The script, and its standard input: the broker ends when that is closed.
+    /// The script and its standard input; the broker ends when that is closed.
     running: Option<(Child, ChildStdin)>,
 }
 
-/// Brokers of one cluster, all of them controllers, too: it lives as long as more than half of them
-/// do.
+/// The brokers of one cluster, all of them controllers too: the cluster is available while more
+/// than half of them run.
 pub struct Kafka {
     dir: PathBuf,
-    /// The ports of the controllers.
+    /// The controllers' ports.
     controllers: Vec<u16>,
     nodes: Vec<Node>,
     ephemeral: bool,
-    /// What the brokers speak TLS with, see scripts/kafka.
+    /// The key and certificate file for TLS; see scripts/kafka.
     tls: Option<PathBuf>,
 }
 
@@ -38,8 +39,8 @@ fn script() -> Command {
     command
 }
 
-/// Whether the broker answers and the cluster knows it: before that it listens already, and a topic
-/// cannot be made on it.
+/// Whether the broker answers and the cluster has registered it. It listens before that, but no
+/// topic can be created on it.
 fn is_known(id: usize, port: u16, tls: Option<&Path>) -> bool {
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", format!("127.0.0.1:{port}"));
@@ -58,18 +59,18 @@ fn is_known(id: usize, port: u16, tls: Option<&Path>) -> bool {
 }
 
 impl Kafka {
-    /// One broker that all tests of this process share; topics are made per test.
+    /// One broker shared by all tests of this process; each test creates its own topics.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
         SHARED.get_or_init(|| Self::start_as(1, true, None))
     }
 
-    /// Starts so many brokers and waits until they answer.
+    /// Starts this many brokers and waits until they answer.
     pub fn start(brokers: usize) -> Self {
         Self::start_as(brokers, false, None)
     }
 
-    /// One broker that speaks TLS and SCRAM, with the key and certificate in this file.
+    /// Starts one broker that speaks TLS and SCRAM, with the key and certificate in this file.
     pub fn start_tls(file: &Path) -> Self {
         Self::start_as(1, false, Some(file.to_owned()))
     }
@@ -136,14 +137,14 @@ impl Kafka {
             .join(",")
     }
 
-    /// SIGKILL.
+    /// Kills a broker with SIGKILL.
     pub fn kill(&mut self, id: usize) {
         let pid = rustix::process::Pid::from_raw(self.pid(id)).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
         self.end(id);
     }
 
-    /// SIGSTOP, SIGCONT.
+    /// Sends a signal to a broker: SIGSTOP or SIGCONT.
     pub fn signal(&self, id: usize, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid(id)).expect("a pid");
         rustix::process::kill_process(pid, signal).expect("signal");
@@ -155,7 +156,7 @@ impl Kafka {
         pid.trim().parse().expect("a number")
     }
 
-    /// The memory that a running broker has had at most, in MiB.
+    /// Peak memory of a running broker, in MiB.
     pub fn memory(&self, id: usize) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.pid(id))).expect("it runs");
@@ -163,7 +164,7 @@ impl Kafka {
         peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
     }
 
-    /// Starts a broker again with the data that it had.
+    /// Restarts a broker on its existing data.
     pub fn restart(&mut self, id: usize) {
         self.spawn(id);
         self.wait(id);
@@ -180,7 +181,7 @@ impl Kafka {
 impl Drop for Kafka {
     fn drop(&mut self) {
         (1..=self.nodes.len()).for_each(|id| self.end(id));
-        // A directory that stays behind in the temporary directory harms nobody.
+        // A directory left behind in the temporary directory does no harm.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }

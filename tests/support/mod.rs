@@ -1,19 +1,18 @@
 //! A real server process for tests, and a small client.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code)] // each test binary uses a part of this file
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[allow(clippy::duplicate_mod)] // each copy hands out ports of its own range
 #[path = "ports.rs"]
 mod ports;
 
-/// When something that takes no time on an idle machine has failed: a busy one may stand still for
-/// long.
+/// Timeout for steps that are immediate on an idle machine; a busy one may stall for long.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A running `rollmill serve` on a port of its own.
+/// A running `rollmill serve` on its own port.
 pub struct Server {
     child: Child,
     pub url: String,
@@ -25,7 +24,7 @@ pub fn free_port() -> u16 {
 }
 
 impl Server {
-    /// Starts a server and waits until it takes writes. `env` sets configuration keys.
+    /// Starts a server and waits until it accepts writes. `env` sets configuration keys.
     pub fn start(data: &Path, env: &[(&str, &str)]) -> Self {
         Self::start_on(data, free_port(), env)
     }
@@ -36,12 +35,12 @@ impl Server {
         server
     }
 
-    /// Starts a server and does not wait.
+    /// Starts a server without waiting for it.
     pub fn spawn(data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
         Self::spawn_with(Command::new(env!("CARGO_BIN_EXE_rollmill")), data, port, env)
     }
 
-    /// As [`Self::spawn`], inside a network namespace.
+    /// Like [`Self::spawn`], inside a network namespace.
     pub fn spawn_in(namespace: &str, data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_rollmill")]);
@@ -50,7 +49,7 @@ impl Server {
 
     fn spawn_with(mut command: Command, data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
         command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data);
-        // Variables that steer the tests are no configuration of the server.
+        // Variables that control the tests must not reach the server as configuration.
         std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
             command.env_remove(name);
         });
@@ -73,7 +72,7 @@ impl Server {
         Self::run_logged_elsewhere(command, data, port)
     }
 
-    /// As [`Self::run`], with the standard error that the command has.
+    /// Like [`Self::run`], with the standard error that the command already has.
     pub fn run_logged_elsewhere(mut command: Command, data: &Path, port: u16) -> Self {
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the server starts");
@@ -84,8 +83,8 @@ impl Server {
         self.wait_for("/healthz");
     }
 
-    /// Waits until the node does what this role asks of it. A node that waits for its servers
-    /// lives, and takes nothing.
+    /// Waits until the node is ready for this role. A node waiting for its dependencies is alive
+    /// but accepts nothing.
     pub fn wait_ready(&mut self, role: &str) {
         self.wait_for(&format!("/readyz?role={role}"));
     }
@@ -118,7 +117,7 @@ impl Server {
         self.child.id()
     }
 
-    /// SIGKILL, as a power cut for the process.
+    /// Sends SIGKILL: for the process, the same as a power cut.
     pub fn kill(mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
@@ -128,7 +127,7 @@ impl Server {
         rustix::process::kill_process(rustix_pid(self.child.id()), signal).expect("signal");
     }
 
-    /// SIGTERM; the exit code.
+    /// Sends SIGTERM and returns the exit code.
     pub fn stop(mut self) -> Option<i32> {
         self.signal(rustix::process::Signal::TERM);
         self.child.wait().expect("wait").code()
@@ -167,8 +166,8 @@ impl Server {
         )
     }
 
-    /// As [`Self::await_query`], with everything in it that was acknowledged until now:
-    /// acknowledged is not applied yet.
+    /// Like [`Self::await_query`], with everything acknowledged so far included: an acknowledged
+    /// event is not necessarily applied yet.
     pub fn await_everything(&self, path: &str) -> serde_json::Value {
         let now = jiff::Timestamp::now();
         let as_of = |answer: &serde_json::Value| {
@@ -177,7 +176,7 @@ impl Server {
         self.await_query(path, |answer| as_of(answer).is_some_and(|at: jiff::Timestamp| at >= now))
     }
 
-    /// Aggregated, de-duplicated and quarantined events of all hours, as they are in the store.
+    /// Aggregated, de-duplicated and quarantined events of all hours, as stored.
     pub fn accounted(&self) -> [u64; 3] {
         let (_, answer) = self.get("/v1/accounting");
         let hours = answer["hours"].as_array().cloned().unwrap_or_default();
@@ -194,7 +193,7 @@ impl Server {
         command.args(args).output().expect("the command runs")
     }
 
-    /// Waits until a query is complete and its answer passes, or fails after [`PATIENCE`] with the
+    /// Waits until a query is complete and its answer passes. Panics after [`PATIENCE`] with the
     /// last answer.
     pub fn await_query(
         &self,
@@ -213,7 +212,7 @@ impl Server {
     }
 }
 
-/// Waits until it is so.
+/// Waits until `is_so` returns true. Panics after [`PATIENCE`].
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
@@ -224,7 +223,7 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Already ended is fine: tests end servers themselves.
+        // The process may already have ended: tests stop servers themselves.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -234,7 +233,7 @@ fn rustix_pid(pid: u32) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid")
 }
 
-/// A client that treats every status as an answer.
+/// A client that returns every status as an answer, not as an error.
 pub fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)

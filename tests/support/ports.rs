@@ -1,15 +1,15 @@
-//! Ports for servers that take a number and bind it later, or again after a death.
+//! Ports for servers that take a port number and bind it later, or again after a crash.
 //!
-//! A port that the system gave and that was given back may be given to somebody else before the
-//! server has it. These lie below the range from which the system gives, and none is handed out
-//! twice by one process.
-#![allow(dead_code)] // each test binary uses its part
+//! A port that the system assigned and that was then closed may be assigned to another process
+//! before the server binds it. The ports here lie below the system's ephemeral range, and a process
+//! hands out each of them only once.
+#![allow(dead_code)] // each test binary uses a part of this file
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// The kinds of servers have ranges of their own, because each part of the tests that needs ports
-/// has its own copy of this file.
+/// A range of ports for one kind of server. The ranges are disjoint, because each module of the
+/// tests that needs ports compiles its own copy of this file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
     first: u16,
@@ -23,10 +23,11 @@ pub const REDIS: PortRange = PortRange { first: 13_500, count: 500 };
 pub const S3: PortRange = PortRange { first: 14_000, count: 500 };
 pub const MESH: PortRange = PortRange { first: 14_500, count: 1_000 };
 
-/// A port of loopback on which nobody listens.
+/// A loopback port on which nobody listens.
 pub fn free(family: PortRange) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Other test processes on this machine begin elsewhere.
+    // The start depends on the process id, so that other test processes on this machine start
+    // elsewhere.
     let begin = (std::process::id() % u32::from(family.count)) as u16;
     let numbers =
         std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed)).take(family.count.into());

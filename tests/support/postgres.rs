@@ -1,8 +1,9 @@
-//! A PostgreSQL server of the tests' own: made when first asked for, ended with the process, in
-//! whatever way that ends.
+//! A PostgreSQL server for the tests alone: created on first use, stopped when the process ends,
+//! however it ends.
 //!
-//! PostgreSQL refuses to run as root, so a root's server runs as the user `postgres`.
-#![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
+//! PostgreSQL refuses to run as root; under root the server runs as the user `postgres`.
+// Each test binary uses a part of this file. Waiting for servers takes real time.
+#![allow(dead_code, clippy::disallowed_methods)]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,18 +12,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[allow(clippy::duplicate_mod)] // each copy hands out ports of its own range
 #[path = "ports.rs"]
 mod ports;
 
-/// A server in a directory of its own.
+/// A server in its own directory.
 pub struct Postgres {
     guard: Option<Child>,
     dir: PathBuf,
     pub port: u16,
 }
 
-/// Holds the server until its standard input ends, which it does with the test's process, then
+/// Runs the server until standard input is closed, which happens when the test process ends, then
 /// stops it and removes the directory.
 const GUARD: &str = r#"
 "$BIN/postgres" -D "$DIR/data" -p "$PORT" -k "$DIR" >> "$DIR/log" 2>&1 &
@@ -35,7 +36,7 @@ const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nmax_connections = 200\ns
                         128MB\nmax_wal_size = 512MB\nlog_min_messages = \
                         fatal\nlog_min_error_statement = panic\nunix_socket_directories = ''\n";
 
-/// The server that all tests of this process share.
+/// The server shared by all tests of this process.
 pub fn shared() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
     SERVER.get_or_init(|| Postgres::start("shared"))
@@ -46,7 +47,7 @@ pub fn dump(url: &str, file: &str) {
     tool("pg_dump", &["--format=custom", "--file", file, url]);
 }
 
-/// Restores what [`dump`] wrote into an empty database, as docs/how-to/backup-and-restore.md says.
+/// Restores a dump of [`dump`] into an empty database, as docs/how-to/backup-and-restore.md says.
 pub fn restore(url: &str, file: &str) {
     let extension = tool(
         "psql",
@@ -69,7 +70,7 @@ pub fn restore(url: &str, file: &str) {
     around("timescaledb_post_restore");
 }
 
-/// Runs one of PostgreSQL's tools; what it prints.
+/// Runs one of PostgreSQL's tools and returns its output.
 fn tool(program: &str, args: &[&str]) -> String {
     let run = Command::new(bin().join(program)).args(args).output().expect("it runs");
     assert!(run.status.success(), "{program}: {}", String::from_utf8_lossy(&run.stderr));
@@ -89,7 +90,7 @@ fn bin() -> PathBuf {
     found.pop().expect("PostgreSQL is missing: run scripts/install-test-tools")
 }
 
-/// A command as a user that PostgreSQL accepts.
+/// A command that runs as a user PostgreSQL accepts.
 fn command(program: &Path) -> Command {
     if rustix::process::geteuid().is_root() {
         let mut command = Command::new("runuser");
@@ -100,7 +101,7 @@ fn command(program: &Path) -> Command {
 }
 
 impl Postgres {
-    /// Makes and starts a server.
+    /// Creates and starts a server.
     pub fn start(name: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -136,8 +137,8 @@ impl Postgres {
         server
     }
 
-    /// What single-user mode made counts as a part of PostgreSQL, which no dump holds: an extension
-    /// of template1 is made as users do.
+    /// Recreates the extension in template1 as users do. Objects created in single-user mode count
+    /// as built in, and no dump contains them.
     fn renew_extension(&self) {
         let built_in = "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb' AND oid < 16384";
         if self.psql("template1", built_in) == Ok("1".into()) {
@@ -146,7 +147,7 @@ impl Postgres {
         }
     }
 
-    /// Starts it again after [`Self::kill`], and waits until it answers.
+    /// Starts the server again after [`Self::kill`] and waits until it answers.
     pub fn run(&mut self) {
         let mut shell = command(Path::new("sh"));
         shell.args(["-c", GUARD]).current_dir("/");
@@ -166,15 +167,15 @@ impl Postgres {
         }
     }
 
-    /// SIGKILL for the server, as a power cut for its processes; then it is started again in the
-    /// same directory, on the same port.
+    /// Kills the server with SIGKILL, like a power cut for its processes, then starts it again in
+    /// the same directory on the same port.
     pub fn kill_and_restart(&mut self, down: Duration) {
         self.kill();
         std::thread::sleep(down);
         self.run();
     }
 
-    /// Stops every process of the server where it stands, until [`Self::thaw`].
+    /// Stops every process of the server with SIGSTOP, until [`Self::thaw`].
     pub fn freeze(&self) {
         self.signal("-STOP");
     }
@@ -192,7 +193,7 @@ impl Postgres {
         let own = postmaster.to_string();
         pids.insert(0, &own);
         for pid in pids {
-            // A session may have ended meanwhile.
+            // A session may have ended since the processes were listed.
             let _ = Command::new("kill")
                 .args([signal, pid])
                 .stderr(Stdio::null())
@@ -201,7 +202,7 @@ impl Postgres {
         }
     }
 
-    /// SIGKILL, for good.
+    /// Kills the server with SIGKILL, for good.
     pub fn kill(&mut self) {
         if let Some(mut guard) = self.guard.take() {
             guard.stdin.take().expect("a pipe").write_all(b"kill\n").expect("the guard listens");
@@ -241,13 +242,12 @@ impl Postgres {
         server
     }
 
-    /// Makes a standby the primary; whether it was one.
+    /// Promotes a standby to primary and returns whether that succeeded.
     pub fn promote(&self) -> bool {
         self.psql("postgres", "SELECT pg_promote(true, 30)").expect("promoted") == "t"
     }
 
-    /// Gives the server a certificate of its own for 127.0.0.1 and lets it speak TLS; the file to
-    /// trust.
+    /// Gives the server a certificate for 127.0.0.1 and turns on TLS. Returns the CA file to trust.
     pub fn turn_on_tls(&self) -> PathBuf {
         let (key, certificate) =
             (self.dir.join("data/server.key"), self.dir.join("data/server.crt"));
@@ -282,12 +282,12 @@ impl Postgres {
         certificate
     }
 
-    /// Runs statements as the superuser; what they print, unaligned, or the server's error.
+    /// Runs statements as the superuser. Returns their unaligned output, or the server's error.
     pub fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
         self.psql_as("postgres", database, sql)
     }
 
-    /// As [`Self::psql`], as another role.
+    /// Like [`Self::psql`], as another role.
     pub fn psql_as(&self, role: &str, database: &str, sql: &str) -> Result<String, String> {
         let run = Command::new(bin().join("psql"))
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", role, "-d", database])
@@ -298,23 +298,23 @@ impl Postgres {
         if run.status.success() { Ok(text(run.stdout)) } else { Err(text(run.stderr)) }
     }
 
-    /// Runs the script that makes the roles, one test after the other: roles belong to the whole
-    /// server, and two scripts at once may both find that there are none.
+    /// Runs the script that creates the roles, one test at a time: roles are server-wide, and two
+    /// concurrent scripts might both find that none exist.
     pub fn make_roles(&self, database: &str, script: &str) {
         static ONE: Mutex<()> = Mutex::new(());
-        // A test that failed has nothing to say about the next one.
+        // A failed test poisons the mutex, which says nothing about the next test.
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         self.psql(database, script).expect("roles");
     }
 
-    /// A copy of a database, dumped and restored, in an empty one.
+    /// Copies a database, by dump and restore, into an empty one.
     pub fn copy(&self, from: &str, to: &str) {
         let file = self.dir.join(format!("{to}.dump")).display().to_string();
         dump(&self.url(from), &file);
         restore(&self.url(to), &file);
     }
 
-    /// An empty database of its own.
+    /// Creates an empty database with a unique name.
     pub fn database(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name =
@@ -328,12 +328,12 @@ impl Postgres {
         self.url_as("postgres", database)
     }
 
-    /// The URL of a database.
+    /// The URL of a database, as `role`.
     pub fn url_as(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// A process that stands for the server's ones: the postmaster.
+    /// The pid of the postmaster.
     pub fn pid(&self) -> i32 {
         let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid"))
             .expect("a running server");
@@ -345,10 +345,10 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(mut guard) = self.guard.take() {
             drop(guard.stdin.take());
-            // The guard stops the server whether or not somebody waits.
+            // The guard stops the server with or without a waiting parent.
             let _ = guard.wait();
         } else {
-            // Killed: its guard left the directory as it was.
+            // After a kill, the guard has left the directory behind.
             let _ = command(Path::new("rm")).arg("-rf").arg(&self.dir).current_dir("/").status();
         }
     }

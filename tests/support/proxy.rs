@@ -1,6 +1,7 @@
-//! A TCP proxy between a client and a server that breaks connections on purpose: at random moments
-//! of one seed, or at a word.
-#![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; real sockets take real time
+//! A TCP proxy between client and server that breaks connections on purpose: at random moments
+//! derived from one seed, or after a given byte string.
+// Each test binary uses a part of this file. Real sockets take real time.
+#![allow(dead_code, clippy::disallowed_methods)]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,21 +11,22 @@ use std::time::Duration;
 
 use super::rng::Rng;
 
-/// What the proxy does to traffic. Percentages are per chunk that passes, in each direction.
+/// What the proxy does to the traffic. Percentages are per forwarded chunk, in each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProxyPlan {
-    /// A chunk of the client is dropped, and the connection cut: the server never saw it.
+    /// Percentage of client chunks that are dropped, with the connection cut: the server never sees
+    /// them.
     pub cut_request: u64,
-    /// A chunk of the server is dropped, and the connection cut: the client never learns what was
-    /// done.
+    /// Percentage of server chunks that are dropped, with the connection cut: the client never
+    /// learns the outcome.
     pub cut_reply: u64,
-    /// New connections are closed at once.
+    /// Closes new connections at once.
     pub refuse: bool,
-    /// Nothing passes any more, and nothing is closed.
+    /// Forwards nothing, and closes nothing.
     pub stall: bool,
-    /// How much later everything passes.
+    /// Delay added to every chunk.
     pub delay: Duration,
-    /// A chunk of the client that holds this word is passed on, and the connection cut before the
+    /// Forwards a client chunk that contains these bytes, then cuts the connection before the
     /// answer. Once.
     pub cut_after: Option<&'static [u8]>,
 }
@@ -52,7 +54,7 @@ enum ChunkFate {
 }
 
 impl Proxy {
-    /// Listens on a free port of loopback and connects to `upstream` there.
+    /// Listens on a free loopback port and connects to `upstream` on loopback.
     pub fn start(upstream: u16, seed: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -78,12 +80,12 @@ impl Proxy {
         Self { port, shared }
     }
 
-    /// Changes what is done from now on.
+    /// Replaces the plan from now on.
     pub fn set(&self, plan: ProxyPlan) {
         self.shared.plan.lock().expect("no panic").0 = plan;
     }
 
-    /// Requests and replies cut so far.
+    /// Number of requests and of replies cut so far.
     pub fn cuts(&self) -> (u64, u64) {
         (
             self.shared.cut_requests.load(Ordering::SeqCst),
@@ -95,7 +97,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
@@ -148,7 +150,7 @@ impl ProxyState {
                 mute.store(true, Ordering::SeqCst);
                 let _ = to.write_all(&chunk[..length]);
                 self.cut_replies.fetch_add(1, Ordering::SeqCst);
-                // Long enough for the server to act on what it was sent.
+                // Long enough for the server to act on the chunk.
                 std::thread::sleep(Duration::from_millis(200));
                 break;
             }

@@ -1,10 +1,11 @@
-//! A Redis server of the test's own, from the system's `redis-server`.
-#![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
+//! A Redis server for one test, from the system's `redis-server`.
+// Each test binary uses a part of this file. Waiting for servers takes real time.
+#![allow(dead_code, clippy::disallowed_methods)]
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[allow(clippy::duplicate_mod)] // each copy hands out ports of its own range
 #[path = "ports.rs"]
 mod ports;
 
@@ -17,7 +18,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts one on a port of its own.
+    /// Starts a server on its own port.
     pub fn start() -> Self {
         let port = ports::free(ports::REDIS);
         let mut redis = Self { child: None, port, dir: tempfile::tempdir().expect("a directory") };
@@ -25,7 +26,7 @@ impl Redis {
         redis
     }
 
-    /// On the same port, empty.
+    /// Starts an empty server on the same port.
     pub fn restart(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
@@ -75,7 +76,7 @@ impl Redis {
         }
     }
 
-    /// It takes connections and says nothing any more.
+    /// Stops the server with SIGSTOP: it still accepts connections, but answers nothing.
     pub fn pause(&self) {
         self.signal(rustix::process::Signal::STOP);
     }

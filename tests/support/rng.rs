@@ -10,7 +10,7 @@ impl Rng {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-    /// `0..n`.
+    /// A number in `0..n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }

@@ -1,5 +1,5 @@
-//! An S3 server on loopback, in the test's own process, with faults by seed.
-#![allow(dead_code)] // each test binary uses its part
+//! An S3 server on loopback, inside the test process, with seeded faults.
+#![allow(dead_code)] // each test binary uses a part of this file
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,20 +15,20 @@ pub const ACCESS_KEY: &str = "ROLLMILLTESTKEY";
 pub const SECRET_KEY: &str = "a/secret+that=is-never-logged";
 pub const BUCKET: &str = "events";
 
-/// How a request goes wrong.
+/// How a request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum S3Fault {
-    /// 503 SlowDown, nothing done.
+    /// 503 SlowDown; not executed.
     SlowDown,
-    /// 500, nothing done.
+    /// 500; not executed.
     Internal,
-    /// No answer until the client gives up, nothing done.
+    /// No answer until the client gives up; not executed.
     Hang,
-    /// Done, but the answer is 500.
+    /// Executed, but the answer is 500.
     LostReply,
-    /// Done, but the connection is cut.
+    /// Executed, but the connection is cut.
     Cut,
-    /// A put that is acknowledged and of which half is there.
+    /// A put that is acknowledged although only half of the object is stored.
     Truncated,
 }
 
@@ -41,13 +41,13 @@ pub const FAULTS: [S3Fault; 6] = [
     S3Fault::Truncated,
 ];
 
-/// What the server makes of conditional puts.
+/// How the server treats conditional puts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConditionalPuts {
     Honoured,
-    /// The header is refused with 501.
+    /// Refuses the header with 501.
     Refused,
-    /// The header is not looked at.
+    /// Ignores the header.
     Ignored,
 }
 
@@ -62,7 +62,7 @@ struct Behaviour {
     down: bool,
 }
 
-/// A running server; it ends when it is dropped.
+/// A running server; it stops when dropped.
 pub struct S3Server {
     pub endpoint: String,
     root: PathBuf,
@@ -71,12 +71,12 @@ pub struct S3Server {
 }
 
 impl S3Server {
-    /// A server over a directory, with one bucket.
+    /// Starts a server over a directory, with one bucket.
     pub fn start(root: &Path) -> Self {
         Self::start_on("127.0.0.1:0", root)
     }
 
-    /// As [`Self::start`], at an address.
+    /// Like [`Self::start`], at a given address.
     pub fn start_on(address: &str, root: &Path) -> Self {
         std::fs::create_dir_all(root.join(BUCKET)).expect("the bucket");
         let behaviour = Behaviour {
@@ -108,12 +108,12 @@ impl S3Server {
         change(&mut self.behaviour.lock().expect("no panic"))
     }
 
-    /// So many of a thousand requests go wrong, which ones the seed says.
+    /// Makes this many of a thousand requests fail; the seed decides which.
     pub fn set_faults(&self, seed: u64, per_mille: u64) {
         self.set(|b| (b.dice, b.per_mille) = (seed | 1, per_mille));
     }
 
-    /// The next requests go wrong so; what only a put can suffer waits for one.
+    /// Makes the next requests fail like this. A fault that only applies to puts waits for one.
     pub fn fail_next(&self, faults: &[S3Fault]) {
         self.set(|b| b.next = faults.iter().rev().copied().collect());
     }
@@ -122,12 +122,12 @@ impl S3Server {
         self.set(|b| b.conditional = conditional);
     }
 
-    /// While it is down, every request is answered 503.
+    /// While the server is down, every request is answered 503.
     pub fn set_down(&self, down: bool) {
         self.set(|b| b.down = down);
     }
 
-    /// The faults that happened.
+    /// The faults injected so far.
     pub fn injected_faults(&self) -> Vec<S3Fault> {
         self.set(|b| b.hit.clone())
     }
@@ -136,7 +136,7 @@ impl S3Server {
         self.set(|b| b.puts)
     }
 
-    /// Where the bytes of a key are.
+    /// The file that holds a key's bytes.
     pub fn file(&self, key: &str) -> PathBuf {
         self.root.join(BUCKET).join(key)
     }
@@ -155,7 +155,7 @@ async fn accept(
         });
         tokio::spawn(async move {
             let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            // A connection that is cut is what the test wants.
+            // Cut connections are intended here.
             _ = builder.serve_connection(TokioIo::new(socket), answer).await;
         });
     }
@@ -210,8 +210,8 @@ async fn answer(
         if conditional == ConditionalPuts::Refused {
             return status(501, "NotImplemented");
         }
-        // The signature covers the header, so the object goes away instead: then nothing is in the
-        // way of the put.
+        // The signature covers the `If-None-Match` header, so it cannot be removed from the
+        // request. Removing the object instead lets the put succeed.
         _ = std::fs::remove_file(root.join(&key));
     }
     let response = service.call(request.map(s3s::Body::from)).await?;

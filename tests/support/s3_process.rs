@@ -1,8 +1,8 @@
-//! The S3 server as a process of its own, this test binary run again, so that it is killed as any
-//! other is.
+//! The S3 server as a separate process, this test binary run again, so that it can be killed like
+//! any other.
 //!
-//! It takes a command a line on standard input, answers each with a line, and ends with its
-//! standard input.
+//! It reads one command per line from standard input, answers each with a line, and ends when
+//! standard input is closed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -11,13 +11,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::s3::S3Server;
 
-#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[allow(clippy::duplicate_mod)] // each copy hands out ports of its own range
 #[path = "ports.rs"]
 mod ports;
 
-/// Address and directory of the server that this process is to be.
+/// Environment variables with the child's address and directory.
 const ROLE: [&str; 2] = ["S3_ADDRESS", "S3_ROOT"];
-/// The test harness of the child says things too, also on the same line.
+/// Marks answers, because the child's test harness prints too, even on the same line.
 const ANSWER: &str = "ANSWER ";
 
 /// A server over a directory, running or not.
@@ -40,7 +40,7 @@ impl S3Process {
         Self { endpoint, root: root.to_owned(), running: Some(running) }
     }
 
-    /// SIGKILL.
+    /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         let mut running = self.running.take().expect("it runs");
         running.child.kill().expect("kill");
@@ -52,7 +52,8 @@ impl S3Process {
         );
     }
 
-    /// On the same port, with what it had and without faults; one that was not killed goes on.
+    /// Restarts a killed server on the same port, with its data and without faults. A running
+    /// server is left alone.
     pub fn restart(&mut self) {
         if self.running.is_none() {
             self.running = Some(S3Child::start(self.address(), &self.root).0);
@@ -63,12 +64,12 @@ impl S3Process {
         self.running.is_none()
     }
 
-    /// So many of a thousand requests go wrong, which ones the seed says.
+    /// Makes this many of a thousand requests fail; the seed decides which.
     pub fn set_faults(&mut self, seed: u64, per_mille: u64) {
         assert_eq!(self.ask(&format!("faults {seed} {per_mille}")), "set");
     }
 
-    /// How many requests went wrong since it started.
+    /// Number of failed requests since the server started.
     pub fn hits(&mut self) -> u64 {
         self.ask("hits").parse().expect("a number")
     }
@@ -83,7 +84,7 @@ impl S3Process {
 }
 
 impl S3Child {
-    /// The server, and its endpoint.
+    /// Starts the server process and returns it with its endpoint.
     fn start(address: &str, root: &Path) -> (Self, String) {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
             .args([
@@ -121,13 +122,13 @@ impl S3Child {
 
 impl Drop for S3Child {
     fn drop(&mut self) {
-        // Killed already is fine.
+        // The process may already have been killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Run as a process of its own.
+/// The child's entry point; it does nothing in an ordinary test run.
 #[test]
 #[ignore = "the S3 server of the others, not a test"]
 fn an_s3_server() {

@@ -1,6 +1,6 @@
-//! An S3 server on loopback over a directory, for `make cluster`: prints its endpoint, ends when
-//! standard input ends.
-#![allow(unreachable_pub)] // it shares a file with the tests
+//! An S3 server on loopback over a directory, for `make cluster`. It prints its endpoint and ends
+//! when standard input is closed.
+#![allow(unreachable_pub)] // shares a module with the tests
 
 #[path = "s3.rs"]
 mod s3;

@@ -1,5 +1,5 @@
 //! Tidiness is a test: who imports whom, purity, sizes, docs, invariants, decisions, dependencies.
-#![allow(unreachable_pub)] // a test has no outside
+#![allow(unreachable_pub)] // a test has no external callers
 
 mod arrows;
 mod decisions;

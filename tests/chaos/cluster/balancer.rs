@@ -1,5 +1,5 @@
-//! The load balancer that ships (`config/nginx.conf`), and what its clients notice when what stands
-//! behind it is frozen or away.
+//! The load balancer that ships (`config/nginx.conf`), and what its clients see when an upstream is
+//! frozen or unavailable.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,8 +13,8 @@ use super::{Cluster, FULL, PATIENCE};
 use crate::load::{StopOnDrop, get};
 use crate::support::{agent, free_port};
 
-/// No write takes longer: nginx gives up after 4 s, and the machine may be busy. Without its limits
-/// it is 20 to 60 s.
+/// Upper bound on the latency of a write: nginx gives up after 4 s, and the machine may be busy.
+/// Without nginx's own limits it would be 20 to 60 s.
 const STALL: Duration = Duration::from_secs(9);
 
 /// nginx with the configuration of `make cluster`.
@@ -77,23 +77,23 @@ impl Balancer {
 impl Drop for Balancer {
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
-        // Its workers end with it only if it is asked to.
+        // SIGTERM, not SIGKILL: only then does the master stop its workers too.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
     }
 }
 
-/// What the writes of one phase met.
+/// Results of the writes in one phase.
 #[derive(Default)]
 struct WriteStats {
     acked: u64,
-    /// 503 with `Retry-After`.
+    /// Answers of 503 with `Retry-After`.
     refused: u64,
     slowest: Duration,
 }
 
-/// Sends one event after the other, each until it is acknowledged; every answer must be one that
-/// the docs name.
+/// Sends one event after another, each until it is acknowledged. Every answer must be one that the
+/// docs name.
 fn write(front: &str, met: &Mutex<WriteStats>, stop: &AtomicBool) -> u64 {
     let client: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -155,7 +155,7 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
         let stops = StopOnDrop(stop);
         let writer = scope.spawn(move || write(front, met, stop));
         scope.spawn(move || {
-            // Queries that fail must take no node from the writes.
+            // Failing queries must not take a node out of the upstream for writes.
             while !stop.load(Ordering::SeqCst) {
                 let answer = get(&agent(), &format!("{front}/v1/query?metric=front&step=all"));
                 answered.fetch_add(
@@ -201,7 +201,7 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
         sent = writer.join().expect("a write met what no document names, see above");
     });
     assert!(answered.load(Ordering::SeqCst) > 0);
-    // Each was acknowledged in the end, some after several attempts: they count once.
+    // Every event was acknowledged in the end, some after several attempts, and counts once.
     let deadline = Instant::now() + PATIENCE;
     let counted = || {
         get(&agent(), &format!("{front}/v1/query?metric=front&step=all")).map(|(_, answer)| answer)

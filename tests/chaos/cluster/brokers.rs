@@ -1,5 +1,5 @@
-//! Three brokers, each of which is killed under load: two take every write, one alone takes none
-//! and says so.
+//! Three brokers, each killed under load. Two brokers accept every write; a single one refuses
+//! writes and says so.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,22 +11,22 @@ use crate::now;
 use crate::rng::Rng;
 use crate::support::{Server, agent};
 
-/// Few, because three brokers that start have to share the processors with them.
+/// Few, because they share the processors with three starting brokers.
 const CLIENTS: u64 = 2;
 const SETTINGS: [(&str, &str); 4] = [
     ("kafka.replication", "3"),
     ("kafka.min_isr", "2"),
-    // Longer than Kafka takes to see that a broker is dead, also on a slow machine. The test waits
-    // for its end.
+    // Longer than Kafka takes to detect a dead broker, even on a slow machine: the test waits for
+    // the final outcome of a write.
     ("kafka.delivery_timeout", "30s"),
     ("gateway.append_timeout", "60s"),
 ];
 
-/// What the clients met in some span.
+/// What the clients saw during one phase.
 struct ClientStats {
     refused: u64,
     repeated: u64,
-    /// How long the slowest batch took until it was acknowledged.
+    /// Latency of the slowest batch, from its first attempt to its acknowledgement.
     slowest: Duration,
 }
 
@@ -37,7 +37,7 @@ impl std::fmt::Display for ClientStats {
     }
 }
 
-/// Since this was last asked.
+/// Returns the statistics since the previous call and resets them.
 fn take_stats(ledger: &Ledger) -> ClientStats {
     let take = |counter: &AtomicU64| counter.swap(0, Ordering::SeqCst);
     ClientStats {
@@ -47,7 +47,7 @@ fn take_stats(ledger: &Ledger) -> ClientStats {
     }
 }
 
-/// Waits until Kafka says of so many shards that they lack a replica.
+/// Waits until Kafka reports this many shards as under-replicated.
 fn await_lacking(cluster: &Cluster, shards: usize) {
     let (cli, deadline) = (cluster.cli(), Instant::now() + super::PATIENCE);
     loop {
@@ -63,7 +63,7 @@ fn await_lacking(cluster: &Cluster, shards: usize) {
     }
 }
 
-/// Waits until no client has had to repeat anything for a while.
+/// Waits until no client has had to retry for a while.
 fn await_steady(ledger: &Ledger) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -80,13 +80,13 @@ fn await_steady(ledger: &Ledger) {
     }
 }
 
-/// One batch of a client that waits for the answer, whatever it is.
+/// A batch whose client waits for the answer, whatever it is.
 struct PatientBatch {
     events: Vec<Event>,
 }
 
 impl PatientBatch {
-    /// Enough events that every shard gets some.
+    /// Enough events that every shard receives some.
     fn new(ledger: &Ledger) -> Self {
         let mut rng = Rng(3);
         let events: Vec<Event> =
@@ -95,7 +95,7 @@ impl PatientBatch {
         Self { events }
     }
 
-    /// Status of the answer, and whether it says when to come again.
+    /// Sends the batch. Returns the status, and whether the answer has a `Retry-After`.
     fn send(&self, url: &str) -> (u16, bool) {
         let lines: Vec<String> = self.events.iter().map(Event::json).collect();
         let request =
@@ -105,16 +105,16 @@ impl PatientBatch {
     }
 }
 
-/// One broker is dead; what the clients met until writes went on without a repetition.
+/// With one broker dead: what the clients saw until writes succeeded without retries.
 fn one_dead(cluster: &Cluster, ledger: &Ledger) -> ClientStats {
     await_lacking(cluster, SHARDS);
     await_steady(ledger);
     take_stats(ledger)
 }
 
-/// Two of three brokers are dead: nothing is acknowledged, and a client that waits is told so.
+/// With two of three brokers dead, nothing is acknowledged, and a waiting client is told so.
 fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &PatientBatch) {
-    // Until what was acknowledged before is noted.
+    // Waits until the ledger has recorded everything acknowledged before the kill.
     let mut before = 0;
     while before != ledger.acked_total() {
         before = ledger.acked_total();

@@ -1,8 +1,8 @@
-//! Everything that a cluster is made of dies, freezes or is cut off under load, and nothing is
-//! lost, doubled or falsely complete.
+//! Every component of a cluster is killed, frozen or cut off under load, and no event is lost or
+//! counted twice, and no answer is wrongly complete.
 //!
-//! `ROLLMILL_CHAOS_ROUNDS` says how often an owner is frozen and three nodes are killed (10: at
-//! least 30 kills). A planned fault without effect fails the run.
+//! `ROLLMILL_CHAOS_ROUNDS` sets how often an owner is frozen and three nodes are killed (default
+//! 10: at least 30 kills). A planned fault without effect fails the run.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -20,11 +20,11 @@ use crate::{now, number};
 
 const CLIENTS: u64 = 4;
 const GATE: usize = FULL;
-/// Longer than Kafka's session timeout and the move, also on a slow machine.
+/// Longer than Kafka's session timeout plus the handover, even on a slow machine.
 const BACK_WITHIN: Duration = PATIENCE;
 const ARCHIVING_FAILED: &str = "archiving failed";
 
-/// What was done, and how long it took until the shards were served again.
+/// The faults injected, and how long it took until the shards were served again.
 #[derive(Default)]
 struct FaultCounts {
     kills: u64,
@@ -34,8 +34,8 @@ struct FaultCounts {
     failovers: Vec<Duration>,
 }
 
-/// Recomputes the rollups of the running cluster again and again: the store is the fold of a prefix
-/// of the log at every moment.
+/// Recomputes the rollups of the running cluster in a loop: at every moment, the store must equal
+/// the fold of a prefix of the log.
 fn auditor(cli: &ClusterCli, stop: &AtomicBool, audits: &AtomicU64) {
     while !stop.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(2));
@@ -47,7 +47,7 @@ struct Run<'a> {
     cluster: &'a Mutex<Cluster>,
     rng: Rng,
     effects: FaultCounts,
-    /// How often archiving had failed before the S3 server was killed.
+    /// Archiving failures logged before the S3 server was killed.
     failed_before: usize,
 }
 
@@ -65,7 +65,7 @@ impl Run<'_> {
         *self.effects.others.entry(what).or_default() += 1;
     }
 
-    /// SIGKILL; it comes back after a while, or at once.
+    /// Sends SIGKILL and restarts the node, at once or after a delay.
     fn kill(&mut self, at: usize, down: u64) {
         self.with(|cluster| cluster.kill(at));
         self.effects.kills += 1;
@@ -73,7 +73,7 @@ impl Run<'_> {
         self.with(|cluster| cluster.spawn(at));
     }
 
-    /// SIGKILL of an owner that stays away until another node answers with everything.
+    /// Kills an owner with SIGKILL and keeps it down until another node answers completely.
     fn kill_and_measure(&mut self, at: usize, asked: usize) {
         self.with(|cluster| cluster.await_ready(asked));
         let took = self.with(|cluster| {
@@ -87,8 +87,8 @@ impl Run<'_> {
         self.effects.failovers.extend(took);
     }
 
-    /// SIGSTOP of an owner, in the middle of a flush if that can be had, until its shards have
-    /// moved; then it goes on.
+    /// Freezes an owner with SIGSTOP, during a flush if possible, until its shards have moved, then
+    /// resumes it.
     fn freeze(&mut self, at: usize, asked: usize, meanwhile: impl FnOnce(&mut Self)) {
         self.with(|cluster| cluster.await_ready(at));
         self.with(|cluster| cluster.await_ready(asked));
@@ -97,7 +97,7 @@ impl Run<'_> {
             assert!(Instant::now() < deadline, "node {at} gets no shard");
             std::thread::sleep(Duration::from_millis(100));
         }
-        // So that a flush takes long enough to be hit, however fast the machine is.
+        // Slows the store down, so that a flush takes long enough to be hit on any machine.
         self.with(|cluster| {
             cluster
                 .store_proxy
@@ -121,27 +121,28 @@ impl Run<'_> {
         self.effects.frozen_in_flush += u64::from(in_flush);
     }
 
-    /// One frozen owner and three kills, and something else on top.
+    /// Freezes one owner, kills three nodes and injects one more fault.
     fn round(&mut self, round: u64) {
         let frozen = self.rng.below(FULL as u64) as usize;
         let (killed, asked) = ((frozen + 1) % FULL, (frozen + 2) % FULL);
         self.inject_other_fault(round);
         self.freeze(frozen, asked, |run| run.kill(killed, 1_000));
-        // The one that was asked held everything; now it dies too.
+        // `killed` answers the queries, because `asked`, which held every shard, is the next to
+        // die.
         self.with(|cluster| cluster.await_ready(killed));
         self.kill_and_measure(asked, killed);
         self.kill(frozen, 300);
         self.settle();
     }
 
-    /// Everything is served and answers completely for a moment.
+    /// Waits until every node is ready and every shard answers completely.
     fn settle(&mut self) {
         (0..=GATE).for_each(|at| self.with(|cluster| cluster.await_ready(at)));
         self.with(|cluster| cluster.await_served(GATE));
         std::thread::sleep(Duration::from_secs(1));
     }
 
-    /// Each kind of process that is not a node, in turn.
+    /// Injects a fault into the components other than nodes, one kind after another.
     fn inject_other_fault(&mut self, round: u64) {
         match round % 7 {
             0 => {
@@ -178,7 +179,7 @@ impl Run<'_> {
         }
     }
 
-    /// SIGKILL of the S3 server at moments of any kind; in the end it stays away.
+    /// Kills the S3 server with SIGKILL at arbitrary moments and leaves it down.
     fn kill_the_storage(&mut self) {
         for _ in 0..3 {
             self.with(|cluster| cluster.s3.kill());
@@ -192,7 +193,7 @@ impl Run<'_> {
         self.count("S3 server killed, away for a round");
     }
 
-    /// After its absence was noticed, if it is away.
+    /// Restarts the S3 server if it is down, once its failure has been noticed.
     fn bring_back_the_storage(&mut self) {
         let deadline = Instant::now() + BACK_WITHIN;
         while self.with(|cluster| {
@@ -204,7 +205,7 @@ impl Run<'_> {
         self.with(|cluster| cluster.s3.restart());
     }
 
-    /// A fifth of the requests to the S3 server go wrong, until some have.
+    /// Makes a fifth of the requests to the S3 server fail, until some have.
     fn spoil_the_storage(&mut self, seed: u64) {
         self.with(|cluster| cluster.s3.set_faults(seed, 200));
         self.pause(3_000);
@@ -220,7 +221,7 @@ impl Run<'_> {
         self.effects.others.insert("faults of the S3 server", hits);
     }
 
-    /// Commits whose answer is lost, and connections to the store cut anywhere.
+    /// Drops the answers to commits, and cuts connections to the store at arbitrary points.
     fn cut_the_store(&mut self) {
         let set = |run: &Self, plan| run.with(|cluster| cluster.store_proxy.set(plan));
         let cuts = |run: &Self| run.with(|cluster| cluster.store_proxy.cuts());
@@ -231,7 +232,7 @@ impl Run<'_> {
             self.pause(600);
             tries += 1;
         }
-        // None is left over for the connections that are cut anywhere.
+        // Resets the plan, so that no pending lost-commit fault hits the connections cut below.
         set(self, ProxyPlan::default());
         let (_, commits) = cuts(self);
         set(self, ProxyPlan { cut_request: 1, cut_reply: 1, ..ProxyPlan::default() });
@@ -255,7 +256,7 @@ impl Run<'_> {
             .for_each(|(what, times)| *self.effects.others.entry(what).or_default() += times);
     }
 
-    /// Nodes come and go faster than the group settles.
+    /// Nodes join and leave faster than the consumer group settles.
     fn restart_storm(&mut self) {
         for _ in 0..6 {
             let at = self.rng.below(FULL as u64) as usize;
@@ -263,11 +264,12 @@ impl Run<'_> {
                 let mut node =
                     self.with(|cluster| cluster.nodes[at].server.take().expect("it runs"));
                 if node.has_ended() {
-                    // It has waited in vain for what was cut off; a panic is looked for in the end.
+                    // The node gave up waiting for an unreachable dependency. Panics are checked
+                    // for at the end of the run.
                     self.with(|cluster| cluster.spawn(at));
                     continue;
                 }
-                // None: it had not begun to serve, and the signal itself ended it.
+                // `None`: the node was still starting, and the signal itself ended it.
                 let ended = node.stop();
                 assert!(matches!(ended, Some(0) | None), "a stop in the storm: {ended:?}");
                 self.with(|cluster| cluster.spawn(at));
@@ -279,7 +281,7 @@ impl Run<'_> {
         }
     }
 
-    /// The primary is gone for good, and its standby takes over.
+    /// The primary is lost for good, and its standby takes over.
     fn fail_over_the_store(&mut self) {
         self.with(Cluster::add_standby);
         std::thread::sleep(Duration::from_secs(2));
@@ -332,7 +334,7 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
                 "a client, the reader or the auditor failed, see above"
             );
         }
-        // The round that would have brought it back may not have come.
+        // The round that restarts the S3 server may not have been reached.
         run.bring_back_the_storage();
         run.fail_over_the_store();
         let deadline = Instant::now() + PATIENCE;

@@ -26,14 +26,14 @@ use crate::s3_process::S3Process;
 use crate::support::{Server, free_port};
 use crate::{alone, now};
 
-/// Nodes with every role; one more is a gateway alone.
+/// Number of nodes with every role; one additional node is a gateway only.
 pub const FULL: usize = 3;
 const SHARDS: usize = 16;
 
-/// Longer than anything takes on a slow machine; how long it took is printed.
+/// Longer than any step takes on a slow machine. The actual durations are printed.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A node that does not answer by then is asked again.
+/// An agent that abandons a slow node early; callers ask again.
 fn asker() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -42,13 +42,13 @@ fn asker() -> ureq::Agent {
         .into()
 }
 
-/// One of Rollmill's processes, running or not.
+/// One Rollmill process, running or not.
 pub struct NodeProcess {
     pub name: String,
     roles: &'static str,
     port: u16,
     mesh: u16,
-    /// The network namespace in which it runs.
+    /// The network namespace it runs in, if any.
     pub namespace: Option<String>,
     pub server: Option<Server>,
 }
@@ -56,9 +56,9 @@ pub struct NodeProcess {
 pub struct Cluster {
     pub kafka: Kafka,
     pub postgres: Postgres,
-    /// Between the nodes and the server that is the primary at the start.
+    /// Between the nodes and the initial primary.
     pub store_proxy: Proxy,
-    /// The standby, once there is one.
+    /// The standby, once one has been added.
     pub standby: Option<Postgres>,
     standby_port: u16,
     pub s3: S3Process,
@@ -85,13 +85,13 @@ impl ClusterCli {
             .expect("the command runs")
     }
 
-    /// What a command says in JSON; none if something that it needs was away.
+    /// The JSON output of a command; `None` if one of its dependencies was unavailable.
     pub fn json(&self, args: &[&str]) -> Option<Value> {
         serde_json::from_slice(&self.run(&[args, &["--json"]].concat()).stdout).ok()
     }
 
-    /// One look at whether the store is what its records say; an attempt during which Kafka, the
-    /// store or the archive was away says nothing.
+    /// Audits once that the store matches its records. Returns false if Kafka, the store or the
+    /// archive was unavailable, so the attempt proves nothing.
     pub fn audit(&self) -> bool {
         let Some(report) = self.json(&["verify"]) else { return false };
         if report["unverified"].as_array().is_some_and(|shards| !shards.is_empty()) {
@@ -101,7 +101,7 @@ impl ClusterCli {
         true
     }
 
-    /// Looks until a look says something, when nothing that it needs is away any more.
+    /// Audits until an attempt succeeds, once every dependency is available again.
     pub fn audit_at_last(&self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.audit() {
@@ -117,7 +117,7 @@ impl Cluster {
         Self::start_on(1, more)
     }
 
-    /// As [`Self::start`], with so many brokers.
+    /// Like [`Self::start`], with this many brokers.
     pub fn start_on(brokers: usize, more: &[(&'static str, &str)]) -> Self {
         let alone = alone();
         let dir = tempfile::tempdir().expect("a directory");
@@ -163,8 +163,8 @@ impl Cluster {
         cluster
     }
 
-    /// Brokers listen before they are known to each other, so one attempt may find too few for the
-    /// replicas.
+    /// Retries, because brokers listen before they know each other: a first attempt may find too
+    /// few of them for the replicas.
     fn create_topic(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -177,7 +177,7 @@ impl Cluster {
         }
     }
 
-    /// The configuration that all nodes share.
+    /// The configuration shared by all nodes.
     fn settings(&self) -> Vec<(&'static str, String)> {
         let peers: Vec<String> =
             self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.mesh)).collect();
@@ -211,7 +211,7 @@ impl Cluster {
         settings
     }
 
-    /// Runs other commands of the binary with the configuration of the nodes.
+    /// Runs other commands of the binary with the nodes' configuration.
     pub fn cli(&self) -> ClusterCli {
         let variable = |key: &str| format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase());
         ClusterCli(self.settings().into_iter().map(|(key, value)| (variable(key), value)).collect())
@@ -248,8 +248,8 @@ impl Cluster {
                 self.nodes[at].name,
                 self.node_log(at)
             );
-            // As a service manager does: a node that was killed, or has waited for log and store in
-            // vain, is started again.
+            // Does what a service manager does: restarts a node that was killed, or that gave up
+            // waiting for log and store.
             if self.nodes[at].server.as_mut().is_none_or(Server::has_ended) {
                 self.spawn(at);
             }
@@ -257,7 +257,7 @@ impl Cluster {
         }
     }
 
-    /// What the node has logged over its lives.
+    /// The node's log over all its runs.
     pub fn node_log(&self, at: usize) -> String {
         std::fs::read_to_string(
             self.dir.path().join(&self.nodes[at].name).with_extension("server.log"),
@@ -265,7 +265,7 @@ impl Cluster {
         .unwrap_or_default()
     }
 
-    /// The lines with these words that nodes have logged.
+    /// Lines of all node logs that contain these words.
     pub fn log_lines(&self, words: &str) -> Vec<String> {
         (0..self.nodes.len())
             .flat_map(|at| {
@@ -278,7 +278,7 @@ impl Cluster {
             .collect()
     }
 
-    /// How often nodes have logged this.
+    /// How often these words occur in all node logs.
     pub fn log_count(&self, words: &str) -> usize {
         (0..self.nodes.len()).map(|at| self.node_log(at).matches(words).count()).sum()
     }
@@ -308,14 +308,14 @@ impl Cluster {
         self.nodes[at].server.take().expect("it runs").kill();
     }
 
-    /// Shards by the name of their owner, as the node sees it.
+    /// The owner of each shard, by name, as the node `asked` sees it.
     pub fn owners(&self, asked: usize) -> Option<Vec<String>> {
         let (_, status) = get(&asker(), &format!("{}/v1/status", self.url(asked)))?;
         let owner = |shard: &Value| shard["node"].as_str().map(str::to_owned);
         status["shards"].as_array()?.iter().map(owner).collect()
     }
 
-    /// Waits until the node says that every shard is owned by others than `gone`.
+    /// Waits until the node `asked` reports every shard as owned by a node other than `gone`.
     pub fn await_moved(&self, asked: usize, gone: usize) {
         let deadline = Instant::now() + PATIENCE;
         let gone = &self.nodes[gone].name;
@@ -335,13 +335,12 @@ impl Cluster {
         }
     }
 
-    /// Whether the node owns a shard, as another one sees it.
+    /// Whether `node` owns any shard, as `asked` sees it.
     pub fn owns(&self, asked: usize, node: usize) -> bool {
         self.owners(asked).is_some_and(|owners| owners.contains(&self.nodes[node].name))
     }
 
-    /// How long it takes from now until a node answers completely with everything that was
-    /// acknowledged before now.
+    /// Time until a node answers completely with everything acknowledged before the call.
     pub fn await_served(&self, asked: usize) -> Duration {
         let (begun, since) = (Instant::now(), now());
         let url = format!("{}/v1/query?metric=m0&{}&step=all", self.url(asked), range());
@@ -359,8 +358,8 @@ impl Cluster {
         }
     }
 
-    /// Whether a node that was just frozen holds a transaction open that has written: of the
-    /// others, none lasts so long.
+    /// Whether a freshly frozen node holds open a transaction that has written. After the sleep
+    /// below, any transaction of a running node has ended.
     pub fn frozen_in_flush(&self, at: usize) -> bool {
         std::thread::sleep(Duration::from_millis(300));
         let sql = format!(
@@ -371,7 +370,7 @@ impl Cluster {
         self.postgres.psql(&self.database, &sql).is_ok_and(|count| count != "0")
     }
 
-    /// The standby that takes over when the primary is gone for good.
+    /// Adds the standby that takes over when the primary is lost for good.
     pub fn add_standby(&mut self) {
         self.standby = Some(self.postgres.standby(self.standby_port));
     }

@@ -1,9 +1,9 @@
-//! A node behind a network that breaks: it runs in a network namespace, joined to everything else
-//! by one virtual link.
+//! A node behind a failing network: it runs in a network namespace that one virtual link connects
+//! to everything else.
 //!
-//! Every process believes that all others are on loopback: relays carry each port over the link.
-//! When the link is down, packets vanish in both directions, as when a cable is pulled. Where
-//! network namespaces may not be made (they are for root), the test says so and shows nothing.
+//! Every process believes that all others are on loopback: relays forward each port over the link.
+//! While the link is down, packets are dropped in both directions, as when a cable is pulled. Where
+//! network namespaces cannot be created (that takes root), the test says so and checks nothing.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ use crate::ledger::Ledger;
 use crate::load::{ReadStats, StopOnDrop, accounting, check, client, reader};
 use crate::number;
 
-/// The node that is cut off.
+/// Index of the node behind the link.
 const CUT_OFF_NODE: usize = 1;
 
 fn try_ip(args: &str) -> Result<(), String> {
@@ -39,18 +39,18 @@ fn ip(args: &str) {
 /// A network namespace at the other end of a virtual link.
 struct NetworkIsland {
     name: String,
-    /// The island's end of the link.
+    /// The interface at the island's end of the link.
     link: String,
-    /// Of this side, and of the island's.
+    /// Addresses of this side and of the island's side.
     addresses: [String; 2],
 }
 
 impl NetworkIsland {
-    /// None where network namespaces may not be made.
+    /// `None` where network namespaces cannot be created.
     fn make() -> Option<Self> {
         let id = std::process::id();
         let (name, outer, link) = (format!("rm{id}"), format!("rmh{id}"), format!("rmi{id}"));
-        // Of the addresses for benchmarks between networks (RFC 2544).
+        // From the range reserved for network benchmarks (RFC 2544).
         let addresses = [1, 2].map(|end| format!("198.18.{}.{end}", id % 256));
         if let Err(why) = try_ip(&format!("netns add {name}")) {
             println!("skipped, for lack of network namespaces (they are for root): {why}");
@@ -71,14 +71,14 @@ impl NetworkIsland {
         ip(&format!("-n {} link set {} up", self.name, self.link));
     }
 
-    /// The island's end goes down. This side's stays up, and with it the route: otherwise packets
-    /// for the island would leave this machine by its default route, and whoever gets them
-    /// there may answer.
+    /// Takes the island's end down. This side's end stays up and keeps its route: otherwise packets
+    /// for the island would leave this machine by the default route, and another host might answer
+    /// them.
     fn cut(&self) {
         ip(&format!("-n {} link set {} down", self.name, self.link));
     }
 
-    /// What listens on this side's loopback is found on the island's, and the other way round.
+    /// Makes ports that listen on one side's loopback reachable on the other side's.
     fn relay(&self, ports: &[u16], from_island: bool) {
         let [near, far] = &self.addresses;
         let loopback = "127.0.0.1";
@@ -93,7 +93,7 @@ impl NetworkIsland {
         }
     }
 
-    /// Accepts at one address and connects to another, both seen from the namespace.
+    /// Accepts at one address and connects to another, both as seen from the namespace.
     fn carry(&self, namespace: Option<&String>, listen: &str, connect: &str, port: u16) {
         let address = |host: &str| SocketAddr::new(host.parse().expect("an address"), port);
         let (listen, connect) = (address(listen), address(connect));
@@ -103,7 +103,7 @@ impl NetworkIsland {
             enter(namespace.as_deref());
             let listener = TcpListener::bind(listen).unwrap_or_else(|e| panic!("{listen}: {e}"));
             bound.send(()).expect("somebody waits");
-            // A thread that an accepting one starts is in the same namespace.
+            // A thread inherits the namespace of the thread that spawns it.
             for client in listener.incoming().flatten() {
                 std::thread::spawn(move || {
                     let Ok(server) = TcpStream::connect_timeout(&connect, Duration::from_secs(5))
@@ -125,7 +125,7 @@ impl NetworkIsland {
 
 impl Drop for NetworkIsland {
     fn drop(&mut self) {
-        // The link goes with it.
+        // Deleting the namespace deletes the link too.
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }

@@ -1,4 +1,5 @@
-//! Restarts that nobody notices: nodes stop in order behind a load balancer, under load.
+//! Rolling restarts that no client notices: nodes stop gracefully behind a load balancer, under
+//! load.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,9 +10,9 @@ use crate::ledger::Ledger;
 use crate::load::{ReadStats, StopOnDrop, check, get, patient_client, reader};
 use crate::support::agent;
 
-/// Waits until every node has shards and all are served. A node is ready before the group has given
-/// it any: without them its stop would show nothing, and a stop in the middle of a rebalance would
-/// show two moves.
+/// Waits until every node owns shards and all are served. A node is ready before the group assigns
+/// it any shard: stopping it then would prove nothing, and a stop during a rebalance would measure
+/// two moves.
 fn balanced(cluster: &Cluster, asked: usize) {
     let deadline = Instant::now() + PATIENCE;
     while !(0..FULL).all(|at| cluster.owns(asked, at)) {
@@ -41,7 +42,7 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
             balanced(&cluster, asked);
             let node = cluster.nodes[at].server.take().expect("it runs");
             let stopping = std::thread::spawn(move || node.stop());
-            // From the moment at which its shards begin to move.
+            // Measures from the moment at which the shards begin to move.
             std::thread::sleep(Duration::from_millis(500));
             handovers.push(cluster.await_served(asked));
             assert_eq!(stopping.join().expect("no panic"), Some(0));

@@ -1,5 +1,5 @@
-//! The same truth: a year of flights through three gateways and over three protocols gives byte for
-//! byte what one embedded node gives.
+//! A year of flights, sent through three gateways and over three protocols, gives byte for byte the
+//! rollups of a single embedded node.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -132,7 +132,7 @@ fn three_gateways_and_three_protocols_give_the_bytes_of_one_node() {
             scope.spawn(move || send(&url, &part));
         }
     });
-    // Told again on another way, all of them are duplicates.
+    // Sent again over another protocol, every event is a duplicate.
     send_http(&cluster.url(2), &part(1)[..20]);
     let duplicates = 20 * BATCH as u64;
     assert_eq!(accounting(&cluster.urls()), [FLIGHTS, duplicates, 0]);
