@@ -1,4 +1,4 @@
-//! Answers of the real binary say what they were asked for, or refuse, and say what they lack.
+//! Answers of the real binary: they echo the request or refuse it, and they state what is missing.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,7 @@ fn a_request_of_ten_thousand_names_is_refused_and_costs_nothing() {
             status.lines().find(|line| line.starts_with("VmHWM")).expect("a line").to_owned();
         line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).expect("a number")
     };
-    // As many labels as may be, none of which is there.
+    // The maximum number of labels, none of which exists.
     let most = (0..15).map(|n| format!("n{n}")).collect::<Vec<_>>().join(",");
     let (status, answer) =
         server.get(&format!("/v1/query?metric=hundred&step=all&limit=1&by=s,{most}"));
@@ -94,7 +94,7 @@ fn what_would_be_ignored_is_refused() {
         ("/metrics?x=1".to_owned(), "parameter_unknown"),
         ("/openapi.json?x=1".to_owned(), "parameter_unknown"),
         ("/?x=1".to_owned(), "parameter_unknown"),
-        // What ISO 8859-1 makes of München, and escapes that are none.
+        // München in ISO 8859-1, and invalid percent escapes.
         ("/v1/query?metric=city&where=%7Bc=%22M%FCnchen%22%7D".to_owned(), "query_invalid"),
         ("/v1/query?metric=city&where=%7Bc=%22100%%22%7D".to_owned(), "query_invalid"),
         ("/v1/query?metric=r%+0".to_owned(), "query_invalid"),
@@ -113,7 +113,7 @@ fn what_would_be_ignored_is_refused() {
     }
     let (status, books) = server.get("/v1/accounting?from=1767225600000");
     assert_eq!(status, 200, "{books}");
-    // What a program writes.
+    // The JSON escapes that programs write.
     let (status, answer) =
         server.get("/v1/query?metric=city&step=all&where=%7Bc=%22M%5Cu00fcnchen%22%7D");
     assert_eq!((status, total(&answer)), (200, 1), "{answer}");
@@ -123,7 +123,7 @@ fn what_would_be_ignored_is_refused() {
 fn after_a_restart_no_answer_that_is_complete_shows_less_than_before() {
     const EVENTS: u64 = 300_000;
     let dir = tempfile::tempdir().expect("a directory");
-    // Nothing is in the store when the process dies: all of it has to be applied again.
+    // Nothing is in the store when the process dies, so the whole log has to be applied again.
     let env = [("flush.interval", "1h"), ("shards.count", "4")];
     let question = "/v1/query?metric=m&step=all&by=s";
     let started = server(&dir, &env);
@@ -138,8 +138,8 @@ fn after_a_restart_no_answer_that_is_complete_shows_less_than_before() {
     started.await_query(question, |answer| total(answer) == EVENTS);
     started.kill();
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
-    // A fast machine may have applied all of it before the first question: it is asked after
-    // several starts.
+    // A fast machine may have applied everything before the first query, so several starts are
+    // tried.
     for _ in 0..8 {
         answers_after_a_start(&dir, &env, question, EVENTS, &mut reasons);
         if reasons.contains_key("recovering") {
@@ -149,7 +149,7 @@ fn after_a_restart_no_answer_that_is_complete_shows_less_than_before() {
     panic!("this test should have met a shard on its way: {reasons:?}");
 }
 
-/// Asks from the start on, until an answer is complete; every complete one shows all.
+/// Queries from the start until an answer is complete. Every complete answer must show everything.
 fn answers_after_a_start(
     dir: &tempfile::TempDir,
     env: &[(&str, &str)],
@@ -194,7 +194,7 @@ fn a_new_metric_is_in_the_catalogue_as_soon_as_in_queries() {
     );
 }
 
-/// Events with the ids of a range.
+/// Events with the ids in a range.
 fn ids(range: std::ops::Range<u32>) -> Vec<u8> {
     ndjson(range.map(|n| format!(r#"{{"metric":"ids","id":"{n}"}}"#)))
 }
@@ -232,7 +232,7 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
         "{limits}"
     );
     assert_eq!(metric(&first, "rollmill_dedup_forgotten_total"), 0.0);
-    // One more, and the first is forgotten.
+    // One more id evicts the oldest.
     send(&first, &ids(1000..1001));
     send(&first, &ids(0..1));
     count(&first, 1002);
@@ -245,18 +245,18 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
     wait_until("it is said", || log().contains("dedup.max_ids"));
     assert_eq!(first.stop(), Some(0));
 
-    // From here on there is room for all: what was forgotten before stays forgotten, and nothing
-    // more is.
+    // The limit is now large enough for all ids: those forgotten before stay forgotten, and no more
+    // are.
     let many = Server::start(&data, &[("shards.count", "1"), ("flush.interval", "300ms")]);
     send(&many, &ids(0..3000));
-    // The ids 2 to 1000 and 0 were known, by the limit of their time.
+    // Ids 2 to 1000 and id 0 were known under the limit in force when they were appended.
     count(&many, 1002 + 3000 - 1000);
     send(&many, &ids(0..3000));
     send(&many, &ids(3000..3001));
     count(&many, 1002 + 3000 - 1000 + 1);
     assert_eq!(many.stop(), Some(0));
-    // Whoever folds the records again decides by the rules of their time, whatever the
-    // configuration says.
+    // Whoever folds the records again applies the de-duplication rules of their time, whatever the
+    // configuration says now.
     let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
     let text = String::from_utf8_lossy(&verified.stdout).into_owned()
         + &String::from_utf8_lossy(&verified.stderr);

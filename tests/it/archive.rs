@@ -1,5 +1,5 @@
-//! The archive in a working server: DuckDB reads it, and its answer is the query API's; the
-//! manifest tiles the log over kills.
+//! The archive of a running server: DuckDB reads it and computes what the query API answers, and
+//! the manifest tiles the log across kills.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{PATIENCE, Server};
 
-/// Python with DuckDB, as `make tools` leaves it.
+/// Python with DuckDB, as installed by `make tools`.
 fn python() -> PathBuf {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/bin/python");
     let python = std::env::var_os("ROLLMILL_TEST_PYTHON").map_or(default, PathBuf::from);
@@ -98,7 +98,7 @@ fn duckdb_reads_the_archive_and_agrees_with_the_query_api() {
 fn what_was_accepted_is_in_the_archive_after_a_flush_of_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    // Nothing would be archived for an hour.
+    // With this delay, nothing is archived for an hour.
     let server = Server::start(&data, &[("archive.max_delay", "1h"), ("flush.interval", "500ms")]);
     send(&server, 0, 1_000);
     server.await_everything("/v1/query?metric=sales&step=all");
@@ -118,7 +118,7 @@ fn what_was_accepted_is_in_the_archive_after_a_flush_of_it() {
     }
 }
 
-/// The tools of analysts, with their own defaults: a folder, no options.
+/// Analysts' tools with their defaults: they get a directory and no options.
 #[test]
 fn pyarrow_pandas_and_polars_read_the_archive_as_it_lies() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,4 @@
-//! First steps: an event in, a metric out; restarts; refusals; two processes on one directory.
+//! The basics: an event in, a metric out; restarts; refusals; two processes on one directory.
 
 use crate::support::Server;
 
@@ -61,7 +61,7 @@ fn a_retry_with_an_idempotency_key_counts_once() {
     server.kill();
     let server = Server::start(&data, &[]);
     send(&server, "K");
-    // Another key is another request, whose two events without an id of their own count.
+    // A different key is a different request, and its two events without their own ids count.
     send(&server, "L");
     assert_eq!(server.post(r#"{"metric":"m","id":"K/0"}"#).0, 202);
     assert_eq!(server.post(r#"{"metric":"m","id":"K/2"}"#).0, 202);

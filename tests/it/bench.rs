@@ -1,11 +1,11 @@
-//! `rollmill bench --compare` as people run it.
+//! `rollmill bench --compare` as users run it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::{Server, free_port, wait_until};
 
-/// VictoriaMetrics, as `make tools` leaves it or the system has it.
+/// VictoriaMetrics, as installed by `make tools` or the system.
 fn victoria() -> Option<PathBuf> {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/bin/victoria-metrics");
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -125,7 +125,7 @@ fn a_server_that_is_killed_under_load_has_counted_what_it_acknowledged() {
         server.get("/v1/metrics").1["metrics"].as_array().is_some_and(|metrics| !metrics.is_empty())
     };
     let watch = std::time::Instant::now();
-    // A metric shows after its first flush; a second of load does as well.
+    // A metric shows up only after its first flush, so two seconds of load also count as a start.
     wait_until("load", || loaded() || watch.elapsed() > std::time::Duration::from_secs(2));
     server.kill();
     let server = Server::start_on(&data, port, &[]);

@@ -1,5 +1,5 @@
-//! A wall clock that is wrong: ahead, behind, and leaping under load. The binary runs under a
-//! library that moves CLOCK_REALTIME, and nothing else, by the seconds that a file says.
+//! A wrong wall clock: ahead, behind, and leaping under load. The binary runs under a preloaded
+//! library that shifts CLOCK_REALTIME, and no other clock, by the number of seconds in a file.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::{Server, free_port, wait_until};
 
-/// Reads the file at each call: the clock leaps as soon as it is written.
+/// Reads the file at each call, so the clock leaps as soon as the file is written.
 const LIBRARY: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -35,10 +35,10 @@ int clock_gettime(clockid_t id, struct timespec *shown) {
 
 const DAY: i64 = 86_400;
 const YEAR: i64 = 365 * DAY;
-/// All times at which anything was received here.
+/// A range that covers every time of receipt in these tests.
 const EVER: &str = "from=1970-01-02T00:00:00Z&to=2099-01-01T00:00:00Z";
 
-/// A data directory whose servers have a clock of their own.
+/// A data directory whose servers have their own clock.
 struct ClockFixture {
     dir: tempfile::TempDir,
     library: PathBuf,
@@ -65,8 +65,8 @@ impl ClockFixture {
         self.dir.path().join("data")
     }
 
-    /// The wall clock is wrong by so many seconds from now on. A reader sees the old number or the
-    /// new one.
+    /// Shifts the wall clock by this many seconds from now on. The rename is atomic: a reader sees
+    /// the old number or the new one.
     fn leap(&self, seconds: i64) {
         let (part, file) = (self.dir.path().join("leap.part"), self.dir.path().join("leap"));
         std::fs::write(&part, seconds.to_string()).expect("written");
@@ -83,7 +83,7 @@ impl ClockFixture {
         command
             .env("LD_PRELOAD", &self.library)
             .env("TEST_CLOCK_LEAP", self.dir.path().join("leap"));
-        // The upkeep of the archive looks ten times a second at what is due.
+        // Archive maintenance checks ten times a second what is due.
         let keys = [
             ("SHARDS_COUNT", "2"),
             ("FLUSH_INTERVAL", "100ms"),
@@ -107,7 +107,7 @@ impl ClockFixture {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// Waits until so many events are archived, each object being where it should be.
+    /// Waits until this many events are archived and each object is in the right place.
     fn await_archived(&self, events: u64) -> Vec<Value> {
         let archived = |objects: &[Value]| {
             objects.iter().filter_map(|object| object["events"].as_u64()).sum::<u64>()
@@ -181,7 +181,7 @@ fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
     let clocked = ClockFixture::new();
     let mut server = clocked.start(&[]);
     let (mut sent, mut again) = (0, 0);
-    // By how much the clock is wrong, and whether the node starts with it so.
+    // The clock's error in seconds, and whether the node is restarted with it.
     let steps = [
         (0, false),
         (400 * DAY, false),
@@ -207,7 +207,7 @@ fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
         } else {
             clocked.leap(wrong);
         }
-        // Those of before come again, as from a client that saw no answer.
+        // Earlier events are sent again, as by a client that saw no answer.
         let before = sent;
         send(&server, sent..sent + 50);
         sent += 50;
@@ -215,7 +215,7 @@ fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
         again += before.min(20);
         await_count(&server, sent);
         clocked.await_archived(sent + again);
-        // The upkeep has looked some times meanwhile.
+        // Long enough for several maintenance passes.
         std::thread::sleep(Duration::from_millis(300));
         clocked.await_archived(sent + again);
     }
@@ -277,7 +277,7 @@ fn a_clock_that_was_ahead_at_the_start_holds_up_neither_archive_nor_expiry() {
     clocked.await_archived(11);
     let (status, due) = server.get("/v1/archive/expiry");
     assert_eq!((status, due["stopped"].as_u64()), (200, Some(0)), "{due}");
-    // 400 days ahead, everything is due; nobody has said yes.
+    // 400 days ahead, everything is due, but nobody has approved the expiry.
     clocked.leap(400 * DAY);
     wait_until("what is due has stopped", || {
         server.get("/v1/archive/expiry").1["stopped"].as_u64() > Some(0)

@@ -1,4 +1,4 @@
-//! The command line as people use it: exit codes, addresses, proxies, what is printed.
+//! The command line as users run it: exit codes, addresses, proxies, output.
 
 use std::process::{Command, Output, Stdio};
 
@@ -164,8 +164,8 @@ fn what_is_in_a_server_needs_no_http_client() {
     let (code, _, said) = run(&[&["labels", "page_view", "city"][..], &url].concat(), &[]);
     assert!(code == Some(1) && said.contains("it has country"), "{said}");
 
-    // Readable figures, an order, CSV with all digits, and the difference between no metric and no
-    // data.
+    // Tables round figures and keep an order, CSV has all digits, and an unknown metric differs
+    // from one without data.
     let table = prints(&[
         "query",
         "page_view",
@@ -270,7 +270,7 @@ fn a_configuration_that_was_printed_can_be_used() {
 fn a_version_names_its_commit() {
     let (_, printed, _) = run(&["version"], &[]);
     let commit = printed.lines().find_map(|line| line.strip_prefix("commit: ")).expect("a line");
-    // Only a release is told its commit; every other build would be made anew with each one.
+    // Only a release build is given its commit; any other build would be rebuilt at every commit.
     assert!(
         commit == "unknown" || commit.trim_end_matches('+').bytes().all(|b| b.is_ascii_hexdigit()),
         "{printed}"

@@ -1,5 +1,6 @@
-//! The files in docker/: every variable, command line, path and name in them is held against what
-//! reads it, so that a renamed key, flag or file breaks the build. No container is started.
+//! The files in docker/: every variable, command line, path and name in them is checked against the
+//! code that reads it, so that a renamed key, flag or file fails the tests. No container is
+//! started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,8 +20,8 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
 }
 
-/// A mapping with its merge keys (`<<`) carried out: what stands beside them wins, then the earlier
-/// of several.
+/// A mapping with its merge keys (`<<`) applied: its own entries win, then those of earlier merged
+/// mappings.
 fn merged(node: &Yaml) -> Yaml {
     match node {
         Yaml::Array(items) => Yaml::Array(items.iter().map(merged).collect()),
@@ -47,7 +48,7 @@ fn merged(node: &Yaml) -> Yaml {
     }
 }
 
-/// A scalar as Compose gives it to a container; `${NAME:-default}` is its default and
+/// A scalar as Compose passes it to a container. `${NAME:-default}` becomes its default,
 /// `${NAME:?why}` a password.
 fn text(node: &Yaml) -> String {
     let raw = match node {
@@ -102,7 +103,7 @@ fn services() -> Vec<Service> {
     services.iter().map(|(name, node)| Service { name: text(name), node: node.clone() }).collect()
 }
 
-/// The image's own variables, over which those of a service win.
+/// The image's own variables, which those of a service override.
 fn image_environment() -> BTreeMap<String, String> {
     let file = read("docker/Dockerfile");
     let line = file.lines().find_map(|line| line.strip_prefix("ENV ")).expect("ENV");
@@ -116,7 +117,7 @@ fn config(service: &Service) -> Config {
     let mut environment = image_environment();
     environment.extend(service.environment());
     let file = root().join("config/rollmill.toml");
-    // As the command itself reads it: a node all of it, others a part.
+    // Loads the file as the command does: a node loads all of it, other commands a part.
     let load = if service.is_node() { Config::load } else { Config::load_part };
     load(Some(&file), environment.into_iter(), &[])
         .unwrap_or_else(|why| panic!("{}: {why}", service.name))
@@ -169,7 +170,7 @@ fn every_service_is_configured_with_keys_that_exist() {
     );
 }
 
-/// The tag of a service's image.
+/// The image tag of a service.
 fn services_image(name: &str) -> Yaml {
     let service = services().into_iter().find(|service| service.name == name).expect("a service");
     Yaml::String(service.image().rsplit_once(':').expect("a tag").1.to_owned())
@@ -219,7 +220,7 @@ fn services_are_pinned_bounded_and_wait_for_what_is_there() {
     }
 }
 
-/// The words of a JSON array that a line ends with.
+/// The words of the JSON array at the end of a line.
 fn words(line: &str) -> Vec<String> {
     serde_json::from_str(&line[line.find('[').expect("an array")..]).expect("JSON")
 }
@@ -246,7 +247,7 @@ fn every_command_line_is_one_of_ours() {
     }
     let mut found = 0;
     for path in ["docker/compose.yaml", "docker/setup", "docker/Dockerfile"] {
-        // Command lines in comments and scripts, up to what belongs to the shell.
+        // Command lines in comments and scripts, up to the first shell operator.
         for line in read(path)
             .lines()
             .filter(|line| line.contains(" rollmill ") && !line.contains("docker build"))
@@ -280,7 +281,7 @@ fn what_the_image_is_made_of_is_there() {
     }) {
         assert!(root().join(source).exists(), "{source} is not there");
     }
-    // Cargo wants the files of every target that its manifest names, whichever is built.
+    // Cargo requires the files of every target in the manifest, whichever target is built.
     for room in ["src", "benches", "tests"] {
         assert!(copied.contains(&format!("{room} {room}").as_str()), "{room}");
     }
@@ -333,7 +334,7 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
     assert_eq!(handshake(&one.0, &two.0, "node-2"), Ok(()));
     assert!(handshake(&one.0, &two.0, "node-1").is_err(), "another node's name");
 
-    // The keys file opens a server to the key, and to nobody else.
+    // The keys file admits this key and no other.
     let server = Server::start_on(
         &dir.path().join("data"),
         free_port(),
@@ -367,7 +368,7 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
     );
 }
 
-/// TLS between two nodes, each of which checks the other; one is dialled by this name.
+/// A TLS handshake between two nodes that verify each other; the client dials the server by `name`.
 fn handshake(client: &MeshTls, server: &MeshTls, name: &'static str) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
@@ -389,7 +390,8 @@ fn the_database_gets_its_roles_and_passwords() {
         read("src/persistence/store/postgres/sql/roles.sql"),
         "what compose mounts"
     );
-    // Roles belong to the whole server, which other tests share: they are made as those make them.
+    // Roles are server-wide and shared with other tests, so they are created in the same serialised
+    // way.
     postgres.make_roles(&database, &read("src/persistence/store/postgres/sql/roles.sql"));
     let mut command = Command::new("sh");
     let services = services();
@@ -426,7 +428,7 @@ fn nginx_takes_its_configuration() {
     };
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("nginx.conf");
-    // Names are asked for when the configuration is read, and there are none here.
+    // nginx resolves names when it reads the configuration, and these names do not exist here.
     let text = (1..=3).fold(read("docker/nginx.conf"), |text, node| {
         text.replace(&format!("node-{node}:"), "127.0.0.1:")
     });

@@ -1,24 +1,24 @@
-//! What an event id costs in memory, as the system counts it: in a process of its own that does
-//! nothing else.
+//! The memory cost of an event id, as the operating system counts it, measured in a process that
+//! does nothing else.
 
 use std::process::Command;
 
 use rollmill::model::flush::DedupRule;
 use rollmill::shards::dedup::DedupIndex;
 
-/// Ids a second of one shard of 64, at a billion events a day.
+/// Ids per second on one of 64 shards, at a billion events a day.
 const PER_SECOND: u64 = 181;
 const HOUR: i64 = 3_600_000;
-/// As a shard has it by default.
+/// A shard's default rule.
 const RULE: DedupRule = DedupRule { horizon_ms: HOUR, max_ids: 1_000_000 };
-/// Set for the process that is measured.
+/// Environment variable set for the measuring process.
 const CHILD: &str = "TEST_DEDUP_MEMORY";
 
 fn id(number: u64) -> u128 {
     u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
 }
 
-/// The append time of an id, at the mean rate.
+/// The append time of an id in ms, at the mean rate.
 fn at(number: u64) -> i64 {
     (number * 1_000 / PER_SECOND).cast_signed()
 }
@@ -30,7 +30,7 @@ fn take(dedup: &mut DedupIndex, ids: std::ops::Range<u64>, at: impl Fn(u64) -> i
     }
 }
 
-/// Bytes of memory that this process has asked for and uses; the pages of the program itself do not
+/// Anonymous resident memory of this process in bytes; the pages of the program itself do not
 /// count.
 fn memory() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
@@ -38,9 +38,9 @@ fn memory() -> f64 {
     line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).expect("a number") * 1024.0
 }
 
-/// The process that is measured: three hours of ids, each with an append time of its own; the most
-/// that one cost once there were many.
-#[allow(clippy::print_stdout)] // how the parent hears of it
+/// Runs in the measuring process: inserts three hours of ids, each with its own append time, and
+/// prints the highest cost per id once there were many.
+#[allow(clippy::print_stdout)] // the parent process reads it
 fn measured() {
     let before = memory();
     let mut dedup = DedupIndex::new(RULE, 7);
@@ -90,7 +90,7 @@ fn an_hour_of_ids_at_the_mean_rate_is_kept_by_default() {
         !dedup.insert(id(hours(1) + PER_SECOND), now)
             && dedup.insert(id(hours(1) - PER_SECOND), now)
     );
-    // More than there is room for: what is known is said.
+    // Beyond the capacity, the effective horizon is reported.
     let mut dedup = DedupIndex::new(DedupRule { max_ids: 100_000, ..RULE }, 7);
     take(&mut dedup, 0..400_000, |number| number.cast_signed());
     assert_eq!(

@@ -1,19 +1,20 @@
-//! Disks that take no writes: full, without inodes, read-only, the store's alone; and a process
-//! without file descriptors, or with a limit on the size of its files. Each with a
-//! restart in it. What holds in all of them: nothing acknowledged is lost, nothing counts twice,
-//! queries are answered throughout, writes that cannot be kept are refused by name, and everything
-//! goes on by itself.
+//! Disks that accept no writes (full, out of inodes, read-only, or only the store's disk), and a
+//! process without free file descriptors or with a file size limit. Each test includes a restart.
+//! All of them check that nothing acknowledged is lost or counted twice, queries are answered
+//! throughout, writes that cannot be kept are refused with a reason, and the node recovers by
+//! itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{Server, agent, free_port, wait_until};
 
-/// A file system of its own, gone with the value.
+/// A mounted file system, unmounted on drop.
 struct Disk(PathBuf);
 
 impl Disk {
-    /// `None` where a test may not mount: said loudly, because nothing is tested then.
+    /// Mounts a tmpfs. `None` where the test may not mount; that is printed loudly, because nothing
+    /// is tested then.
     fn mount(at: PathBuf, options: &str) -> Option<Self> {
         std::fs::create_dir_all(&at).expect("a mount point");
         let mounted =
@@ -40,7 +41,7 @@ impl Disk {
         });
     }
 
-    /// Takes every byte that is left.
+    /// Uses up every free byte.
     fn fill(&self) {
         for size in [1 << 20, 4 << 10, 1] {
             for n in 0.. {
@@ -54,7 +55,7 @@ impl Disk {
         }
     }
 
-    /// Takes every file that may still be made.
+    /// Uses up every free inode.
     fn use_up_inodes(&self) {
         for n in 0.. {
             if std::fs::write(self.0.join(format!("ballast-inode-{n}")), "").is_err() {
@@ -76,7 +77,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: whoever failed may still hold files.
+        // A lazy unmount: after a failed test, processes may still hold files.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -89,7 +90,7 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// Sends one event of about `size` bytes that do not compress; status and code of the answer.
+    /// Sends one event of about `size` incompressible bytes. Returns the status and error code.
     fn send(&mut self, server: &Server, size: usize) -> (u16, String) {
         self.sent += 1;
         let noise: String = (0..size as u64 / 64 + 1)
@@ -112,7 +113,7 @@ impl Ledger {
         }
     }
 
-    /// Sends until the answer is no success; it must be this code.
+    /// Sends until a write is refused, which must be with this code.
     fn send_until_refused(&mut self, server: &Server, code: &str) {
         loop {
             let (status, found) = self.send(server, 6_000);
@@ -124,7 +125,8 @@ impl Ledger {
         }
     }
 
-    /// Every answer is one, and in the end a complete one with exactly what was acknowledged.
+    /// Checks that every query is answered, and eventually completely, with exactly what was
+    /// acknowledged.
     fn check_counted(&self, server: &Server) {
         wait_until("a complete answer has everything that was acknowledged", || {
             let (status, answer) = server.get("/v1/query?metric=m&step=all");
@@ -146,7 +148,7 @@ fn metric(server: &Server, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// Not ready for writes, and says why.
+/// Checks that the node is not ready for writes and gives this reason.
 fn refuses_writes(server: &Server, ledger: &mut Ledger, code: &str) {
     wait_until("it is not ready for writes and names the reason", || {
         let (status, why) = server.get("/readyz?role=gateway");
@@ -180,7 +182,7 @@ impl NodeEnd {
     }
 }
 
-/// A node whose files may not become larger than so many KiB.
+/// A node whose files cannot grow beyond this many KiB.
 fn start_limited(data: &Path, kib: u32) -> Server {
     let port = free_port();
     let mut command = Command::new("bash");
@@ -220,12 +222,12 @@ fn a_limit_on_the_size_of_files_is_a_full_disk_and_ends_no_node() {
     ledger.check_counted(&server);
 }
 
-/// One disk that takes no writes any more, and a node that runs, ends, starts and goes on on it.
+/// A disk that stops accepting writes, and a node that runs, stops, starts and resumes on it.
 struct DiskTrial<'a> {
     options: &'a str,
     breaks: &'a dyn Fn(&Disk),
     mends: &'a dyn Fn(&Disk),
-    /// A node that runs cannot see it: only a start.
+    /// Whether only a start notices the fault, and a running node does not.
     at_rest: bool,
 }
 
@@ -242,8 +244,8 @@ impl DiskTrial<'_> {
         if !self.at_rest {
             (self.breaks)(&disk);
             ledger.send_until_refused(&server, "disk_full");
-            // What fits into what the log has reserved may still be taken; it must then be there
-            // for good.
+            // A write that fits into the space reserved by the log may still be accepted, and must
+            // then be durable.
             for _ in 0..5 {
                 ledger.send(&server, 10);
             }
@@ -261,7 +263,7 @@ impl DiskTrial<'_> {
             metric(&server, r#"rollmill_writes_refused_total{reason="disk_full"}"#)
                 .is_some_and(|refused| refused >= 1.0)
         );
-        // Once more: a start on such a disk changes nothing.
+        // A second time: a start on such a disk changes nothing.
         end.end(server);
         (self.breaks)(&disk);
         let mut server = Server::spawn(&data, free_port(), SMALL);
@@ -328,8 +330,8 @@ fn a_read_only_disk_costs_nothing_acknowledged_and_no_answer() {
     trial.run(NodeEnd::Kill);
 }
 
-/// The disk of field report A: as large as a few segments, filled by the node itself, grown
-/// afterwards.
+/// The disk of field report A: as large as a few segments, filled by the node itself, later
+/// enlarged.
 #[test]
 fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
     for end in [NodeEnd::Term, NodeEnd::Kill] {
@@ -337,7 +339,7 @@ fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
             let dir = tempfile::tempdir().expect("a directory");
             let data = dir.path().join("data");
             let Some(disk) = Disk::mount(data.clone(), "size=12m") else { return };
-            // Nothing is released, so that the log does fill it.
+            // Nothing is released, so that the log fills the disk.
             let keeps =
                 &[&SMALL[..2], &[("archive.max_delay", "1h"), ("flush.interval", "1h")]].concat();
             let mut ledger = Ledger::default();
@@ -362,7 +364,7 @@ fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
     }
 }
 
-/// The log has a disk of its own that has room: writes are taken, the store waits.
+/// The log has a separate disk with free space: writes are accepted, and the store has to wait.
 #[test]
 fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
     for end in [NodeEnd::Term, NodeEnd::Kill] {
@@ -399,7 +401,8 @@ fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
     }
 }
 
-/// Starts a node with so few descriptors; both limits, so that it cannot help itself.
+/// Starts a node with few file descriptors. Both the soft and the hard limit are set, so that it
+/// cannot raise its own.
 fn with_descriptors(data: &Path, port: u16, limits: &str, env: &[(&str, &str)]) -> Server {
     let mut command = Command::new("sh");
     let serve = format!("ulimit {limits}; exec \"$@\"");
@@ -439,8 +442,8 @@ fn a_node_takes_the_descriptors_that_it_may_have_and_no_more_connections_than_th
     assert_eq!(server.stop(), Some(0));
     assert!(log_of(&dir.path().join("soft")).contains("server.max_connections is lowered"));
 
-    // As many idle connections as it takes, and more: writes go on, and the log grows over several
-    // segments.
+    // At least as many idle connections as there are descriptors: writes continue, and the log
+    // grows across several segments.
     let data = dir.path().join("hard");
     let mut server = with_descriptors(&data, free_port(), "-n 256", SMALL);
     server.wait_ready("gateway");
@@ -451,7 +454,7 @@ fn a_node_takes_the_descriptors_that_it_may_have_and_no_more_connections_than_th
     );
     let mut ledger = Ledger::default();
     let address = server.url.trim_start_matches("http://").to_owned();
-    // One connection is ours before the others come, as that of a client that writes all the time.
+    // Opens its own connection before the idle ones, like a client that writes continuously.
     let (agent, url) = (agent(), format!("{}/v1/events", server.url));
     let write = |n: u64| {
         let noise: String = (0..90u64)

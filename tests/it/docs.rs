@@ -1,9 +1,9 @@
-//! The pages say what the program does: every command line in them is one of ours, and every block
-//! of shell runs as it stands, or says why it cannot run here.
+//! The docs match the program: every command line in them parses, and every shell block runs
+//! unchanged or states why it cannot run here.
 //!
-//! A block is run in a directory of its own, in the order of its page, beside a node whose data is
-//! `./data` there. `# {…}` in a block is what the command before it prints. `<!-- not run: WHY -->`
-//! before a block leaves it out; `<!-- stopped -->` stops the node for it.
+//! Each block runs in a directory of its page, in page order, next to a node whose data is `./data`
+//! there. `# {…}` in a block is the output of the preceding command. `<!-- not run: WHY -->` before
+//! a block skips it; `<!-- stopped -->` stops the node for it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +16,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README and every page of docs/, without the decisions, by their paths.
+/// The README and every page of docs/, except the ADRs, with their paths.
 fn pages() -> Vec<(String, String)> {
     let (mut found, mut pending) = (vec![root().join("README.md")], vec![root().join("docs")]);
     while let Some(dir) = pending.pop() {
@@ -36,7 +36,7 @@ fn pages() -> Vec<(String, String)> {
     found.iter().map(|path| (name(path), read(path))).collect()
 }
 
-/// A block of shell, and what the line before it says of it.
+/// A shell block, and the directive on the line before it.
 struct Block {
     page: String,
     line: usize,
@@ -63,7 +63,7 @@ fn blocks(page: &str, text: &str) -> Vec<Block> {
                         text: String::new(),
                     });
                 }
-                // Another language: nothing in it is a block of shell.
+                // A block in another language: nothing in it is shell.
                 None => {
                     open = Some(Block {
                         page: String::new(),
@@ -84,8 +84,8 @@ fn blocks(page: &str, text: &str) -> Vec<Block> {
     found
 }
 
-/// The command lines of ours in a piece of shell, words apart; comments, other programs, variables
-/// and redirections are left out.
+/// The `rollmill` command lines in a piece of shell, split into words, without comments, other
+/// programs, variables and redirections.
 fn commands(shell: &str) -> Vec<Vec<String>> {
     let joined = shell.replace("\\\n", " ").replace("\\|", "/");
     let lines = joined.lines().map(|line| line.split(" #").next().unwrap_or_default());
@@ -99,7 +99,7 @@ fn commands(shell: &str) -> Vec<Vec<String>> {
     for part in parts {
         let words: Vec<&str> = part.split_whitespace().collect();
         let ours = |word: &str| word == "rollmill" || word.ends_with("/rollmill");
-        // Variables may be set before it.
+        // Variables may be assigned before the command.
         let Some(at) = words.iter().position(|word| ours(word)) else { continue };
         if words[..at].iter().all(|word| word.contains('=')) {
             let rest = words[at + 1..]
@@ -112,7 +112,7 @@ fn commands(shell: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// What stands between backticks outside of blocks.
+/// The text between backticks outside of blocks.
 fn inline(text: &str) -> Vec<&str> {
     text.lines()
         .filter(|line| !line.starts_with("```"))
@@ -120,7 +120,7 @@ fn inline(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// `quarantine list/release/discard` is three commands.
+/// Expands `quarantine list/release/discard` into three commands.
 fn alternatives(words: &[String]) -> Vec<Vec<String>> {
     let at = words.iter().position(|word| {
         word.contains('/') && word.split('/').all(|w| w.bytes().all(|b| b.is_ascii_lowercase()))
@@ -148,8 +148,7 @@ fn every_command_line_in_the_pages_is_one_of_ours() {
             .flat_map(|code| commands(&code))
             .flat_map(|words| alternatives(&words))
         {
-            // `…` and `[FILE]` stand for what a reader fills in; an optional word is as good as
-            // none.
+            // `…` and `[FILE]` are placeholders; optional words are dropped.
             if command.iter().any(|word| word.contains('…')) {
                 continue;
             }
@@ -157,7 +156,8 @@ fn every_command_line_in_the_pages_is_one_of_ours() {
                 command.iter().filter(|word| !word.starts_with('[')).map(String::as_str).collect();
             seen += 1;
             let said = cli::check(&words).err().unwrap_or_default();
-            // A page may name a command without what it needs, but nothing that it does not know.
+            // Prose may name a command without its required arguments, but no unknown command or
+            // option.
             let named_only = said.contains("required arguments were not provided")
                 || said.contains("Usage: rollmill");
             let unknown = ["unexpected argument", "unrecognized subcommand", "invalid value"]
@@ -185,7 +185,7 @@ fn mistakes_in_a_page_are_found() {
     assert_eq!(alternatives(&list), [["quarantine", "list"], ["quarantine", "discard"]]);
 }
 
-/// A directory in which the pages' commands find what they name.
+/// A directory in which the pages' commands find the files they name.
 struct PageSandbox {
     dir: tempfile::TempDir,
     port: u16,

@@ -1,4 +1,4 @@
-//! Real input: the flights of 2013 in order of departure give exactly the answers computed
+//! Real input: the flights of 2013, sent in order of departure, give exactly the answers computed
 //! independently.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,14 +20,14 @@ struct Expected {
     users: BTreeSet<String>,
 }
 
-/// The flights: named by the Makefile, or beside the checkout.
+/// The flights file, as set by the Makefile or next to the checkout.
 pub fn flights() -> PathBuf {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../shared/data/nycflights13/events_by_arrival.csv.gz");
     std::env::var_os("ROLLMILL_FLIGHTS").map_or(default, PathBuf::from)
 }
 
-/// An independent fold of the file: hour and origin/carrier to count, values and users.
+/// An independent fold of the file: (hour, origin/carrier) to count, values and users.
 fn fold() -> BTreeMap<(String, String), Expected> {
     let mut text = String::new();
     let file = std::fs::File::open(flights())
@@ -141,8 +141,8 @@ fn a_year_of_flights_is_exact() {
     assert_eq!(server.stop(), Some(0));
 }
 
-/// The reference answers stand beside the input when it is the checkout's own; input fetched
-/// elsewhere comes without.
+/// The reference answers lie next to the input file of the checkout. Input fetched elsewhere has
+/// none.
 fn reference(name: &str) -> Option<String> {
     let path = flights().parent()?.join(name);
     let bytes = std::fs::read(path).ok()?;
@@ -155,8 +155,8 @@ fn reference(name: &str) -> Option<String> {
     Some(text)
 }
 
-/// Compares an answer with a file of reference answers, row by row; rows are found by time and
-/// label, either may be absent.
+/// Compares an answer with a file of reference answers, row by row. Rows are matched by time and
+/// label, either of which may be absent.
 fn check_reference(server: &Server, file: &str, step: &str, by: &str) -> usize {
     let Some(text) = reference(file) else { return 0 };
     let mut reader = csv::Reader::from_reader(text.as_bytes());
@@ -245,7 +245,7 @@ fn count(answer: &serde_json::Value) -> u64 {
     points.filter_map(|p| p["count"].as_u64()).sum()
 }
 
-/// The flights as events, each with an id of its own.
+/// The flights as events, each with its own id.
 fn events() -> Vec<String> {
     let mut text = String::new();
     let file = std::fs::File::open(flights())
@@ -264,7 +264,7 @@ fn events() -> Vec<String> {
     reader.records().map(|row| row.expect("a row")).enumerate().map(event).collect()
 }
 
-/// Every stored rollup, as bytes.
+/// Every stored rollup as bytes.
 fn stored(data: &Path) -> BTreeMap<(String, i32), Vec<u8>> {
     let store = SqliteStore::open_read_only(data.join("store.sqlite")).expect("the store");
     let mut rows = BTreeMap::new();
@@ -278,7 +278,7 @@ fn stored(data: &Path) -> BTreeMap<(String, i32), Vec<u8>> {
     rows
 }
 
-/// Sends one client's batches until each is acknowledged, every batch twice, over HTTP.
+/// Sends one client's batches over HTTP, every batch twice, each until it is acknowledged.
 fn send_http(url: &str, batches: &[String], acked: &AtomicUsize) {
     let agent = agent();
     for body in batches {
@@ -297,7 +297,7 @@ fn send_http(url: &str, batches: &[String], acked: &AtomicUsize) {
     }
 }
 
-/// The same over a WebSocket: a connection that breaks is made again and goes on with the first
+/// The same over a WebSocket. A broken connection is reopened, and sending resumes with the first
 /// batch that was not acknowledged.
 fn send_ws(url: &str, batches: &[String], acked: &AtomicUsize) {
     use tokio_tungstenite::tungstenite::{self, Message};
@@ -336,8 +336,8 @@ fn batches(events: &[String], size: usize) -> Vec<String> {
     events.chunks(size).map(|chunk| format!("[{}]", chunk.join(","))).collect()
 }
 
-/// Four clients, one of them on a WebSocket; every batch twice; the server is killed `kills` times
-/// on the way.
+/// Runs four clients, one of them on a WebSocket, that send every batch twice, while the server is
+/// killed `kills` times.
 fn run_scattered(dir: &Path, events: &[String], kills: usize) -> BTreeMap<(String, i32), Vec<u8>> {
     let (data, port) = (dir.join("data"), free_port());
     let settings = [("flush.interval", "300ms"), ("archive.max_delay", "500ms")];
@@ -374,7 +374,7 @@ fn run_scattered(dir: &Path, events: &[String], kills: usize) -> BTreeMap<(Strin
     settled(&data, port, events.len() as u64)
 }
 
-/// The rollups after a start and a graceful stop more: all that the log holds is in the store then.
+/// The rollups after another start and graceful stop, when everything in the log is in the store.
 fn settled(data: &Path, port: u16, events: u64) -> BTreeMap<(String, i32), Vec<u8>> {
     let server = Server::start_on(data, port, &[("flush.interval", "100ms")]);
     let deadline = Instant::now() + Duration::from_secs(180);

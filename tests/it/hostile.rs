@@ -1,5 +1,5 @@
-//! A crowd that means harm, against the real binary: slow sockets, bombs, endless labels, forged
-//! log records.
+//! Hostile clients against the real binary: slow sockets, decompression bombs, unbounded labels,
+//! forged log lines.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -20,8 +20,8 @@ fn connect(server: &Server) -> TcpStream {
     TcpStream::connect(server.url.trim_start_matches("http://")).expect("connected")
 }
 
-/// Sends a byte on each socket every 50 ms until told to stop; then what each was answered, if it
-/// was closed.
+/// Sends a byte on each socket every 50 ms until stopped. Returns the answer on each socket, or
+/// `None` if it was not closed.
 fn trickle(mut sockets: Vec<TcpStream>, stop: &AtomicBool) -> Vec<Option<String>> {
     sockets.iter().for_each(|socket| socket.set_nonblocking(true).expect("set"));
     while !stop.load(Ordering::Acquire) {
@@ -35,7 +35,7 @@ fn trickle(mut sockets: Vec<TcpStream>, stop: &AtomicBool) -> Vec<Option<String>
         let mut answer = Vec::new();
         match socket.read_to_end(&mut answer) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-            // A reset after the answer: the server did not want the rest.
+            // A reset after the answer: the server closed without reading the rest.
             Ok(_) | Err(_) => Some(String::from_utf8_lossy(&answer).into_owned()),
         }
     };
@@ -73,11 +73,11 @@ fn a_crowd_of_slow_sockets_does_not_slow_others() {
         slow += u64::from(asked.elapsed() > Duration::from_secs(2));
         sent += 1;
     }
-    // By then the server has closed all of them; one that it has not closed is open for good.
+    // The server has closed all of them by then; any that is still open would stay open.
     std::thread::sleep(Duration::from_secs(2));
     stop.store(true, Ordering::Release);
     let [heads, bodies] = crowds.map(|crowd| crowd.join().expect("no panic"));
-    // A machine that stands still for a moment makes one slow.
+    // A short stall of the machine may slow one write down.
     assert!(slow * 10 < sent, "{slow} of {sent} writes took more than 2 s");
     assert!(heads.iter().all(Option::is_some), "a slow head is still open");
     assert!(bodies.iter().all(Option::is_some), "a slow body is still open");
@@ -143,8 +143,8 @@ fn hostile_bodies_take_no_memory_to_speak_of() {
         assert!(matches!(status, 400 | 422), "{status} {answer}");
     }
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
-    // What a bomb may take once, on each of the few threads that unpack; 10 of them would be 2.5
-    // GiB.
+    // The memory that a bomb may take once on each of the few decompression threads. Ten bombs
+    // without a limit would take 2.5 GiB.
     assert!(
         peak_bytes(&server) - before < 160 << 20,
         "bombs took {}",
@@ -192,7 +192,7 @@ fn a_label_bomb_fills_the_overflow_series_and_nothing_else() {
                 count(a) == expected
             });
     };
-    // Two of the limit were there before: `old` and `quiet`.
+    // Two series within the limit existed before: `old` and `quiet`.
     let beyond = BOMB - (LIMIT - 2);
     let check = |server: &Server| {
         ask(server, "m", "k=%22old%22", 2);
@@ -236,10 +236,10 @@ fn a_label_bomb_fills_the_overflow_series_and_nothing_else() {
     assert_eq!(server.stop(), Some(0));
 }
 
-/// The beginning of a record that the server did not write.
+/// A log line that the server did not write.
 const FORGED: &str = "1999-09-09T09:09:09.000000Z  INFO rollmill: forged";
 
-/// Everything that a client can say, with line ends, escapes and quotes in it.
+/// Sends every kind of client-controlled text, with line ends, escapes and quotes in it.
 fn say_everything(server: &Server) {
     let evil = format!("x\r\n{FORGED}\u{1b}[2J\u{9b}31m\"}},{{\"level\":\"INFO\"\n{FORGED}");
     let escaped = serde_json::to_string(&evil).expect("JSON");
@@ -285,7 +285,7 @@ fn say_everything(server: &Server) {
             )
             .expect("sent");
         socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set");
-        // Whatever it answers: what matters is what it logs.
+        // The answer does not matter, only what is logged.
         let _ = socket.read_to_end(&mut Vec::new());
     }
     let runtime =

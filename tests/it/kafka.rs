@@ -1,4 +1,4 @@
-//! The topic of the log by the command line.
+//! The log's topic on the command line.
 
 #[path = "../support/kafka.rs"]
 pub mod broker;
@@ -10,7 +10,8 @@ fn topic(command: &str, env: &[(&str, &str)], extra: &[&str]) -> (Option<i32>, S
         .filter(|(name, _)| name.starts_with("ROLLMILL_"))
         .for_each(|(name, _)| _ = run.env_remove(name));
     let brokers = broker::Kafka::shared().brokers();
-    // A configuration is whole or wrong; of these two, the command needs nothing.
+    // The whole configuration is validated, although the command uses neither of these two
+    // settings.
     let elsewhere =
         [("STORE_URL", "postgres://rollmill@127.0.0.1:1/none"), ("ARCHIVE_URL", "s3://none")];
     let fixed = [

@@ -1,5 +1,4 @@
-//! The real binary on a broker that speaks nothing but TLS, and lets in who proves a password by
-//! SCRAM.
+//! The real binary on a broker that speaks only TLS and authenticates clients by SCRAM.
 
 use std::path::{Path, PathBuf};
 
@@ -9,12 +8,13 @@ use crate::support::Server;
 
 const PASSWORD: &str = "to-the-mill-and-back";
 
-/// A broker's key and certificate for 127.0.0.1, with the authority and the user's password beside
-/// them, as scripts/kafka wants it.
+/// A broker's key and certificate for 127.0.0.1, with the CA and the user's password next to them,
+/// in the layout that scripts/kafka expects.
 fn certified(dir: &Path) -> PathBuf {
     let authority_key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
-    // OpenSSL takes a certificate whose issuer has its own name for one that signed itself.
+    // OpenSSL takes a certificate whose issuer equals its subject for a self-signed one, so the CA
+    // needs a different name.
     params.distinguished_name.push(rcgen::DnType::CommonName, "authority of this test");
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = params.self_signed(&authority_key).expect("an authority");

@@ -1,4 +1,4 @@
-//! API keys as people use them: made, used, revoked while the server runs.
+//! API keys as users handle them: created, used, and revoked while the server runs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,7 +10,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::support::{Server, agent};
 
-/// A change is seen within a second and one reading; a slow machine is given more.
+/// A change takes effect within a second plus one read of the file; the test allows for a slow
+/// machine.
 const SOON: Duration = Duration::from_secs(60);
 
 fn keys(args: &[&str], file: &Path) -> (Option<i32>, String, String) {

@@ -1,5 +1,5 @@
-//! A log that lost its beginning above the checkpoint: the shard takes the records from the
-//! archive, or stops and names them.
+//! A log that lost its beginning, including records above the checkpoint: the shard reads them from
+//! the archive, or stops and names them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, Server, free_port};
 
 const ALL: &str = "/v1/query?metric=m&step=all&agg=count,distinct";
 
-/// Flushed and archived at once, or never.
+/// Flushes and archives at once, or never.
 fn settings(at_once: bool) -> Vec<(&'static str, String)> {
     let often = if at_once { "100ms" } else { "1h" };
     let bytes = if at_once { "32KiB" } else { "128MiB" };
@@ -33,7 +33,7 @@ fn start(data: &Path, settings: &[(&str, String)]) -> Server {
     Server::start(data, &settings)
 }
 
-/// Sends events of about 3 KiB, one a request.
+/// Sends events of about 3 KiB, one per request.
 fn send(server: &Server, ids: std::ops::Range<u32>) {
     let filling = "x".repeat(3_000);
     for id in ids {
@@ -56,7 +56,7 @@ fn await_count(server: &Server, count: u32) -> Value {
     server.await_query(ALL, |answer| point(answer)["count"] == count)
 }
 
-/// Waits until the store and the archive have everything.
+/// Waits until the store and the archive hold everything.
 fn at_rest(server: &Server, records: u64) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -142,8 +142,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
         settings(at_once).into_iter().chain(shared.clone()).chain([store]).collect::<Vec<_>>()
     };
     let (before, after) = (postgres.database(), postgres.database());
-    // A copy of the store from when it had 20 events is put back when the topic does not have the
-    // next 10 any more.
+    // Restores a backup of the store with 20 events, after the topic has lost the next 10.
     let server = start(&data, &with(true, &before));
     send(&server, 0..20);
     at_rest(&server, 20);
@@ -162,7 +161,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
         (10..=20).contains(&healed),
         "{healed}: from 20 to the end of the object that reaches 30"
     );
-    // The archive goes on, too, with what is there.
+    // Archiving resumes too, with the remaining records.
     at_rest(&server, 40);
     let lost =
         "the log lost records of this shard: they are read from the archive shard=0 from=20 to=30";
@@ -171,7 +170,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     let end = 40;
     assert_eq!(server.stop(), Some(0));
 
-    // From here on nothing is flushed or archived any more.
+    // From here on, nothing is flushed or archived.
     let server = start(&data, &with(false, &after));
     await_count(&server, 40);
     send(&server, 40..50);

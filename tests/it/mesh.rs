@@ -1,4 +1,4 @@
-//! The mesh of the real binary: how it refuses to start, and what a node shows of another.
+//! The mesh of the real binary: when it refuses to start, and what a node shows of another.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::support::{PATIENCE, Server, free_port};
 
 const COOKIE: &str = "0123456789abcdef0123456789abcdef";
 
-/// Starts a node with this configuration that is to refuse, and what it says.
+/// Starts a node with a configuration that it must refuse. Returns its exit code and output.
 fn refused(dir: &Path, config: &str) -> (Option<i32>, String) {
     let (file, data) = (dir.join("c.toml"), dir.join("data").display().to_string());
     std::fs::write(&file, config).expect("written");
@@ -82,7 +82,7 @@ fn a_mesh_that_would_not_be_safe_does_not_start() {
         assert_eq!(found, Some(code), "{config}{said}");
         assert!(says.iter().all(|part| said.contains(part)), "{config}{said}");
         assert!(!said.contains(COOKIE) && !said.contains("panicked"), "{said}");
-        // It is said before a node is started, too.
+        // `check-config` reports it too, before any node is started.
         let checked =
             Server::cli(&["check-config", &dir.path().join("c.toml").display().to_string()]);
         let said = String::from_utf8_lossy(&checked.stderr).into_owned();
@@ -126,7 +126,7 @@ fn nodes_show_each_other_in_their_status() {
                 .filter_map(|node| node["name"].as_str());
             let mut names: Vec<_> = names.collect();
             names.sort_unstable();
-            // Each has a log of its own, which is a mistake that somebody must see.
+            // Each node has its own embedded log, which is a mistake that an operator must see.
             let nodes = status["nodes"].to_string();
             if names == ["mill-1", "mill-2"]
                 && nodes.matches("it belongs to another cluster").count() == 1

@@ -1,5 +1,5 @@
-//! From one node to a cluster: real Kafka, PostgreSQL and S3, the real binary, killed between the
-//! steps and inside of them.
+//! Migration from one node to a cluster: real Kafka, PostgreSQL and S3, and the real binary, killed
+//! between and inside the steps.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ const NODE: [(&str, &str); 4] = [
     ("archive.max_delay", "100ms"),
 ];
 
-/// An embedded node's directory, and the empty parts of a cluster.
+/// An embedded node's directory, and the empty components of a cluster.
 pub struct MigrationCase {
     dir: tempfile::TempDir,
     storage: S3Server,
@@ -52,7 +52,7 @@ impl MigrationCase {
         case
     }
 
-    /// The configuration of the cluster, with other lines for some keys.
+    /// Writes the cluster's configuration, with some keys replaced or added.
     fn configure(&self, more: &str) {
         let text = format!(
             "store.url = \"{}\"\narchive.max_delay = \"100ms\"\narchive.keep = \
@@ -86,7 +86,7 @@ impl MigrationCase {
         Server::start(&self.data(), &[&NODE[..], more].concat())
     }
 
-    /// What `rollmill migrate` is started as.
+    /// The `rollmill migrate` command.
     fn command(&self, extra: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
         clear(&mut command);
@@ -112,8 +112,8 @@ impl MigrationCase {
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
     }
 
-    /// Starts it, kills it `delay` after it says that it begins this step. Whether it lived so
-    /// long.
+    /// Starts the migration and kills it `delay` after it announces this step. Returns whether it
+    /// lived that long.
     fn kill_at(&self, step: usize, delay: Duration) -> bool {
         let mut child = self
             .command(&[])
@@ -130,7 +130,7 @@ impl MigrationCase {
         seen && !by_itself
     }
 
-    /// A node of the cluster that is to start, or to refuse.
+    /// Starts a node of the cluster, which may come up or refuse.
     fn spawn(&self, more: &[&str]) -> Server {
         let (data, port) = (self.dir.path().join("node"), free_port());
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
@@ -146,8 +146,8 @@ impl MigrationCase {
         node
     }
 
-    /// That a node of the cluster refuses to start, because of a topic without an identity or none
-    /// at all.
+    /// Checks that a node of the cluster refuses to start because the topic has no identity or does
+    /// not exist.
     fn check_refused(&self, more: &[&str]) {
         let log = self.dir.path().join("node.server.log");
         let _ = std::fs::remove_file(&log);
@@ -191,9 +191,9 @@ impl MigrationCase {
         PostgresStore::open_read_only(&options).expect("the store")
     }
 
-    /// A node that lived: repeated events, an overflow series, an event set aside, and records that
-    /// only its log has. How many events it acknowledged, and how many of them were
-    /// repetitions.
+    /// Fills an embedded node with repeated events, an overflow series, a quarantined event, and
+    /// records that only its log holds. Returns the number of acknowledged events, and how many of
+    /// them were duplicates.
     pub fn seed_history(&self) -> (u64, u64) {
         let node = self.embedded(&[]);
         (0..5).for_each(|n| send(&node, n * 100, n * 100 + 150));
@@ -212,7 +212,7 @@ impl MigrationCase {
         let node = self.embedded(&[("flush.interval", "1h"), ("archive.max_delay", "24h")]);
         (0..40).for_each(|n| send(&node, 400 + n * 10, 430 + n * 10));
         node.kill();
-        // Ids 0 to 820, and two of the other node.
+        // Ids 0 to 820, and two events of the other node.
         (750 + 2 + 1_200, 750 + 1_200 - 820)
     }
 
@@ -261,7 +261,7 @@ pub fn send(node: &Server, from: u64, to: u64) {
     assert_eq!(node.post(&events(from, to)).0, 202);
 }
 
-/// Aggregated, de-duplicated, set aside.
+/// Aggregated, de-duplicated and quarantined events.
 fn accounted(node: &Server) -> [u64; 3] {
     let (_, answer) = node.get("/v1/accounting");
     let hours = answer["hours"].as_array().cloned().unwrap_or_default();
@@ -269,7 +269,7 @@ fn accounted(node: &Server) -> [u64; 3] {
         .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
 }
 
-/// Everything of a store but who it belongs to.
+/// Everything in a store except its ownership.
 fn shown(store: &dyn ShardStore) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();
@@ -319,8 +319,8 @@ fn rest(snapshot: &mut dyn StoreSnapshot) -> Vec<String> {
     all
 }
 
-/// What a finished migration must keep: the rows, the ids, the sums, and that old and new verify
-/// together.
+/// What a finished migration must preserve: rows, ids and sums; and both the old and the new store
+/// must verify.
 fn holds(case: &MigrationCase, (events, repeated): (u64, u64)) {
     let before = shown(
         SqliteStore::open_read_only(case.data().join("store.sqlite")).expect("the source").as_ref(),
@@ -334,7 +334,7 @@ fn holds(case: &MigrationCase, (events, repeated): (u64, u64)) {
     let node = case.node();
     wait("the node is ready", || node.get("/readyz").0 == 200);
     assert_eq!(accounted(&node), [events - repeated - 1, repeated, 1]);
-    // The retry of everything that the embedded node has acknowledged.
+    // Sends again everything that the embedded node has acknowledged.
     (0..8).for_each(|n| send(&node, n * 100, n * 100 + 100));
     let bad = format!(r#"{{"metric":"sales","user":"{POISON}","id":"bad"}}"#);
     assert_eq!(node.post(&bad).0, 202);
@@ -414,7 +414,7 @@ fn killed_between_and_inside_all_steps_it_goes_on_and_nothing_serves_what_is_hal
         }
         let open = Topic::of(&case).is_some_and(|topic| !topic.0["log"].is_null());
         if open {
-            // The request that opens the cluster is the last one: everything is there.
+            // The request that opens the cluster is the last one, so everything is in place.
             break;
         }
         match (step, delay.as_millis()) {
@@ -427,7 +427,7 @@ fn killed_between_and_inside_all_steps_it_goes_on_and_nothing_serves_what_is_hal
             wait("the embedded node refuses", || embedded.has_ended());
         }
         if (step, delay.as_millis()) == (4, 0) {
-            // A record of the killed run that comes late: the topic is too long, and made anew.
+            // A late record of the killed run: the topic is too long and has to be created again.
             append_late(&case);
         }
     }
@@ -483,7 +483,7 @@ fn what_is_in_the_way_is_said_with_the_way_out() {
     refused(&[], &["migrate_refused", "is there already", "--delete --topic"]);
     assert!(!case.data().join("MIGRATED").exists(), "nothing was begun");
 
-    // The database of a node that runs on that topic.
+    // The store of a node that runs on that topic.
     let node = case.node();
     send(&node, 0, 10);
     wait("counted", || accounted(&node)[0] == 10);

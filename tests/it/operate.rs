@@ -1,5 +1,5 @@
-//! What operators run: alert rules, the dashboard, units and manifests, held against the metrics
-//! and keys that there are; `/metrics` as Prometheus reads it; signals.
+//! Operators' files: alert rules, the dashboard, units and manifests, checked against the existing
+//! metrics and keys; `/metrics` as Prometheus reads it; signals.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,13 +16,13 @@ fn read(path: &str) -> String {
         .unwrap_or_else(|why| panic!("{path}: {why}"))
 }
 
-/// What stands in a text and begins as our metrics do.
+/// The words in a text that have the prefix of our metrics.
 fn metrics_named(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("rollmill_")).collect()
 }
 
-/// Names that a metric has in `/metrics`.
+/// The names of a metric in `/metrics`.
 fn spelled(metric: &MetricDefinition) -> Vec<String> {
     match metric.kind {
         MetricKind::Counter | MetricKind::Gauge => vec![metric.name.to_owned()],
@@ -46,8 +46,8 @@ fn alerts_and_dashboard_name_metrics_that_exist() {
         let prose = file.ends_with(".md");
         for name in metrics_named(&text) {
             named += 1;
-            // A page may name a histogram without its endings; roles and a schema of PostgreSQL
-            // begin as metrics do.
+            // Prose may name a histogram without its suffixes. PostgreSQL roles and a schema share
+            // the metrics' prefix.
             let of_postgres =
                 ["rollmill_owner", "rollmill_writer", "rollmill_reader", "rollmill_views"];
             let role = prose && of_postgres.contains(&name);
@@ -76,8 +76,7 @@ fn every_alert_says_what_to_do_and_how_urgent_it_is() {
     }
 }
 
-/// A program of Prometheus, if it is installed: `make test` brings it where the distribution has
-/// it.
+/// Prometheus' promtool, if installed: `make test` installs it where the distribution packages it.
 fn promtool() -> Option<String> {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/bin/promtool");
     let candidates = [ours.display().to_string(), "promtool".to_owned()];
@@ -209,7 +208,7 @@ fn manifests(file: &str) -> Vec<Yaml> {
     documents.into_iter().filter(|document| !document.is_badvalue()).collect()
 }
 
-/// The variables of the one container, with what Kubernetes itself would add for our own Services.
+/// The variables of the single container, plus those that Kubernetes adds for our own Services.
 fn environment(set: &Yaml, services: &[String]) -> Vec<(String, String)> {
     let container = &set["spec"]["template"]["spec"]["containers"][0];
     let given = container["env"].as_vec().expect("variables").iter();
@@ -326,7 +325,7 @@ fn systemd_takes_the_unit() {
         .filter(|word| word.starts_with("--"))
         .for_each(|flag| assert!(help.contains(flag), "{flag}"));
 
-    // Under a program that is there, which systemd asks for.
+    // systemd requires the program to exist, so an existing one is substituted.
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("rollmill.service");
     std::fs::write(&file, unit.replace("/usr/local/bin/rollmill", "/bin/true")).expect("written");

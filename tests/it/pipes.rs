@@ -1,12 +1,12 @@
-//! Output that nobody reads any more ends a command quietly, as SIGPIPE would; output that cannot
-//! be written ends it with a message. A node's log ends nothing, whatever becomes of it.
+//! A closed reader ends a command quietly, as SIGPIPE would; output that cannot be written ends it
+//! with an error message. A node survives any failure of its log output.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::{Server, free_port, wait_until};
 
-/// The exit code of a command whose reader is gone before it prints, and what it said.
+/// The exit code and standard error of a command whose reader is closed before it prints.
 fn unread(args: &[&str]) -> (Option<i32>, String) {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -83,7 +83,7 @@ fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
 
 const LOST: &str = "rollmill_log_records_lost_total ";
 
-/// A node whose standard error is this.
+/// A node with the given standard error.
 fn logging_to(log: impl Into<Stdio>, data: &Path, port: u16) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
     std::env::vars()
@@ -100,7 +100,7 @@ fn a_node_outlives_whatever_becomes_of_its_log() {
     let full = || std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
     let (reader, gone) = std::io::pipe().expect("a pipe");
     drop(reader);
-    // Held and never read: a collector that stands still, or a terminal after Ctrl-S.
+    // Held but never read, like a stalled collector, or a terminal after Ctrl-S.
     let (_stands_still, slow) = std::io::pipe().expect("a pipe");
     for (what, log) in [
         ("a full disk", Stdio::from(full())),
@@ -112,7 +112,7 @@ fn a_node_outlives_whatever_becomes_of_its_log() {
         let data = dir.path().join("data");
         let mut server = Server::run_logged_elsewhere(logging_to(log, &data, port), &data, port);
         server.wait_ready("gateway");
-        // Each refusal is a record at this level; together they are more than a pipe holds.
+        // Each refusal is one log line at this level; together they exceed the capacity of a pipe.
         let bad = "no event\n".repeat(5_000);
         assert_eq!(server.post_as(bad.as_bytes(), "application/x-ndjson", &[]).0, 422, "{what}");
         assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202, "{what}");

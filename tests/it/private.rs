@@ -1,5 +1,5 @@
-//! What a node keeps is its user's alone; what is damaged at the end of the log is not thrown away;
-//! what needs a name is refused without.
+//! Files of a node are private to its user; a damaged tail of the log is not discarded; an
+//! operation that needs a name is refused without one.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn everything_below(dir: &Path) -> Vec<PathBuf> {
 fn nobody_else_reads_what_a_node_keeps() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    // As older versions made it.
+    // As older versions created it.
     std::fs::create_dir(&data).expect("made");
     std::fs::set_permissions(&data, PermissionsExt::from_mode(0o755)).expect("set");
     let server = Server::start(&data, SETTINGS);
@@ -128,7 +128,8 @@ fn a_damaged_last_commit_is_refused_until_a_person_gives_it_up() {
     assert_eq!(count(&server.await_everything("/v1/query?metric=m&step=all")), Some(1));
     assert_eq!(server.stop(), Some(0));
 
-    // A commit of which a part never reached the disk is cut by itself, kept, and told.
+    // A commit that only partly reached the disk is cut off automatically, kept in a file, and
+    // reported.
     let mut bytes = std::fs::read(&segment).expect("read");
     let end = (bytes.iter().rposition(|&byte| byte != 0).expect("data") + 1).next_multiple_of(8);
     bytes[end..end + 300].copy_from_slice(&[7; 300]);

@@ -1,8 +1,8 @@
-//! Poison: an event that kills its shard, or the whole process, each time it is folded, is set
-//! aside; its neighbours count, other shards go on, and people release or discard it.
+//! Poison: an event that crashes its shard, or the whole process, whenever it is folded, is
+//! quarantined. Its neighbours count, other shards continue, and operators release or discard it.
 //!
-//! The faulty node is this test binary, started again as a process of its own: the whole node, with
-//! a fold that panics on one user.
+//! The faulty node is this test binary, started again as a separate process: a whole node, with a
+//! fold that panics on one user.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,14 +16,14 @@ use crate::support::{PATIENCE, Server, agent, free_port};
 
 pub(crate) const POISON: &str = "poison";
 
-/// Whether a panic is the end of the shard's actor, or of the process.
+/// Whether a panic ends the shard's actor or the process.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum CrashScope {
     Actor,
     Process,
 }
 
-/// Not a test of its own: the faulty node.
+/// Not a test itself: the entry point of the faulty node.
 #[test]
 #[ignore = "started by the other tests"]
 fn faulty_node() {
@@ -85,7 +85,7 @@ fn count(answer: &Value) -> u64 {
     points.filter_map(|p| p["count"].as_u64()).sum()
 }
 
-/// Aggregated, de-duplicated, quarantined.
+/// Aggregated, de-duplicated and quarantined events.
 fn accounted(server: &Server) -> [u64; 3] {
     let (_, answer) = server.get("/v1/accounting");
     let hours = answer["hours"].as_array().cloned().unwrap_or_default();
@@ -116,7 +116,7 @@ fn place(event: &Value) -> String {
     format!("{}/{}/{}", event["shard"], event["offset"], event["index"])
 }
 
-/// `rollmill quarantine …` against the server: exit code and what it said.
+/// Runs `rollmill quarantine …` against the server. Returns the exit code and the output.
 fn quarantine(server: &Server, args: &[&str]) -> (Option<i32>, String) {
     let output = Server::cli(&[&["quarantine"], args, &["--url", &server.url]].concat());
     let said = [output.stdout, output.stderr].concat();
@@ -136,7 +136,7 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     let mut server = faulty(&data, CrashScope::Actor);
     server.wait_ready("gateway");
     assert_eq!(server.post(&events("bad")).0, 202);
-    // Other shards answer while the poisoned one dies again and again.
+    // Other shards answer while the poisoned one keeps crashing.
     server.await_query("/v1/query?metric=m&agg=count", |a| count(a) == 3);
     for n in 0..20 {
         server.await_query(&format!("/v1/query?metric=other_{n}"), |a| count(a) == 1);
@@ -189,7 +189,7 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     assert_eq!(quarantine(&server, &["release", "--all"]).0, Some(0), "nothing waits");
 }
 
-/// The figures of the query, if the process lives long enough to answer completely.
+/// Whether the process lives long enough to give a complete answer.
 fn survives(server: &mut Server) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !server.has_ended() {
@@ -210,7 +210,7 @@ fn survives(server: &mut Server) -> bool {
 fn an_event_that_kills_the_process_is_set_aside_too() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    // A sound node takes the events and is killed before it has folded them all.
+    // A healthy node accepts the events and is killed before it has folded them all.
     let server = Server::start(&data, &[("shards.count", "4"), ("flush.interval", "1h")]);
     assert_eq!(server.post(&events("bad")).0, 202);
     server.kill();

@@ -1,5 +1,5 @@
-//! A store that is lost is made anew from the archive and the log, byte-equal, and a server goes on
-//! with it; an older one that is put back from a backup goes on, too.
+//! A lost store is rebuilt from the archive and the log, byte for byte, and a server continues on
+//! it. A store restored from an older backup catches up too.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,8 +19,7 @@ use crate::support::{PATIENCE, Server, free_port};
 
 pub const SHARDS: u32 = 4;
 
-/// Three thousand flights of 2013 as events with ids, all of them late, of more series than are
-/// admitted.
+/// Flights of 2013 as events with ids, all of them late, with more series than the limit admits.
 pub fn flights(from: usize, to: usize) -> String {
     static EVENTS: OnceLock<Vec<String>> = OnceLock::new();
     let events = EVENTS.get_or_init(|| {
@@ -28,7 +27,7 @@ pub fn flights(from: usize, to: usize) -> String {
         let mut rows = csv::Reader::from_reader(flate2::read::GzDecoder::new(file));
         let event = |(n, row): (usize, csv::StringRecord)| {
             let value = if row[7].is_empty() { "null".to_owned() } else { format!("\"{}.1\"", &row[7]) };
-            // Something that no compression makes small, so that segments of the log are sealed and released.
+            // Incompressible, so that segments of the log are sealed and released.
             let noise = blake3::hash(n.to_string().as_bytes()).to_hex();
             format!(
                 r#"{{"metric":"delay","timestamp":"{}","value":{value},"user":"{}","id":"{n}","labels":{{"origin":"{}","dest":"{}"}},"properties":{{"flight":"{}","noise":"{noise}{noise}"}}}}"#,
@@ -40,7 +39,7 @@ pub fn flights(from: usize, to: usize) -> String {
     format!("[{}]", events[from..to].join(","))
 }
 
-/// A node with its configuration in a file, for the server and for the commands beside it.
+/// A node with its configuration in a file, for the server and for other commands.
 pub struct ConfiguredNode {
     _dir: tempfile::TempDir,
     pub root: PathBuf,
@@ -52,7 +51,7 @@ impl ConfiguredNode {
         Self::with(store_url, String::new())
     }
 
-    /// With more lines of configuration.
+    /// A node with additional configuration lines.
     pub fn with(store_url: &str, more: String) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let node = Self { root: dir.path().to_owned(), _dir: dir, more };
@@ -112,7 +111,7 @@ impl ConfiguredNode {
         (output.status.code(), text)
     }
 
-    /// Starts a command and kills it after this time, if it lives so long.
+    /// Starts a command and kills it after this time, unless it has ended.
     pub fn killed_after(&self, args: &[&str], time: Duration) {
         let mut child = self
             .command(args)
@@ -162,7 +161,7 @@ impl ConfiguredNode {
         }
     }
 
-    /// Waits until the archive has everything that is in the store.
+    /// Waits until everything in the store is in the archive.
     pub fn await_archived(&self) {
         let (config, data) = self.parsed();
         let deadline = Instant::now() + PATIENCE;
@@ -180,8 +179,9 @@ impl ConfiguredNode {
         }
     }
 
-    /// A history with everything in it: several objects of each shard, some moved out of the log,
-    /// duplicates, overflow, and a tail that only the log has. The server is killed at its end.
+    /// Produces a history with every case: several objects per shard, some of them no longer in the
+    /// log, duplicates, overflow, and a tail that only the log has. The server is killed at the
+    /// end.
     pub fn seed_history(&self) {
         let server = self.start(&[]);
         for n in 0..8 {
@@ -198,16 +198,16 @@ impl ConfiguredNode {
         server.kill();
     }
 
-    /// The server goes on: what comes again is known, what is new counts, and all of it is what the
-    /// records say.
+    /// Checks that the server continues: repeated events are known, new ones count, and the store
+    /// matches the records.
     pub fn check_resumes(&self) {
         self.check_resumes_with(2_400);
     }
 
-    /// As before, with so many events.
+    /// Like [`Self::check_resumes`], with this many events.
     fn check_resumes_with(&self, events: u64) {
         let server = self.start(&[]);
-        // What is above the checkpoints comes from the log.
+        // Records above the checkpoints come from the log.
         let [_, before, _] = await_accounted(&server, |[aggregated, ..]| aggregated == events);
         assert_eq!(server.post(&flights(0, events as usize)).0, 202);
         assert_eq!(server.post(&flights(events as usize, events as usize + 100)).0, 202);
@@ -219,7 +219,7 @@ impl ConfiguredNode {
     }
 }
 
-/// Aggregated, de-duplicated, quarantined.
+/// Aggregated, de-duplicated and quarantined events.
 fn accounted(server: &Server) -> [u64; 3] {
     let (_, answer) = server.get("/v1/accounting");
     let hours = answer["hours"].as_array().cloned().unwrap_or_default();
@@ -236,7 +236,7 @@ pub fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64
     accounted(server)
 }
 
-/// All that a store says, but for revisions and owners.
+/// The whole content of a store, except revisions and owners.
 pub fn everything(store: &dyn ShardStore) -> Vec<String> {
     let always = (Hour(i32::MIN), Hour(i32::MAX));
     let mut snapshot = store.snapshot().expect("a snapshot");
@@ -281,7 +281,7 @@ pub fn equal(found: &[String], expected: &[String]) {
     assert_eq!(found.len(), expected.len());
 }
 
-/// Rebuilds are killed before one may come to its end.
+/// Kills several rebuilds before one may finish.
 pub fn rebuilt_over_kills(node: &ConfiguredNode, args: &[&str]) {
     let args = [&["rebuild"], args].concat();
     for ms in [5, 20, 60, 120] {
@@ -296,8 +296,8 @@ pub fn rebuilt_over_kills(node: &ConfiguredNode, args: &[&str]) {
         let _ = rebuild.kill();
         rebuild.wait().expect("it ends");
     }
-    // The last one that was killed may have committed something behind the back of the next, which
-    // then refuses to go on.
+    // A transaction of the last killed rebuild may still commit while the next one runs, which then
+    // refuses to continue.
     let ended = |(code, text): (Option<i32>, String)| {
         code == Some(0) || text.contains("is a store") || text.contains("holds a store")
     };
@@ -347,7 +347,7 @@ fn a_lost_store_is_rebuilt_to_the_byte() {
     );
     assert!(node.succeeds(&["rebuild", "--dry-run"]).contains("would rebuild"));
 
-    // What is not whole is not served, wherever it is.
+    // An unfinished rebuild is never served, wherever it is.
     let beside = node.data().join("store.sqlite.rebuilding");
     drop(SqliteStore::open_rebuilding(&beside).expect("begun"));
     node.refused(&["serve", "--listen", "127.0.0.1:0"], &["has not finished", "rollmill rebuild"]);
@@ -388,7 +388,7 @@ fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
     equal(&everything(offline::store(&config, &data).expect("the new store").as_ref()), &old);
     node.verify();
 
-    // What is not whole is neither served nor verified.
+    // An unfinished rebuild is neither served nor verified.
     server
         .psql(&second, "INSERT INTO rollmill.migrations (version, by) VALUES (0, 'a rebuild')")
         .expect("marked");
@@ -404,7 +404,7 @@ fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
     node.check_resumes();
 }
 
-/// A log that keeps all that these tests write, as Kafka does by `log.safety`.
+/// A log that retains everything these tests write, as Kafka does with `log.safety`.
 const KEEPS: &[(&str, &str)] = &[("ROLLMILL_LOG_SEGMENT_BYTES", "64MiB")];
 
 #[test]
@@ -426,8 +426,8 @@ fn an_older_store_from_a_backup_goes_on_without_loss_or_doubles() {
     node.check_resumes();
 }
 
-/// The log begins above the checkpoints of the store that is put back: what lies between is in the
-/// archive, of which its manifest knows nothing.
+/// The log begins above the checkpoints of the restored store. The records in between are in the
+/// archive, but not in the store's manifest.
 #[test]
 fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
     let node = ConfiguredNode::new("");
@@ -472,7 +472,7 @@ fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
             .expect("the new store")
             .as_ref(),
     );
-    // Objects whose records the log still has are written anew, by another owner.
+    // Objects whose records are still in the log are written again, by another owner.
     let but_objects = |all: Vec<String>| {
         all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>()
     };

@@ -1,5 +1,5 @@
-//! A store lost beside Kafka, PostgreSQL and S3: made anew in another database, byte-equal, also
-//! after a migration.
+//! A store lost while Kafka, PostgreSQL and S3 survive: it is rebuilt in another database, byte for
+//! byte, also after a migration.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,13 @@ use crate::rebuild::{
 };
 use crate::support::PATIENCE;
 
-/// A node of the cluster. What is rolled up and archived leaves the topic at once.
+/// A node of the cluster. With `log.safety` 0, rolled-up and archived records leave the topic at
+/// once.
 fn node_of(case: &MigrationCase) -> ConfiguredNode {
     ConfiguredNode::with(&case.url, format!("{}log.safety = \"0s\"\n", case.servers()))
 }
 
-/// Waits until the topic has lost records, so that the archive is needed.
+/// Waits until the topic has dropped records, so that the archive is needed.
 fn released(node: &ConfiguredNode) {
     let (config, data) = node.parsed();
     let deadline = Instant::now() + PATIENCE;
@@ -35,7 +36,7 @@ fn released(node: &ConfiguredNode) {
     }
 }
 
-/// The database is lost, and the store made anew in another one.
+/// Loses the database and rebuilds the store in another one.
 fn lost_and_rebuilt(node: &ConfiguredNode, former: &[&str]) {
     released(node);
     let (config, data) = node.parsed();
@@ -75,7 +76,8 @@ fn a_store_lost_after_a_migration_is_rebuilt_to_the_byte() {
     let former =
         done["from"]["log"].as_str().unwrap_or_else(|| panic!("no log: {done}")).to_owned();
     let node = node_of(&case);
-    // What was archived before, what is archived now, and what only the topic has.
+    // Events archived before the migration, events archived now, and events that only the topic
+    // has.
     let server = node.start(&[]);
     await_accounted(&server, |accounted| accounted == [events - repeated - 1, repeated, 1]);
     send(&server, 0, 100);

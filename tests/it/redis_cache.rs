@@ -1,4 +1,4 @@
-//! The real binary with a second query cache in Redis, which is lost, filled with rubbish, silenced
+//! The real binary with a second query cache in Redis, which is lost, filled with garbage, frozen
 //! and killed.
 
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use crate::redis_server::{PASSWORD, Redis};
 use crate::support::{PATIENCE, Server};
 
 const DAY_MS: i64 = 86_400_000;
-/// 2020-01-01.
+/// 2020-01-01 in Unix milliseconds.
 const START: i64 = 1_577_836_800_000;
 const QUESTION: &str = "/v1/query?metric=sales&from=2020-01-01T00:00:00Z&to=2020-02-10T00:00:00Z&\
                         step=1d&by=country&agg=count,sum,p95";
@@ -33,12 +33,12 @@ fn outcomes(server: &Server, outcome: &str) -> u64 {
         .map_or(0, |number| number.parse().expect("a number"))
 }
 
-/// The series alone: the rest says when it was asked.
+/// Only the series: the rest of the answer depends on the time of the query.
 fn ask(server: &Server) -> serde_json::Value {
     server.get(QUESTION).1["series"].clone()
 }
 
-/// Another query every time, so that the process has none of its parts.
+/// A different query every time, so that no part of it is in the process's own cache.
 fn ask_anew(server: &Server, n: u32) -> (u16, serde_json::Value) {
     let question = format!("{QUESTION}&where={{country!=\"x{n}\"}}");
     server.get(&question.replace('{', "%7B").replace('}', "%7D").replace('"', "%22"))
@@ -78,8 +78,8 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
     server.await_query(QUESTION, |answer| count(&answer["series"]) == 2_000);
     until("flushed", || server.accounted()[0] == 2_000);
     let truth = ask(&server);
-    // 32 are written at once; what comes while they are is not kept, and the process does not offer
-    // it again: other questions are asked.
+    // At most 32 writes run at once. Parts that arrive meanwhile are dropped and not offered again,
+    // so each attempt sends a new query.
     let mut asked = 2_000;
     until("kept", || {
         assert_eq!(ask(&server), truth);
@@ -89,7 +89,7 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
     });
     server.kill();
 
-    // Another process finds them.
+    // A new process finds them.
     let server = Server::start(&data, &settings);
     until("found", || {
         assert_eq!(ask(&server), truth);
@@ -97,7 +97,7 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
     });
     server.kill();
 
-    // Rubbish under every name, some of it of another kind.
+    // Overwrites every key with garbage, some of it of another type.
     let mut connection = redis.connection();
     let keys: Vec<String> =
         redis::cmd("KEYS").arg("rollmill:*").query(&mut connection).expect("keys");
@@ -116,7 +116,7 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
         outcomes(&server, "invalid") + outcomes(&server, "skipped") > 0
     });
 
-    // A late event is seen at once.
+    // A late event is visible at once.
     send(&server, 2_000, 2_001);
     let late =
         server.await_query(QUESTION, |answer| count(&answer["series"]) == 2_001)["series"].clone();
@@ -128,14 +128,14 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
         ask_anew(&server, asked);
         outcomes(&server, "miss") > 0
     });
-    // Silent, then dead: right, and not slow.
+    // With Redis frozen, then dead, answers stay correct and fast.
     redis.pause();
     let watch = Instant::now();
     for n in 0..50 {
         let (status, answer) = ask_anew(&server, n);
         assert_eq!((status, &answer["series"]), (200, &late));
     }
-    // If each of them waited for each of its parts, it would be minutes.
+    // It would take minutes if each query waited for each of its parts.
     assert!(
         watch.elapsed() < Duration::from_secs(60),
         "50 queries beside a silent Redis took {:?}",

@@ -1,5 +1,5 @@
-//! Kafka REST Proxy in a working server: the same truth as over HTTP and WebSocket, and the
-//! published clients.
+//! The Kafka REST Proxy API of a running server: the same results as over HTTP and WebSocket, and
+//! the published clients.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -47,7 +47,7 @@ fn send_ws(server: &Server, batch: &[Value]) {
     assert!(answer.contains("\"ack\":1") && answer.contains("\"rejected\":0"), "{answer}");
 }
 
-/// Half of a batch as JSON, half as base64, every second record with a key.
+/// Sends half of a batch as JSON and half as base64, every second record with a key.
 fn send_rest(server: &Server, batch: &[Value]) {
     let (left, right) = batch.split_at(batch.len() / 2);
     let key = |n: usize| if n.is_multiple_of(2) { json!("k") } else { Value::Null };
@@ -84,7 +84,7 @@ fn rollups(server: &Server) -> Value {
     server.await_query(&query, counted)["series"].clone()
 }
 
-/// Waits until so many events were told apart as copies.
+/// Waits until this many events were recognised as duplicates.
 fn await_deduplicated(server: &Server, events: u64) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -113,7 +113,7 @@ fn every_way_in_gives_the_same_rollups_and_counts_an_id_once() {
             send(&server, batch);
         }
         answers.push(rollups(&server));
-        // The same ids by every other way: nothing is counted again.
+        // The same ids over every other protocol: nothing is counted again.
         for (at, (_, again)) in ways.iter().enumerate().filter(|(at, _)| *at != first) {
             events().chunks(100 + at).for_each(|batch| again(&server, batch));
         }
@@ -195,7 +195,7 @@ fn curl_sends_as_the_quickstart_does_with_a_password() {
         let text = request.call().expect("an answer").body_mut().read_to_string().expect("text");
         serde_json::from_str::<Value>(&text).expect("JSON")["series"][0]["points"][0]["sum"].clone()
     };
-    // Acknowledged is durable, and counted soon after.
+    // An acknowledged event is durable, and counted soon after.
     let deadline = Instant::now() + PATIENCE;
     while counted() != 3 {
         assert!(Instant::now() < deadline, "{}", counted());
@@ -203,7 +203,7 @@ fn curl_sends_as_the_quickstart_does_with_a_password() {
     }
 }
 
-/// npm's `kafka-rest`, as `make tools` leaves it.
+/// npm's `kafka-rest`, as installed by `make tools`.
 fn kafka_rest() -> Option<PathBuf> {
     let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/node_modules");
     let there = modules.join("kafka-rest").is_dir()

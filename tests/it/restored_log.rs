@@ -1,4 +1,5 @@
-//! A log that does not continue where the store stands must not take one write.
+//! A server must not accept a single write on a log that does not continue at the store's
+//! checkpoint.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ fn write(data: &Path, ids: &[&str], total: u64) {
     for id in ids {
         assert_eq!(server.post(&format!(r#"{{"metric":"m","id":"{id}"}}"#)).0, 202);
     }
-    // A stop leaves to the log what a busy machine does not flush in time.
+    // On a busy machine, a stop may leave unflushed records to the log.
     wait_until("everything is in the store", || server.accounted()[0] == total);
     assert_eq!(server.stop(), Some(0));
 }
@@ -25,7 +26,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Starts a server that is expected to end by itself; its exit code and what it said.
+/// Starts a server that is expected to end by itself. Returns its exit code and output.
 fn refused(data: &Path) -> (Option<i32>, String) {
     let mut server = Command::new(env!("CARGO_BIN_EXE_rollmill"))
         .args(["serve", "--listen", "127.0.0.1:0", "--data"])
@@ -42,7 +43,7 @@ fn refused(data: &Path) -> (Option<i32>, String) {
         status = server.try_wait().expect("waits");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    // A server that runs on is the failure: it takes writes that its shard would skip.
+    // A server that keeps running is the failure: it accepts writes that its shard would skip.
     let _ = server.kill();
     let output = server.wait_with_output().expect("ends");
     (status.and_then(|s| s.code()), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -69,7 +70,7 @@ fn an_older_copy_of_the_log_is_refused_before_it_takes_writes() {
         "{message}"
     );
 
-    // Without any log it is another log.
+    // A deleted log is replaced by a new one, with a different log id.
     std::fs::remove_dir_all(data.join("log")).expect("removed");
     let (code, message) = refused(&data);
     assert!(

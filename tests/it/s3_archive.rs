@@ -24,7 +24,7 @@ impl Case {
         Self { dir, storage }
     }
 
-    /// For the server and for the commands beside it.
+    /// The configuration of the server and of the other commands.
     fn config(dir: &Path, storage: &S3Server) -> String {
         format!(
             "archive.url = \"s3://{BUCKET}/hot\"\narchive.cold_url = \
@@ -98,7 +98,8 @@ fn the_archive_on_s3_moves_to_the_cold_store_and_verifies_through_an_outage_and_
     let server = case.start();
     send(&server, 0, 500);
     case.wait("archived", |objects| events(objects) == 500);
-    // The storage is down: writes and queries go on, the log keeps what cannot be archived.
+    // While the storage is down, writes and queries continue, and the log retains what cannot be
+    // archived.
     case.storage.set_down(true);
     send(&server, 500, 1_000);
     let count =

@@ -1,5 +1,4 @@
-//! `rollmill send` as people use it: what they have, what goes wrong on the way, and that each
-//! event counts once.
+//! `rollmill send` as users run it: their input, failures on the way, and every event counted once.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -24,7 +23,7 @@ fn command(url: &str, args: &[&str]) -> Command {
     command
 }
 
-/// Runs it with this standard input; the exit code, and what it said.
+/// Runs it with this standard input. Returns the exit code and the output.
 fn send_from(url: &str, stdin: &[u8], args: &[&str]) -> (Option<i32>, String) {
     let mut child = command(url, args).stdin(Stdio::piped()).spawn().expect("it runs");
     child.stdin.take().expect("a pipe").write_all(stdin).expect("written");
@@ -39,7 +38,7 @@ fn said(output: Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).expect("text"))
 }
 
-/// Sends what is without a mistake.
+/// Sends valid input and returns the output.
 fn sends(url: &str, args: &[&str]) -> String {
     let (code, said) = send(url, args);
     assert_eq!(code, Some(0), "{args:?}: {said}");
@@ -52,14 +51,15 @@ fn write(path: &Path, text: impl AsRef<[u8]>) -> String {
     path.display().to_string()
 }
 
-/// One figure of a metric over all time, once `count` events are in; more of them are a mistake.
+/// One figure of a metric over all time, once `count` events have arrived; more than that is a
+/// failure.
 fn figure(server: &Server, metric: &str, agg: &str, count: u64) -> serde_json::Value {
     let path =
         format!("/v1/query?metric={metric}&step=all&from=2013-01-01T00:00:00Z&agg=count,{agg}");
     let answer = server.await_query(&path, |answer| {
         answer["series"][0]["points"][0]["count"].as_u64() >= Some(count)
     });
-    // What is acknowledged later would show here, too.
+    // Includes anything acknowledged later, so surplus events show up here.
     let answer = if answer["series"][0]["points"][0]["count"] == count {
         server.await_everything(&path)
     } else {
@@ -125,7 +125,7 @@ fn a_position_belongs_to_its_file() {
     assert!(said.contains("10 are in before, 3 are new, from line 11 on"), "{said}");
     counts(&server, "res", 13);
 
-    // Another content under the name is refused, until it is given a position of its own.
+    // Different content under the same name is refused, until it is given its own position file.
     write(&path, "{\"metric\":\"res\",\"value\":2}\n".repeat(6));
     let (code, said) = send(&server.url, &resume);
     assert!(
@@ -137,7 +137,7 @@ fn a_position_belongs_to_its_file() {
     sends(&server.url, &[&file, "--resume", &fresh]);
     counts(&server, "res", 19);
 
-    // Another file with the same position is another input.
+    // Another file with the same position file is a different input.
     let other = write(&dir.path().join("other.ndjson"), line.repeat(2));
     sends(&server.url, &[&other, "--resume", &fresh]);
     counts(&server, "res", 21);
@@ -170,7 +170,7 @@ fn a_position_of_an_earlier_release_goes_on() {
     assert!(code == Some(1) && said.contains("belongs to another input"), "{code:?} {said}");
 }
 
-/// A `send` that reads from a pipe which stays open.
+/// Starts a `send` that reads from a pipe which stays open.
 fn streaming(url: &str, args: &[&str]) -> (Child, ChildStdin) {
     let mut child = command(url, args).stdin(Stdio::piped()).spawn().expect("it runs");
     let stdin = child.stdin.take().expect("a pipe");
@@ -189,10 +189,10 @@ fn a_stream_is_sent_after_a_second_and_at_its_end_by_a_signal() {
     stdin
         .write_all(b"{\"metric\":\"tl\"}\n{\"metric\":\"tl\"}\nnonsense\n{\"metric\":\"tl\"}\n")
         .expect("written");
-    // The pipe stays open: what has come is in all the same.
+    // The pipe stays open, but everything already received is delivered.
     counts(&server, "tl", 3);
     stdin.write_all(b"{\"metric\":\"tl\"}\n{\"metric\":\"tl\"}\n{\"metric\":").expect("written");
-    // It has to have read them; a batch is a second old before it is sent.
+    // `send` must have read the lines; it sends a batch only once it is a second old.
     std::thread::sleep(std::time::Duration::from_millis(300));
     terminate(&child);
     let (code, said) = said(child.wait_with_output().expect("it ends"));
@@ -227,7 +227,7 @@ fn what_is_refused_is_not_sent_again_by_the_same_run() {
     let (code, said) = send(&server.url, &[&file, "--rejects", &file]);
     assert!(code == Some(2) && said.contains("is what this command writes to"), "{code:?} {said}");
     assert_eq!(std::fs::read_to_string(&file).expect("read"), text, "it is as it was");
-    // The second run finds what the first one has kept, and leaves it alone.
+    // The second run finds the file that the first one kept, and does not touch it.
     let (within, position) = (dir.path().join("bad.ndjson"), dir.path().join("sent.json"));
     let [root, within, position] =
         [dir.path(), &within, &position].map(|path| path.display().to_string());
@@ -284,7 +284,7 @@ fn a_bad_line_is_named_and_kept_and_takes_no_other_along() {
         std::fs::read_to_string(&kept).expect("kept"),
         format!("{}\n{}\n", lines[2], lines[3])
     );
-    // Repaired and sent, they are the missing ones and no others.
+    // Repaired and sent, they are exactly the missing events.
     write(&kept, "{\"metric\":\"ok\"}\n{\"metric\":\"ok\",\"value\":1}\n");
     sends(&server.url, &[&kept.display().to_string()]);
     counts(&server, "ok", 4);
@@ -422,7 +422,8 @@ fn what_cannot_be_taken_is_refused_by_name() {
     }
 }
 
-/// A server of canned answers: each request's body is kept, and answered by what the function says.
+/// A server of canned answers: `answer` maps each request body to a status and a body, and the
+/// requests are kept.
 fn canned(
     answer: impl Fn(&str) -> (u16, String) + Send + 'static,
 ) -> (String, Arc<Mutex<Vec<String>>>) {
@@ -540,7 +541,7 @@ fn a_signal_ends_a_file_between_batches_and_the_position_goes_on() {
     let port = server.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let proxy = Proxy::start(port, 1);
     proxy.set(ProxyPlan { delay: std::time::Duration::from_millis(20), ..ProxyPlan::default() });
-    // More than is read ahead: that is sent whatever happens.
+    // More than `send` reads ahead: read-ahead input is sent in any case.
     let line = format!("{{\"metric\":\"sig\",\"properties\":\"{}\"}}\n", "x".repeat(2_000));
     let file = write(&dir.path().join("a.ndjson"), line.repeat(3_000));
     let position = dir.path().join("a.pos");

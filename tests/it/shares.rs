@@ -1,5 +1,5 @@
-//! One tenant at its worst, and whoever has no key at all, on a node with 2 GB: it lives, is ready,
-//! and serves the other tenant.
+//! One tenant at its worst, and clients without any key, on a node with 2 GB: it survives, stays
+//! ready, and serves the other tenant.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ const START: i64 = 1_767_225_600_000;
 const HOUR: i64 = 3_600_000;
 const WIDE: usize = 30_000;
 
-/// A memory cgroup, where the machine lets one be made; the peak is checked everywhere.
+/// A memory cgroup, where the machine allows one. Peak memory is checked everywhere.
 struct MemoryCgroup(Option<PathBuf>);
 
 impl MemoryCgroup {
@@ -45,7 +45,7 @@ impl MemoryCgroup {
         Self(found)
     }
 
-    /// A command that starts the binary inside.
+    /// A command that starts the binary inside the cgroup.
     fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_rollmill");
         let Some(dir) = &self.0 else { return Command::new(binary) };
@@ -79,7 +79,7 @@ struct TwoTenantNode {
     server: Server,
     attacker: String,
     neighbour: String,
-    /// Events of the neighbour that were acknowledged.
+    /// The neighbour's acknowledged events.
     acked: AtomicU64,
 }
 
@@ -143,7 +143,7 @@ impl TwoTenantNode {
         TcpStream::connect(self.server.url.trim_start_matches("http://")).expect("connected")
     }
 
-    /// The attacker's metrics: one of many series in one hour, and one of many hours.
+    /// Creates the attacker's metrics: one with many series in one hour, and one over many hours.
     fn fill(&self) {
         let wide: Vec<String> = (0..WIDE)
             .map(|n| format!(r#"{{"metric":"wide","timestamp":{START},"labels":{{"s":"{n}"}}}}"#))
@@ -171,7 +171,7 @@ impl TwoTenantNode {
         });
     }
 
-    /// One event of the neighbour, and how long its acknowledgement took.
+    /// Sends one event of the neighbour and returns its acknowledgement latency.
     fn ack(&self, agent: &ureq::Agent) -> Duration {
         let began = Instant::now();
         let request = agent
@@ -186,7 +186,7 @@ impl TwoTenantNode {
         began.elapsed()
     }
 
-    /// What must hold beside every attack.
+    /// Checks what must hold during every attack.
     fn neighbour_is_served(&self, attack: &str) {
         let agent = agent();
         for _ in 0..20 {
@@ -227,8 +227,8 @@ impl TwoTenantNode {
     }
 }
 
-/// Refused and answered queries with ever other matchers: nothing of them stays (F2, F7), nor of
-/// queries that nobody waits for (F6).
+/// Refused and answered queries with ever new matchers leave nothing behind (F2, F7), nor do
+/// queries whose client has gone (F6).
 fn queries(world: &TwoTenantNode) {
     let to = START + 48 * HOUR;
     std::thread::scope(|scope| {
@@ -277,7 +277,7 @@ fn readers_that_never_read(world: &TwoTenantNode) {
     let hold = |request: &str| {
         let mut socket = world.connect();
         socket.set_write_timeout(Some(Duration::from_millis(200))).expect("set");
-        // It may have had to give way already.
+        // The server may already have closed this connection in favour of others.
         let _ = socket.write_all(request.as_bytes());
         socket
     };
@@ -298,7 +298,7 @@ fn readers_that_never_read(world: &TwoTenantNode) {
     drop(tenant);
 }
 
-/// WebSocket messages that begin and do not end, and questions of many bytes (F5).
+/// WebSocket messages that begin and never end, and oversized queries (F5).
 fn websockets(world: &TwoTenantNode) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let url = world.server.url.replace("http://", "ws://") + "/v1/ws";
@@ -347,7 +347,7 @@ fn websockets(world: &TwoTenantNode) {
             let mut head = vec![0x81, 0xff];
             head.extend((19_u64 << 20).to_be_bytes());
             head.extend([0; 4]);
-            // It may be closed in the middle, which is the point.
+            // The server may close the connection midway, which is the point.
             let _ = stream.write_all(&head).and_then(|()| stream.write_all(&vec![b' '; 18 << 20]));
             stream
         })
@@ -377,7 +377,7 @@ fn bodies(world: &TwoTenantNode) {
     drop(begun);
 }
 
-/// Metric names without end (F9).
+/// Unbounded metric names (F9).
 fn names(world: &TwoTenantNode) {
     for request in 0..10 {
         let events: Vec<String> =
@@ -450,8 +450,8 @@ fn a_tenant_at_its_worst_does_not_double_the_acknowledgements_of_another() {
         p99(acks)
     };
     measure(1);
-    // Quiet and loud take turns, because other tests may run beside this: one fair round is enough,
-    // no round may be unready.
+    // Quiet and loud phases alternate, because other tests may run at the same time: one fair round
+    // is enough, but the node must be ready in every round.
     let mut rounds = Vec::new();
     for _ in 0..5 {
         let quiet = measure(3);
@@ -510,7 +510,7 @@ fn an_answer_of_a_key_that_is_revoked_is_not_there_to_be_read_any_more() {
         world.get(&world.attacker, "/v1/metrics").0 == 401
     });
     std::thread::sleep(Duration::from_secs(5));
-    // What lies in the buffers of the kernel is there; the rest of the 60 answers is not.
+    // Data in the kernel's buffers still arrives; the rest of the 60 answers does not.
     let mut read = Vec::new();
     socket.set_read_timeout(Some(PATIENCE)).expect("set");
     let _ = socket.read_to_end(&mut read);

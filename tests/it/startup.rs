@@ -1,5 +1,5 @@
-//! How a node refuses to start, and how it stops: with the reason and the way out, and without
-//! losing what it acknowledged.
+//! How a node refuses to start, and how it stops: with the reason and the remedy, and without
+//! losing anything acknowledged.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{Server, agent, free_port, wait_until};
 
-/// Starts a node that is to refuse, and what it says.
+/// Starts a node that must refuse. Returns its exit code and output.
 fn refused(args: &[&str], data: &Path) -> (Option<i32>, String) {
     let data = data.display().to_string();
     let output = Server::cli(&[&["serve", "--data", &data], args].concat());
@@ -121,7 +121,7 @@ fn event(id: &str) -> String {
     format!(r#"{{"metric":"m","id":"{id}"}}"#)
 }
 
-/// Sends until the server is gone, over one connection; the ids that were acknowledged.
+/// Sends over one connection until the server is gone. Returns the acknowledged ids.
 fn post_until_gone(url: &str, name: usize, go: &AtomicBool, taken: &AtomicUsize) -> Vec<String> {
     let (agent, mut acked) = (agent(), Vec::new());
     for n in 0.. {
@@ -144,7 +144,7 @@ fn post_until_gone(url: &str, name: usize, go: &AtomicBool, taken: &AtomicUsize)
     acked
 }
 
-/// As [`post_until_gone`], over a WebSocket that also holds a subscription.
+/// Like [`post_until_gone`], over a WebSocket that also holds a subscription.
 async fn stream_until_gone(url: String) -> (Vec<String>, Option<u16>) {
     let (ws, _) = tokio_tungstenite::connect_async(format!("{}/v1/ws", url.replace("http", "ws")))
         .await
@@ -179,7 +179,7 @@ async fn stream_until_gone(url: String) -> (Vec<String>, Option<u16>) {
 
 #[test]
 fn a_stop_under_load_is_quick_and_loses_nothing_acknowledged() {
-    // One of a few is as quick as all are on a machine that has nothing else to do.
+    // One fast stop is enough, because the other attempts may have met a busy machine.
     let mut took = vec![stop_under_load()];
     while took.len() < 4 && took.last() >= Some(&Duration::from_secs(6)) {
         took.push(stop_under_load());
@@ -187,7 +187,7 @@ fn a_stop_under_load_is_quick_and_loses_nothing_acknowledged() {
     assert!(took.last() < Some(&Duration::from_secs(6)), "the stop took {took:?}");
 }
 
-/// How long the stop took.
+/// Duration of a stop under load.
 fn stop_under_load() -> Duration {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
@@ -206,7 +206,7 @@ fn stop_under_load() -> Duration {
             std::thread::spawn(move || post_until_gone(&url, name, &go, &taken))
         })
         .collect();
-    // Connections on which nothing happens must not hold the stop up.
+    // Idle connections must not delay the stop.
     let port = url.rsplit(':').next().expect("a port").parse::<u16>().expect("a port");
     let idle: Vec<_> = (0..20)
         .map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected"))
@@ -222,7 +222,7 @@ fn stop_under_load() -> Duration {
         posts.into_iter().flat_map(|post| post.join().expect("no panic")).collect();
     for stream in streams {
         let (streamed, code) = runtime.block_on(stream).expect("no panic");
-        // Both name their events alike, so that each counts once.
+        // Both clients use the same event ids, so each event counts once.
         acked.extend(streamed);
         assert!(matches!(code, Some(1001) | None), "{code:?}");
     }
@@ -233,7 +233,7 @@ fn stop_under_load() -> Duration {
     };
     acked.sort_unstable();
     acked.dedup();
-    // All that the log has: what was not acknowledged may be in it, too.
+    // The whole log is counted, which may include events that were not acknowledged.
     let there = count(&server.await_everything("/v1/query?metric=m&step=all"));
     assert!(
         there >= acked.len() as u64,

@@ -73,8 +73,8 @@ fn a_load_balancer_sees_the_stop_before_a_client_does() {
                 agent.post(format!("{url}/v1/events")).header("content-type", "application/json");
             request.send(r#"{"metric":"m"}"#).map(|answer| answer.status().as_u16())
         };
-        // As a load balancer does: it sends for as long as its last look at /readyz was good, and
-        // once more.
+        // Behaves like a load balancer: it sends as long as its last probe of /readyz succeeded,
+        // and once more.
         loop {
             let ready =
                 agent.get(format!("{url}/readyz")).call().map(|answer| answer.status().as_u16());

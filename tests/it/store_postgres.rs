@@ -1,4 +1,4 @@
-//! The real binary on PostgreSQL: killed, started again, verified.
+//! The real binary on PostgreSQL: killed, restarted, verified.
 
 use std::process::Command;
 
@@ -51,7 +51,7 @@ fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
     send(&node, 100);
     let answer = node.await_query(query, |answer| answer["series"][0]["points"][0]["count"] == 300);
     assert_eq!(answer["series"][0]["points"][0]["sum"].to_string(), "30");
-    // A stop leaves to the log what a busy machine does not flush in time.
+    // On a busy machine, a stop may leave unflushed records to the log.
     wait_until("everything is in the store", || node.accounted()[0] == 300);
     assert_eq!(node.stop(), Some(0));
     assert!(!data.join("store.sqlite").exists());
@@ -89,8 +89,8 @@ fn roles_and_tables_by_command() {
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("store.url"));
 }
 
-/// Whatever makes a flush fail for ever is told: by the status, a metric, and not by queries that
-/// answer as before.
+/// A flush that fails permanently is reported by the status and a metric. Queries keep answering as
+/// before.
 #[test]
 fn flushes_that_fail_for_ever_are_told() {
     let server = postgres::shared();
@@ -129,8 +129,7 @@ fn flushes_that_fail_for_ever_are_told() {
     assert_eq!(node.stop(), Some(0));
 }
 
-/// A server that answers nothing uses up neither the threads for queries nor a tenant's part of
-/// them.
+/// A frozen server exhausts neither the query threads nor a tenant's share of them.
 #[test]
 fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
     let server = postgres::Postgres::start("frozen");
@@ -146,7 +145,7 @@ fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
     let ask = || node.get("/v1/query?metric=m&step=all");
     wait_until("it answers", || ask().0 == 200);
     server.freeze();
-    // Two may run at a time: were they not over, the third would be refused.
+    // Two queries may run at a time: if the timed-out ones did not end, the third would be refused.
     for n in 0..5 {
         let asked = std::time::Instant::now();
         let (status, answer) = ask();

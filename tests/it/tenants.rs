@@ -1,5 +1,5 @@
-//! Two tenants on one node: nothing of one is ever seen by the other, over every published path and
-//! over WebSocket.
+//! Two tenants on one node: neither ever sees data of the other, through any published path or
+//! WebSocket.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,14 +30,14 @@ fn key(file: &Path, tenant: &str) -> String {
     String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
-/// An answer, its headers in the text too.
+/// An answer, its headers included in the text.
 fn ask(server: &Server, method: &str, path: &str, key: &str, body: &str) -> (u16, String) {
     let request =
         ureq::http::Request::builder().method(method).uri(format!("{}{path}", server.url));
     let request = request
         .header("authorization", format!("Bearer {key}"))
         .header("content-type", "application/json");
-    // What a naive server might take for the tenant.
+    // Headers that a naive server might take for the tenant.
     let request = request
         .header("x-tenant", "tenant_a")
         .header("x-scope-orgid", "tenant_a")
@@ -52,7 +52,7 @@ fn ask(server: &Server, method: &str, path: &str, key: &str, body: &str) -> (u16
     (answer.status().as_u16(), format!("{text}\n{headers}"))
 }
 
-/// Every published operation with parameters that try to reach into the other tenant.
+/// Every published operation, with parameters that try to reach the other tenant's data.
 fn attempts() -> Vec<(String, String, String)> {
     let interface: Value =
         serde_json::from_str(include_str!("../../src/gateway/openapi.json")).expect("JSON");
@@ -61,7 +61,7 @@ fn attempts() -> Vec<(String, String, String)> {
     for (path, methods) in interface["paths"].as_object().expect("paths") {
         for method in methods.as_object().expect("methods").keys() {
             let path = path.replace("{name}", "page").replace("{page}", "api.md");
-            // Most routes refuse parameters that are not theirs, so each is asked without any, too.
+            // Most routes refuse unknown parameters, so each is also requested without any.
             found.push((
                 method.to_uppercase(),
                 path.clone(),
@@ -115,7 +115,7 @@ fn canaries_of_one_tenant_never_sing_for_another() {
     let of_b = r#"[{"metric":"shared","timestamp":1767225600000,"value":1,"labels":{"page":"of_b"}},{"metric":"shared","labels":{"page":"of_b"}}]"#;
     assert_eq!(ask(&server, "POST", "/v1/events", &b, of_b).0, 202);
     let deadline = std::time::Instant::now() + PATIENCE;
-    // Catalogue, rollups and live deltas hold both.
+    // Waits until catalogue, rollups and live deltas hold both tenants.
     while !(ask(&server, "GET", "/v1/metrics", &a, "").1.contains("canary_metric")
         && ask(&server, "GET", "/v1/metrics", &b, "").1.contains("shared"))
     {
@@ -125,7 +125,7 @@ fn canaries_of_one_tenant_never_sing_for_another() {
 
     let mut singing = BTreeSet::new();
     for (method, path, body) in attempts() {
-        // The owner first: what it asked may be in a cache.
+        // The owner asks first, so that the answer may be in a cache.
         let body = if path.starts_with("/v1/events") {
             r#"{"metric":"shared","labels":{"page":"canary_later"}}"#
         } else {
@@ -139,8 +139,7 @@ fn canaries_of_one_tenant_never_sing_for_another() {
             continue;
         }
         let (status, other) = ask(&server, &method, &path, &b, body);
-        // An error may echo the metric that was asked for; it never holds what was not in the
-        // question.
+        // An error may echo the requested metric, but nothing that was not in the request.
         let other = other.replace("canary_metric", "").replace("canary_label", "");
         assert!(
             !other.contains(CANARY) && !other.contains("31415926535"),
@@ -208,7 +207,8 @@ fn the_websocket_keeps_them_apart(server: &Server, a: &str, b: &str) {
             }
         }
         let (mut sang, mut heard) = (false, 0);
-        // Long enough that the other is told several times while the owner's canaries are there.
+        // Long enough for the other tenant to receive several answers while the owner's canaries
+        // are live.
         let (begun, mut until) = (std::time::Instant::now(), tokio::time::interval(Duration::from_millis(100)));
         for n in 1.. {
             if sang && heard > 2 && begun.elapsed() > Duration::from_secs(4) {

@@ -1,5 +1,5 @@
-//! A cluster goes from one topic to another: nothing is lost, nothing counts twice, and the old
-//! topic is nobody's any more.
+//! A cluster moves from one topic to another: nothing is lost or counted twice, and no node uses
+//! the old topic afterwards.
 
 use serde_json::Value;
 
@@ -16,12 +16,12 @@ fn a_cluster_goes_on_in_a_new_topic() {
         case.servers().replace("kafka.topic = \"move_old\"", "kafka.topic = \"move_new\""),
     );
     old.succeeds(&["topic", "create"]);
-    // Its end is in the topic alone.
+    // The tail of the history is in the topic alone.
     old.seed_history();
     let planned = new.succeeds(&["topic", "move", "--from", "move_old", "--dry-run"]);
     assert!(planned.contains("nothing was changed"), "{planned}");
     new.refused(&["topic", "move", "--from", "move_new"], &["before and after"]);
-    // Killed on its way, it goes on.
+    // Killed midway, the move resumes.
     new.killed_after(
         &["topic", "move", "--from", "move_old"],
         std::time::Duration::from_millis(1_500),

@@ -1,5 +1,6 @@
-//! `rollmill verify` finds and names what is damaged in the store beside rollups: in SQLite, which
-//! has no checksum of its own, also what contradicts nothing else, and in PostgreSQL what does.
+//! `rollmill verify` detects and names damage in every table of the store, not only in rollups. In
+//! SQLite, which has no checksums, that includes damage that contradicts nothing else; in
+//! PostgreSQL, damage that contradicts other data.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::support::{Server, wait_until};
 const SETTINGS: &[(&str, &str)] =
     &[("shards.count", "3"), ("flush.interval", "100ms"), ("archive.max_delay", "1s")];
 
-/// A data directory with something in every table that a node fills by itself, ended in order.
+/// A data directory with rows in every table that a node fills by itself, stopped gracefully.
 fn filled(dir: &Path) -> PathBuf {
     let data = dir.join("data");
     fill(&data, SETTINGS, &|| {
@@ -22,7 +23,7 @@ fn filled(dir: &Path) -> PathBuf {
             .expect("a number")
             > 0
     });
-    // So that no page has bytes of rows that are gone: a flip there changes nothing.
+    // Removes the bytes of deleted rows, where a flipped bit would change nothing.
     Connection::open(data.join("store.sqlite"))
         .expect("opens")
         .execute_batch("VACUUM")
@@ -46,7 +47,7 @@ fn fill(data: &Path, settings: &[(&str, &str)], is_archived: &dyn Fn() -> bool) 
         };
         let events: Vec<String> = (0..400).map(|n| event(round * 300 + n)).collect();
         assert_eq!(server.post(&format!("[{}]", events.join(","))).0, 202);
-        // Each round repeats a hundred ids of the one before.
+        // Each round repeats a hundred ids of the previous one.
         wait_until("it is in the store", || {
             server.accounted().iter().sum::<u64>() == u64::from(round + 1) * 400
         });
@@ -64,7 +65,7 @@ fn verify(data: &Path) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// Changes the store, verifies, and puts it back.
+/// Changes the store, verifies it, and restores it.
 fn after(data: &Path, change: impl FnOnce(&Path)) -> (Option<i32>, String) {
     let store = data.join("store.sqlite");
     let whole = std::fs::read(&store).expect("read");
@@ -136,8 +137,8 @@ fn every_damage_of_the_store_is_found_and_named() {
     assert_eq!(verify(&data).0, Some(0), "nothing of it stays");
 }
 
-/// One bit in the root page of every table and index, where something stands: its type, and three
-/// bytes of its cells.
+/// Flips one bit in the root page of every table and index where it holds data: in its type byte,
+/// and in three bytes of its cells.
 #[test]
 fn a_flipped_bit_in_the_root_page_of_every_table_is_found() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -300,7 +301,8 @@ fn every_damage_of_a_store_in_postgres_is_found_and_named() {
 fn nothing_that_could_be_compared_is_an_exit_code_of_its_own() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = filled(dir.path());
-    // As after archive.keep: the raw events of every window have expired, their rollups are kept.
+    // The state after archive.keep: the raw events of every window have expired, their rollups
+    // remain.
     let store = SqliteStore::open(data.join("store.sqlite")).expect("the store");
     let rows =
         store.snapshot().and_then(|mut snapshot| snapshot.manifest(None)).expect("the manifest");

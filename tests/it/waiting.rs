@@ -1,5 +1,5 @@
-//! A node that starts while Kafka or PostgreSQL is away: it waits, says what for, and ends at once
-//! if no waiting mends it.
+//! A node that starts while Kafka or PostgreSQL is unreachable: it retries and names the
+//! dependency, and aborts at once on errors that retrying cannot fix.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn said(data: &Path) -> String {
     std::fs::read_to_string(data.with_extension("server.log")).unwrap_or_default()
 }
 
-/// Waits until the node answers, and says that it waits for this.
+/// Waits until the node answers, and checks that it names this dependency.
 fn await_waiting(node: &mut Server, what: &str) {
     node.wait_alive();
     let (status, answer) = node.get("/readyz");
@@ -41,7 +41,7 @@ fn await_waiting(node: &mut Server, what: &str) {
     assert!(answer["error"]["message"].as_str().is_some_and(|why| why.contains(what)), "{answer}");
 }
 
-/// Sends one event until it is taken.
+/// Sends one event until it is accepted.
 fn await_taken(node: &mut Server, data: &Path) {
     let deadline = Instant::now() + PATIENCE;
     while node.post(r#"{"metric":"m","id":"1"}"#).0 != 202 {
@@ -54,8 +54,8 @@ fn await_taken(node: &mut Server, data: &Path) {
     }
 }
 
-/// Nodes that wait are told to stop; one of a few is as quick as all are on a machine that has
-/// nothing else to do.
+/// Stops nodes that are still waiting for a dependency. One fast stop is enough, because the other
+/// attempts may have met a busy machine.
 fn stops_at_once(dir: &Path, settings: &[(&str, &str)], what: &str) {
     let mut took = Vec::new();
     while took.len() < 4 && took.iter().all(|took| *took >= Duration::from_secs(1)) {
@@ -69,7 +69,7 @@ fn stops_at_once(dir: &Path, settings: &[(&str, &str)], what: &str) {
     assert!(took.last() < Some(&Duration::from_secs(1)), "the stop took {took:?}");
 }
 
-/// The exit code of a node that is to end by itself.
+/// The exit code and log of a node that must end by itself.
 fn ends(mut node: Server, data: &Path) -> (Option<i32>, String) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -98,7 +98,7 @@ fn a_node_waits_for_kafka_and_serves_when_it_comes() {
     await_waiting(&mut node, "Kafka (kafka.brokers)");
     let (status, answer) = node.post(r#"{"metric":"m","id":"0"}"#);
     assert_eq!((status, &answer["error"]["code"]), (503, &"starting".into()), "{answer}");
-    // A client that keeps its connection meets the node itself, not the one that waits.
+    // A client that keeps its connection reaches the running node, not the waiting one.
     let patient = agent();
     let url = node.url.clone();
     let status = |path: &str| {
@@ -130,10 +130,10 @@ fn a_node_waits_for_kafka_and_serves_when_it_comes() {
         "each reason is told once: {text}"
     );
 
-    // Its writes need no store.
+    // A gateway's writes need no store.
     let gate = dir.path().join("gate");
     let away = format!("postgres://rollmill@127.0.0.1:{}/none", free_port());
-    // Kafka is there, so that a busy one is given the time that it takes.
+    // Kafka is reachable: a busy broker gets the time it takes.
     let gateway = [
         ("node.roles", "gateway"),
         ("kafka.brokers", &brokers),
@@ -214,7 +214,7 @@ fn how_long_a_node_waits_is_configured_and_what_is_wrong_is_not_waited_for() {
             "waited 1s (server.start_wait) for Kafka (kafka.brokers)",
             true,
         ),
-        // Kafka is there, so that a busy one is given the time that it takes.
+        // Kafka is reachable: a busy broker gets the time it takes.
         ("topic", &there, "5m", ("kafka.timeout", "1m"), "rollmill topic create", false),
         ("archive", &away, "5m", ("archive.cold_url", "ftp://cold"), "archive.cold_url", false),
         ("mesh", &away, "5m", ("cluster.listen", "127.0.0.1:0"), "cluster.cookie_file", false),

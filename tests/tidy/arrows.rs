@@ -1,10 +1,10 @@
-//! Who may know whom: rooms, files, and the concrete backends.
+//! Which rooms, files and concrete backends may depend on which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::{Source, product};
 
-/// Rooms and the rooms they may import, besides themselves and `clock`, `telemetry`, `invariants`.
+/// Each room, and the rooms it may import besides itself and `clock`, `telemetry`, `invariants`.
 const MATRIX: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("telemetry", &[]),
@@ -57,7 +57,7 @@ const MATRIX: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Backends that have a port; who else names one cannot be given another.
+/// Backends behind a port; code that names one directly cannot use another.
 const BACKENDS: &[&[&str]] = &[
     &["persistence", "log", "embedded"],
     &["persistence", "log", "kafka"],
@@ -68,8 +68,8 @@ const BACKENDS: &[&[&str]] = &[
     &["persistence", "cache", "redis"],
 ];
 
-/// The only files outside `persistence` that name them: who composes a node, and who moves data
-/// from one backend to another.
+/// The only files outside `persistence` that name them: those that compose a node, and those that
+/// move data from one backend to another.
 const COMPOSES: &[&str] = &[
     "src/node/backends.rs",
     "src/migrate/mod.rs",
@@ -79,8 +79,8 @@ const COMPOSES: &[&str] = &[
     "src/node/rebuild.rs",
 ];
 
-/// Circles that are still there, to be taken apart. None may be added, and one that is gone goes
-/// from here.
+/// Known import cycles, to be removed. None may be added, and a cycle that no longer exists is
+/// removed from this list.
 const KNOWN_CIRCLES: &[&str] = &[];
 
 #[test]
@@ -108,7 +108,7 @@ fn imports_point_to_lower_rooms() {
     assert!(wrong.is_empty(), "move the code or turn the dependency round:\n{}", wrong.join("\n"));
 }
 
-/// The modules of the product, and where their paths lead.
+/// The modules of the product, to resolve paths in.
 struct Modules<'a>(BTreeMap<&'a [String], &'a Source>);
 
 impl<'a> Modules<'a> {
@@ -122,8 +122,8 @@ impl<'a> Modules<'a> {
         )
     }
 
-    /// The module that has what a path names. A name that a module only passes on belongs to where
-    /// it comes from.
+    /// The module that defines what a path names. A re-exported name belongs to the module that it
+    /// comes from.
     fn has(&self, from: &[String], path: &[String], depth: usize) -> Option<&'a [String]> {
         let mut at: Vec<String> = match path[0].as_str() {
             "crate" => Vec::new(),
@@ -157,8 +157,7 @@ impl<'a> Modules<'a> {
         Some(found.0)
     }
 
-    /// From each file to those that it uses. A child may use what it is a part of: that is no
-    /// arrow.
+    /// From each file to the files it uses. A child using its own ancestor does not count.
     fn arrows(&self) -> BTreeMap<&'a [String], BTreeSet<&'a [String]>> {
         let mut arrows = BTreeMap::new();
         for (&module, source) in &self.0 {
@@ -216,7 +215,7 @@ fn concrete_backends_are_named_in_one_place() {
     let outside =
         product().iter().filter(|source| source.room() != "persistence" && source.room() != "lib");
     for source in outside.filter(|source| !COMPOSES.contains(&source.shown().as_str())) {
-        // What `node` hands on is `node`'s.
+        // A name re-exported by `node` belongs to `node`.
         for path in source
             .paths
             .iter()

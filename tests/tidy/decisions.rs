@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::source::{product, root, walk};
 
-/// A decision, as its file says.
+/// A decision as read from its file.
 struct Decision {
     file: String,
     number: u32,
@@ -75,7 +75,7 @@ fn the_index_of_decisions_is_what_they_say() {
     );
 }
 
-/// Two branches take the same number easily.
+/// Two branches easily take the same number.
 #[test]
 fn every_decision_has_a_number_of_its_own_and_every_reference_one_that_is_there() {
     let names: Vec<String> = decisions().into_iter().map(|decision| decision.file).collect();

@@ -1,6 +1,6 @@
-//! What comes in from outside, as `deny.toml` allows it: licences, versions that are there twice,
-//! sources. Known vulnerabilities are looked for by cargo-deny (`make deps`): they change without
-//! us, and a test that fails by the date says nothing of a change.
+//! The dependencies, as `deny.toml` allows them: licences, duplicate versions, sources. Known
+//! vulnerabilities are left to cargo-deny (`make deps`): they appear without any change here, and a
+//! test that fails depending on the date says nothing about a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -13,7 +13,7 @@ fn policy() -> toml::Table {
     std::fs::read_to_string(root().join("deny.toml")).expect("deny.toml").parse().expect("TOML")
 }
 
-/// What is compiled into the program or builds it; not what tests alone need.
+/// The packages that are compiled into the program or build it, without those that only tests need.
 fn shipped() -> Vec<Value> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let platform = "x86_64-unknown-linux-gnu";
@@ -62,8 +62,8 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// Whether an SPDX expression can be met: `/` is an old `OR`, and what is joined by `AND` must all
-/// be allowed.
+/// Whether an SPDX expression can be satisfied. `/` is the old form of `OR`; everything joined by
+/// `AND` must be allowed.
 fn is_met(expression: &str, allowed: &[&str]) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();

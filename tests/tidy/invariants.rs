@@ -1,10 +1,11 @@
-//! Every invariant is kept by tests that exist, and checked where the running server itself knows.
+//! Every invariant is covered by existing tests, and checked in the running server wherever the
+//! server can know it.
 
 use rollmill::invariants::Invariant;
 
 use crate::source::{product, root, walk};
 
-/// Every source file, tests too.
+/// Every source file, tests included.
 fn everything() -> String {
     let files = ["src", "tests"].into_iter().flat_map(|dir| walk(&root().join(dir), "rs"));
     files.map(|path| std::fs::read_to_string(path).expect("UTF-8")).collect()
@@ -35,7 +36,8 @@ fn every_invariant_names_tests_that_exist() {
     assert!(wide.is_empty(), "nobody reads a line of more than 160 characters: {wide:?}");
 }
 
-/// What a running server cannot know, or not where it changes, and who finds out.
+/// Invariants that a running server cannot check, or not where they change, and what detects a
+/// violation instead.
 const FOUND_ELSEWHERE: &[(Invariant, &str)] = &[
     (Invariant::Liveness, "no moment breaks it: alerts watch lag and age"),
     (

@@ -1,9 +1,9 @@
-//! Every key of the configuration that is named exists, and no other default stands beside their
-//! table.
+//! Every configuration key that is named exists, and no default is defined outside the table of
+//! keys.
 
 use crate::source::product;
 
-/// What stands between quotes in code, and between backticks in comments.
+/// The text between quotes in code, and between backticks in comments.
 fn quoted(text: &str) -> Vec<&str> {
     let (mut found, mut rest) = (Vec::new(), text);
     while let Some(at) = rest.find(['"', '/', '\'']) {
@@ -44,7 +44,7 @@ fn end_of_literal(literal: &str) -> Option<usize> {
     })
 }
 
-/// `section.name` in a text, if the section is one of the configuration.
+/// The names of the form `section.name` in a text whose section is one of the configuration.
 fn keys_named(text: &str) -> Vec<&str> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-');
     let words = text.split(|c: char| !is_name(c)).map(|word| word.trim_end_matches('.'));
@@ -52,7 +52,7 @@ fn keys_named(text: &str) -> Vec<&str> {
         let Some((section, name)) = word.split_once('.') else { return false };
         let known =
             rollmill::config::KEYS.iter().any(|key| key.name.starts_with(&format!("{section}.")));
-        // A file of the data directory, and no key.
+        // A file of the data directory, not a key.
         known
             && *word != "store.sqlite"
             && !name.is_empty()
@@ -70,7 +70,7 @@ fn every_config_key_that_is_named_exists() {
     );
     let (mut named, mut wrong) = (0, Vec::new());
     for source in product() {
-        // Metric names of the flights and names of files in tests are no keys.
+        // Metric names of the flights and file names in tests are not keys.
         let text = source.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         for key in quoted(text).into_iter().flat_map(keys_named) {
             named += 1;
@@ -83,7 +83,7 @@ fn every_config_key_that_is_named_exists() {
     assert!(wrong.is_empty(), "no such keys of the configuration:\n{}", wrong.join("\n"));
 }
 
-/// What the server runs with is what tests run with: the table of keys alone knows a default.
+/// Tests must run with the limits that the server has, so only the table of keys defines defaults.
 #[test]
 fn limits_have_no_defaults_beside_the_table_of_keys() {
     let is_limit = |name: &str| {

@@ -1,4 +1,4 @@
-//! Tidiness is a test: who imports whom, purity, sizes, docs, invariants, decisions, dependencies.
+//! Tidiness is tested: imports, purity, sizes, docs, invariants, decisions, dependencies.
 #![allow(unreachable_pub)] // a test has no external callers
 
 mod arrows;

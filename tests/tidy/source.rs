@@ -1,5 +1,5 @@
-//! The product code of `src/`, item by item: what is compiled under `cfg(test)` alone is left out
-//! wherever it stands.
+//! The product code of `src/`, item by item: everything compiled only under `cfg(test)` is left
+//! out, wherever it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -19,21 +19,20 @@ pub struct Function {
 
 /// A file of the product.
 pub struct Source {
-    /// From the root of the package.
+    /// Relative to the root of the package.
     pub path: PathBuf,
     /// Segments below the crate: `["model", "record"]`.
     pub module: Vec<String>,
-    /// All of it.
+    /// The whole text of the file.
     pub text: String,
-    /// Without tests and comments, which are blank; literals are kept.
+    /// The text with tests and comments blanked; literals are kept.
     pub code: String,
-    /// Lines, without those of tests.
+    /// Number of lines, without those of tests.
     pub lines: usize,
     pub functions: Vec<Function>,
-    /// Paths into the crate, as written: they begin with `crate`, `self`, `super` or a child
-    /// module.
+    /// Paths into the crate as written: they begin with `crate`, `self`, `super` or a child module.
     pub paths: BTreeSet<Vec<String>>,
-    /// What `use` brings in at the top, by the name that it gets here.
+    /// Top-level imports: the local name, and the path it stands for.
     pub names: BTreeMap<String, Vec<String>>,
 }
 
@@ -86,7 +85,7 @@ pub fn product() -> &'static [Source] {
     })
 }
 
-/// A file, and the modules that it declares for tests alone.
+/// Reads a file. Also returns the modules that it declares for tests alone.
 fn read(path: &Path) -> (Source, Vec<Vec<String>>) {
     let text = std::fs::read_to_string(path).expect("source is UTF-8");
     let below = path.strip_prefix(root().join("src")).expect("below src").with_extension("");
@@ -100,7 +99,7 @@ fn read(path: &Path) -> (Source, Vec<Vec<String>>) {
     (source, tests)
 }
 
-/// A file of this text.
+/// Parses a file with this text.
 pub fn parse(path: PathBuf, module: Vec<String>, text: String) -> (Source, Vec<String>) {
     let file = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut items = Items::default();
@@ -127,7 +126,7 @@ pub fn parse(path: PathBuf, module: Vec<String>, text: String) -> (Source, Vec<S
     (Source { path, module, text, code, lines, functions, paths, names }, items.test_modules)
 }
 
-/// What stands where in a file.
+/// Positions of the items of a file.
 #[derive(Default)]
 struct Items {
     tests: Vec<Range<usize>>,
@@ -137,7 +136,7 @@ struct Items {
 }
 
 impl Items {
-    /// Whether this is compiled for tests alone; then nothing in it is looked at.
+    /// Whether this is compiled for tests alone, in which case it is recorded and not visited.
     fn is_test(&mut self, attributes: &[syn::Attribute], whole: proc_macro2::Span) -> bool {
         let Some(first) = attributes.iter().find(|attribute| is_cfg_test(attribute)) else {
             return false;
@@ -229,13 +228,14 @@ impl<'a> Visit<'a> for Items {
     }
 }
 
-/// A token, and where it stands.
+/// A token and its position.
 struct Token {
     text: String,
     at: Range<usize>,
 }
 
-/// Every token but those of tests and of docs. Inside of macros too, which no syntax tree shows.
+/// Every token except those of tests and docs, also inside macros, which the syntax tree does not
+/// cover.
 fn product_tokens(text: &str, tests: &[Range<usize>]) -> Vec<Token> {
     let stream: TokenStream = text.parse().expect("it was parsed");
     let mut all = Vec::new();
@@ -248,7 +248,8 @@ fn product_tokens(text: &str, tests: &[Range<usize>]) -> Vec<Token> {
         }
         let is_doc = token.text == "doc" && kept.last().is_some_and(|last| last.text == "[");
         if is_doc && tokens.peek().is_some_and(|next| next.text == "=") {
-            // A comment is all of `#[doc = "..."]` at once: every part has the place of the whole.
+            // A doc comment is `#[doc = "..."]` as a whole: each of its tokens has the position of
+            // the whole.
             kept.pop();
             kept.pop_if(|last| last.text == "!");
             kept.pop_if(|last| last.text == "#");
@@ -283,7 +284,7 @@ fn flat(stream: TokenStream, found: &mut Vec<Token>) {
     }
 }
 
-/// The paths that begin in this crate, those of grouped imports one by one.
+/// The paths that begin in this crate; grouped imports are expanded.
 fn paths_of(tokens: &[Token], children: &BTreeSet<String>) -> BTreeSet<Vec<String>> {
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
     let mut found = BTreeSet::new();
@@ -298,7 +299,7 @@ fn paths_of(tokens: &[Token], children: &BTreeSet<String>) -> BTreeSet<Vec<Strin
     found
 }
 
-/// Reads one path from here, or all of a group; says where it ends.
+/// Reads one path, or all paths of a group, from this token on. Returns the position after it.
 fn path(
     tokens: &[Token],
     mut at: usize,
