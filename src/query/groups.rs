@@ -207,7 +207,7 @@ impl<'a> GroupSet<'a> {
     fn merge(&mut self, group: u32, bucket: Millis, rollup: &Rollup) {
         let (point, new) = self.groups[group as usize].point(bucket);
         let sketches = self.request.wants_distinct() || self.request.wants_quantiles();
-        // Measuring the heap of sketches walks them, so queries without sketches skip it.
+        // Only sketches grow on the heap; without them the step is skipped for every row.
         let before = if sketches { heap_bytes(point) } else { 0 };
         if point.figures.sum.checked_add(rollup.figures.sum).is_none() {
             self.failed = Some("the sum exceeds 128 bits: ask for a shorter step".to_owned());

@@ -99,8 +99,8 @@ impl TimeStep {
     /// Snaps a range outward to whole steps; for [`TimeStep::All`], to whole hours.
     ///
     /// # Errors
-    /// If the zone's offset is not a whole number of hours throughout the snapped range. Rollup
-    /// windows are UTC hours, so no step can be cut in such a zone.
+    /// If the zone's offset is not a whole number of hours throughout the snapped range, since
+    /// rollup windows are UTC hours, or if a clock change splits a step into two stretches of time.
     pub fn snap(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(Millis, Millis), String> {
         let unit = if self == TimeStep::All { TimeStep::Hours(1) } else { self };
         let (from, to) = (unit.bucket(tz, from)?.start, unit.bucket(tz, to - 1)?.end);
