@@ -1,10 +1,12 @@
-# Two commands do everything: `make run` and `make test`. `make verify` is the gate: what CI runs.
+# Two commands cover everyday use: `make run` and `make test`. `make verify` is the gate that CI
+# runs.
 .PHONY: run test verify build bench cluster clean
 
 CARGO ?= cargo
 DATA ?= ./data
 FLIGHTS := $(firstword $(wildcard ../shared/data/nycflights13/events_by_arrival.csv.gz) data-sets/events_by_arrival.csv.gz)
-# One set of features everywhere, so that nothing is compiled twice; what a build without it refuses is tested in it too.
+# One set of features everywhere, so that nothing is compiled twice. The tests also cover what a
+# build without these features refuses.
 BUILD := --locked --features kafka-tls
 
 run: build $(FLIGHTS)
@@ -13,7 +15,7 @@ run: build $(FLIGHTS)
 build:
 	$(CARGO) build --release --locked
 
-# Everything a test needs that Rust does not bring along.
+# Everything the tests need that Rust does not bring.
 .PHONY: tools
 tools:
 	scripts/install-test-tools
@@ -21,10 +23,11 @@ tools:
 test: tools $(FLIGHTS)
 	ROLLMILL_FLIGHTS="$(abspath $(FLIGHTS))" $(CARGO) test $(BUILD)
 
-# The cheap parts first. `fmt-check` and `lint` need no servers, but OpenSSL's headers, which `tools` brings.
+# Cheap checks first. `fmt-check` and `lint` need no servers, but `lint` needs OpenSSL's headers,
+# which `tools` installs.
 verify: fmt-check tools lint doc deps test
 
-# Units and tidiness: what needs no server and takes less than a minute once it is built.
+# Unit tests and tidiness: everything that needs no server and takes less than a minute once built.
 .PHONY: test-fast fmt fmt-check lint doc deps
 test-fast:
 	$(CARGO) test $(BUILD) --lib --test tidy -- --skip persistence::log::kafka --skip persistence::store::postgres --skip persistence::cache::redis
@@ -35,14 +38,15 @@ fmt:
 fmt-check:
 	$(CARGO) fmt --check
 
-# Every lint of Cargo.toml and clippy.toml is an error here; in an editor it is a warning.
+# Every lint in Cargo.toml and clippy.toml is an error here; in an editor it is a warning.
 lint:
 	$(CARGO) clippy $(BUILD) --all-targets -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc $(BUILD) --no-deps --document-private-items
 
-# Licences, duplicates and sources by deny.toml; with cargo-deny (`cargo install --locked cargo-deny`) known vulnerabilities too.
+# Licences, duplicates and sources by deny.toml; known vulnerabilities too if cargo-deny is
+# installed (`cargo install --locked cargo-deny`).
 deps:
 	$(CARGO) test $(BUILD) --test tidy dependencies
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo-deny is not installed: advisories were not looked at"; fi
@@ -50,7 +54,8 @@ deps:
 data-sets/events_by_arrival.csv.gz:
 	scripts/fetch-flights data-sets
 
-# The whole cluster on this machine: Kafka, PostgreSQL, S3, Redis, nginx and three nodes. BROKERS=3 for three brokers.
+# The whole cluster on this machine: Kafka, PostgreSQL, S3, Redis, nginx and three nodes. BROKERS=3
+# for three brokers.
 cluster: build tools $(FLIGHTS)
 	$(CARGO) build --release --locked --example s3-server
 	scripts/cluster "$(FLIGHTS)" $(BROKERS)
