@@ -31,7 +31,7 @@ use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
-/// The writes that can be made to fail, one for each writing method of [`RollupStore`]. `Claim`
+/// The writes that can be made to fail, one for each writing method of the store. `Claim`
 /// also covers the recording of de-duplication rules, `Expiry` all writes of expiry states.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
