@@ -162,10 +162,8 @@ fn fill(server: &Server, bytes: u64) -> u64 {
     let (mut sent, mut batch) = (0, 0);
     while sent < bytes {
         let event = |n| {
-            format!(
-                r#"{{"metric":"m","labels":{{"n":"{}"}},"id":"{batch}-{n}","properties":"{filling}"}}"#,
-                n % 50
-            )
+            let (labels, id) = (format!(r#"{{"n":"{}"}}"#, n % 50), format!("{batch}-{n}"));
+            format!(r#"{{"metric":"m","labels":{labels},"id":"{id}","properties":"{filling}"}}"#)
         };
         let body: Vec<String> = (0..500).map(event).collect();
         let body = body.join("\n");

@@ -41,9 +41,8 @@ impl Event {
         let value = self.value.map_or("null".to_owned(), |v| v.to_string());
         let user = self.user.map_or(String::new(), |u| format!(r#","user":"u{u}""#));
         let (metric, page, id) = (self.metric, self.page, &self.id);
-        format!(
-            r#"{{"metric":"m{metric}","timestamp":{timestamp},"value":{value},"labels":{{"page":"p{page}"}}{user},"id":"{id}"}}"#
-        )
+        let head = format!(r#""metric":"m{metric}","timestamp":{timestamp},"value":{value}"#);
+        format!(r#"{{{head},"labels":{{"page":"p{page}"}}{user},"id":"{id}"}}"#)
     }
 }
 

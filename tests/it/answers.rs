@@ -71,7 +71,10 @@ fn a_request_of_ten_thousand_names_is_refused_and_costs_nothing() {
 fn what_would_be_ignored_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = server(&dir, &[]);
-    server.post(r#"[{"metric":"r","labels":{"c":"DE","p":"/a"}},{"metric":"r","labels":{"c":"FR","p":"/a"}}]"#);
+    server.post(
+        r#"[{"metric":"r","labels":{"c":"DE","p":"/a"}},
+            {"metric":"r","labels":{"c":"FR","p":"/a"}}]"#,
+    );
     server.post(r#"{"metric":"city","labels":{"c":"München"}}"#);
     server.await_query("/v1/query?metric=city&step=all", |answer| total(answer) == 1);
     let (de, a) = ("where=%7Bc=%22DE%22%7D", "where=%7Bp=%22/a%22%7D");
@@ -179,7 +182,10 @@ fn answers_after_a_start(
 fn a_new_metric_is_in_the_catalogue_as_soon_as_in_queries() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = server(&dir, &[("flush.interval", "1h")]);
-    server.post(r#"[{"metric":"fresh","labels":{"page":"/a","country":"DE"}},{"metric":"fresh","labels":{"page":"/b"}}]"#);
+    server.post(
+        r#"[{"metric":"fresh","labels":{"page":"/a","country":"DE"}},
+            {"metric":"fresh","labels":{"page":"/b"}}]"#,
+    );
     server.await_query("/v1/query?metric=fresh&step=all", |answer| total(answer) == 2);
     let (_, answer) = server.get("/v1/metrics");
     let fresh = &answer["metrics"][0];

@@ -45,9 +45,9 @@ fn send(server: &Server, from: u64, to: u64) {
             format!("\"{}.25\"", n as i64 - 300)
         };
         let label = ["DE", "FR", "\\\"quoted\\\""][n as usize % 3];
+        let (labels, user) = (format!(r#"{{"country":"{label}"}}"#), n % 50);
         format!(
-            r#"{{"metric":"sales","value":{value},"labels":{{"country":"{label}"}},"user":"u{}","id":"{n}"}}"#,
-            n % 50
+            r#"{{"metric":"sales","value":{value},"labels":{labels},"user":"u{user}","id":"{n}"}}"#
         )
     };
     let body: Vec<String> = (from..to).map(event).collect();

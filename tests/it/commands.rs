@@ -130,7 +130,8 @@ fn usage_is_the_same_whatever_the_environment_says() {
 #[test]
 fn what_is_in_a_server_needs_no_http_client() {
     let (_dir, server) = started();
-    let event = r#"[{"metric":"page_view","labels":{"country":"DE"},"value":0.0004},{"metric":"page_view","labels":{"country":"FR"},"value":1234567}]"#;
+    let event = r#"[{"metric":"page_view","labels":{"country":"DE"},"value":0.0004},
+                    {"metric":"page_view","labels":{"country":"FR"},"value":1234567}]"#;
     assert_eq!(server.post(event).0, 202);
     server.await_query("/v1/query?metric=page_view&step=all", |a| {
         a["series"][0]["points"][0]["count"] == 2

@@ -204,9 +204,10 @@ impl PageSandbox {
         place.start();
         let event = |day: u32| {
             let origin = ["EWR", "JFK", "LGA"][day as usize % 3];
-            format!(
-                r#"{{"metric":"departure_delay","timestamp":"2013-07-0{day}T10:00:00Z","value":{day},"labels":{{"origin":"{origin}"}}}}"#
-            )
+            let head = r#""metric":"departure_delay""#;
+            let when = format!("2013-07-0{day}T10:00:00Z");
+            let labels = format!(r#"{{"origin":"{origin}"}}"#);
+            format!(r#"{{{head},"timestamp":"{when}","value":{day},"labels":{labels}}}"#)
         };
         let flights: Vec<String> = (1..8).map(event).collect();
         let server = place.server.as_ref().expect("it runs");

@@ -254,8 +254,13 @@ fn events() -> Vec<String> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let event = |(n, row): (usize, csv::StringRecord)| {
         let value: Option<i64> = row[7].parse().ok();
-        let mut event = serde_json::json!({"metric": "departure_delay", "timestamp": &row[0], "value": value, "id": format!("f{n}"),
-            "labels": {"origin": &row[2], "carrier": &row[3]}});
+        let mut event = serde_json::json!({
+            "metric": "departure_delay",
+            "timestamp": &row[0],
+            "value": value,
+            "id": format!("f{n}"),
+            "labels": {"origin": &row[2], "carrier": &row[3]},
+        });
         if !row[6].is_empty() {
             event["user"] = row[6].into();
         }

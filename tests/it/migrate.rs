@@ -204,7 +204,8 @@ impl MigrationCase {
         let mut node = faulty(&self.data(), CrashScope::Actor);
         node.wait_ready("gateway");
         let bad = format!(
-            r#"[{{"metric":"sales","user":"{POISON}","id":"bad"}},{{"metric":"sales","user":"a","id":"good"}}]"#
+            r#"[{{"metric":"sales","user":"{POISON}","id":"bad"}},
+                {{"metric":"sales","user":"a","id":"good"}}]"#
         );
         assert_eq!(node.post(&bad).0, 202);
         wait("set aside", || accounted(&node)[2] == 1);
@@ -246,13 +247,9 @@ fn events(from: u64, to: u64) -> String {
     let event = |n: u64| {
         let time = ["2013-03-01T10:15:00Z", "2025-12-31T23:59:59.999Z", "2026-01-01T00:00:00Z"]
             [(n % 3) as usize];
-        format!(
-            r#"{{"metric":"sales","timestamp":"{time}","value":"{}.{:03}","labels":{{"page":"p{}"}},"user":"u{}","id":"{n}"}}"#,
-            n * 7919 % 100_003,
-            n % 1000,
-            n % 40,
-            n % 77
-        )
+        let value = format!("{}.{:03}", n * 7919 % 100_003, n % 1000);
+        let rest = format!(r#""labels":{{"page":"p{}"}},"user":"u{}","id":"{n}""#, n % 40, n % 77);
+        format!(r#"{{"metric":"sales","timestamp":"{time}","value":"{value}",{rest}}}"#)
     };
     format!("[{}]", (from..to).map(event).collect::<Vec<_>>().join(","))
 }

@@ -26,13 +26,19 @@ pub fn flights(from: usize, to: usize) -> String {
         let file = std::fs::File::open(crate::flights::flights()).expect("the flights are there");
         let mut rows = csv::Reader::from_reader(flate2::read::GzDecoder::new(file));
         let event = |(n, row): (usize, csv::StringRecord)| {
-            let value = if row[7].is_empty() { "null".to_owned() } else { format!("\"{}.1\"", &row[7]) };
+            let value = match &row[7] {
+                "" => "null".to_owned(),
+                delay => format!("\"{delay}.1\""),
+            };
             // Incompressible, so that segments of the log are sealed and released.
             let noise = blake3::hash(n.to_string().as_bytes()).to_hex();
-            format!(
-                r#"{{"metric":"delay","timestamp":"{}","value":{value},"user":"{}","id":"{n}","labels":{{"origin":"{}","dest":"{}"}},"properties":{{"flight":"{}","noise":"{noise}{noise}"}}}}"#,
-                &row[0], &row[6], &row[2], &row[4], &row[5]
-            )
+            let (time, origin, dest) = (&row[0], &row[2], &row[4]);
+            let (flight, user) = (&row[5], &row[6]);
+            let head = format!(r#""metric":"delay","timestamp":"{time}","value":{value}"#);
+            let labels = format!(r#"{{"origin":"{origin}","dest":"{dest}"}}"#);
+            let properties = format!(r#"{{"flight":"{flight}","noise":"{noise}{noise}"}}"#);
+            let tail = format!(r#""labels":{labels},"properties":{properties}"#);
+            format!(r#"{{{head},"user":"{user}","id":"{n}",{tail}}}"#)
         };
         rows.records().take(3_000).map(|row| row.expect("a row")).enumerate().map(event).collect()
     });

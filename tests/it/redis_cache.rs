@@ -15,10 +15,8 @@ const QUESTION: &str = "/v1/query?metric=sales&from=2020-01-01T00:00:00Z&to=2020
 fn send(server: &Server, from: i64, to: i64) {
     let event = |n: i64| {
         let time = START + n % 40 * DAY_MS + n * 1_000;
-        format!(
-            r#"{{"metric":"sales","timestamp":{time},"value":"{n}.5","labels":{{"country":"c{}"}},"id":"{n}"}}"#,
-            n % 5
-        )
+        let head = format!(r#""metric":"sales","timestamp":{time},"value":"{n}.5""#);
+        format!(r#"{{{head},"labels":{{"country":"c{}"}},"id":"{n}"}}"#, n % 5)
     };
     let body: Vec<String> = (from..to).map(event).collect();
     assert_eq!(server.post(&format!("[{}]", body.join(","))).0, 202);

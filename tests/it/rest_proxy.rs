@@ -15,8 +15,14 @@ const EVENTS: usize = 600;
 fn events() -> Vec<Value> {
     let event = |n: usize| {
         let (minute, country) = (1_767_225_600_000 + n as i64 * 60_000, ["DE", "FR", "AT"][n % 3]);
-        json!({"metric": "sales", "timestamp": minute, "value": format!("{}.07", n % 97), "id": format!("e{n}"),
-            "labels": {"country": country}, "user": format!("u{}", n % 41)})
+        json!({
+            "metric": "sales",
+            "timestamp": minute,
+            "value": format!("{}.07", n % 97),
+            "id": format!("e{n}"),
+            "labels": {"country": country},
+            "user": format!("u{}", n % 41),
+        })
     };
     (0..EVENTS).map(event).collect()
 }

@@ -22,7 +22,8 @@ fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
     let send = |node: &Server, from: u32| {
         let events: Vec<String> = (from..from + 200)
             .map(|n| {
-                format!(r#"{{"metric":"sales","timestamp":"2026-01-01T10:00:00Z","value":"0.1","id":"{n}","labels":{{"page":"{}"}}}}"#, n % 20)
+                let head = r#""metric":"sales","timestamp":"2026-01-01T10:00:00Z","value":"0.1""#;
+                format!(r#"{{{head},"id":"{n}","labels":{{"page":"{}"}}}}"#, n % 20)
             })
             .collect();
         assert_eq!(node.post(&format!("[{}]", events.join(","))).0, 202);

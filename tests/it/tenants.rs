@@ -93,11 +93,13 @@ fn attempts() -> Vec<(String, String, String)> {
 }
 
 fn events_of_a(n: usize) -> String {
-    let own = r#"{"metric":"canary_metric","timestamp":1767225600000,"labels":{"canary_label":"canary_value"},"user":"canary_user","properties":"canary_property","id":"#;
-    let shared = r#"{"metric":"shared","timestamp":1767225600000,"value":31415926535,"labels":{"page":"canary_page"},"user":"canary_user","id":"#;
-    format!(
-        r#"[{own}"canary_{n}"}},{shared}"canary_s{n}"}},{{"metric":"shared","labels":{{"page":"canary_now"}}}}]"#
-    )
+    let own = r#"{"metric":"canary_metric","timestamp":1767225600000,
+        "labels":{"canary_label":"canary_value"},"user":"canary_user",
+        "properties":"canary_property","id":"#;
+    let shared = r#"{"metric":"shared","timestamp":1767225600000,"value":31415926535,
+        "labels":{"page":"canary_page"},"user":"canary_user","id":"#;
+    let now = r#"{"metric":"shared","labels":{"page":"canary_now"}}"#;
+    format!(r#"[{own}"canary_{n}"}},{shared}"canary_s{n}"}},{now}]"#)
 }
 
 #[test]
@@ -112,7 +114,10 @@ fn canaries_of_one_tenant_never_sing_for_another() {
     ];
     let server = Server::start(&data, &settings);
     assert_eq!(ask(&server, "POST", "/v1/events", &a, &events_of_a(0)).0, 202);
-    let of_b = r#"[{"metric":"shared","timestamp":1767225600000,"value":1,"labels":{"page":"of_b"}},{"metric":"shared","labels":{"page":"of_b"}}]"#;
+    let of_b = r#"[
+        {"metric":"shared","timestamp":1767225600000,"value":1,"labels":{"page":"of_b"}},
+        {"metric":"shared","labels":{"page":"of_b"}}
+    ]"#;
     assert_eq!(ask(&server, "POST", "/v1/events", &b, of_b).0, 202);
     let deadline = std::time::Instant::now() + PATIENCE;
     // Waits until catalogue, rollups and live deltas hold both tenants.
@@ -199,31 +204,45 @@ fn the_websocket_keeps_them_apart(server: &Server, a: &str, b: &str) {
         let (mut owner, mut other) = (connect(a).await, connect(b).await);
         for (name, query) in [
             ("q1", r#"{"metric":"canary_metric","from":"1767225600000","to":"1767312000000"}"#),
-            ("q2", r#"{"metric":"shared","by":"page","from":"1767225600000","to":"4102444800000","step":"1d"}"#),
+            (
+                "q2",
+                r#"{"metric":"shared","by":"page","from":"1767225600000","to":"4102444800000",
+                    "step":"1d"}"#,
+            ),
             ("q3", r#"{"metric":"shared","by":"page","tenant":"tenant_a"}"#),
         ] {
             for ws in [&mut owner, &mut other] {
-                ws.send(Message::text(format!(r#"{{"subscribe":"{name}","query":{query}}}"#))).await.expect("sent");
+                let subscribe = format!(r#"{{"subscribe":"{name}","query":{query}}}"#);
+                ws.send(Message::text(subscribe)).await.expect("sent");
             }
         }
-        let (mut sang, mut heard) = (false, 0);
+        let (mut sang, mut answers) = (false, 0);
         // Long enough for the other tenant to receive several answers while the owner's canaries
         // are live.
-        let (begun, mut until) = (std::time::Instant::now(), tokio::time::interval(Duration::from_millis(100)));
+        let begun = std::time::Instant::now();
+        let mut pause = tokio::time::interval(Duration::from_millis(100));
         for n in 1.. {
-            if sang && heard > 2 && begun.elapsed() > Duration::from_secs(4) {
+            if sang && answers > 2 && begun.elapsed() > Duration::from_secs(4) {
                 break;
             }
-            assert!(begun.elapsed() < PATIENCE, "the owner saw its canaries: {sang}; the other had {heard} answers");
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the owner saw its canaries: {sang}; the other had {answers} answers"
+            );
             let events = events_of_a(n);
-            owner.send(Message::text(format!(r#"{{"seq":{n},"events":{events}}}"#))).await.expect("sent");
+            let batch = format!(r#"{{"seq":{n},"events":{events}}}"#);
+            owner.send(Message::text(batch)).await.expect("sent");
             tokio::select! {
-                _ = until.tick() => {}
-                message = owner.next() => sang |= message.expect("open").expect("a message").to_string().contains("canary_page"),
+                _ = pause.tick() => {}
+                message = owner.next() => {
+                    let text = message.expect("open").expect("a message").to_string();
+                    sang |= text.contains("canary_page");
+                }
                 message = other.next() => {
-                    let text = message.expect("open").expect("a message").to_string().replace("canary_metric", "");
+                    let text = message.expect("open").expect("a message").to_string();
+                    let text = text.replace("canary_metric", "");
                     assert!(!text.contains(CANARY) && !text.contains("31415926535"), "{text}");
-                    heard += 1;
+                    answers += 1;
                 }
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

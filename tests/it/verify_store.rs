@@ -35,15 +35,11 @@ fn fill(data: &Path, settings: &[(&str, &str)], is_archived: &dyn Fn() -> bool) 
     let server = Server::start(data, settings);
     for round in 0..3 {
         let event = |n: u32| {
-            format!(
-                r#"{{"metric":"m{}","id":"{n}","value":{n},"user":"u{}","labels":{{"k":"{}","page":"/{}"}},"timestamp":"2026-01-0{}T1{}:00:00Z"}}"#,
-                n % 3,
-                n % 17,
-                n % 5,
-                n % 7,
-                n % 9 + 1,
-                n % 8
-            )
+            let (metric, user) = (n % 3, n % 17);
+            let labels = format!(r#"{{"k":"{}","page":"/{}"}}"#, n % 5, n % 7);
+            let time = format!("2026-01-0{}T1{}:00:00Z", n % 9 + 1, n % 8);
+            let tail = format!(r#""labels":{labels},"timestamp":"{time}""#);
+            format!(r#"{{"metric":"m{metric}","id":"{n}","value":{n},"user":"u{user}",{tail}}}"#)
         };
         let events: Vec<String> = (0..400).map(|n| event(round * 300 + n)).collect();
         assert_eq!(server.post(&format!("[{}]", events.join(","))).0, 202);

@@ -1,5 +1,5 @@
-//! The pages for people: generated tables are what the code says, every link leads somewhere, and
-//! every page stands in the index. `ROLLMILL_WRITE_DOCS=1` writes the tables.
+//! The documentation pages: generated tables match the code, every link resolves, and every page is
+//! in the index. `ROLLMILL_WRITE_DOCS=1` writes the tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -16,7 +16,7 @@ fn read(path: &Path) -> String {
         .unwrap_or_else(|why| panic!("{}: {why}", path.display()))
 }
 
-/// The page has `made` behind the first `mark`, or gets it.
+/// Checks that `made` follows the first `mark` of the page, or writes it there.
 fn holds(page: &str, mark: &str, made: &str) {
     let text = read(Path::new(page));
     let at = text.find(mark).unwrap_or_else(|| panic!("{page}: no {mark:?}")) + mark.len();
@@ -62,10 +62,10 @@ fn the_page_of_error_codes_is_what_the_tables_say() {
         .collect();
     let reasons = MISSING_REASONS.iter().map(|(reason, means)| (code(reason), (*means).to_owned()));
     let made = format!(
-        "\n## Events\n\nIn `errors` of an answer to `POST /v1/events`, and in acknowledgements of a \
-         WebSocket. Only the named event is refused.\n\n{}\n## Requests\n\n| status | code | means, \
-         and what to do |\n|--:|---|---|\n{requests}\n## Kafka REST Proxy\n\n`error_code` of \
-         `POST /topics/{{topic}}`.\n\n{}\n## Close codes of WebSockets\n\n{}\n## Why a shard is \
+        "\n## Events\n\nIn `errors` of an answer to `POST /v1/events`, and in acknowledgements of \
+         a WebSocket. Only the named event is refused.\n\n{}\n## Requests\n\n\
+         | status | code | means, and what to do |\n|--:|---|---|\n{requests}\n\
+         ## Kafka REST Proxy\n\n`error_code` of `POST /topics/{{topic}}`.\n\n{}\n## Close codes of WebSockets\n\n{}\n## Why a shard is \
          missing from an answer\n\n`reason` in `completeness.missing`.\n\n{}",
         table(["code", "means"], events),
         numbered("number", PROXY_CODES),
@@ -126,7 +126,7 @@ fn the_page_of_commands_is_what_they_say_of_themselves() {
     holds("docs/reference/cli.md", "it is generated.\n", &made);
 }
 
-/// Every page that people read, decisions too, from the root.
+/// Every documentation page, ADRs included, with its path from the root.
 fn pages() -> BTreeMap<PathBuf, String> {
     let below = walk(&root().join("docs"), "md");
     let above =
@@ -138,12 +138,12 @@ fn pages() -> BTreeMap<PathBuf, String> {
         .collect()
 }
 
-/// A page without its blocks of code.
+/// A page without its code blocks.
 fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// What a heading is called in a link.
+/// The link anchor of a heading.
 fn anchors(text: &str) -> BTreeSet<String> {
     let text = prose(text);
     let headings = text.lines().filter(|line| line.starts_with('#'));
@@ -157,7 +157,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     headings.map(name).collect()
 }
 
-/// Without `..`.
+/// The path with `..` resolved.
 fn normal(path: &Path) -> PathBuf {
     let mut found = PathBuf::new();
     for part in path.components() {
@@ -208,7 +208,7 @@ fn every_page_stands_in_the_index() {
     assert!(missing.is_empty(), "docs/README.md names no {missing:?}");
 }
 
-/// Messages and comments name pages as `docs/how-to/verify.md`, or with a heading behind it.
+/// Messages and comments refer to pages as `docs/how-to/verify.md`, possibly followed by a heading.
 #[test]
 fn every_page_that_code_and_configuration_name_is_there() {
     let pages = pages();
@@ -221,7 +221,7 @@ fn every_page_that_code_and_configuration_name_is_there() {
     files.extend(of("docker", &["yaml"]));
     let (mut named, mut wrong) = (0, Vec::new());
     for file in files {
-        // A literal may go on in the next line.
+        // A string literal may continue on the next line.
         let text = std::fs::read_to_string(&file).expect("UTF-8").replace("\\\"", "\"");
         let text: String = text
             .split("\\\n")

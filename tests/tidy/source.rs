@@ -192,7 +192,10 @@ impl<'a> Visit<'a> for Items {
     }
 
     fn visit_impl_item(&mut self, item: &'a syn::ImplItem) {
-        let tests = matches!(item, syn::ImplItem::Fn(function) if self.is_test(&function.attrs, item.span()));
+        let tests = match item {
+            syn::ImplItem::Fn(function) => self.is_test(&function.attrs, item.span()),
+            _ => false,
+        };
         if !tests {
             visit::visit_impl_item(self, item);
         }
@@ -360,8 +363,10 @@ fn flatten(
 #[test]
 fn tests_are_left_out_wherever_they_stand() {
     let text = "//! Docs.\n#[cfg(test)]\nmod tests;\nuse crate::{a::b, c::{self, D as E}};\n\
-        /// crate::docs::X\nfn f() {\n    // crate::comment\n    g(\"http://x\", crate::late::now());\n}\n\
-        #[cfg(test)]\nmod more {\n    use crate::tested::X;\n}\nstruct S {\n    #[cfg(test)]\n    x: crate::seen::X,\n}\n";
+        /// crate::docs::X\nfn f() {\n    // crate::comment\n    \
+        g(\"http://x\", crate::late::now());\n}\n\
+        #[cfg(test)]\nmod more {\n    use crate::tested::X;\n}\n\
+        struct S {\n    #[cfg(test)]\n    x: crate::seen::X,\n}\n";
     let (source, tests) = parse(PathBuf::from("src/x.rs"), vec!["x".to_owned()], text.to_owned());
     assert_eq!(tests, ["tests"]);
     let paths: Vec<String> = source.paths.iter().map(|path| path.join("::")).collect();

@@ -35,8 +35,12 @@ fn flights() -> Vec<String> {
     let (user, value) = (column("tailnum"), column("dep_delay_min"));
     let rows = reader.records().map(|row| row.expect("a row")).enumerate();
     rows.map(|(n, row)| {
-        let mut event = json!({"metric": "departure_delay", "timestamp": &row[time], "id": format!("flight-{n}"),
-            "labels": {"origin": &row[origin], "carrier": &row[carrier]}});
+        let mut event = json!({
+            "metric": "departure_delay",
+            "timestamp": &row[time],
+            "id": format!("flight-{n}"),
+            "labels": {"origin": &row[origin], "carrier": &row[carrier]},
+        });
         if !row[user].is_empty() {
             event["user"] = row[user].into();
         }
