@@ -65,17 +65,17 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let (data, port) = (dir.path().join("data"), free_port());
     let urls = [format!("http://127.0.0.1:{port}")];
-    let (ledger, asked, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
+    let (ledger, stats, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut restarts: Vec<Duration> = Vec::new();
     let mut killed_while_starting = 0;
     let started = Instant::now();
     std::thread::scope(|scope| {
-        let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
+        let (ledger, stats, stop, urls) = (&ledger, &stats, &stop, &urls);
         let _stops = StopOnDrop(stop);
         let mut threads: Vec<_> = (0..CLIENTS)
             .map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop)))
             .collect();
-        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, stats)));
         for kill in plan(seed, kills) {
             let begun = Instant::now();
             let mut server = Server::spawn(&data, port, &SETTINGS);
@@ -98,7 +98,7 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
         let server = Server::start_on(&data, port, &SETTINGS);
         // On a slow machine, no run may have lasted long enough for a complete answer.
         wait_until("a query is complete", || {
-            asked.complete.load(Ordering::SeqCst) > 0 || threads.iter().any(|t| t.is_finished())
+            stats.complete.load(Ordering::SeqCst) > 0 || threads.iter().any(|t| t.is_finished())
         });
         stop.store(true, Ordering::SeqCst);
         let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
@@ -137,8 +137,8 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
         accounted[1],
         at(0.5),
         at(1.0),
-        asked.complete.load(Ordering::SeqCst),
-        asked.partial.load(Ordering::SeqCst),
+        stats.complete.load(Ordering::SeqCst),
+        stats.partial.load(Ordering::SeqCst),
     );
     assert_eq!(violations, 0, "the server itself saw an invariant violated");
     assert!(!log.contains("panicked"), "something panicked in the server");
@@ -148,7 +148,7 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
         "no duplicate was dropped, so nothing was shown about de-duplication"
     );
     assert!(
-        asked.complete.load(Ordering::SeqCst) > 0,
+        stats.complete.load(Ordering::SeqCst) > 0,
         "no query was complete, so nothing was shown about honesty"
     );
     assert!(kills < 1_000 || torn > 0, "no commit was torn in {kills} kills");

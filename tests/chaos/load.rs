@@ -142,13 +142,13 @@ pub struct ReadStats {
 
 /// Queries one node after another in a loop. A complete answer must lie between the events
 /// acknowledged before and those sent by then.
-pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &ReadStats) {
+pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, stats: &ReadStats) {
     let agent = impatient();
     for url in urls.iter().cycle().take_while(|_| !stop.load(Ordering::SeqCst)) {
         std::thread::sleep(Duration::from_millis(20));
-        match ask_all(&agent, url, asked) {
-            ReadResult::None => asked.unanswered.fetch_add(1, Ordering::SeqCst),
-            ReadResult::Partial => asked.partial.fetch_add(1, Ordering::SeqCst),
+        match ask_all(&agent, url, stats) {
+            ReadResult::None => stats.unanswered.fetch_add(1, Ordering::SeqCst),
+            ReadResult::Partial => stats.partial.fetch_add(1, Ordering::SeqCst),
             ReadResult::Complete { counted, as_of } => {
                 let (least, most) = (ledger.acked_before(as_of), ledger.sent());
                 assert!(
@@ -160,7 +160,7 @@ pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &ReadS
                     counted <= most,
                     "a complete answer has {counted} events, only {most} were ever sent"
                 );
-                asked.complete.fetch_add(1, Ordering::SeqCst)
+                stats.complete.fetch_add(1, Ordering::SeqCst)
             }
         };
     }
@@ -173,15 +173,15 @@ enum ReadResult {
 }
 
 /// Counts the events of all metrics at one node.
-fn ask_all(agent: &ureq::Agent, url: &str, asked: &ReadStats) -> ReadResult {
+fn ask_all(agent: &ureq::Agent, url: &str, stats: &ReadStats) -> ReadResult {
     let (mut counted, mut as_of) = (0, i64::MAX);
     for metric in 0..METRICS {
         let begun = Instant::now();
         let answer = get(agent, &format!("{url}/v1/query?metric=m{metric}&{}&step=all", range()));
         let Some((200, answer)) = answer else { return ReadResult::None };
-        asked.slowest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::SeqCst);
+        stats.slowest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::SeqCst);
         if answer["completeness"]["partial"] != false {
-            let mut reasons = asked.reasons.lock().expect("no panic");
+            let mut reasons = stats.reasons.lock().expect("no panic");
             for missing in answer["completeness"]["missing"].as_array().expect("what is missing") {
                 *reasons
                     .entry(missing["reason"].as_str().expect("a reason").to_owned())

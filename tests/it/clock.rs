@@ -56,9 +56,9 @@ impl ClockFixture {
             .output();
         let built = built.expect("a C compiler, as the build needs one");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let clocked = Self { dir, library };
-        clocked.leap(0);
-        clocked
+        let fixture = Self { dir, library };
+        fixture.leap(0);
+        fixture
     }
 
     fn data(&self) -> PathBuf {
@@ -178,8 +178,8 @@ fn metric(server: &Server, name: &str) -> u64 {
 
 #[test]
 fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
-    let clocked = ClockFixture::new();
-    let mut server = clocked.start(&[]);
+    let fixture = ClockFixture::new();
+    let mut server = fixture.start(&[]);
     let (mut sent, mut again) = (0, 0);
     // The clock's error in seconds, and whether the node is restarted with it.
     let steps = [
@@ -202,10 +202,10 @@ fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
             } else {
                 assert_eq!(server.stop(), Some(0))
             }
-            clocked.leap(wrong);
-            server = clocked.start(&[]);
+            fixture.leap(wrong);
+            server = fixture.start(&[]);
         } else {
-            clocked.leap(wrong);
+            fixture.leap(wrong);
         }
         // Earlier events are sent again, as by a client that saw no answer.
         let before = sent;
@@ -214,23 +214,23 @@ fn whatever_the_clock_says_nothing_is_lost_removed_or_counted_twice() {
         send(&server, before.saturating_sub(20)..before);
         again += before.min(20);
         await_count(&server, sent);
-        clocked.await_archived(sent + again);
+        fixture.await_archived(sent + again);
         // Long enough for several maintenance passes.
         std::thread::sleep(Duration::from_millis(300));
-        clocked.await_archived(sent + again);
+        fixture.await_archived(sent + again);
     }
     wait_until("the books are complete", || booked(&server) == [sent, again]);
     wait_until("the leaps were noticed", || metric(&server, "rollmill_clock_leaps_total") > 0);
-    assert!(clocked.said().contains("the wall clock leapt"), "and said");
+    assert!(fixture.said().contains("the wall clock leapt"), "and said");
     assert_eq!(metric(&server, "rollmill_invariant_violations_total"), 0);
     assert_eq!(server.stop(), Some(0));
-    clocked.verify();
+    fixture.verify();
 }
 
 #[test]
 fn a_clock_that_leaps_under_load_loses_nothing_and_counts_nothing_twice() {
-    let clocked = ClockFixture::new();
-    let server = clocked.start(&[]);
+    let fixture = ClockFixture::new();
+    let server = fixture.start(&[]);
     let (acknowledged, done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -241,7 +241,7 @@ fn a_clock_that_leaps_under_load_loses_nothing_and_counts_nothing_twice() {
             }
         });
         for wrong in [3_600, -3_600, 400 * DAY, 0, -DAY, 50 * YEAR, 61, 0, 10 * DAY, 0] {
-            clocked.leap(wrong);
+            fixture.leap(wrong);
             std::thread::sleep(Duration::from_millis(300));
             let (status, _) = server.get(&format!("/v1/query?metric=m&step=all&agg=count&{EVER}"));
             assert_eq!(status, 200, "queries are answered throughout");
@@ -256,29 +256,29 @@ fn a_clock_that_leaps_under_load_loses_nothing_and_counts_nothing_twice() {
     }
     wait_until("the books are complete", || booked(&server) == [sent, sent]);
     await_count(&server, sent);
-    clocked.await_archived(2 * sent);
+    fixture.await_archived(2 * sent);
     assert_eq!(server.stop(), Some(0));
-    clocked.verify();
+    fixture.verify();
 }
 
 #[test]
 fn a_clock_that_was_ahead_at_the_start_holds_up_neither_archive_nor_expiry() {
-    let clocked = ClockFixture::new();
-    clocked.leap(30 * DAY);
-    let server = clocked.start(&[]);
+    let fixture = ClockFixture::new();
+    fixture.leap(30 * DAY);
+    let server = fixture.start(&[]);
     send(&server, 0..1);
-    clocked.leap(0);
+    fixture.leap(0);
     send(&server, 1..6);
-    let objects = clocked.await_archived(6);
+    let objects = fixture.await_archived(6);
     assert!(objects.iter().all(|object| object["received"].is_array()), "{objects:?}");
     assert_eq!(server.stop(), Some(0));
-    let server = clocked.start(&[]);
+    let server = fixture.start(&[]);
     send(&server, 6..11);
-    clocked.await_archived(11);
+    fixture.await_archived(11);
     let (status, due) = server.get("/v1/archive/expiry");
     assert_eq!((status, due["stopped"].as_u64()), (200, Some(0)), "{due}");
     // 400 days ahead, everything is due, but nobody has approved the expiry.
-    clocked.leap(400 * DAY);
+    fixture.leap(400 * DAY);
     wait_until("what is due has stopped", || {
         server.get("/v1/archive/expiry").1["stopped"].as_u64() > Some(0)
     });
@@ -292,8 +292,8 @@ fn a_clock_that_was_ahead_at_the_start_holds_up_neither_archive_nor_expiry() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && said.contains("go on"), "{said}");
     std::thread::sleep(Duration::from_millis(500));
-    clocked.await_archived(11);
-    clocked.leap(0);
+    fixture.await_archived(11);
+    fixture.leap(0);
     assert_eq!(server.stop(), Some(0));
-    clocked.verify();
+    fixture.verify();
 }

@@ -155,16 +155,16 @@ fn every_command_line_in_the_pages_is_one_of_ours() {
             let words: Vec<&str> =
                 command.iter().filter(|word| !word.starts_with('[')).map(String::as_str).collect();
             seen += 1;
-            let said = cli::check(&words).err().unwrap_or_default();
+            let error = cli::check(&words).err().unwrap_or_default();
             // Prose may name a command without its required arguments, but no unknown command or
             // option.
-            let named_only = said.contains("required arguments were not provided")
-                || said.contains("Usage: rollmill");
+            let named_only = error.contains("required arguments were not provided")
+                || error.contains("Usage: rollmill");
             let unknown = ["unexpected argument", "unrecognized subcommand", "invalid value"]
                 .iter()
-                .any(|why| said.contains(why));
-            if !said.is_empty() && (unknown || !named_only) {
-                wrong.push(format!("{page}: rollmill {}: {said}", words.join(" ")));
+                .any(|why| error.contains(why));
+            if !error.is_empty() && (unknown || !named_only) {
+                wrong.push(format!("{page}: rollmill {}: {error}", words.join(" ")));
             }
         }
     }
@@ -200,8 +200,8 @@ impl PageSandbox {
             std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_rollmill"), dir.path().join(name))
                 .expect("linked");
         }
-        let mut place = Self { dir, port: free_port(), server: None };
-        place.start();
+        let mut sandbox = Self { dir, port: free_port(), server: None };
+        sandbox.start();
         let event = |day: u32| {
             let origin = ["EWR", "JFK", "LGA"][day as usize % 3];
             let head = r#""metric":"departure_delay""#;
@@ -210,12 +210,12 @@ impl PageSandbox {
             format!(r#"{{{head},"timestamp":"{when}","value":{day},"labels":{labels}}}"#)
         };
         let flights: Vec<String> = (1..8).map(event).collect();
-        let server = place.server.as_ref().expect("it runs");
+        let server = sandbox.server.as_ref().expect("it runs");
         assert_eq!(server.post(&format!("[{}]", flights.join(","))).0, 202);
         server.await_everything(
             "/v1/query?metric=departure_delay&step=all&from=2013-01-01T00:00:00Z",
         );
-        place
+        sandbox
     }
 
     fn start(&mut self) {
@@ -245,20 +245,20 @@ impl PageSandbox {
             .env("ROLLMILL_URL", format!("http://127.0.0.1:{}", self.port))
             .output()
             .expect("bash runs");
-        let (said, complained) =
+        let (stdout, stderr) =
             (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-        let place = format!("{}, line {}", block.page, block.line);
-        assert!(ran.status.success(), "{place}: {}\n{said}\n{complained}", ran.status);
+        let location = format!("{}, line {}", block.page, block.line);
+        assert!(ran.status.success(), "{location}: {}\n{stdout}\n{stderr}", ran.status);
         for refusal in ["{\"error\":", "rollmill:"] {
             assert!(
-                !said.contains(refusal) && !complained.contains(refusal),
-                "{place}:\n{said}\n{complained}"
+                !stdout.contains(refusal) && !stderr.contains(refusal),
+                "{location}:\n{stdout}\n{stderr}"
             );
         }
         for promised in block.text.lines().filter_map(|line| line.strip_prefix("# {")) {
             assert!(
-                said.contains(&format!("{{{promised}")),
-                "{place} promises {{{promised} and prints:\n{said}"
+                stdout.contains(&format!("{{{promised}")),
+                "{location} promises {{{promised} and prints:\n{stdout}"
             );
         }
         if stopped {
@@ -269,7 +269,7 @@ impl PageSandbox {
 
 #[test]
 fn every_block_of_shell_in_the_pages_runs_or_says_why_not() {
-    let mut place = PageSandbox::new();
+    let mut sandbox = PageSandbox::new();
     let mut ran = 0;
     for (page, text) in pages() {
         for block in blocks(&page, &text) {
@@ -278,7 +278,7 @@ fn every_block_of_shell_in_the_pages_runs_or_says_why_not() {
                     assert!(note.len() > 20, "{page}, line {}: say why", block.line)
                 }
                 _ => {
-                    place.run(&block);
+                    sandbox.run(&block);
                     ran += 1;
                 }
             }

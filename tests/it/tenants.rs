@@ -216,18 +216,18 @@ fn the_websocket_keeps_them_apart(server: &Server, a: &str, b: &str) {
                 ws.send(Message::text(subscribe)).await.expect("sent");
             }
         }
-        let (mut sang, mut answers) = (false, 0);
+        let (mut canary_seen, mut answers) = (false, 0);
         // Long enough for the other tenant to receive several answers while the owner's canaries
         // are live.
         let begun = std::time::Instant::now();
         let mut pause = tokio::time::interval(Duration::from_millis(100));
         for n in 1.. {
-            if sang && answers > 2 && begun.elapsed() > Duration::from_secs(4) {
+            if canary_seen && answers > 2 && begun.elapsed() > Duration::from_secs(4) {
                 break;
             }
             assert!(
                 begun.elapsed() < PATIENCE,
-                "the owner saw its canaries: {sang}; the other had {answers} answers"
+                "the owner saw its canaries: {canary_seen}; the other had {answers} answers"
             );
             let events = events_of_a(n);
             let batch = format!(r#"{{"seq":{n},"events":{events}}}"#);
@@ -236,7 +236,7 @@ fn the_websocket_keeps_them_apart(server: &Server, a: &str, b: &str) {
                 _ = pause.tick() => {}
                 message = owner.next() => {
                     let text = message.expect("open").expect("a message").to_string();
-                    sang |= text.contains("canary_page");
+                    canary_seen |= text.contains("canary_page");
                 }
                 message = other.next() => {
                     let text = message.expect("open").expect("a message").to_string();

@@ -65,7 +65,8 @@ fn the_page_of_error_codes_is_what_the_tables_say() {
         "\n## Events\n\nIn `errors` of an answer to `POST /v1/events`, and in acknowledgements of \
          a WebSocket. Only the named event is refused.\n\n{}\n## Requests\n\n\
          | status | code | means, and what to do |\n|--:|---|---|\n{requests}\n\
-         ## Kafka REST Proxy\n\n`error_code` of `POST /topics/{{topic}}`.\n\n{}\n## Close codes of WebSockets\n\n{}\n## Why a shard is \
+         ## Kafka REST Proxy\n\n`error_code` of `POST /topics/{{topic}}`.\n\n{}\n\
+         ## Close codes of WebSockets\n\n{}\n## Why a shard is \
          missing from an answer\n\n`reason` in `completeness.missing`.\n\n{}",
         table(["code", "means"], events),
         numbered("number", PROXY_CODES),

@@ -94,7 +94,7 @@ struct WriteStats {
 
 /// Sends one event after another, each until it is acknowledged. Every answer must be one that the
 /// docs name.
-fn write(front: &str, met: &Mutex<WriteStats>, stop: &AtomicBool) -> u64 {
+fn write(front: &str, stats: &Mutex<WriteStats>, stop: &AtomicBool) -> u64 {
     let client: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(90)))
@@ -111,11 +111,11 @@ fn write(front: &str, met: &Mutex<WriteStats>, stop: &AtomicBool) -> u64 {
         let mut answer = answer.expect("nginx itself is there");
         let (status, took) = (answer.status().as_u16(), begun.elapsed());
         let text = answer.body_mut().read_to_string().expect("a body");
-        let mut met = met.lock().expect("no panic");
-        met.slowest = met.slowest.max(took);
+        let mut stats = stats.lock().expect("no panic");
+        stats.slowest = stats.slowest.max(took);
         match status {
             202 => {
-                met.acked += 1;
+                stats.acked += 1;
                 sent += 1;
             }
             503 => {
@@ -129,11 +129,11 @@ fn write(front: &str, met: &Mutex<WriteStats>, stop: &AtomicBool) -> u64 {
                         .any(|known| code == *known),
                     "{text}"
                 );
-                met.refused += 1;
+                stats.refused += 1;
             }
             other => panic!("{other}: {text}"),
         }
-        drop(met);
+        drop(stats);
         std::thread::sleep(Duration::from_millis(20));
     }
     sent
@@ -143,7 +143,7 @@ fn write(front: &str, met: &Mutex<WriteStats>, stop: &AtomicBool) -> u64 {
 fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
     let mut cluster = Cluster::start(&[]);
     let balancer = Balancer::start(&cluster, &cluster.dir().join("nginx"));
-    let (front, met, stop, answered) = (
+    let (front, stats, stop, answered) = (
         balancer.url.clone(),
         Mutex::new(WriteStats::default()),
         AtomicBool::new(false),
@@ -151,9 +151,9 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
     );
     let mut sent = 0;
     std::thread::scope(|scope| {
-        let (front, met, stop, answered) = (&front, &met, &stop, &answered);
+        let (front, stats, stop, answered) = (&front, &stats, &stop, &answered);
         let stops = StopOnDrop(stop);
-        let writer = scope.spawn(move || write(front, met, stop));
+        let writer = scope.spawn(move || write(front, stats, stop));
         scope.spawn(move || {
             // Failing queries must not take a node out of the upstream for writes.
             while !stop.load(Ordering::SeqCst) {
@@ -166,15 +166,15 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
             }
         });
         let mut phase = |what: &str, trouble: &mut dyn FnMut(&mut Cluster)| {
-            *met.lock().expect("no panic") = WriteStats::default();
+            *stats.lock().expect("no panic") = WriteStats::default();
             trouble(&mut cluster);
-            let met = std::mem::take(&mut *met.lock().expect("no panic"));
+            let stats = std::mem::take(&mut *stats.lock().expect("no panic"));
             println!(
                 "{what}: {} writes acknowledged, {} answered 503, the slowest after {:.1?}",
-                met.acked, met.refused, met.slowest
+                stats.acked, stats.refused, stats.slowest
             );
-            assert!(met.slowest < STALL, "{what}: a write took {:.1?}", met.slowest);
-            met
+            assert!(stats.slowest < STALL, "{what}: a write took {:.1?}", stats.slowest);
+            stats
         };
         let pause = |seconds| std::thread::sleep(Duration::from_secs(seconds));
         let calm = phase("nothing", &mut |_| pause(2));
