@@ -261,7 +261,7 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
     send(&many, &ids(3000..3001));
     count(&many, 1002 + 3000 - 1000 + 1);
     assert_eq!(many.stop(), Some(0));
-    // Whoever folds the records again applies the de-duplication rules of their time, whatever the
+    // Folding the records again applies the de-duplication rules of their time, whatever the
     // configuration says now.
     let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
     let text = String::from_utf8_lossy(&verified.stdout).into_owned()

@@ -132,14 +132,14 @@ fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &PatientBatch) {
 fn two_of_three_brokers_take_every_write_and_one_alone_none() {
     let mut cluster = Cluster::start_on(3, &SETTINGS);
     let (urls, started) = (cluster.urls(), Instant::now());
-    let (ledger, asked, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
+    let (ledger, stats, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut dead = Vec::new();
     std::thread::scope(|scope| {
-        let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
+        let (ledger, stats, stop, urls) = (&ledger, &stats, &stop, &urls);
         let stops = StopOnDrop(stop);
         let mut threads: Vec<_> =
             (0..CLIENTS).map(|n| scope.spawn(move || client(n, 5, urls, ledger, stop))).collect();
-        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, stats)));
         cluster.await_served(0);
         take_stats(ledger);
         cluster.kafka.kill(1);
@@ -180,10 +180,10 @@ fn two_of_three_brokers_take_every_write_and_one_alone_none() {
         started.elapsed(),
         ledger.acked_total(),
         accounted[1],
-        asked.complete.load(Ordering::SeqCst),
-        asked.partial.load(Ordering::SeqCst),
-        asked.reasons.lock().expect("no panic"),
-        asked.unanswered.load(Ordering::SeqCst),
+        stats.complete.load(Ordering::SeqCst),
+        stats.partial.load(Ordering::SeqCst),
+        stats.reasons.lock().expect("no panic"),
+        stats.unanswered.load(Ordering::SeqCst),
     );
     assert!(
         dead[..2].iter().all(|(_, met)| met.refused == 0),

@@ -74,12 +74,12 @@ impl Run<'_> {
     }
 
     /// Kills an owner with SIGKILL and keeps it down until another node answers completely.
-    fn kill_and_measure(&mut self, at: usize, asked: usize) {
-        self.with(|cluster| cluster.await_ready(asked));
+    fn kill_and_measure(&mut self, at: usize, observer: usize) {
+        self.with(|cluster| cluster.await_ready(observer));
         let took = self.with(|cluster| {
-            let owned = cluster.owns(asked, at);
+            let owned = cluster.owns(observer, at);
             cluster.kill(at);
-            let took = cluster.await_served(asked);
+            let took = cluster.await_served(observer);
             cluster.spawn(at);
             owned.then_some(took)
         });
@@ -89,11 +89,11 @@ impl Run<'_> {
 
     /// Freezes an owner with SIGSTOP, during a flush if possible, until its shards have moved, then
     /// resumes it.
-    fn freeze(&mut self, at: usize, asked: usize, meanwhile: impl FnOnce(&mut Self)) {
+    fn freeze(&mut self, at: usize, observer: usize, meanwhile: impl FnOnce(&mut Self)) {
         self.with(|cluster| cluster.await_ready(at));
-        self.with(|cluster| cluster.await_ready(asked));
+        self.with(|cluster| cluster.await_ready(observer));
         let deadline = Instant::now() + BACK_WITHIN;
-        while !self.with(|cluster| cluster.owns(asked, at)) {
+        while !self.with(|cluster| cluster.owns(observer, at)) {
             assert!(Instant::now() < deadline, "node {at} gets no shard");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -115,7 +115,7 @@ impl Run<'_> {
         self.with(|cluster| cluster.signal(at, Signal::STOP));
         self.with(|cluster| cluster.store_proxy.set(ProxyPlan::default()));
         meanwhile(self);
-        self.with(|cluster| cluster.await_moved(asked, at));
+        self.with(|cluster| cluster.await_moved(observer, at));
         self.with(|cluster| cluster.signal(at, Signal::CONT));
         self.effects.frozen += 1;
         self.effects.frozen_in_flush += u64::from(in_flush);
@@ -124,13 +124,13 @@ impl Run<'_> {
     /// Freezes one owner, kills three nodes and injects one more fault.
     fn round(&mut self, round: u64) {
         let frozen = self.rng.below(FULL as u64) as usize;
-        let (killed, asked) = ((frozen + 1) % FULL, (frozen + 2) % FULL);
+        let (killed, observer) = ((frozen + 1) % FULL, (frozen + 2) % FULL);
         self.inject_other_fault(round);
-        self.freeze(frozen, asked, |run| run.kill(killed, 1_000));
-        // `killed` answers the queries, because `asked`, which held every shard, is the next to
+        self.freeze(frozen, observer, |run| run.kill(killed, 1_000));
+        // `killed` answers the queries, because `observer`, which held every shard, is the next to
         // die.
         self.with(|cluster| cluster.await_ready(killed));
-        self.kill_and_measure(asked, killed);
+        self.kill_and_measure(observer, killed);
         self.kill(frozen, 300);
         self.settle();
     }
@@ -303,7 +303,7 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
     let cluster = Cluster::start(&[]);
     let (urls, cli) = (cluster.urls(), cluster.cli());
     let cluster = Mutex::new(cluster);
-    let (ledger, asked, stop, audits) =
+    let (ledger, stats, stop, audits) =
         (Ledger::default(), ReadStats::default(), AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
     let mut run = Run {
@@ -313,13 +313,13 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
         failed_before: 0,
     };
     std::thread::scope(|scope| {
-        let (ledger, asked, stop, urls, audits, cli) =
-            (&ledger, &asked, &stop, &urls, &audits, &cli);
+        let (ledger, stats, stop, urls, audits, cli) =
+            (&ledger, &stats, &stop, &urls, &audits, &cli);
         let stops = StopOnDrop(stop);
         let mut threads: Vec<_> = (0..CLIENTS)
             .map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop)))
             .collect();
-        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, stats)));
         threads.push(scope.spawn(move || auditor(cli, stop, audits)));
         for round in 0..rounds {
             run.round(round);
@@ -368,11 +368,11 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
         ledger.refused.load(Ordering::SeqCst),
         ledger.resent.load(Ordering::SeqCst),
         accounted[1],
-        asked.complete.load(Ordering::SeqCst),
-        asked.partial.load(Ordering::SeqCst),
-        asked.reasons.lock().expect("no panic"),
-        asked.unanswered.load(Ordering::SeqCst),
-        asked.slowest.load(Ordering::SeqCst),
+        stats.complete.load(Ordering::SeqCst),
+        stats.partial.load(Ordering::SeqCst),
+        stats.reasons.lock().expect("no panic"),
+        stats.unanswered.load(Ordering::SeqCst),
+        stats.slowest.load(Ordering::SeqCst),
         audits.load(Ordering::SeqCst),
     );
     assert_eq!(
@@ -388,7 +388,7 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
     assert!(audits.load(Ordering::SeqCst) > 3, "hardly anything was audited");
     assert!(
         accounted[1] > 0
-            && asked.complete.load(Ordering::SeqCst) > 0
-            && asked.partial.load(Ordering::SeqCst) > 0
+            && stats.complete.load(Ordering::SeqCst) > 0
+            && stats.partial.load(Ordering::SeqCst) > 0
     );
 }

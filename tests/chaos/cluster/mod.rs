@@ -308,19 +308,19 @@ impl Cluster {
         self.nodes[at].server.take().expect("it runs").kill();
     }
 
-    /// The owner of each shard, by name, as the node `asked` sees it.
-    pub fn owners(&self, asked: usize) -> Option<Vec<String>> {
-        let (_, status) = get(&asker(), &format!("{}/v1/status", self.url(asked)))?;
+    /// The owner of each shard, by name, as the node `observer` sees it.
+    pub fn owners(&self, observer: usize) -> Option<Vec<String>> {
+        let (_, status) = get(&asker(), &format!("{}/v1/status", self.url(observer)))?;
         let owner = |shard: &Value| shard["node"].as_str().map(str::to_owned);
         status["shards"].as_array()?.iter().map(owner).collect()
     }
 
-    /// Waits until the node `asked` reports every shard as owned by a node other than `gone`.
-    pub fn await_moved(&self, asked: usize, gone: usize) {
+    /// Waits until the node `observer` reports every shard as owned by a node other than `gone`.
+    pub fn await_moved(&self, observer: usize, gone: usize) {
         let deadline = Instant::now() + PATIENCE;
         let gone = &self.nodes[gone].name;
         loop {
-            let owners = self.owners(asked);
+            let owners = self.owners(observer);
             if owners.as_ref().is_some_and(|owners| {
                 owners.len() == SHARDS && owners.iter().all(|name| name != gone)
             }) {
@@ -329,21 +329,21 @@ impl Cluster {
             assert!(
                 Instant::now() < deadline,
                 "the shards of {gone} did not move: {owners:?}\n{}",
-                self.node_log(asked)
+                self.node_log(observer)
             );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Whether `node` owns any shard, as `asked` sees it.
-    pub fn owns(&self, asked: usize, node: usize) -> bool {
-        self.owners(asked).is_some_and(|owners| owners.contains(&self.nodes[node].name))
+    /// Whether `node` owns any shard, as `observer` sees it.
+    pub fn owns(&self, observer: usize, node: usize) -> bool {
+        self.owners(observer).is_some_and(|owners| owners.contains(&self.nodes[node].name))
     }
 
     /// Time until a node answers completely with everything acknowledged before the call.
-    pub fn await_served(&self, asked: usize) -> Duration {
+    pub fn await_served(&self, observer: usize) -> Duration {
         let (begun, since) = (Instant::now(), now());
-        let url = format!("{}/v1/query?metric=m0&{}&step=all", self.url(asked), range());
+        let url = format!("{}/v1/query?metric=m0&{}&step=all", self.url(observer), range());
         let agent = asker();
         loop {
             let answer = get(&agent, &url)

@@ -176,14 +176,14 @@ fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
     cluster.await_ready(CUT_OFF_NODE);
 
     let urls = cluster.urls();
-    let (ledger, asked, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
+    let (ledger, stats, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut moved = Vec::new();
     std::thread::scope(|scope| {
-        let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
+        let (ledger, stats, stop, urls) = (&ledger, &stats, &stop, &urls);
         let stops = StopOnDrop(stop);
         let mut threads: Vec<_> =
             (0..4).map(|n| scope.spawn(move || client(n, 11, urls, ledger, stop))).collect();
-        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, stats)));
         for _ in 0..number("ROLLMILL_CHAOS_CUTS", 2) {
             cluster.await_served(0);
             while !cluster.owns(0, CUT_OFF_NODE) {
@@ -220,9 +220,9 @@ fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
         ledger.acked_total(),
         ledger.retries.load(Ordering::SeqCst),
         ledger.refused.load(Ordering::SeqCst),
-        asked.complete.load(Ordering::SeqCst),
-        asked.partial.load(Ordering::SeqCst),
-        asked.reasons.lock().expect("no panic"),
-        asked.unanswered.load(Ordering::SeqCst),
+        stats.complete.load(Ordering::SeqCst),
+        stats.partial.load(Ordering::SeqCst),
+        stats.reasons.lock().expect("no panic"),
+        stats.unanswered.load(Ordering::SeqCst),
     );
 }
