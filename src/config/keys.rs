@@ -26,26 +26,26 @@ config! {
         /// Pages that may send and read, `https://shop.example,http://localhost:3000`: their
         /// origins as browsers name them. Empty: none.
         cors_origins: OriginList = OriginList::default();
-        /// Connections at once. Those on which no valid key came in have three quarters, the oldest
-        /// gives way; one of several tenants has a quarter.
+        /// Open connections. Those without a valid key share three quarters, and the oldest of them
+        /// is evicted first; one of several tenants has a quarter.
         max_connections: usize = 4096, 1..=1_000_000;
-        /// Connections from one address; one more is answered 503. 0: no limit, because everybody
-        /// behind a proxy is one address.
+        /// Connections from one address; one more is answered 503. 0: no limit, because all clients
+        /// behind a proxy share an address.
         max_connections_per_address: usize = 0, 0..=1_000_000;
-        /// A client that takes less than 16 KiB of a waiting answer in this time is cut off.
+        /// A client that reads less than 16 KiB of a pending answer in this time is disconnected.
         write_timeout: Duration = seconds(30), ms(100)..=hours(1);
-        /// Bytes of answers that clients have not taken yet; beyond it 503. One of several tenants
+        /// Bytes of answers that clients have not read yet; beyond it 503. One of several tenants
         /// has a quarter, beyond it 429.
         max_answers: ByteSize = mib(256), mib(1)..=gib(64);
-        /// A client that takes longer to send its headers is cut off.
+        /// A client that takes longer to send its headers is disconnected.
         header_timeout: Duration = seconds(10), ms(100)..=minutes(10);
-        /// A client that takes longer to send a body is cut off.
+        /// A client that takes longer to send a body is disconnected.
         body_timeout: Duration = seconds(30), ms(100)..=hours(1);
-        /// At a stop, `/readyz` fails this long before connections are closed, so that
-        /// load balancers notice first.
+        /// On shutdown, `/readyz` fails this long before connections are closed, so that load
+        /// balancers notice first.
         drain_delay: Duration = Duration::ZERO, Duration::ZERO..=minutes(10);
-        /// While Kafka or PostgreSQL cannot be reached at a start, it is tried again for this long;
-        /// then the node ends with code 1. 0 ends it at once.
+        /// How long a starting node retries to reach Kafka and PostgreSQL; then it exits with code
+        /// 1. 0: it does not retry.
         start_wait: Duration = minutes(5), Duration::ZERO..=days(1);
     }
     /// The local disk of the embedded mode.
@@ -55,11 +55,13 @@ config! {
     }
     /// The shards of the log and their owners.
     shards: ShardsConfig {
-        /// Fixed when the data directory is created; a start with another number is refused.
+        /// Number of shards. Fixed when the data directory is created; a node refuses to start with
+        /// another number.
         count: u32 = 64, 1..=4096;
         /// How soon a shard pulls new records: most of the delay until an event shows in queries.
         pull_interval: Duration = ms(20), ms(1)..=seconds(1);
-        /// How long a shard that leaves this node may flush what is open; the log holds the rest.
+        /// How long a shard that leaves this node may take to flush its open deltas; the log holds
+        /// the rest.
         handover: Duration = seconds(1), ms(10)..=minutes(1);
         /// A shard that another node has claimed is claimed again after this time, doubling, or
         /// when the assignment changes.
@@ -69,15 +71,15 @@ config! {
     gateway: GatewayConfig {
         /// Gateway actors that group events by shard.
         actors: usize = 2, 1..=64;
-        /// A write that is not durable by then is answered 503, its outcome being unknown; the
-        /// retry is absorbed by id.
+        /// A write that is not durable by then is answered 503 with an unknown outcome;
+        /// de-duplication by id absorbs the retry.
         append_timeout: Duration = seconds(30), ms(100)..=minutes(10);
-        /// Series whose checked labels the gateway remembers; others are parsed again.
+        /// Series whose validated labels the gateway caches; others are parsed again.
         max_interned: usize = 2_000_000, 2..=100_000_000;
         /// Memory of those labels.
         max_interned_bytes: ByteSize = mib(512), kib(64)..=gib(64);
     }
-    /// What is accepted of clients.
+    /// What is accepted from clients.
     accept: AcceptConfig {
         /// Events older than this are refused. Rollups and archive are kept at least as long.
         max_age: Duration = days(365), hours(1)..=days(36_500);
@@ -85,7 +87,7 @@ config! {
         max_ahead: Duration = minutes(10), Duration::ZERO..=days(1);
         /// Bytes of one event.
         max_event_bytes: ByteSize = kib(8), ByteSize::of(64)..=mib(1);
-        /// Events of one request.
+        /// Events in one request.
         max_events: usize = 10_000, 1..=10_000;
         /// Bytes of one request, after decompression.
         max_body: ByteSize = mib(20), kib(1)..=gib(1);
@@ -95,9 +97,9 @@ config! {
     }
     /// What each tenant may use.
     tenants: TenantsConfig {
-        /// Budget of each tenant, beyond it 429 with Retry-After; 0 is no limit.
+        /// Event rate of each tenant; beyond it 429 with Retry-After. 0: no limit.
         max_events_per_second: u64 = 0, 0..=1_000_000_000;
-        /// Events a tenant may send at once after a rest, when it has a budget.
+        /// Burst that a tenant with a rate may send after a pause.
         burst: u64 = 100_000, 1..=1_000_000_000;
         /// Series of each tenant; beyond it events go to the overflow series of their metric.
         max_series: u64 = 2_000_000, 1..=1_000_000_000;
@@ -131,13 +133,13 @@ config! {
         replication: u32 = 1, 1..=32;
         /// In-sync replicas without which Kafka refuses writes, at least; 2 in production.
         min_isr: u32 = 1, 1..=32;
-        /// More settings of the client, `name=value,name=value`, such as those of SASL
-        /// and TLS; never shown.
+        /// More properties of the client, `name=value,name=value`, such as those of SASL and TLS;
+        /// never shown.
         properties: KafkaProperties = KafkaProperties::default();
-        /// Gaps of partitions that hold nothing of Rollmill's, `SHARD:FROM-TO,…`, when the log asks
-        /// for it: docs/how-to/stopped-shard.md, "Pass a gap".
+        /// Gaps in partitions that hold no records of Rollmill, `SHARD:FROM-TO,…`. Set it only when
+        /// the log asks for it: docs/how-to/stopped-shard.md, "Pass a gap".
         passed_gaps: PassedGaps = PassedGaps::default();
-        /// Patience with one request to Kafka.
+        /// Timeout of one request to Kafka.
         timeout: Duration = seconds(5), ms(100)..=minutes(10);
         /// A node silent for this long loses its shards: most of the time until they are served
         /// elsewhere.
@@ -147,14 +149,14 @@ config! {
         delivery_timeout: Duration = seconds(20), ms(100)..=minutes(10);
         /// Bytes fetched ahead of the shards of this node.
         prefetch: ByteSize = mib(16), kib(64)..=gib(1);
-        /// How often the ends of the shards are asked for: an answer is no fresher than that.
+        /// How often the ends of the partitions are read: an answer is no fresher than that.
         refresh: Duration = ms(100), ms(10)..=seconds(10);
     }
     /// How deltas get to the store.
     flush: FlushConfig {
         /// How often a shard writes its deltas to the store.
         interval: Duration = seconds(10), ms(100)..=hours(1);
-        /// Memory of the deltas of all shards; a shard over its part flushes early.
+        /// Memory for the deltas of all shards; a shard that exceeds its share flushes early.
         max_delta_bytes: ByteSize = mib(512), mib(1)..=gib(256);
     }
     /// PostgreSQL as the store.
@@ -173,12 +175,13 @@ config! {
         read_connections: usize = 8, 1..=1000;
         /// Time to connect to one host of the URL; then the next one is tried.
         connect_timeout: Duration = seconds(5), ms(100)..=minutes(10);
-        /// Time of one transaction, waiting for a connection included; each 8,192 rows of a flush
-        /// have it anew. A commit not answered by then is unknown, and the shard starts again.
+        /// Timeout of one transaction, including the wait for a connection; each 8,192 rows of a
+        /// flush restart it. A commit that is not answered by then has an unknown outcome, and the
+        /// shard restarts.
         timeout: Duration = seconds(30), ms(100)..=hours(1);
         /// Time to wait for a lock of another transaction.
         lock_timeout: Duration = seconds(5), ms(10)..=minutes(10);
-        /// A node silent for this long inside a flush is cut off by the server; a connection
+        /// The server disconnects a node that is silent for this long inside a flush; a connection
         /// without acknowledgements counts as broken.
         idle_timeout: Duration = seconds(5), ms(100)..=minutes(10);
         /// Weeks older than this are compressed, and again after late events, if the server is a
@@ -191,21 +194,22 @@ config! {
     /// How long rollups are kept.
     rollups: RollupsConfig {
         /// Rollups of windows older than this are dropped from PostgreSQL, a week at a time; 0
-        /// keeps them for ever. At least `accept.max_age`.
+        /// keeps them forever. At least `accept.max_age`.
         keep: Duration = Duration::ZERO, Duration::ZERO..=days(36_500);
     }
     /// De-duplication by event id.
     dedup: DedupConfig {
         /// Equal ids appended within this time count once.
         horizon: Duration = hours(1), seconds(1)..=days(7);
-        /// Ids remembered by each shard, at most 24 bytes each; the shorter of both limits holds.
+        /// Ids remembered by each shard, at most 24 bytes each; whichever of both limits is shorter
+        /// applies.
         max_ids: usize = 1_000_000, 1..=33_554_432;
     }
     /// The archive of raw events.
     archive: ArchiveConfig {
         /// Raw bytes of one archive object.
         max_bytes: ByteSize = mib(128), kib(1)..=gib(4);
-        /// An object is written at the latest after this time.
+        /// Longest time before an object is written.
         max_delay: Duration = minutes(10), ms(100)..=days(1);
         /// Where raw events are archived: `file:///path` or `s3://bucket/prefix`. Empty: `archive`
         /// in the data directory.
@@ -218,57 +222,57 @@ config! {
         /// Its credentials, in the form of the AWS tools. Empty: the environment
         /// (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`) or the role of the machine.
         credentials_file: Option<PathBuf> = None;
-        /// One request to the object storage, an object of archive.max_bytes included. It is tried
-        /// again three times, for twice this time.
+        /// Timeout of one request to the object storage, also for an object of archive.max_bytes.
+        /// It is retried three times, within twice this time.
         timeout: Duration = seconds(60), ms(100)..=hours(1);
-        /// Where old objects move to, on the same endpoint or in a directory; must be another
-        /// place. Empty: they stay.
+        /// Where old objects are moved, on the same endpoint or in a directory; must differ from
+        /// archive.url. Empty: they stay.
         cold_url: Option<SecretUrl> = None;
         /// Storage class of moved objects, such as STANDARD_IA. Empty: the bucket's.
         cold_class: Option<String> = None;
         /// Objects older than this move.
         cold_after: Duration = days(30), ms(100)..=days(36_500);
-        /// Objects older than this are removed; windows that they touched cannot be recomputed
-        /// then. 0 keeps them; otherwise at least accept.max_age.
+        /// Objects older than this are deleted; their windows can no longer be recomputed. 0 keeps
+        /// them; otherwise at least accept.max_age.
         keep: Duration = days(365), Duration::ZERO..=days(36_500);
     }
-    /// Safeguards of what is deleted.
+    /// Safeguards against wrong deletion.
     expiry: ExpiryConfig {
         /// If more objects of a shard than this, and more than a twentieth of them, become due at
-        /// once, a person is asked before they go.
+        /// once, an operator must approve their deletion.
         max_at_once: u64 = 100, 1..=1_000_000;
     }
     /// Queries and their caches.
     query: QueryConfig {
         /// Flushed batches are kept this long for queries that read an older snapshot.
         deadline: Duration = seconds(10), ms(100)..=minutes(10);
-        /// Points of one answer.
+        /// Points in one answer.
         max_points: usize = 100_000, 1..=100_000_000;
         /// Series that one query may read.
         max_series: usize = 100_000, 1..=100_000_000;
-        /// Queries that run or wait for their turn; beyond it 503 with Retry-After. One of several
-        /// tenants has a quarter, beyond it 429.
+        /// Queries that run or are queued; beyond it 503 with Retry-After. One of several tenants
+        /// has a quarter, beyond it 429.
         max_concurrent: usize = 64, 1..=4096;
-        /// Threads that run queries, below the priority of everything else. 0: one for each core,
-        /// at least 4. One of several tenants has three quarters.
+        /// Threads that run queries, at a lower priority than everything else. 0: one for each
+        /// core, at least 4. One of several tenants has three quarters.
         threads: usize = 0, 0..=1024;
-        /// A query that takes longer, waiting for its turn included, is ended and
-        /// answered 503 with Retry-After.
+        /// A query that takes longer, including its time in the queue, is aborted and answered 503
+        /// with Retry-After.
         timeout: Duration = seconds(30), ms(100)..=hours(1);
-        /// Memory of all queries while they run, counted as it grows. One of several tenants has a
-        /// quarter; a query that alone needs more is 422.
+        /// Memory of all running queries, counted as it grows. One of several tenants has a
+        /// quarter; a query that needs more by itself is answered 422.
         max_memory: ByteSize = gib(1), mib(1)..=gib(64);
-        /// A shard further behind makes the answer partial.
+        /// A shard that lags further behind makes the answer partial.
         stale_after: Duration = seconds(10), ms(100)..=hours(1);
         /// Cached parts of answers (two thirds) and lists of the series that queries match (one
         /// third); 0 turns both off.
         cache: ByteSize = mib(96), ByteSize::ZERO..=gib(64);
-        /// A second query cache that nodes share, behind query.cache:
+        /// A query cache that nodes share, behind query.cache:
         /// `redis://[[user]:password@]host[:port][/database]`. Empty: none.
         redis: Option<SecretUrl> = None;
-        /// A query waits no longer for it, and after three failures not at all.
+        /// Timeout of one request to it; after three failures it is skipped for a while.
         redis_timeout: Duration = ms(10), ms(1)..=seconds(1);
-        /// How long it keeps a part.
+        /// How long it keeps a cached part.
         redis_keep: Duration = days(7), seconds(1)..=days(365);
     }
     /// Limits of WebSocket connections and their subscriptions.
@@ -282,10 +286,10 @@ config! {
         /// Subscriptions of all WebSockets; one more closes its own with 1013. One of several
         /// tenants has a quarter.
         max_all_subscriptions: usize = 4096, 1..=1_000_000;
-        /// How often subscriptions are run again.
+        /// How often the queries of subscriptions are run.
         update_interval: Duration = seconds(1), ms(100)..=hours(1);
-        /// A WebSocket that says nothing for this long, pings unanswered, or takes nothing for
-        /// this long is closed.
+        /// A WebSocket is closed if it sends nothing for this long, not even answers to pings, or
+        /// reads nothing for this long.
         idle_timeout: Duration = seconds(30), seconds(1)..=hours(1);
     }
     /// The file of API keys.
@@ -296,22 +300,22 @@ config! {
     }
     /// Restarts of actors that failed.
     supervision: SupervisionConfig {
-        /// Failures of an actor within the window that are answered by a restart.
+        /// Failures of an actor within the window after which it is still restarted.
         max_restarts: u32 = 10, 1..=10_000;
         /// The window.
         restart_window: Duration = minutes(1), seconds(1)..=days(1);
         /// Delay of the first restart; it doubles.
         backoff_min: Duration = ms(100), ms(1)..=minutes(10);
-        /// Longest delay.
+        /// Longest delay before a restart.
         backoff_max: Duration = seconds(10), ms(1)..=hours(1);
     }
     /// The mesh of nodes.
     cluster: ClusterConfig {
-        /// Where other nodes come in, HOST:PORT. Empty: this node knows of no others, and answers
-        /// for its own shards alone.
+        /// Where other nodes connect, HOST:PORT. Empty: this node knows no others and answers for
+        /// its own shards alone.
         listen: Option<String> = None;
-        /// Addresses to dial, host:port,host:port; the node's own may be among them. A node that
-        /// dials is known to the one that it dials.
+        /// Addresses to dial, host:port,host:port; the node's own may be among them. One direction
+        /// is enough: the dialled node learns of the one that dials.
         peers: HostList = HostList::default();
         /// File with the secret of the cluster, at least 32 bytes, the same on all nodes;
         /// or the environment ROLLMILL_CLUSTER_COOKIE.
@@ -319,28 +323,28 @@ config! {
         /// This node's certificate for TLS between nodes (PEM), for the host in cluster.peers.
         /// Empty: plain TCP, loopback only.
         cert: Option<PathBuf> = None;
-        /// The key of this certificate (PEM).
+        /// The private key of this certificate (PEM).
         key: Option<PathBuf> = None;
-        /// The authority that has signed the certificates of all nodes (PEM); each
-        /// side checks the other's.
+        /// The authority that signed the certificates of all nodes (PEM); each side verifies the
+        /// other.
         ca: Option<PathBuf> = None;
-        /// true: plain TCP between nodes beyond loopback. Whoever can read the network reads the
-        /// events' figures, and can alter them.
+        /// true: plain TCP between nodes beyond loopback. Whoever can read the network can read and
+        /// alter the figures.
         insecure: bool = false;
-        /// How often each other node is asked whether it is there, and what it owns.
+        /// Interval of heartbeats: every other node is asked whether it is alive and what it owns.
         heartbeat: Duration = seconds(1), ms(100)..=minutes(1);
-        /// A node that has not answered for so long is not asked any more until it is back.
+        /// A node that has not answered for this long is not queried until it answers again.
         dead_after: Duration = seconds(5), ms(300)..=minutes(10);
         /// How long a query waits for the live deltas of another node; at most half of
         /// query.deadline, because a query may ask twice.
         call_timeout: Duration = seconds(2), ms(20)..=minutes(10);
-        /// Questions on their way to one other node; more wait, within cluster.call_timeout.
-        /// Bounds memory, with cluster.max_answer.
+        /// Calls in flight to one other node; more wait, within cluster.call_timeout. Together with
+        /// cluster.max_answer it bounds memory.
         max_calls: usize = 16, 1..=4096;
-        /// Questions of other nodes answered at once; beyond it they are refused, and
-        /// those answers are partial.
+        /// Calls of other nodes answered at once; beyond it they are refused, and those answers are
+        /// partial.
         max_reads: usize = 64, 1..=4096;
-        /// Size of one answer to another node; shards that do not fit are missing from it as
+        /// Size of one answer to another node; shards that do not fit are reported missing as
         /// too_large.
         max_answer: ByteSize = mib(8), kib(64)..=mib(256);
     }
