@@ -9,7 +9,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use super::gateway::BatchSink;
-use super::records::records_of;
+use super::record_builder::records_of;
 use crate::clock::Clock;
 use crate::model::batch::ValidBatch;
 use crate::model::clock::AppendClock;

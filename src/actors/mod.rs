@@ -15,7 +15,7 @@ pub mod gap_reader;
 pub mod gateway;
 pub mod gateway_pool;
 pub mod live;
-pub mod records;
+pub mod record_builder;
 pub mod shard;
 pub mod shard_ports;
 pub mod shard_table;

@@ -13,7 +13,7 @@ use ractor_cluster::NodeServerMessage;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::gate::{AuthGates, MeshConnection};
+use super::handshake_limit::{AuthGates, MeshConnection};
 use super::tls::MeshTls;
 
 /// Concurrent handshakes. Clusters are smaller than that; further connections are closed at once.

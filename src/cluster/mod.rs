@@ -16,7 +16,7 @@
 
 pub mod directory;
 pub mod endpoint;
-mod gate;
+mod handshake_limit;
 mod listener;
 pub mod membership;
 pub mod peer;

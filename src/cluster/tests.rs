@@ -17,7 +17,7 @@ use super::server::MeshServer;
 use super::wire::{self, PeerReply, PeerRequest, ShardFailure};
 use crate::actors::catalogue::{CatalogueNames, CatalogueQuery, MAX_NAMES};
 use crate::actors::live::{LiveError, LiveReader, ShardRead, ShardResults};
-use crate::actors::records::records_of;
+use crate::actors::record_builder::records_of;
 use crate::actors::shard_table::ShardTable;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::batch::{RoutedSeries, ValidBatch, ValidEvent};

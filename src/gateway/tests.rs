@@ -40,21 +40,21 @@ use crate::config::{ByteSize, Config};
 use crate::model::batch::ValidBatch;
 use crate::model::budget::QueryBudget;
 use crate::model::window::Hour;
-use crate::operate::absent::NoStore;
 use crate::operate::service::{
     ExpiryService, OperateError, QuarantineScope, QuarantineService, StatusService,
 };
+use crate::operate::without_store::NoStore;
 use crate::persistence::log::{AppendError, AppendTicket};
 use crate::persistence::store::MetricInfo;
-use crate::query::absent::NoQueries;
 use crate::query::accounting::AccountingOutput;
 use crate::query::answer::{LabelValuesPage, MetricsPage, PageRequest, QueryOutput};
-use crate::query::charge::QueryCharge;
 use crate::query::completeness::QueryCompleteness;
 use crate::query::error::QueryError;
 use crate::query::groups::SeriesGroup;
+use crate::query::memory_charge::QueryCharge;
 use crate::query::request::QueryRequest;
 use crate::query::service::QueryService;
+use crate::query::without_role::NoQueries;
 
 const NOW: i64 = 1_767_225_600_000;
 

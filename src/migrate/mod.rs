@@ -35,8 +35,8 @@ use crate::node::backends::{self, ArchivePair, TopicTarget};
 use crate::node::migration_marker::MigrationMarker;
 use crate::node::{DataDir, lock, offline};
 use crate::persistence::archive::ArchiveError;
-use crate::persistence::log::kafka::fill::{self, FillError};
 use crate::persistence::log::kafka::topic::{self, TopicDescription};
+use crate::persistence::log::kafka::topic_fill::{self, FillError};
 use crate::persistence::store::SnapshotSource;
 use crate::persistence::store::postgres::{PostgresStore, StoreContents};
 use crate::persistence::store::sqlite::SqliteStore;
@@ -487,7 +487,7 @@ fn fill_topic(
                 difference.setting
             );
         }
-        let filled = fill::fill_topic(&topic.admin, &topic.connection, &state.ends, &mut |done| {
+        let filled = topic_fill::fill_topic(&topic.admin, &topic.connection, &state.ends, &mut |done| {
             progress(MigrationStep::Topic, done, all)
         });
         match filled {

@@ -15,7 +15,7 @@ pub mod lock;
 mod mesh;
 pub mod migration_marker;
 pub mod offline;
-mod open;
+mod open_backends;
 pub mod permissions;
 mod query;
 mod readiness;
@@ -143,7 +143,7 @@ async fn run(config: &Config, data: &DataDir, faults: TestFaults) -> anyhow::Res
     let _reloading = signals::reload_at_hangup(&keys)?;
     // In a select with the signal: start-up can wait long for a dependency, and must be stoppable.
     let ports = tokio::select! {
-        ports = open::open(config, data, &listener) => ports?,
+        ports = open_backends::open(config, data, &listener) => ports?,
         signal = &mut stopped => {
             tracing::info!("stopping before anything was served");
             return signal;

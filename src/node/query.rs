@@ -11,14 +11,14 @@ use futures::future::BoxFuture;
 use super::{NodePorts, backends, limits};
 use crate::actors::live::LiveReader;
 use crate::config::Config;
-use crate::operate::absent::NoStore;
 use crate::operate::expiry::StoreExpiry;
 use crate::operate::quarantine::StoreQuarantine;
 use crate::operate::service::{ExpiryService, QuarantineService};
+use crate::operate::without_store::NoStore;
 use crate::persistence::store::SnapshotSource;
-use crate::query::absent::NoQueries;
 use crate::query::engine::QueryEngine;
 use crate::query::service::QueryService;
+use crate::query::without_role::NoQueries;
 use crate::shards::state::ShardLimits;
 
 /// Interval between probes of the store.

@@ -2,8 +2,8 @@
 //!
 //! A call that fails has changed nothing, or says that the outcome is unknown.
 
-pub mod absent;
 pub mod expiry;
 pub mod quarantine;
 pub mod service;
 pub mod status;
+pub mod without_store;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::charge::QueryCharge;
 use super::completeness::QueryCompleteness;
 use super::groups::SeriesGroup;
+use super::memory_charge::QueryCharge;
 use super::request::{Aggregate, QueryRequest};
 use crate::actors::catalogue::{CatalogueNames, CatalogueQuery};
 use crate::model::budget::{AbortReason, QueryBudget};

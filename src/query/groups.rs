@@ -14,7 +14,7 @@ use std::sync::Arc;
 use foldhash::fast::{FixedState, RandomState};
 use hashbrown::HashTable;
 
-use super::charge::QueryCharge;
+use super::memory_charge::QueryCharge;
 use super::rank::{self, RankValue};
 use super::request::{Aggregate, QueryRequest, SeriesOrder};
 use super::steps::TimeStep;

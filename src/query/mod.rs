@@ -4,23 +4,23 @@
 //! A flush that commits during a query is neither missed nor counted twice. A shard that cannot
 //! answer, or has fallen behind, makes the answer `partial` and is named in it.
 
-pub mod absent;
 pub mod accounting;
 pub mod answer;
 mod cache;
 mod catalogue;
-pub mod charge;
 pub mod completeness;
 mod days;
 pub mod engine;
 pub mod error;
 pub mod groups;
 pub mod matchers;
+pub mod memory_charge;
 mod part;
 mod rank;
 pub mod request;
 pub mod service;
 pub mod steps;
+pub mod without_role;
 
 #[cfg(test)]
 mod tests;

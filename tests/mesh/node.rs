@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ractor::Actor;
 use rollmill::actors::live::LiveReader;
-use rollmill::actors::records::records_of;
+use rollmill::actors::record_builder::records_of;
 use rollmill::actors::shard_table::ShardTable;
 use rollmill::clock::{Clock, SystemClock};
 use rollmill::cluster::directory::PeerDirectory;

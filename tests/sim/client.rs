@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rollmill::actors::records::records_of;
+use rollmill::actors::record_builder::records_of;
 use rollmill::invariants::Invariant;
 use rollmill::model::batch::{ValidBatch, ValidEvent};
 use rollmill::model::decimal::Decimal;

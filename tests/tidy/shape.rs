@@ -16,7 +16,7 @@ const PURE_FILES: &[&str] = &[
     "src/persistence/cache/breaker.rs",
     "src/query/answer.rs",
     "src/query/catalogue.rs",
-    "src/query/charge.rs",
+    "src/query/memory_charge.rs",
     "src/query/completeness.rs",
     "src/query/error.rs",
     "src/query/groups.rs",

@@ -27,7 +27,7 @@ pub use sessions::MeshState;
 
 use super::directory::PeerDirectory;
 use super::endpoint::PeerEndpoint;
-use super::gate::{AuthGates, MeshConnection};
+use super::handshake_limit::{AuthGates, MeshConnection};
 use super::listener;
 use super::peer::MeshPeer;
 use super::server::MeshServer;

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 use super::HANDSHAKE;
 use super::dial::{DialPhase, PeerDial};
 use crate::clock::Stopwatch;
-use crate::cluster::gate::{AuthGates, MeshConnection};
+use crate::cluster::handshake_limit::{AuthGates, MeshConnection};
 use crate::cluster::peer::MeshPeer;
 
 /// Concurrent sessions. Clusters are smaller than that, and each session holds buffers.

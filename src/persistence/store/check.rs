@@ -14,7 +14,7 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 
-use super::{StoreDamage, StoreError, blocks};
+use super::{StoreDamage, StoreError, byte_columns};
 use crate::model::expiry::ExpiryState;
 use crate::model::manifest::{ManifestRow, ObjectName};
 use crate::model::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
@@ -481,7 +481,7 @@ fn dedup(tables: &mut dyn TableReader, found: &mut DamageCollector<'_>) -> Resul
                 wrong(&format!("the block before it ends at {previous_end}"));
             }
             previous_end = to;
-            match blocks::decode_runs(&row.bytes(4)?) {
+            match byte_columns::decode_runs(&row.bytes(4)?) {
                 Err(why) => wrong(&why),
                 Ok(runs) => {
                     let times =
@@ -579,9 +579,9 @@ fn check_object(row: &dyn TableRow, range: OffsetRange) -> Result<(), String> {
     if number(row, 7).map_err(unreadable)? > number(row, 8).map_err(unreadable)? {
         return Err("it ends before it begins".to_owned());
     }
-    blocks::tier(i16::try_from(number(row, 11).map_err(unreadable)?).unwrap_or(i16::MAX))
+    byte_columns::tier(i16::try_from(number(row, 11).map_err(unreadable)?).unwrap_or(i16::MAX))
         .map_err(|why| why.to_string())?;
-    let windows = blocks::decode_windows(&row.bytes(9).map_err(unreadable)?)
+    let windows = byte_columns::decode_windows(&row.bytes(9).map_err(unreadable)?)
         .map_err(|why| why.to_string())?;
     let events = windows.iter().fold(0, |sum: u64, window| sum.saturating_add(window.1));
     if events != offset(row, 10).map_err(unreadable)? {

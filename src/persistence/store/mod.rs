@@ -8,7 +8,7 @@
 //! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it) and [`memory`]
 //! (the test double). All methods block.
 
-mod blocks;
+mod byte_columns;
 mod check;
 #[cfg(test)]
 mod conformance;

@@ -17,7 +17,6 @@
 
 mod append_times;
 pub mod connectivity;
-pub mod fill;
 mod gaps;
 mod group;
 mod produce;
@@ -25,6 +24,7 @@ mod read;
 mod settings;
 mod throttle;
 pub mod topic;
+pub mod topic_fill;
 mod watermarks;
 
 #[cfg(test)]

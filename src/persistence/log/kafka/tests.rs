@@ -503,7 +503,8 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     let ends = [120_000, 0, 1, 7];
     let run = |ends: &[Offset]| {
         let mut told = Vec::new();
-        fill::fill_topic(&admin, connection, ends, &mut |there| told.push(there)).map(|()| told)
+        topic_fill::fill_topic(&admin, connection, ends, &mut |there| told.push(there))
+            .map(|()| told)
     };
     // As far as a run came that was killed.
     assert!(run(&[50_000, 0, 0, 3]).is_ok());
@@ -515,7 +516,7 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     assert_eq!(run(&ends), Ok(vec![120_008]), "again: nothing is left to do");
     assert_eq!(
         run(&[9, 0, 1, 7]),
-        Err(fill::FillError::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 })
+        Err(topic_fill::FillError::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 })
     );
 
     let found = admin.assign_identity(&spec, identity).expect("finished");
@@ -553,7 +554,8 @@ fn fill_rate() {
     let admin = TopicAdmin::new(&options.connection).expect("settings");
     admin.create_unfinished(&spec(&options), topic::migrated_identity(7)).expect("made");
     let watch = Stopwatch::start();
-    fill::fill_topic(&admin, &options.connection, &[2_500_000; 4], &mut |_| {}).expect("filled");
+    topic_fill::fill_topic(&admin, &options.connection, &[2_500_000; 4], &mut |_| {})
+        .expect("filled");
     println!("10,000,000 offsets in {:?}", watch.elapsed());
 }
 

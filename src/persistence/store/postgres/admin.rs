@@ -12,7 +12,7 @@ use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::{ExpiryTarget, blocks};
+use crate::persistence::store::{ExpiryTarget, byte_columns};
 
 /// How long a claim waits for the previous owner's transaction to end by itself before terminating
 /// it.
@@ -237,12 +237,12 @@ pub(super) fn manifest_insert(row: &ManifestRow) -> (&'static str, Vec<Param>) {
         row.path.clone(),
         row.appended.0,
         row.appended.1,
-        blocks::encode_windows(&row.windows),
+        byte_columns::encode_windows(&row.windows),
         row.rows as i64,
         row.raw_bytes as i64,
         row.bytes as i64,
         i64::from(row.crc32c),
-        blocks::tier_number(row.tier),
+        byte_columns::tier_number(row.tier),
         row.received.0,
         row.received.1
     ];
@@ -260,9 +260,10 @@ pub(super) fn set_tier(
 ) -> Result<bool, StoreError> {
     let sql = "UPDATE manifest SET tier = $1 WHERE shard = $2 AND from_offset = $3 AND path = $4";
     let place = (row.shard.0.cast_signed(), row.range.from as i64);
-    Ok(session
-        .execute(sql, params![blocks::tier_number(tier), place.0, place.1, row.path.clone()])?
-        == 1)
+    Ok(session.execute(
+        sql,
+        params![byte_columns::tier_number(tier), place.0, place.1, row.path.clone()],
+    )? == 1)
 }
 
 pub(super) fn swap_expiry(
@@ -386,7 +387,7 @@ pub(super) fn recent_ids(
                 to: get::<i64>(row, 1)? as Offset,
             },
             appended: (get(row, 2)?, get(row, 3)?),
-            runs: blocks::decode_runs(get(row, 4)?)?,
+            runs: byte_columns::decode_runs(get(row, 4)?)?,
         });
         Ok(())
     })?;

@@ -23,7 +23,7 @@ use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::quantiles::QuantileSketch;
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::blocks;
+use crate::persistence::store::byte_columns;
 
 /// Temporary tables for staged rows, one set per session; every commit empties them.
 pub(super) const STAGING_TABLES: &str = "
@@ -137,7 +137,7 @@ pub(super) fn flush(
                 block.range.to as i64,
                 block.appended.0,
                 block.appended.1,
-                blocks::encode_runs(&block.runs)
+                byte_columns::encode_runs(&block.runs)
             ],
         ));
     }

@@ -19,7 +19,7 @@ use crate::model::manifest::ArchiveFloor;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
-use crate::persistence::store::blocks;
+use crate::persistence::store::byte_columns;
 use crate::persistence::store::transfer::{
     FiguresRow, RevisionRow, ShardRow, SketchesRow, TransferBatch, TransferSink,
 };
@@ -307,7 +307,7 @@ impl Import<'_> {
 
 fn dedup(shard: ShardId, block: &DedupBlock) -> (&'static str, Vec<Param>) {
     let range = (block.range.from as i64, block.range.to as i64);
-    let runs = blocks::encode_runs(&block.runs);
+    let runs = byte_columns::encode_runs(&block.runs);
     let params =
         params![shard.0.cast_signed(), range.0, range.1, block.appended.0, block.appended.1, runs];
     (

@@ -26,7 +26,7 @@ use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched_series::{MatchCache, MatchedSeries, SeriesCollector};
 use crate::persistence::store::{
     ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, ExpiryRow, ExpiryTarget, MetricInfo,
-    NameRange, QuerySnapshot, RollupQuery, blocks, too_many_series,
+    NameRange, QuerySnapshot, RollupQuery, byte_columns, too_many_series,
 };
 
 /// The SQL that begins a snapshot; its first statement pins the state.
@@ -391,7 +391,7 @@ impl ArchiveSnapshot for PostgresSnapshot<'_> {
         manifest_rows(
             self.session()?,
             sql,
-            params![shard.0.cast_signed(), tier.map(blocks::tier_number), limit],
+            params![shard.0.cast_signed(), tier.map(byte_columns::tier_number), limit],
         )
     }
 
@@ -573,12 +573,12 @@ fn manifest_rows(
             epoch: epoch(row, 4)?,
             path: get(row, 6)?,
             appended: (get(row, 7)?, get(row, 8)?),
-            windows: blocks::decode_windows(get(row, 9)?)?,
+            windows: byte_columns::decode_windows(get(row, 9)?)?,
             rows: get::<i64>(row, 10)? as u64,
             raw_bytes: get::<i64>(row, 11)? as u64,
             bytes: get::<i64>(row, 12)? as u64,
             crc32c: get::<i64>(row, 13)? as u32,
-            tier: blocks::tier(get::<i16>(row, 14)?)?,
+            tier: byte_columns::tier(get::<i16>(row, 14)?)?,
             received: (get(row, 15)?, get(row, 16)?),
         });
         Ok(())

@@ -4,7 +4,7 @@
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
 
-pub(super) use super::super::blocks::{
+pub(super) use super::super::byte_columns::{
     decode_runs, decode_windows, encode_runs, encode_windows, tier, tier_number,
 };
 use crate::model::decimal::Decimal;
