@@ -487,9 +487,10 @@ fn fill_topic(
                 difference.setting
             );
         }
-        let filled = topic_fill::fill_topic(&topic.admin, &topic.connection, &state.ends, &mut |done| {
-            progress(MigrationStep::Topic, done, all)
-        });
+        let filled =
+            topic_fill::fill_topic(&topic.admin, &topic.connection, &state.ends, &mut |done| {
+                progress(MigrationStep::Topic, done, all)
+            });
         match filled {
             Ok(()) => return Ok(()),
             Err(FillError::TooLong { .. }) => topic.admin.delete().map_err(failed)?,
