@@ -213,7 +213,7 @@ impl ShardActor {
         shell: &mut ShardActorState,
         command: ShardCommand,
     ) -> Result<Option<ShardEvent<'static>>, ActorProcessingErr> {
-        // Cloned only for calls on other threads: reads of the log and notices happen at every pull.
+        // Cloned for calls on other threads alone: reads of the log and notices come at every pull.
         let ports = || self.ports.clone();
         match command {
             ShardCommand::ReadLog { from, max_bytes } => {

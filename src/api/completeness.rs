@@ -51,11 +51,13 @@ pub const MISSING_REASONS: &[(&str, &str)] = &[
     ("behind", "It is further behind than `query.stale_after`; `behind_ms` says how far."),
     (
         "stopped",
-        "It stands still until somebody mends what `GET /v1/status` names. What lies below is in the answer.",
+        "It stands still until somebody mends what `GET /v1/status` names. What lies below is in \
+            the answer.",
     ),
     (
         "recovering",
-        "Its new owner has not reached yet what the log held when it claimed the shard; with `behind_ms`.",
+        "Its new owner has not reached yet what the log held when it claimed the shard; with \
+            `behind_ms`.",
     ),
     ("moved", "Its owner changed twice while the query ran."),
     ("unavailable", "No owner is known."),

@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod completeness;
 pub mod error;
 pub mod events;
+pub mod limits;
 pub mod quarantine;
 pub mod query;
 pub mod status;

@@ -21,6 +21,7 @@ pub mod ingest;
 pub mod interner;
 mod json_scan;
 pub mod keys_file;
+mod limits;
 pub mod msgpack;
 pub mod origin_policy;
 mod pages;

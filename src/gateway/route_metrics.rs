@@ -13,8 +13,8 @@ use metrics::{Counter, Histogram};
 
 use crate::telemetry;
 
-/// Handles of the routes and statuses seen so far. Clients cannot add entries: a route is a pattern,
-/// not a path.
+/// Handles of the routes and statuses seen so far. Clients cannot add entries: a route is a
+/// pattern, not a path.
 #[derive(Default)]
 pub(super) struct RouteMetrics(RwLock<HashMap<String, RouteHandles, FixedState>>);
 

@@ -21,13 +21,11 @@ use super::extract::{
 };
 use super::route_metrics::RouteMetrics;
 use super::{
-    Gateway, admin, auth, compression, decode, ingest, origin_policy, pages, parse, read_routes,
+    Gateway, admin, auth, compression, decode, ingest, limits, origin_policy, pages, read_routes,
     rest_proxy, shares, ws,
 };
 use crate::clock::Stopwatch;
-use crate::config::millis;
 use crate::model::budget::{AbortReason, QueryBudget};
-use crate::model::event;
 use crate::query::error::QueryError;
 use crate::query::service::QueryService;
 
@@ -196,11 +194,15 @@ impl Gateway {
 
     /// Runs a query on the query pool. Dropping the future cancels the query. Fails with 429 or 503
     /// if too many queries run; 503 if it times out; otherwise as `question` does.
-    pub(super) async fn run_query<T: Send + 'static>(
+    pub(super) async fn run_query<T, Q>(
         &self,
         tenant: &Arc<str>,
-        question: impl FnOnce(&dyn QueryService, &QueryBudget) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
+        question: Q,
+    ) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        Q: FnOnce(&dyn QueryService, &QueryBudget) -> Result<T, ApiError> + Send + 'static,
+    {
         let queries = self.deps.queries.clone();
         self.run_blocking(tenant, move |budget| question(&*queries, budget)).await
     }
@@ -408,36 +410,7 @@ async fn limits(
                 "the request crashed, the log of the server says why",
             )
         })?;
-    let config = &*gateway.deps.config;
-    let (accept, ws, dedup) = (&config.accept, &config.ws, &config.dedup);
-    let numbers = config
-        .entries()
-        .into_iter()
-        .filter_map(|entry| Some((entry.name.to_owned(), entry.number?.into())));
-    let effective = nodes.iter().map(|(_, horizon_ms)| *horizon_ms).min();
-    let nodes: Vec<_> = nodes
-        .iter()
-        .map(|(node, ms)| serde_json::json!({"node": node, "effective_horizon_ms": ms}))
-        .collect();
-    let body = serde_json::json!({
-        "accept": {"max_age_ms": millis(accept.max_age), "max_ahead_ms": millis(accept.max_ahead),
-            "max_event_bytes": accept.max_event_bytes.bytes()},
-        "event": {"metric_bytes": event::MAX_METRIC_BYTES, "labels": event::MAX_LABELS, "label_name_bytes": event::MAX_LABEL_NAME_BYTES,
-            "label_value_bytes": event::MAX_LABEL_VALUE_BYTES, "user_bytes": event::MAX_USER_BYTES, "id_bytes": event::MAX_ID_BYTES,
-            "properties_depth": parse::MAX_DEPTH},
-        "request": {"max_events": accept.max_events, "max_body_bytes": accept.max_body.bytes(),
-            "body_timeout_ms": millis(config.server.body_timeout),
-            "compressed_members": decode::MAX_MEMBERS},
-        "tenant": {"events_per_second": config.tenants.max_events_per_second, "burst": config.tenants.burst},
-        "query": {"max_concurrent": config.query.max_concurrent, "timeout_ms": millis(config.query.timeout)},
-        "config": numbers.collect::<serde_json::Map<_, _>>(),
-        "shares": gateway.shares.to_json(&tenant),
-        "metrics": (gateway.deps.metric_names)(&tenant).map(|(max, used)| serde_json::json!({"max": max, "used": used})),
-        "ws": {"window": ws.window, "max_message_bytes": ws.max_message.bytes(), "max_subscriptions": ws.max_subscriptions},
-        "dedup": {"horizon_ms": millis(dedup.horizon), "max_ids_per_shard": dedup.max_ids, "effective_horizon_ms": effective,
-            "nodes": nodes},
-    });
-    Ok(json(body.to_string()))
+    Ok(axum::Json(limits::answer(&gateway, &tenant, nodes)).into_response())
 }
 
 /// Answers whether the node is ready for all of its roles, or for the one in `role`. Writes need no

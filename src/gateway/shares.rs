@@ -85,18 +85,6 @@ impl TenantShares {
                 .set(shares.usage("").held as f64);
         }
     }
-
-    /// Limits and usage, as one tenant may see them.
-    pub fn to_json(&self, tenant: &str) -> serde_json::Value {
-        let of = |shares: &Arc<SharePool>| {
-            let usage = shares.usage(tenant);
-            let value = serde_json::json!({
-                "total": usage.limits.total, "tenant": usage.limits.per_tenant, "used": usage.held, "used_by_tenant": usage.held_by_tenant
-            });
-            (shares.name.to_owned(), value)
-        };
-        self.all().into_iter().map(of).collect::<serde_json::Map<_, _>>().into()
-    }
 }
 
 /// Reserves an amount of a pool for a tenant.

@@ -67,7 +67,8 @@ impl EventErrorCode {
     pub fn means(self) -> &'static str {
         match self {
             Self::EventUnreadable => {
-                "It is no event: no JSON or MessagePack, no object, an unknown field, a field twice, properties too deep."
+                "It is no event: no JSON or MessagePack, no object, an unknown field, a field \
+                    twice, properties too deep."
             }
             Self::MetricInvalid => "There is no metric, or its name is not valid.",
             Self::LabelsInvalid => "The labels break a rule or a limit.",

@@ -55,8 +55,8 @@ const IMPURE: &[&str] = &[
 ];
 
 /// The current maxima; they may only decrease.
-const MAX_FILE_LINES: usize = 720;
-const MAX_FUNCTION_LINES: usize = 126;
+const MAX_FILE_LINES: usize = 678;
+const MAX_FUNCTION_LINES: usize = 70;
 
 #[test]
 fn pure_code_does_no_io() {

@@ -48,8 +48,11 @@ pub(super) async fn send_heartbeats(
             Err(HeartbeatError::Refused(why)) => {
                 answered = Stopwatch::start();
                 if logged.as_ref() != Some(&why) {
-                    let peer = &peer.name;
-                    tracing::error!(%peer, %why, "this node and another do not understand each other");
+                    tracing::error!(
+                        peer = %peer.name,
+                        %why,
+                        "this node and another do not understand each other"
+                    );
                     logged = Some(why);
                 }
             }

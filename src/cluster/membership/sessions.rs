@@ -181,8 +181,8 @@ impl MeshState {
         if self.refused.insert(host.clone()) {
             tracing::warn!(
                 %host,
-                "a connection was refused: it does not have this cluster's cookie; it is not logged \
-                 again"
+                "a connection was refused: it does not have this cluster's cookie; it is not \
+                 logged again"
             );
         }
     }

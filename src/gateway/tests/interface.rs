@@ -32,6 +32,7 @@ fn answers(
         "200",
         generator.subschema_for::<api::accounting::AccountingAnswer>(),
     );
+    add("/v1/limits", "get", "200", generator.subschema_for::<api::limits::LimitsAnswer>());
     add("/v1/status", "get", "200", generator.subschema_for::<api::status::StatusAnswer>());
     add(
         "/v1/quarantine",

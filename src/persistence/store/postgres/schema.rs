@@ -141,7 +141,8 @@ pub(super) fn refuse_lost_rollups(
     Err(StoreError::Invalid(format!(
         "{address} has metrics with rollups in its catalogue, but not one rollup. A dump of the \
          schema rollmill alone leaves this on TimescaleDB: restore one of the whole database \
-         (docs/how-to/backup-and-restore.md), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
+         (docs/how-to/backup-and-restore.md), or `DROP SCHEMA rollmill CASCADE` and `rollmill \
+         rebuild`"
     )))
 }
 
