@@ -15,39 +15,32 @@
 //!    serve, after it nothing is missing;
 //! 7. the marker is set to done.
 
+mod archive;
+mod checks;
 pub mod move_topic;
 mod quiesce;
+mod store;
+mod target_topic;
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::sync_channel;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
+use self::archive::copy_archive;
+use self::checks::{archive_url, check_compatible, check_same_target, is_imported, is_open};
 use self::quiesce::SourceState;
+use self::store::{compare, copy_store};
+use self::target_topic::{fill_topic, open_topic};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, SecretUrl, key, millis};
-use crate::model::manifest::{ManifestRow, Tier};
+use crate::config::{Config, key};
 use crate::model::offset::LogId;
-use crate::model::window::Hour;
-use crate::node::backends::{self, ArchivePair, TopicTarget};
+use crate::node::backends::{self, TopicTarget};
 use crate::node::migration_marker::MigrationMarker;
 use crate::node::{DataDir, lock, offline};
-use crate::persistence::archive::ArchiveError;
-use crate::persistence::log::kafka::topic::{self, TopicDescription};
-use crate::persistence::log::kafka::topic_fill::{self, FillError};
-use crate::persistence::store::SnapshotSource;
-use crate::persistence::store::postgres::{PostgresStore, StoreContents};
+use crate::persistence::log::kafka::topic;
+use crate::persistence::store::postgres::PostgresStore;
 use crate::persistence::store::sqlite::SqliteStore;
-use crate::persistence::store::transfer::{StoreCounts, TransferBatch};
-
-/// Concurrent copies of archive objects. Each object is in memory: at most `archive.max_bytes` raw,
-/// usually a tenth of that.
-const COPIES: usize = 8;
-/// How often a topic that got too long is recreated. Late records of a killed run can cause that
-/// once, but not repeatedly.
-const TOPICS: usize = 3;
+use crate::persistence::store::transfer::StoreCounts;
 
 /// A step of a migration, as shown to the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -242,137 +235,6 @@ pub fn run(
     Ok(report)
 }
 
-/// Gives the topic its identity, which opens the cluster.
-fn open_topic(
-    topic: &TopicTarget,
-    identity: u64,
-    log: LogId,
-    progress: ProgressFn<'_>,
-) -> anyhow::Result<()> {
-    progress(MigrationStep::Open, 0, 1);
-    let opened =
-        topic.admin.assign_identity(&topic.spec, identity).map_err(|why| anyhow::anyhow!(why))?;
-    ensure!(
-        opened.log == Some(log),
-        "the topic shows log {:?} instead of {log}",
-        opened.log.map(|log| log.to_string())
-    );
-    Ok(())
-}
-
-/// Checks that the two configurations agree where they must.
-fn check_compatible(source: &MigrationSource, target: &Config) -> anyhow::Result<()> {
-    ensure!(
-        target.kafka.brokers.is_some(),
-        "the configuration of the cluster names no Kafka: set kafka.brokers, store.url and \
-         archive.url (--config, or the environment)"
-    );
-    let (here, there) = (source.config.shards.count, target.shards.count);
-    ensure!(
-        here == there,
-        "the data directory has {here} shards, the configuration of the cluster says shards.count \
-         = {there}: the number is fixed when a data directory is created and goes with the \
-         events; set shards.count = {here} for the cluster"
-    );
-    // These decide which events are duplicates, so the cluster must continue with the node's
-    // values.
-    let (node, cluster) = (&source.config.dedup, &target.dedup);
-    let decisive = [
-        (
-            key!(dedup.horizon),
-            format!("{}ms", millis(node.horizon)),
-            format!("{}ms", millis(cluster.horizon)),
-        ),
-        (key!(dedup.max_ids), node.max_ids.to_string(), cluster.max_ids.to_string()),
-    ];
-    for (key, here, there) in decisive {
-        ensure!(
-            here == there,
-            "{key} is {here} for the embedded node and {there} for the cluster: it decides which \
-             events are duplicates, and replay and `rollmill verify` go by one value; make them \
-             equal (--from-config names the node's configuration)"
-        );
-    }
-    Ok(())
-}
-
-fn archive_url(config: &Config) -> &str {
-    config.archive.url.as_ref().map_or("", SecretUrl::expose)
-}
-
-/// Checks that an interrupted migration is resumed with the same target.
-fn check_same_target(
-    source: &MigrationSource,
-    marker: &MigrationMarker,
-    target_log: &(String, String),
-    target: &Config,
-) -> anyhow::Result<()> {
-    let archive = archive_url(target);
-    if (&marker.cluster, &marker.topic) == (&target_log.0, &target_log.1)
-        && marker.archive == archive
-    {
-        return Ok(());
-    }
-    bail!(
-        "{} goes to topic {} on cluster {}, {}, archive {}; the configuration says topic {} on \
-         cluster {}, archive {archive}: go on with the configuration that it began with, or \
-         remove the file MIGRATED there, delete that topic and empty that database",
-        source.data.root().display(),
-        marker.topic,
-        marker.cluster,
-        marker.store,
-        marker.archive,
-        target_log.1,
-        target_log.0
-    )
-}
-
-fn describe_if_exists(topic: &TopicTarget) -> anyhow::Result<Option<TopicDescription>> {
-    if !topic.admin.exists().map_err(|why| anyhow::anyhow!(why))? {
-        return Ok(None);
-    }
-    Ok(Some(topic.admin.describe(&topic.spec)?))
-}
-
-/// Whether the topic has its identity already; refuses a topic that is not this migration's.
-fn is_open(topic: &TopicTarget, marker: Option<&MigrationMarker>) -> anyhow::Result<bool> {
-    let Some(found) = describe_if_exists(topic)? else { return Ok(false) };
-    let log = found.log.map(|log| log.to_string());
-    if let Some(marker) = marker {
-        if log.as_deref() == Some(&*marker.log) {
-            return Ok(true);
-        }
-        if found.pending_identity == Some(marker.identity) {
-            return Ok(false);
-        }
-    }
-    let brokers = &topic.connection.brokers;
-    bail!(
-        "the topic {} on {brokers} is there already: migrate makes it by itself, so that nobody \
-         has used it. If nothing uses it, delete it (`kafka-topics.sh --bootstrap-server \
-         {brokers} --delete --topic {}`), or name another one with kafka.topic",
-        found.topic,
-        found.topic
-    )
-}
-
-/// Whether the store has been imported already; refuses a database that holds anything else.
-fn is_imported(
-    store: Option<&PostgresStore>,
-    marker: Option<&MigrationMarker>,
-) -> anyhow::Result<bool> {
-    let Some(store) = store else { return Ok(false) };
-    let what = match store.contents()? {
-        StoreContents::Empty => return Ok(false),
-        StoreContents::Log(log) if marker.is_some_and(|marker| marker.log == log.to_string()) => {
-            return Ok(true);
-        }
-        StoreContents::Log(log) => format!("the rollups of log {log}"),
-        StoreContents::OrphanRows => "rows without a checkpoint".to_owned(),
-    };
-    bail!("{} holds {what}: name an empty database with store.url", store.address())
-}
-
 /// Starts a migration by writing its marker.
 fn begin(
     source: &MigrationSource,
@@ -418,170 +280,4 @@ fn report(
         store: backends::store_address(target)?,
         archive: archive_url(target).to_owned(),
     })
-}
-
-/// Copies the objects of the manifest; returns the tier of each object in the target.
-fn copy_archive(
-    moving: &ArchivePair,
-    rows: &[ManifestRow],
-    progress: ProgressFn<'_>,
-) -> anyhow::Result<HashMap<String, Tier>> {
-    let all: u64 = rows.iter().map(|row| row.bytes).sum();
-    progress(MigrationStep::Archive, 0, all);
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (sender, receiver) = sync_channel::<(usize, Result<Tier, ArchiveError>)>(COPIES);
-    let copy = |row: &ManifestRow| {
-        moving
-            .to
-            .copy_from(row, &moving.from, |tier| moving.unchanged[usize::from(tier == Tier::Cold)])
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..COPIES.min(rows.len()) {
-            let (sender, next, stop, copy) = (sender.clone(), &next, &stop, &copy);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(row) = rows.get(at) else { break };
-                    if sender.send((at, copy(row))).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let (mut tiers, mut done) = (HashMap::with_capacity(rows.len()), 0);
-        // An error returns early, which drops the receiver and thereby ends the other copies.
-        for (at, outcome) in receiver {
-            let row = &rows[at];
-            let tier = outcome.inspect_err(|_| stop.store(true, Ordering::Relaxed));
-            tiers.insert(
-                row.path.clone(),
-                tier.with_context(|| format!("cannot copy the archive object {}", row.path))?,
-            );
-            done += row.bytes;
-            progress(MigrationStep::Archive, done, all);
-        }
-        Ok(tiers)
-    })
-}
-
-/// Creates the topic if needed, and brings its partitions to the offsets at which the shards ended.
-fn fill_topic(
-    topic: &TopicTarget,
-    identity: u64,
-    state: &SourceState,
-    progress: ProgressFn<'_>,
-) -> anyhow::Result<()> {
-    let all: u64 = state.ends.iter().sum();
-    progress(MigrationStep::Topic, 0, all);
-    let failed = |why: String| anyhow::anyhow!(why);
-    for _ in 0..TOPICS {
-        let found = match describe_if_exists(topic)? {
-            Some(found) => found,
-            None => topic.admin.create_unfinished(&topic.spec, identity).map_err(failed)?,
-        };
-        if let Some(difference) = found.drift.iter().find(|d| d.setting != topic::IDENTITY_KEY) {
-            let why = found.refusal(&topic.connection.brokers).unwrap_or_default();
-            bail!(
-                "{}: {why}\nor delete the topic and run migrate again, it makes a new one",
-                difference.setting
-            );
-        }
-        let filled =
-            topic_fill::fill_topic(&topic.admin, &topic.connection, &state.ends, &mut |done| {
-                progress(MigrationStep::Topic, done, all)
-            });
-        match filled {
-            Ok(()) => return Ok(()),
-            Err(FillError::TooLong { .. }) => topic.admin.delete().map_err(failed)?,
-            Err(other) => return Err(other).context("run migrate again, it goes on where it was"),
-        }
-    }
-    bail!(
-        "the topic {} got too long {TOPICS} times: somebody else appends to it",
-        topic.connection.topic
-    )
-}
-
-fn copy_store(
-    source: &MigrationSource,
-    target: &PostgresStore,
-    log: LogId,
-    tiers: &HashMap<String, Tier>,
-    progress: ProgressFn<'_>,
-) -> anyhow::Result<()> {
-    let from = SqliteStore::open_read_only(source.data.store())?;
-    let all = from.counts()?.rows;
-    let mut done = 0;
-    progress(MigrationStep::Store, done, all);
-    let days = from.rollup_days()?;
-    let copied = target.import(log, &days, |take| {
-        from.export(&mut |mut piece| {
-            // The target archive may hold an object in another tier than the source.
-            if let TransferBatch::Manifest(rows) = &mut piece {
-                rows.iter_mut()
-                    .for_each(|row| row.tier = tiers.get(&row.path).copied().unwrap_or(row.tier));
-            }
-            let rows = piece.len() as u64;
-            take(piece)?;
-            done += rows;
-            progress(MigrationStep::Store, done, all);
-            Ok(())
-        })
-    });
-    copied.context("the store was not copied; run migrate again")
-}
-
-/// Checks that both stores hold the same bytes.
-fn compare(
-    source: &MigrationSource,
-    target: &PostgresStore,
-    progress: ProgressFn<'_>,
-) -> anyhow::Result<()> {
-    let from = SqliteStore::open_read_only(source.data.store())?;
-    let all = from.counts()?.rollups;
-    // Twice, because both stores are read.
-    progress(MigrationStep::Compare, 0, 2 * all);
-    let mut done = 0;
-    let mut progress = |rows: u64| {
-        done += rows;
-        progress(MigrationStep::Compare, done, 2 * all);
-    };
-    let (here, there) = (digest(from.as_ref(), &mut progress)?, digest(target, &mut progress)?);
-    ensure!(
-        here == there,
-        "{} holds {} rollups that differ from the {} of {}: somebody else writes there; empty the \
-         database and run migrate again",
-        target.address(),
-        there.0,
-        here.0,
-        source.data.store().display()
-    );
-    Ok(())
-}
-
-/// Number and hash of all rollups (series, window and bytes) in order.
-fn digest(
-    store: &dyn SnapshotSource,
-    progress: &mut dyn FnMut(u64),
-) -> anyhow::Result<(u64, blake3::Hash)> {
-    let (mut rows, mut hasher) = (0_u64, blake3::Hasher::new());
-    store.snapshot()?.rollup_bytes(
-        Hour(i32::MIN),
-        Hour(i32::MAX),
-        &mut |info, hour, _, bytes| {
-            rows += 1;
-            let key = info.series.key();
-            hasher.update(&(key.len() as u64).to_be_bytes()).update(&key).update(&info.id.0);
-            hasher
-                .update(&hour.0.to_be_bytes())
-                .update(&(bytes.len() as u64).to_be_bytes())
-                .update(bytes);
-            if rows.is_multiple_of(1024) {
-                progress(1024);
-            }
-        },
-    )?;
-    progress(rows % 1024);
-    Ok((rows, hasher.finalize()))
 }

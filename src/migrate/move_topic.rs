@@ -14,7 +14,8 @@
 use anyhow::{bail, ensure};
 
 use super::quiesce::{SourceState, quiesce_config, source_state};
-use super::{MigrationStep, ProgressFn, describe_if_exists, fill_topic};
+use super::target_topic::{describe_if_exists, fill_topic};
+use super::{MigrationStep, ProgressFn};
 use crate::config::Config;
 use crate::model::offset::{LogId, ShardId};
 use crate::node::backends::TopicTarget;

@@ -72,8 +72,11 @@ const BACKENDS: &[&[&str]] = &[
 /// move data from one backend to another.
 const COMPOSES: &[&str] = &[
     "src/node/backends.rs",
+    "src/migrate/checks.rs",
     "src/migrate/mod.rs",
     "src/migrate/move_topic.rs",
+    "src/migrate/store.rs",
+    "src/migrate/target_topic.rs",
     "src/node/migration_marker.rs",
     "src/node/offline.rs",
     "src/node/rebuild.rs",
