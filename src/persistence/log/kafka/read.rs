@@ -7,24 +7,26 @@
 //! receive each new record on its own, as the shard does. librdkafka bounds the prefetch of each
 //! cursor (`kafka.prefetch`).
 
-use std::collections::VecDeque;
+mod cursor;
+mod errors;
+mod skip_gap;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
-use super::append_times::{append_time, max_time_below};
-use super::gaps::{control_record_times, max_time_below_gap, placeholder_record};
+use self::cursor::PartitionCursor;
+use super::append_times::append_time;
 use super::settings::{KafkaOptions, PassedGaps, QuietContext, READ_CONSUMERS};
-use super::watermarks::{OffsetClient, OffsetSpec, TopicWatermarks, partition};
+use super::watermarks::{OffsetClient, TopicWatermarks, partition};
 use crate::clock::Stopwatch;
 use crate::model::flush::LogRecord;
-use crate::model::offset::{Offset, OffsetRange, ShardId};
+use crate::model::offset::{Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::log::LogError;
 
@@ -34,60 +36,6 @@ const READ_TIMEOUT: Duration = Duration::from_secs(1);
 const EMPTY_READS: u32 = 2;
 /// A cursor whose prefetched records nobody takes stops fetching after this time.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// Returned records are kept for the next read up to this size, because the archiver reads the same
-/// record again until it is due.
-const RETAINED_BYTES: usize = 1 << 20;
-
-/// The position of one consumer in one shard.
-#[derive(Default)]
-struct PartitionCursor {
-    queue: Option<PartitionQueue<QuietContext>>,
-    /// Records from the last requested offset on. Those in the queue follow.
-    buffer: VecDeque<LogRecord>,
-    /// The offset of the next record from the queue.
-    next: Offset,
-    /// False after an error: the position is unknown.
-    is_valid: bool,
-    /// When the queue was last polled; `None` while nothing is fetched.
-    last_polled: Option<Stopwatch>,
-    /// Whether the client has reached the end of the partition since it was last positioned.
-    at_end: bool,
-    /// Consecutive reads that returned nothing although the client is at its end and the
-    /// watermark is above it.
-    empty_reads: u32,
-    /// For LRU: the number of the read that last used the cursor.
-    last_used: u64,
-}
-
-impl PartitionCursor {
-    fn covers(&self, from: Offset) -> bool {
-        let first = self.buffer.front().map_or(self.next, |record| record.offset);
-        self.is_valid && (first..=self.next).contains(&from)
-    }
-
-    /// Drops buffered records below `from`. Returns the bytes that remain.
-    fn drop_below(&mut self, from: Offset) -> usize {
-        let at = self.buffer.partition_point(|record| record.offset < from);
-        self.buffer.drain(..at);
-        self.buffer.iter().map(|record| record.payload.len()).sum()
-    }
-
-    /// Returns buffered records, about `max_bytes`. Keeps them for the next read
-    /// unless they are large.
-    fn take(&mut self, max_bytes: usize) -> Vec<LogRecord> {
-        let mut left = max_bytes.max(1);
-        let wanted = self.buffer.iter().take_while(|record| {
-            let more = left > 0;
-            left = left.saturating_sub(record.payload.len().max(1));
-            more
-        });
-        let records: Vec<LogRecord> = wanted.cloned().collect();
-        if records.iter().map(|record| record.payload.len()).sum::<usize>() > RETAINED_BYTES {
-            self.buffer.drain(..records.len());
-        }
-        records
-    }
-}
 
 /// A Kafka consumer with its cursors, by shard.
 struct ReadConsumer {
@@ -386,126 +334,6 @@ impl KafkaReader {
             && watch.elapsed() >= READ_TIMEOUT;
         cursor.empty_reads = if found_nothing { cursor.empty_reads + 1 } else { 0 };
         Ok(())
-    }
-
-    /// Skips the offsets up to `to`, which the client does not return, if they are the broker's own
-    /// or an operator has confirmed the gap. Placeholders take their place from `from` on. Returns
-    /// the bytes added to the buffer.
-    fn skip_gap(
-        &self,
-        shard: ShardId,
-        cursor: &mut PartitionCursor,
-        from: Offset,
-        to: Offset,
-        fresh_seek: bool,
-    ) -> Result<usize, LogError> {
-        let gap = OffsetRange { from: cursor.next, to };
-        let lost = || {
-            let OffsetRange { from, to } = gap;
-            LogError::Corrupt(format!(
-                "shard {shard}: the records [{from}, {to}) are not there; compaction or another \
-                 program made a gap, and nothing proves that it held nothing of Rollmill's. If \
-                 that is certain, kafka.passed_gaps = {shard}:{from}-{to} passes it: \
-                 docs/how-to/stopped-shard.md"
-            ))
-        };
-        // A stale record looks like a gap, but not after a seek.
-        if !fresh_seek {
-            return Err(lost());
-        }
-        let since = |time| self.offset_client.list_offset(shard, OffsetSpec::ForTimestamp(time));
-        let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
-        let below = max_time_below_gap(gap, self.watermarks.start(shard), since).map_err(failed)?;
-        let times = match control_record_times(gap, below, since).map_err(failed)? {
-            Some(times) => times,
-            None if self.passed_gaps.covers(shard.0, gap.from, gap.to) => {
-                vec![max_time_below(gap.to, below, since).map_err(failed)?; gap.len() as usize]
-            }
-            None => return Err(lost()),
-        };
-        tracing::warn!(
-            shard = shard.0,
-            from = gap.from,
-            to = gap.to,
-            "records are the broker's own (ends of transactions of another program), or passed by \
-             kafka.passed_gaps: the shard continues behind them; only Rollmill may write to the \
-             topic"
-        );
-        let (payload, mut bytes) = (Bytes::from(placeholder_record()), 0);
-        for (offset, time) in (gap.from..gap.to).zip(times) {
-            if offset >= from {
-                bytes += payload.len();
-                // Time 0 leaves the running maximum alone: the placeholder is as late as the record
-                // before.
-                cursor.buffer.push_back(LogRecord {
-                    offset,
-                    appended: 0,
-                    received: time,
-                    payload: payload.clone(),
-                });
-            }
-        }
-        cursor.next = gap.to;
-        self.watermarks.raise_end(shard, gap.to);
-        Ok(bytes)
-    }
-
-    /// Translates an error from the queue, or returns `None` if the client recovers by itself.
-    fn read_error(&self, shard: ShardId, from: Offset, error: &KafkaError) -> Option<LogError> {
-        let code = match error {
-            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => {
-                *code
-            }
-            _ => return Some(LogError::Io(format!("shard {shard}: {error}"))),
-        };
-        match code {
-            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
-                Some(self.out_of_range(shard, from))
-            }
-            RDKafkaErrorCode::LogTruncation => Some(LogError::Replaced(format!(
-                "shard {shard} was cut below offset {from} by an election that lost records"
-            ))),
-            RDKafkaErrorCode::BadMessage | RDKafkaErrorCode::InvalidMessage => {
-                Some(LogError::Corrupt(format!(
-                    "shard {shard}, offset {from} or above: the broker sent damaged bytes \
-                     ({error})"
-                )))
-            }
-            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition => {
-                Some(LogError::Replaced(format!(
-                    "shard {shard}: the topic {} is gone ({error})",
-                    self.topic
-                )))
-            }
-            RDKafkaErrorCode::TopicAuthorizationFailed => {
-                Some(LogError::Io(format!("shard {shard}: {error}")))
-            }
-            // Brokers that are down or no longer leaders: the client recovers.
-            _ => {
-                tracing::debug!(shard = shard.0, %error, "Kafka reader");
-                None
-            }
-        }
-    }
-
-    /// Distinguishes released records from a log that was replaced.
-    fn out_of_range(&self, shard: ShardId, from: Offset) -> LogError {
-        let list_offset = |spec| self.offset_client.list_offset(shard, spec).ok().flatten();
-        match (list_offset(OffsetSpec::Earliest), list_offset(OffsetSpec::Latest)) {
-            (Some(start), _) if from < start => {
-                self.watermarks.set_start(shard, start);
-                LogError::Released { shard, from, start }
-            }
-            (_, Some(end)) if from > end => {
-                LogError::Replaced(format!("shard {shard} ends at {end}, below offset {from}"))
-            }
-            (start, _) => {
-                // Records up to `from` were released meanwhile, so the client cannot check the one
-                // before. A new seek decides.
-                start.into_iter().for_each(|start| self.watermarks.set_start(shard, start));
-                LogError::Corrupt(format!("shard {shard}: offset {from} was out of range"))
-            }
-        }
     }
 }
 
