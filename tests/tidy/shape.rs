@@ -9,6 +9,9 @@ const PURE_ROOMS: &[&str] = &["api", "model", "shards"];
 const PURE_FILES: &[&str] = &[
     "src/actors/catalogue.rs",
     "src/cluster/wire.rs",
+    "src/cluster/wire/accounting.rs",
+    "src/cluster/wire/catalogue.rs",
+    "src/cluster/wire/live.rs",
     "src/gateway/frame_tracker.rs",
     "src/gateway/params.rs",
     "src/gateway/json_scan.rs",
