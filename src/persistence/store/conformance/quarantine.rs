@@ -1,0 +1,50 @@
+//! Quarantined events: set aside, released, discarded.
+
+use super::*;
+use crate::model::flush::QuarantineRow;
+
+pub(super) fn quarantine(store: &dyn RollupStore) {
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    let row = |index| QuarantineRow {
+        shard: SHARD,
+        offset: 0,
+        index,
+        tenant: "acme".into(),
+        received: Hour(5).start(),
+        reason: "panic".into(),
+        discarded: false,
+        record: vec![1, 2],
+    };
+    let accounting = vec![AccountingDelta {
+        tenant: "acme".into(),
+        hour: Hour(5),
+        aggregated: 0,
+        deduplicated: 0,
+        quarantined: 2,
+    }];
+    let set_aside =
+        FlushBatch { quarantined: vec![row(0), row(1)], accounting, ..FlushBatch::default() };
+    store.flush(guard(0, 1, epoch), &set_aside, 0).expect("flush");
+    assert_eq!(store.snapshot().expect("snapshot").quarantine(), Ok(vec![row(0), row(1)]));
+    let release = FlushBatch { deltas: vec![delta("a", 1, 9)], ..FlushBatch::default() };
+    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(true));
+    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(false), "only once");
+    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(true));
+    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(false), "discarded already");
+    assert_eq!(
+        store.settle_quarantine(SHARD, 0, 1, Some(&release)),
+        Ok(false),
+        "discarded is for good"
+    );
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
+    let mut set_aside = |from, to| {
+        snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").quarantined
+    };
+    assert_eq!((set_aside(0, 1), set_aside(1, 2)), (vec![(0, 1, true)], vec![]));
+    assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
+    let settled = crate::model::flush::revision_after_release(0, LOG, SHARD, 0, 0);
+    assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![settled]));
+    let accounting = snapshot.accounting("acme", Hour(0), Hour(9)).expect("accounting");
+    assert_eq!((accounting[0].aggregated, accounting[0].quarantined), (1, 1));
+}

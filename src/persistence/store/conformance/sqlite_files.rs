@@ -1,0 +1,125 @@
+//! What only SQLite must do: a limited number of readers, reopening, and files of older versions.
+
+use super::*;
+
+#[test]
+fn sqlite_has_no_further_view_while_all_readers_are_busy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store");
+    let mut held = Vec::new();
+    while let Some(snapshot) =
+        store.query_snapshot_at_once(&QueryBudget::default()).expect("snapshot")
+    {
+        held.push(snapshot);
+    }
+    let all = held.len();
+    assert!(all >= 8, "{all}");
+    held.pop();
+    assert!(store.query_snapshot_at_once(&QueryBudget::default()).expect("snapshot").is_some());
+}
+
+#[test]
+fn sqlite_survives_reopening() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("store.db");
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    store.flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("flush");
+    drop(store);
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    store.flush(guard(1, 2, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("flush");
+    let reader = sqlite::SqliteStore::open_read_only(&path).expect("a reader");
+    assert_eq!(read(&mut *reader.snapshot().expect("snapshot"), &[])[0].2.figures.count, 2);
+    assert!(matches!(reader.claim(SHARD, LOG, 1), Err(StoreError::Failed(_))));
+    drop((store, reader));
+    rusqlite::Connection::open(&path)
+        .expect("open")
+        .pragma_update(None, "user_version", 99)
+        .expect("pragma");
+    assert!(
+        matches!(sqlite::SqliteStore::open(&path), Err(StoreError::Invalid(m)) if m.contains("99"))
+    );
+}
+
+#[test]
+fn sqlite_takes_over_stores_of_older_versions() {
+    // Turns a new file back into what an older version had written.
+    let few = "ALTER TABLE suspects DROP COLUMN sum; ";
+    let back_to_6 = format!(
+        "{few} ALTER TABLE dedup_rules DROP COLUMN sum; ALTER TABLE expiry DROP COLUMN sum; \
+         PRAGMA user_version = 6"
+    );
+    let back_to_5 = format!(
+        "{few} ALTER TABLE expiry DROP COLUMN sum; DROP TABLE dedup_rules; PRAGMA user_version = 5"
+    );
+    let times = format!(
+        "{few} ALTER TABLE shards DROP COLUMN appended; ALTER TABLE manifest DROP COLUMN \
+         first_received; ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; DROP \
+         TABLE dedup_rules; "
+    );
+    let back_to_4 = format!("{times} PRAGMA user_version = 4");
+    let sums: String =
+        ["series", "dedup", "quarantine", "revisions", "shards", "manifest", "archive_floors"]
+            .map(|table| format!("ALTER TABLE {table} DROP COLUMN sum; "))
+            .concat();
+    let back_to_3 = format!("{times} {sums} PRAGMA user_version = 3");
+    let back_to_2 = format!(
+        "{times} {sums} DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP \
+         TABLE archive_floors; PRAGMA user_version = 2"
+    );
+    for (back, of_two_times) in [
+        (back_to_6, true),
+        (back_to_5, true),
+        (back_to_4, false),
+        (back_to_3, false),
+        (back_to_2, false),
+    ] {
+        taken_over(&back, of_two_times);
+    }
+}
+
+fn taken_over(back: &str, of_two_times: bool) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("store.db");
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    let of_two = FlushBatch { appended: Some(9), ..batch(vec![delta("a", 1, 1)]) };
+    store.flush(guard(0, 2, epoch), &of_two, 0).expect("flush");
+    store.insert_manifest_row(epoch, &manifest_row(0, 2, epoch)).expect("archived");
+    store.set_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    store.mark_suspect(SHARD, epoch, 2, 1).expect("marked");
+    drop(store);
+    let raw = rusqlite::Connection::open(&path).expect("open");
+    raw.execute_batch(back).expect("as the older version had it");
+    drop(raw);
+    // A read-only process cannot migrate the file. The error says who can: neither an older release
+    // nor a rebuild is needed.
+    let unread = sqlite::SqliteStore::open_read_only(&path).map(drop);
+    assert!(
+        matches!(
+            &unread,
+            Err(StoreError::Invalid(why)) if why.contains("start a node of this build")
+        ),
+        "{unread:?}"
+    );
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    let mut found = Vec::new();
+    store.check(&mut |damage| found.push(damage)).expect("looks");
+    assert_eq!(found, [], "every row has its checksum");
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let row = manifest_row(0, 2, epoch);
+    let expected = if of_two_times { row } else { ManifestRow { received: row.appended, ..row } };
+    assert_eq!(snapshot.manifest(None), Ok(vec![expected.clone()]), "one time, which is both");
+    assert_eq!(
+        snapshot.checkpoints().expect("checkpoints")[0].1.appended,
+        Some(9).filter(|_| of_two_times)
+    );
+    drop(snapshot);
+    let note =
+        serde_json::to_string(&crate::model::expiry::ExpiryState::default()).expect("a note");
+    assert_eq!(store.swap_expiry(ExpiryTarget::Weeks, None, &note), Ok(true));
+    assert_eq!(store.expire_object(&expected), Ok(true));
+    store.set_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    store.claim(SHARD, LOG, 2).expect("the mark becomes a suspect");
+    store.check(&mut |damage| panic!("{damage:?}")).expect("looks");
+}
