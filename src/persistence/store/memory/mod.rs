@@ -8,6 +8,8 @@
 //! before it is applied, after it was applied with the reply lost, or with the reply lost and
 //! nothing applied.
 
+mod manifest;
+mod shards;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,20 +18,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use snapshot::MemorySnapshot;
 
 use super::{
-    ExpiryRow, ExpiryTarget, ManifestStore, QuarantineStore, QuerySnapshot, QuerySource,
-    RebuildStore, ShardStore, SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes,
-    StoreSnapshot,
+    ExpiryRow, ExpiryTarget, QuarantineStore, QuerySnapshot, QuerySource, RebuildStore,
+    SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes, StoreSnapshot,
 };
 use crate::model::budget::QueryBudget;
 use crate::model::flush::{
-    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, Delta, FlushBatch, FlushGuard,
-    QuarantineRow, SeriesInfo, SuspectEvent, revision_after_release,
+    AccountingDelta, DedupBlock, DedupRules, Delta, FlushBatch, QuarantineRow, SeriesInfo,
+    revision_after_release,
 };
-use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
-use crate::model::window::{Hour, Millis};
+use crate::model::window::Hour;
 
 /// The writes that can be made to fail, one for each writing method of the store. `Claim`
 /// also covers the recording of de-duplication rules, `Expiry` all writes of expiry states.
@@ -270,209 +271,6 @@ impl QuerySource for MemoryStore {
         _: &QueryBudget,
     ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
         Ok(Some(Box::new(MemorySnapshot(Arc::clone(&self.lock())))))
-    }
-}
-
-impl ShardStore for MemoryStore {
-    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
-        self.write(StoreWrite::Claim, |state| {
-            if let Some(row) = state.shards.get(&shard)
-                && row.checkpoint.log != log
-            {
-                return Err(super::other_log(shard, row.checkpoint.log, log));
-            }
-            let row = Arc::make_mut(state).shards.entry(shard).or_insert(StoredShard {
-                checkpoint: Checkpoint {
-                    log,
-                    next: 0,
-                    archived: 0,
-                    epoch: Epoch { counter: 0, nonce },
-                    appended: None,
-                },
-                attempts: 0,
-                marked: None,
-                suspects: BTreeMap::new(),
-            });
-            row.checkpoint.epoch = Epoch { counter: row.checkpoint.epoch.counter + 1, nonce };
-            row.attempts = row.attempts.saturating_add(1);
-            // A mark that is still set means that the last owner did not get past that event.
-            if let Some(at) = row.marked.take() {
-                *row.suspects.entry(at).or_default() += 1;
-            }
-            let suspects = row
-                .suspects
-                .iter()
-                .map(|(&(offset, index), &deaths)| SuspectEvent { offset, index, deaths })
-                .collect();
-            Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspects })
-        })
-    }
-
-    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
-        let state = Arc::clone(&self.lock());
-        let blocks = state.dedup.range((shard, 0)..=(shard, Offset::MAX));
-        Ok(blocks.filter(|(_, b)| b.appended.1 >= since).map(|(_, b)| b.clone()).collect())
-    }
-
-    fn set_dedup_rule(
-        &self,
-        shard: ShardId,
-        epoch: Epoch,
-        from: Offset,
-        rule: DedupRule,
-    ) -> Result<(), StoreError> {
-        self.write(StoreWrite::Claim, |state| {
-            let next = state.owned(shard, epoch)?.checkpoint.next;
-            if from < next && state.dedup_rules.contains_key(&shard) {
-                return Err(StoreError::Refused { shard });
-            }
-            Arc::make_mut(state).dedup_rules.entry(shard).or_default().record(from, rule);
-            Ok(())
-        })
-    }
-
-    fn flush(
-        &self,
-        guard: FlushGuard,
-        batch: &FlushBatch,
-        forget_ids_before: Millis,
-    ) -> Result<(), StoreError> {
-        self.write(StoreWrite::Flush, |state| {
-            let at = state.owned(guard.shard, guard.epoch)?.checkpoint;
-            if at.log != guard.log || at.next != guard.range.from {
-                return Err(StoreError::Refused { shard: guard.shard });
-            }
-            state.check_catalogue(batch)?;
-            let state = Arc::make_mut(state);
-            for (info, offset) in &batch.admitted {
-                state.admit(info, guard.shard, *offset);
-            }
-            state.merge(&batch.deltas, guard.shard, guard.range.from, |_| guard.revision());
-            if let Some(block) = &batch.dedup {
-                state.dedup.insert((guard.shard, block.range.from), block.clone());
-            }
-            state.dedup.retain(|(shard, _), block| {
-                *shard != guard.shard || block.appended.1 >= forget_ids_before
-            });
-            for delta in &batch.accounting {
-                let row = state.account(&delta.tenant, delta.hour);
-                row.aggregated += delta.aggregated;
-                row.deduplicated += delta.deduplicated;
-                row.quarantined += delta.quarantined;
-            }
-            for row in &batch.quarantined {
-                state.quarantine.insert((row.shard, row.offset, row.index), row.clone());
-            }
-            if let Some(row) = state.shards.get_mut(&guard.shard) {
-                row.checkpoint.next = guard.range.to;
-                row.checkpoint.appended = batch.appended.or(row.checkpoint.appended);
-                row.attempts = 0;
-                row.marked = None;
-                row.suspects.clear();
-            }
-            Ok(())
-        })
-    }
-
-    fn mark_suspect(
-        &self,
-        shard: ShardId,
-        epoch: Epoch,
-        offset: Offset,
-        index: u32,
-    ) -> Result<(), StoreError> {
-        self.write(StoreWrite::MarkSuspect, |state| {
-            state.owned(shard, epoch)?;
-            if let Some(row) = Arc::make_mut(state).shards.get_mut(&shard) {
-                row.marked = Some((offset, index));
-            }
-            Ok(())
-        })
-    }
-
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-        let state = Arc::clone(&self.lock());
-        let mut by_tenant: BTreeMap<&str, Vec<SeriesId>> = BTreeMap::new();
-        for (id, admitted) in state.series.iter().filter(|(_, a)| a.shard == shard) {
-            by_tenant.entry(&admitted.info.series.tenant).or_default().push(*id);
-        }
-        Ok(by_tenant.into_iter().map(|(tenant, ids)| (tenant.to_owned(), ids)).collect())
-    }
-
-    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
-        Ok(self.lock().metrics.keys().cloned().collect())
-    }
-}
-
-impl ManifestStore for MemoryStore {
-    fn insert_manifest_row(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
-        self.write(StoreWrite::InsertManifestRow, |state| {
-            let at = state.owned(row.shard, owner)?.checkpoint;
-            if at.archived != row.range.from || at.log != row.log {
-                return Err(StoreError::Refused { shard: row.shard });
-            }
-            let state = Arc::make_mut(state);
-            state.manifest.insert((row.shard, row.range.from), row.clone());
-            if let Some(shard) = state.shards.get_mut(&row.shard) {
-                shard.checkpoint.archived = row.range.to;
-            }
-            Ok(())
-        })
-    }
-
-    fn set_tier(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-        self.write(StoreWrite::SetTier, |state| {
-            let place = (row.shard, row.range.from);
-            match Arc::make_mut(state)
-                .manifest
-                .get_mut(&place)
-                .filter(|there| there.path == row.path)
-            {
-                Some(there) => there.tier = tier,
-                None => return Ok(false),
-            }
-            Ok(true)
-        })
-    }
-
-    fn expire_object(&self, row: &ManifestRow) -> Result<bool, StoreError> {
-        self.write(StoreWrite::ExpireObject, |state| {
-            let first = state.manifest.range((row.shard, 0)..=(row.shard, Offset::MAX)).next();
-            if first.is_none_or(|(_, first)| first.path != row.path) {
-                return Ok(false);
-            }
-            let state = Arc::make_mut(state);
-            state.manifest.remove(&(row.shard, row.range.from));
-            let floor = ArchiveFloor::after_expiry(state.floors.get(&row.shard).copied(), row);
-            state.floors.insert(row.shard, floor);
-            Ok(true)
-        })
-    }
-
-    fn swap_expiry(
-        &self,
-        of: ExpiryTarget,
-        before: Option<&str>,
-        after: &str,
-    ) -> Result<bool, StoreError> {
-        self.write(StoreWrite::Expiry, |state| {
-            let there = state.expiry.get(&of);
-            if there.map(|there| there.note.as_str()) != before {
-                return Ok(false);
-            }
-            let said = there.map_or(0, |there| there.approvals);
-            Arc::make_mut(state)
-                .expiry
-                .insert(of, ExpiryRow { note: after.to_owned(), approvals: said });
-            Ok(true)
-        })
-    }
-
-    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
-        self.write(StoreWrite::Expiry, |state| {
-            let noted = Arc::make_mut(state).expiry.iter_mut().filter(|(one, _)| of.contains(one));
-            Ok(noted.map(|(_, note)| note.approvals += 1).count() as u64)
-        })
     }
 }
 
