@@ -5,7 +5,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::catalogue::admission_checksum;
-use super::{StoreDamage, StoreError, admin, rows};
+use super::{StoreDamage, StoreError, checksums, manifest, rows};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::persistence::store::check::{self, DamageCollector, RowVisitor, TableReader, TableRow};
@@ -134,7 +134,7 @@ fn shards(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Store
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (shard, sum): (u32, Option<i64>) = (row.get(0)?, row.get(1)?);
-        if sum != Some(admin::shard_checksum(sql, ShardId(shard))?) {
+        if sum != Some(checksums::shard_checksum(sql, ShardId(shard))?) {
             found.add("shards", format!("shard {shard}: damaged (checksum)"));
         }
     }
@@ -147,7 +147,7 @@ fn floors(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Store
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (shard, sum): (u32, Option<i64>) = (row.get(0)?, row.get(4)?);
-        if sum != Some(admin::floor_checksum(ShardId(shard), admin::floor(row, 1)?)) {
+        if sum != Some(checksums::floor_checksum(ShardId(shard), manifest::floor(row, 1)?)) {
             found.add("archive_floors", format!("shard {shard}: damaged (checksum)"));
         }
     }
@@ -156,7 +156,7 @@ fn floors(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Store
 
 fn quarantine(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     for (row, sum) in rows::quarantine_rows(sql)? {
-        if sum != Some(admin::quarantine_checksum(&row)) {
+        if sum != Some(checksums::quarantine_checksum(&row)) {
             found.add(
                 "quarantine",
                 format!(
@@ -170,8 +170,8 @@ fn quarantine(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), S
 }
 
 fn dedup(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
-    for (shard, range, appended, sum) in admin::block_locations(sql)? {
-        if sum != Some(admin::block_checksum(shard, range, appended)) {
+    for (shard, range, appended, sum) in checksums::block_locations(sql)? {
+        if sum != Some(checksums::block_checksum(shard, range, appended)) {
             found.add(
                 "dedup",
                 format!(
@@ -185,8 +185,8 @@ fn dedup(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreE
 }
 
 fn dedup_rules(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
-    for (shard, from, rule, sum) in admin::all_dedup_rules(sql)? {
-        if sum != Some(admin::rule_checksum(shard, from, rule)) {
+    for (shard, from, rule, sum) in checksums::all_dedup_rules(sql)? {
+        if sum != Some(checksums::rule_checksum(shard, from, rule)) {
             found.add("dedup_rules", format!("shard {shard}, offset {from}: damaged (checksum)"));
         }
     }
@@ -194,8 +194,8 @@ fn dedup_rules(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), 
 }
 
 fn suspects(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
-    for (shard, suspect, sum) in admin::all_suspects(sql)? {
-        if sum != Some(admin::suspect_checksum(shard, suspect)) {
+    for (shard, suspect, sum) in checksums::all_suspects(sql)? {
+        if sum != Some(checksums::suspect_checksum(shard, suspect)) {
             let (offset, index) = (suspect.offset, suspect.index);
             found.add(
                 "suspects",
@@ -211,7 +211,7 @@ fn expiry(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Store
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (of, note, said): (i32, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if row.get::<_, Option<i64>>(3)? != Some(admin::expiry_checksum(of, &note, said)) {
+        if row.get::<_, Option<i64>>(3)? != Some(checksums::expiry_checksum(of, &note, said)) {
             found.add("expiry", format!("the note of {of}: damaged (checksum)"));
         }
     }
@@ -221,7 +221,7 @@ fn expiry(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Store
 fn manifest(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
     for (row, sum) in rows::manifest_checksums(sql)? {
         match row {
-            Ok(row) if sum != Some(admin::manifest_checksum(&row)) => {
+            Ok(row) if sum != Some(checksums::manifest_checksum(&row)) => {
                 found.add(
                     "manifest",
                     format!("shard {}, {}: damaged (checksum)", row.shard, row.path),

@@ -8,7 +8,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::catalogue::SeriesCatalogue;
 use super::codec::{self, SqliteUnits};
-use super::{StoreError, admin, query_optional, rows};
+use super::{StoreError, checksums, query_optional, rows};
 use crate::model::decimal::Decimal;
 use crate::model::distinct::DistinctSketch;
 use crate::model::flush::{Delta, FlushBatch, FlushGuard, revision_after_release};
@@ -44,7 +44,7 @@ pub(super) fn flush(
         return Err(StoreError::Refused { shard });
     }
     // The row above changed, so its checksum is stale within this transaction.
-    admin::update_checksum(tx, shard)?;
+    checksums::update_checksum(tx, shard)?;
     tx.prepare_cached("DELETE FROM suspects WHERE shard = ?")?.execute([shard.0])?;
     for (info, offset) in &batch.admitted {
         catalogue.number_series(info, shard, *offset)?;
@@ -58,7 +58,7 @@ pub(super) fn flush(
             block.appended.0,
             block.appended.1,
             codec::encode_runs(&block.runs),
-            admin::block_checksum(shard, block.range, block.appended)
+            checksums::block_checksum(shard, block.range, block.appended)
         ])?;
     }
     tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?
@@ -82,7 +82,7 @@ pub(super) fn flush(
                 row.reason,
                 row.discarded,
                 row.record,
-                admin::quarantine_checksum(row)
+                checksums::quarantine_checksum(row)
             ])?;
     }
     Ok(())

@@ -11,9 +11,12 @@
 mod admin;
 mod catalogue;
 mod check;
+mod checksum_migration;
+mod checksums;
 mod codec;
 mod export;
 mod flush;
+mod manifest;
 mod pool;
 mod rows;
 mod schema;
@@ -349,7 +352,7 @@ impl ShardStore for SqliteStore {
                     epoch.nonce as i64
                 ])?;
             if moved == 1 {
-                admin::update_checksum(tx, shard)
+                checksums::update_checksum(tx, shard)
             } else {
                 Err(StoreError::Refused { shard })
             }
@@ -370,18 +373,18 @@ impl ShardStore for SqliteStore {
 impl ManifestStore for SqliteStore {
     fn insert_manifest_row(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
         let mut writer = self.writer()?;
-        writer.transaction(|tx, _| admin::insert_manifest_row(tx, owner, row))?;
+        writer.transaction(|tx, _| manifest::insert_manifest_row(tx, owner, row))?;
         writer.get()?.archived_bytes.iter_mut().for_each(|bytes| *bytes += row.bytes);
         Ok(())
     }
 
     fn set_tier(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-        self.writer()?.transaction(|tx, _| admin::set_tier(tx, row, tier))
+        self.writer()?.transaction(|tx, _| manifest::set_tier(tx, row, tier))
     }
 
     fn expire_object(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         let mut writer = self.writer()?;
-        let gone = writer.transaction(|tx, _| admin::expire_object(tx, row))?;
+        let gone = writer.transaction(|tx, _| manifest::expire_object(tx, row))?;
         writer
             .get()?
             .archived_bytes
@@ -397,11 +400,11 @@ impl ManifestStore for SqliteStore {
         before: Option<&str>,
         after: &str,
     ) -> Result<bool, StoreError> {
-        self.writer()?.transaction(|tx, _| admin::swap_expiry(tx, of, before, after))
+        self.writer()?.transaction(|tx, _| manifest::swap_expiry(tx, of, before, after))
     }
 
     fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
-        self.writer()?.transaction(|tx, _| admin::approve_expiry(tx, of))
+        self.writer()?.transaction(|tx, _| manifest::approve_expiry(tx, of))
     }
 }
 
@@ -443,7 +446,7 @@ impl StoreInspection for SqliteStore {
         let writer = writer.get()?;
         let archive = match writer.archived_bytes {
             Some(bytes) => bytes,
-            None => *writer.archived_bytes.insert(admin::archived_bytes(&writer.connection)?),
+            None => *writer.archived_bytes.insert(manifest::archived_bytes(&writer.connection)?),
         };
         Ok(StoreSizes { store, archive })
     }

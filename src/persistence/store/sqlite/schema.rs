@@ -175,7 +175,7 @@ pub(super) fn prepare(
         for (_, step) in STEPS.iter().filter(|(from, _)| *from >= found) {
             tx.execute_batch(step)?;
         }
-        super::admin::update_all_checksums(&tx)?;
+        super::checksum_migration::update_all_checksums(&tx)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     } else if state == StoreState::Rebuilding && version(&tx)? == VERSION {
         // The rebuild had finished, but was killed before its file was moved into place. It is

@@ -12,7 +12,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::pool::ReadConnection;
 use super::rows::{self, manifest_columns, manifest_rows};
-use super::{StoreError, admin, codec, query_optional};
+use super::{StoreError, admin, codec, manifest, query_optional};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::matcher::Matcher;
@@ -437,7 +437,7 @@ impl ArchiveSnapshot for SqliteSnapshot<'_> {
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
         let sql = "SELECT shard, offset, appended, hour FROM archive_floors ORDER BY shard";
         let mut statement = self.connection()?.prepare_cached(sql)?;
-        let rows = statement.query_map([], |r| Ok((ShardId(r.get(0)?), admin::floor(r, 1)?)))?;
+        let rows = statement.query_map([], |r| Ok((ShardId(r.get(0)?), manifest::floor(r, 1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
