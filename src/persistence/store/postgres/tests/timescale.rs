@@ -65,11 +65,17 @@ impl TestDatabase {
         std::iter::once(plain).chain(timescale).collect()
     }
 
+    /// Removes what rewritten rows have left behind, so that what is measured next does not depend
+    /// on when the server last did.
+    pub(super) fn vacuum(&self) {
+        run(&self.url, "VACUUM");
+    }
+
     /// Blocks touched in this database so far. Sessions report theirs only when they end.
     pub(super) fn blocks(&self) -> i64 {
         let sessions = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND application_name ^@ \
-             'rollmill:'",
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND backend_type = \
+             'client backend'",
             self.name
         );
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
