@@ -12,8 +12,10 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::super::conformance::{CASES, LogSetup, SHARDS, append, read, request, texts};
+use super::super::{LogError, LogReader, LogRetention};
 use super::*;
 use crate::clock::SystemClock;
+use crate::model::offset::Offset;
 use crate::model::record;
 
 #[path = "../../../../tests/support/kafka.rs"]

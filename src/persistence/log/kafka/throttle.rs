@@ -44,6 +44,20 @@ impl<K: Hash + Eq> KeyedThrottle<K> {
     }
 }
 
+/// Lets something happen at most once per interval.
+#[derive(Default)]
+pub(super) struct IntervalGate(Option<Stopwatch>);
+
+impl IntervalGate {
+    pub(super) fn due(&mut self, interval: Duration) -> bool {
+        let due = self.0.is_none_or(|watch| watch.elapsed() >= interval);
+        if due {
+            self.0 = Some(Stopwatch::start());
+        }
+        due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
