@@ -8,8 +8,10 @@ use crate::model::flush::{
     AccountingDelta, DedupBlock, DedupRule, Delta, FlushBatch, FlushGuard, QuarantineRow,
     SeriesInfo,
 };
-use crate::model::manifest::Tier;
+use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
+use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
 use crate::persistence::store::postgres::tests::{server, timescale};
 use crate::persistence::store::{ExpiryTarget, RollupStore, postgres, sqlite};
