@@ -19,11 +19,13 @@ mod flush;
 mod import;
 mod maintenance;
 mod options;
+mod partitions;
 mod pool;
 mod rollups;
 mod runtime;
 mod schema;
 mod session;
+mod shard_store;
 mod sizes;
 mod snapshot;
 #[cfg(test)]
@@ -31,7 +33,7 @@ pub(super) mod tests;
 mod week_expiry;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use self::import::StoreContents;
@@ -44,18 +46,12 @@ use self::compressed_weeks::CompressedWeeks;
 use self::connect::SessionConnector;
 use self::pool::SessionPool;
 use self::runtime::{BlockingRuntime, RuntimeHandle};
-use self::session::{PostgresSession, params};
+use self::session::PostgresSession;
 use super::{
-    ExpiryTarget, ManifestStore, QuarantineStore, QuerySnapshot, QuerySource, RebuildStore,
-    ShardStore, SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes,
-    StoreSnapshot,
+    ExpiryTarget, ManifestStore, RebuildStore, StoreDamage, StoreError, StoreInspection, StoreSizes,
 };
-use crate::model::budget::QueryBudget;
-use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
-use crate::model::offset::{Epoch, LogId, Offset, ShardId};
-use crate::model::series::SeriesId;
-use crate::model::window::{Hour, Millis};
+use crate::model::offset::{Epoch, ShardId};
 
 /// Rollups, catalogue and checkpoints in a PostgreSQL database, in the schema `rollmill`.
 pub struct PostgresStore {
@@ -259,89 +255,6 @@ impl PostgresStore {
         self.series_cache.remember(server, numbers);
         Ok(answer)
     }
-
-    /// Creates the partitions that a transaction needs, in a transaction of their own before it, so
-    /// that no flush waits while another one creates a table.
-    fn ensure_weeks(&self, wanted: &BTreeSet<i32>) -> Result<(), StoreError> {
-        // The lock is not held during the queries, so two flushes may both create: `ensure_week` is
-        // idempotent.
-        let known = self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if wanted.is_subset(&known.1) {
-            return Ok(());
-        }
-        let mut lease = self.writers.begin("BEGIN")?;
-        let session = lease.session()?;
-        let server = session.backend.server_started;
-        let missing: Vec<i32> = wanted
-            .iter()
-            .filter(|week| known.0 != server || !known.1.contains(week))
-            .copied()
-            .collect();
-        for week in &missing {
-            session.query("SELECT rollmill.ensure_week($1)", params![*week])?;
-        }
-        session.commit()?;
-        let mut weeks = self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner);
-        if weeks.0 != server {
-            *weeks = (server, BTreeSet::new());
-        }
-        weeks.1.extend(missing);
-        Ok(())
-    }
-
-    /// Forgets the known partitions after a failure: retention or a failover to an older state may
-    /// have dropped them, so the next flush checks again.
-    fn forget_weeks<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-        if matches!(
-            outcome,
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unknown(_))
-        ) {
-            *self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner) =
-                Default::default();
-        }
-        outcome
-    }
-
-    /// Drops the rollups of whole weeks that end at or before `before`, figures and sketches alike.
-    /// Returns the number of partitions or chunks dropped.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] if `before` is within the last day, or if a partition stays in
-    /// use for too long.
-    pub fn drop_before(&self, before: Hour) -> Result<u32, StoreError> {
-        self.drop_weeks("SELECT rollmill.drop_before($1)", before)
-    }
-
-    fn drop_weeks(&self, sql: &str, before: Hour) -> Result<u32, StoreError> {
-        let mut lease = self.writers.begin("BEGIN")?;
-        let session = lease.session()?;
-        let rows = session.query(sql, params![before.0])?;
-        session.commit()?;
-        drop(lease);
-        *self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
-        self.compressed_weeks.invalidate();
-        Ok(rows.first().map_or(0, |row| row.get::<_, i32>(0)).unsigned_abs())
-    }
-
-    /// Tries to claim once. `None` if the shard's row stays locked beyond the lock timeout.
-    fn try_claim(
-        &self,
-        shard: ShardId,
-        log: LogId,
-        nonce: u64,
-        words: &str,
-    ) -> Result<Option<Claim>, StoreError> {
-        let mut lease = self.writers.begin(words)?;
-        let session = lease.session()?;
-        match admin::lock_shard(session, shard)? {
-            None => Ok(None),
-            Some(found) => {
-                let claim = admin::claim(session, shard, (found, log), nonce)?;
-                session.commit()?;
-                Ok(Some(claim))
-            }
-        }
-    }
 }
 
 /// The shard under whose name the session writes an expiry state.
@@ -349,128 +262,6 @@ fn shard_of(of: ExpiryTarget) -> ShardId {
     match of {
         ExpiryTarget::Archive(shard) => shard,
         ExpiryTarget::Weeks => ShardId(0),
-    }
-}
-
-impl SnapshotSource for PostgresStore {
-    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        let lease = self.readers.begin(snapshot::BEGIN_SNAPSHOT)?;
-        Ok(Box::new(snapshot::PostgresSnapshot::new(
-            lease,
-            &self.match_cache,
-            &self.compressed_weeks,
-        )?))
-    }
-
-    fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        let lease = self.readers.begin_for(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?;
-        Ok(Box::new(snapshot::PostgresSnapshot::new(
-            lease,
-            &self.match_cache,
-            &self.compressed_weeks,
-        )?))
-    }
-}
-
-impl QuerySource for PostgresStore {
-    fn query_snapshot(
-        &self,
-        query: &QueryBudget,
-    ) -> Result<Box<dyn QuerySnapshot + '_>, StoreError> {
-        Ok(self.snapshot_for(query)?)
-    }
-
-    fn query_snapshot_at_once(
-        &self,
-        query: &QueryBudget,
-    ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
-        let Some(lease) =
-            self.readers.begin_at_once(snapshot::BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(
-            lease,
-            &self.match_cache,
-            &self.compressed_weeks,
-        )?)))
-    }
-}
-
-impl ShardStore for PostgresStore {
-    /// If the previous owner's transaction does not end within `admin::CLAIM_WAIT`,
-    /// its backend is terminated.
-    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
-        // Waits briefly first: a healthy flush of the previous owner usually ends by itself (ADR
-        // 8).
-        let patient = format!("{} {}", self.begin_sql(shard), self.claim_lock_timeout);
-        if let Some(claim) = self.try_claim(shard, log, nonce, &patient)? {
-            return Ok(claim);
-        }
-        let mut lease = self.writers.take()?;
-        admin::terminate_holders(
-            lease.session()?,
-            &format!("rollmill:{}:", Self::session_name(shard)),
-        )?;
-        drop(lease);
-        self.try_claim(shard, log, nonce, &self.begin_sql(shard))?.ok_or_else(|| {
-            StoreError::Failed(format!(
-                "the row of shard {shard} stays locked by a transaction that is not one of ours, \
-                 or runs as another role: find it in pg_stat_activity"
-            ))
-        })
-    }
-
-    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
-        admin::recent_ids(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard, since)
-    }
-
-    fn set_dedup_rule(
-        &self,
-        shard: ShardId,
-        epoch: Epoch,
-        from: Offset,
-        rule: DedupRule,
-    ) -> Result<(), StoreError> {
-        self.transaction(shard, |session| admin::set_dedup_rule(session, shard, epoch, from, rule))
-    }
-
-    fn flush(
-        &self,
-        guard: FlushGuard,
-        batch: &FlushBatch,
-        forget_ids_before: Millis,
-    ) -> Result<(), StoreError> {
-        self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
-        let flushed = self.numbered_transaction(guard.shard, |session| {
-            flush::flush(
-                session,
-                (&self.series_cache, &self.compressed_weeks),
-                guard,
-                batch,
-                forget_ids_before,
-            )
-            .map(|numbers| (numbers, ()))
-        });
-        self.forget_weeks(flushed)
-    }
-
-    fn mark_suspect(
-        &self,
-        shard: ShardId,
-        epoch: Epoch,
-        offset: Offset,
-        index: u32,
-    ) -> Result<(), StoreError> {
-        self.transaction(shard, |session| admin::mark_suspect(session, shard, epoch, offset, index))
-    }
-
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-        admin::admitted_series(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard)
-    }
-
-    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
-        admin::metric_names(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?)
     }
 }
 
@@ -498,31 +289,6 @@ impl ManifestStore for PostgresStore {
 
     fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
         self.transaction(ShardId(0), |session| admin::approve_expiry(session, of))
-    }
-}
-
-impl QuarantineStore for PostgresStore {
-    fn settle_quarantine(
-        &self,
-        shard: ShardId,
-        offset: Offset,
-        index: u32,
-        delta: Option<&FlushBatch>,
-    ) -> Result<bool, StoreError> {
-        if let Some(batch) = delta {
-            self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
-        }
-        let settled = self.numbered_transaction(shard, |session| {
-            let numbers = flush::settle(
-                session,
-                (&self.series_cache, &self.compressed_weeks),
-                (shard, offset, index),
-                delta,
-            )?;
-            let settled = numbers.is_some();
-            Ok((numbers.unwrap_or_default(), settled))
-        });
-        self.forget_weeks(settled)
     }
 }
 

@@ -3,6 +3,7 @@
 mod archive;
 mod audit;
 mod query;
+mod source;
 
 use std::sync::Arc;
 

@@ -1,0 +1,132 @@
+//! Implements [`ShardStore`] and [`QuarantineStore`]: claims, flushes and quarantine of a shard.
+
+use super::super::{QuarantineStore, ShardStore};
+use super::{PostgresStore, StoreError, admin, flush, snapshot};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
+use crate::model::offset::{Epoch, LogId, Offset, ShardId};
+use crate::model::series::SeriesId;
+use crate::model::window::Millis;
+
+impl PostgresStore {
+    /// Tries to claim once. `None` if the shard's row stays locked beyond the lock timeout.
+    fn try_claim(
+        &self,
+        shard: ShardId,
+        log: LogId,
+        nonce: u64,
+        words: &str,
+    ) -> Result<Option<Claim>, StoreError> {
+        let mut lease = self.writers.begin(words)?;
+        let session = lease.session()?;
+        match admin::lock_shard(session, shard)? {
+            None => Ok(None),
+            Some(found) => {
+                let claim = admin::claim(session, shard, (found, log), nonce)?;
+                session.commit()?;
+                Ok(Some(claim))
+            }
+        }
+    }
+}
+
+impl ShardStore for PostgresStore {
+    /// If the previous owner's transaction does not end within `admin::CLAIM_WAIT`,
+    /// its backend is terminated.
+    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
+        // Waits briefly first: a healthy flush of the previous owner usually ends by itself (ADR
+        // 8).
+        let patient = format!("{} {}", self.begin_sql(shard), self.claim_lock_timeout);
+        if let Some(claim) = self.try_claim(shard, log, nonce, &patient)? {
+            return Ok(claim);
+        }
+        let mut lease = self.writers.take()?;
+        admin::terminate_holders(
+            lease.session()?,
+            &format!("rollmill:{}:", Self::session_name(shard)),
+        )?;
+        drop(lease);
+        self.try_claim(shard, log, nonce, &self.begin_sql(shard))?.ok_or_else(|| {
+            StoreError::Failed(format!(
+                "the row of shard {shard} stays locked by a transaction that is not one of ours, \
+                 or runs as another role: find it in pg_stat_activity"
+            ))
+        })
+    }
+
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+        admin::recent_ids(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard, since)
+    }
+
+    fn set_dedup_rule(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        from: Offset,
+        rule: DedupRule,
+    ) -> Result<(), StoreError> {
+        self.transaction(shard, |session| admin::set_dedup_rule(session, shard, epoch, from, rule))
+    }
+
+    fn flush(
+        &self,
+        guard: FlushGuard,
+        batch: &FlushBatch,
+        forget_ids_before: Millis,
+    ) -> Result<(), StoreError> {
+        self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
+        let flushed = self.numbered_transaction(guard.shard, |session| {
+            flush::flush(
+                session,
+                (&self.series_cache, &self.compressed_weeks),
+                guard,
+                batch,
+                forget_ids_before,
+            )
+            .map(|numbers| (numbers, ()))
+        });
+        self.forget_weeks(flushed)
+    }
+
+    fn mark_suspect(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        offset: Offset,
+        index: u32,
+    ) -> Result<(), StoreError> {
+        self.transaction(shard, |session| admin::mark_suspect(session, shard, epoch, offset, index))
+    }
+
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        admin::admitted_series(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard)
+    }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        admin::metric_names(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?)
+    }
+}
+
+impl QuarantineStore for PostgresStore {
+    fn settle_quarantine(
+        &self,
+        shard: ShardId,
+        offset: Offset,
+        index: u32,
+        delta: Option<&FlushBatch>,
+    ) -> Result<bool, StoreError> {
+        if let Some(batch) = delta {
+            self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
+        }
+        let settled = self.numbered_transaction(shard, |session| {
+            let numbers = flush::settle(
+                session,
+                (&self.series_cache, &self.compressed_weeks),
+                (shard, offset, index),
+                delta,
+            )?;
+            let settled = numbers.is_some();
+            Ok((numbers.unwrap_or_default(), settled))
+        });
+        self.forget_weeks(settled)
+    }
+}
