@@ -58,7 +58,7 @@ const IMPURE: &[&str] = &[
 ];
 
 /// The current maxima; they may only decrease.
-const MAX_FILE_LINES: usize = 678;
+const MAX_FILE_LINES: usize = 536;
 const MAX_FUNCTION_LINES: usize = 70;
 
 #[test]
