@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `membership/` | the actor that dials, accepts, watches and drops peers |
-//! | `listener`, `handshake_limit`, `tls` | incoming connections, limited before they authenticate |
+//! | `listener`, `handshake_limit`, `tls` | incoming connections, limited until authenticated |
 //! | `peer`, `directory` | what is known of each peer, and who owns which shard |
 //! | `reader` | the requesting side: one call per node and query |
 //! | `endpoint`, `server` | the answering side |
