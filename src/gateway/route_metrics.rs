@@ -49,7 +49,10 @@ impl RouteMetrics {
         let known = routes
             .entry_ref(route)
             .or_insert_with(|| RouteHandles { seconds: seconds.clone(), answers: Vec::new() });
-        known.answers.push((status, answers.clone()));
+        // Another thread may have learnt it meanwhile.
+        if known.answers.iter().all(|(listed, _)| *listed != status) {
+            known.answers.push((status, answers.clone()));
+        }
         (seconds, answers)
     }
 }

@@ -141,12 +141,13 @@ impl Actor for MeshActor {
         ractor::pg::join_scoped(SCOPE.to_owned(), me.clone(), vec![endpoint.get_cell()]);
         // ractor_cluster insists on a listener of its own; it is bound to loopback and refuses
         // every handshake, because nodes connect to ours.
-        let stub = ractor_cluster::IncomingEncryptionMode::Tls(refuse_all()?);
+        let refuses_all = ractor_cluster::IncomingEncryptionMode::Tls(refuse_all()?);
         let secret = options.cookie.0.clone();
         let isolated = Some(ractor_cluster::node::NodeConnectionMode::Isolated);
-        let server = NodeServer::new(0, secret, options.name.clone(), life, Some(stub), isolated)
-            .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
-            .with_max_inbound_frame_size((self.server.max_answer + FRAME_OVERHEAD) as u64);
+        let server =
+            NodeServer::new(0, secret, options.name.clone(), life, Some(refuses_all), isolated)
+                .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
+                .with_max_inbound_frame_size((self.server.max_answer + FRAME_OVERHEAD) as u64);
         let (server, _) = Actor::spawn_linked(None, server, (), myself.get_cell()).await?;
         let subscription = Box::new(SessionEvents(myself.clone()));
         server.cast(NodeServerMessage::SubscribeToEvents { id: SCOPE.to_owned(), subscription })?;

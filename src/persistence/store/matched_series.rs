@@ -123,6 +123,16 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
     }
 }
 
+/// Whether seeks for `matched` of the metric's `count` series cost less than a scan. A seek costs
+/// about as much as eight rows of a scan; for a range much longer than any data, seeks for every
+/// hour would cost more.
+pub(super) fn prefers_seeks(matched: usize, count: i64, query: &RollupQuery<'_>) -> bool {
+    const MAX_HOURS: i64 = 24 * 366;
+    let matched = matched as i64;
+    let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
+    (matched < count / 8 || matched.saturating_mul(hours) <= 32) && hours <= MAX_HOURS
+}
+
 /// Collects matching series, up to the limit of the query.
 pub(super) struct SeriesCollector<'q> {
     query: &'q RollupQuery<'q>,
@@ -192,6 +202,17 @@ mod tests {
     fn list(cache: &MatchCache<u32>, key: u32, numbers: std::ops::Range<i64>) -> MatchedSeries {
         let series = |n: i64| (n, cache.series(info(n).id, &info(n).series.key()).expect("a key"));
         cache.get(key, 1, || Ok(numbers.rev().map(series).collect())).expect("a list")
+    }
+
+    #[test]
+    fn few_series_or_few_rows_are_sought_and_all_others_scanned() {
+        let over = |hours, matched, count| {
+            let to = crate::model::window::Hour(hours);
+            prefers_seeks(matched, count, &RollupQuery { to, ..asked(&[], 9) })
+        };
+        assert!(over(24, 12, 104) && !over(24, 13, 104), "fewer than an eighth");
+        assert!(over(4, 8, 9) && !over(4, 9, 9), "at most 32 rows");
+        assert!(over(24 * 366, 1, 100) && !over(24 * 366 + 1, 1, 100), "a year at most");
     }
 
     #[test]

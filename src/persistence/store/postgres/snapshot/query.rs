@@ -19,7 +19,7 @@ use crate::model::flush::{AccountingDelta, SeriesInfo};
 use crate::model::matcher::Matcher;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
-use crate::persistence::store::matched_series::{MatchedSeries, SeriesCollector};
+use crate::persistence::store::matched_series::{MatchedSeries, SeriesCollector, prefers_seeks};
 use crate::persistence::store::{
     MetricInfo, NameRange, QuerySnapshot, RollupQuery, too_many_series,
 };
@@ -120,17 +120,13 @@ impl QuerySnapshot for PostgresSnapshot<'_> {
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
-        // A seek costs about as much as eight rows of a scan. For a range much longer than any
-        // data, seeks for every hour would cost more than the scan.
-        let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
-        let few = (matched.len() as i64) < count / 8
-            || (matched.len() as i64).saturating_mul(hours) <= 32;
+        let seeks = prefers_seeks(matched.len(), count, query);
         let nos: Vec<i64> = matched.iter().map(|(no, _)| *no).collect();
         let reading = RollupScan {
             metric_no,
             hours: (query.from, query.to),
             series: count.unsigned_abs(),
-            series_nos: (few && hours <= 24 * 366).then_some(&*nos),
+            series_nos: seeks.then_some(&*nos),
             distinct: query.distinct,
             quantiles: query.quantiles,
             renews_time_limit: false,

@@ -17,7 +17,7 @@ use crate::model::matcher::Matcher;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
-use crate::persistence::store::matched_series::{MatchedSeries, SeriesCollector};
+use crate::persistence::store::matched_series::{MatchedSeries, SeriesCollector, prefers_seeks};
 use crate::persistence::store::{
     MetricInfo, NameRange, QuerySnapshot, RollupQuery, too_many_series,
 };
@@ -167,12 +167,7 @@ impl QuerySnapshot for SqliteSnapshot<'_> {
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
-        // A seek costs about as much as eight rows of a scan. For a range much longer than any
-        // data, seeks for every hour would cost more than the scan.
-        let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
-        let few = (matched.len() as i64) < count / 8
-            || (matched.len() as i64).saturating_mul(hours) <= 32;
-        if few && hours <= 24 * 366 {
+        if prefers_seeks(matched.len(), count, query) {
             self.seek(metric_no, &matched, query, visit)
         } else {
             self.scan(metric_no, &matched, query, visit)
