@@ -198,7 +198,7 @@ impl MigrationCase {
         let node = self.embedded(&[]);
         (0..5).for_each(|n| send(&node, n * 100, n * 100 + 150));
         wait("flushed and archived", || {
-            accounted(&node).iter().sum::<u64>() == 750 && self.archived() > 0
+            node.accounted().iter().sum::<u64>() == 750 && self.archived() > 0
         });
         assert_eq!(node.stop(), Some(0));
         let mut node = faulty(&self.data(), CrashScope::Actor);
@@ -208,7 +208,7 @@ impl MigrationCase {
                 {{"metric":"sales","user":"a","id":"good"}}]"#
         );
         assert_eq!(node.post(&bad).0, 202);
-        wait("set aside", || accounted(&node)[2] == 1);
+        wait("set aside", || node.accounted()[2] == 1);
         assert_eq!(node.stop(), Some(0));
         let node = self.embedded(&[("flush.interval", "1h"), ("archive.max_delay", "24h")]);
         (0..40).for_each(|n| send(&node, 400 + n * 10, 430 + n * 10));
@@ -256,14 +256,6 @@ fn events(from: u64, to: u64) -> String {
 
 pub fn send(node: &Server, from: u64, to: u64) {
     assert_eq!(node.post(&events(from, to)).0, 202);
-}
-
-/// Aggregated, de-duplicated and quarantined events.
-fn accounted(node: &Server) -> [u64; 3] {
-    let (_, answer) = node.get("/v1/accounting");
-    let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-    ["aggregated", "deduplicated", "quarantined"]
-        .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
 }
 
 /// Everything in a store except its ownership.
@@ -330,19 +322,19 @@ fn holds(case: &MigrationCase, (events, repeated): (u64, u64)) {
 
     let node = case.node();
     wait("the node is ready", || node.get("/readyz").0 == 200);
-    assert_eq!(accounted(&node), [events - repeated - 1, repeated, 1]);
+    assert_eq!(node.accounted(), [events - repeated - 1, repeated, 1]);
     // Sends again everything that the embedded node has acknowledged.
     (0..8).for_each(|n| send(&node, n * 100, n * 100 + 100));
     let bad = format!(r#"{{"metric":"sales","user":"{POISON}","id":"bad"}}"#);
     assert_eq!(node.post(&bad).0, 202);
     wait("the retry is recognised", || {
-        accounted(&node) == [events - repeated - 1, repeated + 801, 1]
+        node.accounted() == [events - repeated - 1, repeated + 801, 1]
     });
     send(&node, 10_000, 10_100);
-    wait("new events count", || accounted(&node) == [events - repeated + 99, repeated + 801, 1]);
+    wait("new events count", || node.accounted() == [events - repeated + 99, repeated + 801, 1]);
     let release = Server::cli(&["quarantine", "release", "--all", "--url", &node.url]);
     assert!(release.status.success(), "{}", String::from_utf8_lossy(&release.stderr));
-    assert_eq!(accounted(&node), [events - repeated + 100, repeated + 801, 0]);
+    assert_eq!(node.accounted(), [events - repeated + 100, repeated + 801, 0]);
     assert_eq!(node.stop(), Some(0));
 
     let report = case.verify();
@@ -483,7 +475,7 @@ fn what_is_in_the_way_is_said_with_the_way_out() {
     // The store of a node that runs on that topic.
     let node = case.node();
     send(&node, 0, 10);
-    wait("counted", || accounted(&node)[0] == 10);
+    wait("counted", || node.accounted()[0] == 10);
     assert_eq!(node.stop(), Some(0));
     let text = std::fs::read_to_string(&case.config)
         .expect("text")

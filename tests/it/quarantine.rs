@@ -85,21 +85,13 @@ fn count(answer: &Value) -> u64 {
     points.filter_map(|p| p["count"].as_u64()).sum()
 }
 
-/// Aggregated, de-duplicated and quarantined events.
-fn accounted(server: &Server) -> [u64; 3] {
-    let (_, answer) = server.get("/v1/accounting");
-    let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-    ["aggregated", "deduplicated", "quarantined"]
-        .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
-}
-
 fn await_accounted(server: &Server, expected: [u64; 3]) {
     let deadline = Instant::now() + PATIENCE;
-    while accounted(server) != expected {
+    while server.accounted() != expected {
         assert!(
             Instant::now() < deadline,
             "expected {expected:?}, accounted {:?}",
-            accounted(server)
+            server.accounted()
         );
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -173,7 +165,7 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     let (code, said) = quarantine(&server, &["release", &place(event)]);
     assert!(code == Some(0) && said.contains("released"), "{said}");
     server.await_query("/v1/query?metric=m&agg=count,sum", |a| count(a) == 4);
-    assert_eq!(accounted(&server), [24, 47, 1]);
+    assert_eq!(server.accounted(), [24, 47, 1]);
     let (code, said) = quarantine(&server, &["release", &place(event)]);
     assert_eq!((code, said.contains("not in the quarantine")), (Some(1), true), "twice: {said}");
     verify(&data);
@@ -232,6 +224,6 @@ fn an_event_that_kills_the_process_is_set_aside_too() {
     let server = Server::start(&data, &SETTINGS);
     assert_eq!(quarantine(&server, &["release", "--all"]).0, Some(0));
     server.await_query("/v1/query?metric=m", |a| count(a) == 4);
-    assert_eq!(accounted(&server), [24, 0, 0]);
+    assert_eq!(server.accounted(), [24, 0, 0]);
     verify(&data);
 }

@@ -225,21 +225,13 @@ impl ConfiguredNode {
     }
 }
 
-/// Aggregated, de-duplicated and quarantined events.
-fn accounted(server: &Server) -> [u64; 3] {
-    let (_, answer) = server.get("/v1/accounting");
-    let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-    ["aggregated", "deduplicated", "quarantined"]
-        .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
-}
-
 pub fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64; 3] {
     let deadline = Instant::now() + PATIENCE;
-    while !pass(accounted(server)) {
-        assert!(Instant::now() < deadline, "accounted {:?}", accounted(server));
+    while !pass(server.accounted()) {
+        assert!(Instant::now() < deadline, "accounted {:?}", server.accounted());
         std::thread::sleep(Duration::from_millis(50));
     }
-    accounted(server)
+    server.accounted()
 }
 
 /// The whole content of a store, except revisions and owners.

@@ -175,17 +175,29 @@ fn canaries_of_one_tenant_never_sing_for_another() {
         absent("never_was"),
         "another's metric answers as one that never was"
     );
-    let (_, accounted) = ask(&server, "GET", "/v1/accounting", &b, "");
-    let accounted: Value =
-        serde_json::from_str(accounted.lines().next().expect("a line")).expect("JSON");
-    let sum: u64 = accounted["hours"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|hour| hour["aggregated"].as_u64())
-        .sum();
-    assert_eq!(sum, 2, "the books of one tenant hold its own two events alone: {accounted}");
+    the_books_hold_two_events(&server, &b);
     the_websocket_keeps_them_apart(&server, &a, &b);
+}
+
+/// Waits until everything is flushed: before that, the metrics of both tenants are already listed
+/// from what the shards hold, and the books say `pending`.
+fn the_books_hold_two_events(server: &Server, key: &str) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let (_, text) = ask(server, "GET", "/v1/accounting", key, "");
+        let accounted: Value =
+            serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+        let sum = |column: &str| -> u64 {
+            let hours = accounted["hours"].as_array().into_iter().flatten();
+            hours.filter_map(|hour| hour[column].as_u64()).sum()
+        };
+        assert_eq!(sum("accepted"), 2, "one tenant's books hold its own two events: {accounted}");
+        if sum("aggregated") == 2 {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "not flushed: {accounted}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn the_websocket_keeps_them_apart(server: &Server, a: &str, b: &str) {
