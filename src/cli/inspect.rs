@@ -265,9 +265,7 @@ pub(super) fn accounting(args: &AccountingArgs) -> anyhow::Result<()> {
         let Some(text) = text else { continue };
         let millis = time_arg::parse(text, now, &TimeZone::UTC)
             .map_err(|why| UsageError(format!("--{name}: {why}")))?;
-        let at = jiff::Timestamp::from_millisecond(millis)
-            .map_err(|why| UsageError(format!("--{name}: {why}")))?;
-        parameters.push((name, at.to_string()));
+        parameters.push((name, millis.to_string()));
     }
     let answer = args.server.get("/v1/accounting", &parameters)?;
     if args.json {

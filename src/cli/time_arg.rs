@@ -4,7 +4,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use crate::clock::Millis;
-use crate::model::event::parse_rfc3339;
+use crate::model::event::{millis_of, parse_rfc3339, saturating_millis};
 
 /// Parses a time into milliseconds since 1970. It may be RFC 3339, milliseconds, a date or time in
 /// `tz`, `now`, or an age such as `-7d`.
@@ -18,20 +18,25 @@ pub(super) fn parse(text: &str, now: Millis, tz: &TimeZone) -> Result<Millis, St
     if let Some(ago) = text.strip_prefix('-').and_then(span) {
         return Ok(now.saturating_sub(ago));
     }
-    if let Ok(millis) = text.parse() {
+    if let Some(millis) = saturating_millis(text) {
         return Ok(millis);
     }
     if let Ok(millis) = parse_rfc3339(text) {
         return Ok(millis);
     }
-    let civil =
-        text.parse::<DateTime>().ok().and_then(|civil| civil.to_zoned_datetime(tz.clone()).ok());
-    civil.map(|zoned| zoned.timestamp().as_millisecond()).ok_or_else(|| {
+    text.parse().map(|local| in_zone(local, tz)).map_err(|_| {
         format!(
             "{text:?} is no time: write 2026-01-01, 2026-01-01T10:00:00Z, milliseconds since \
              1970, now, or -7d for seven days ago"
         )
     })
+}
+
+/// The time of a local time in a zone. Total: the first and last days of the calendar, of which no
+/// zone can be asked, are taken as UTC.
+pub(super) fn in_zone(local: DateTime, tz: &TimeZone) -> Millis {
+    let zoned = local.to_zoned_datetime(tz.clone());
+    zoned.map_or_else(|_| millis_of(local, 0), |zoned| zoned.timestamp().as_millisecond())
 }
 
 /// An age such as `7d`, in milliseconds.
@@ -73,6 +78,9 @@ mod tests {
             ("2026-01-01T00:00:00.0001234567891Z", now),
             ("2026-01-01", now - 3_600_000),
             ("2026-01-01 01:00", now),
+            ("9999-12-31", 253_402_214_400_000),
+            ("9999-12-31T23:59:59Z", 253_402_300_799_000),
+            ("99999999999999999999", i64::MAX),
         ] {
             assert_eq!(parse(text, now, &berlin), Ok(millis), "{text}");
         }

@@ -264,7 +264,7 @@ fn text(token: Token<'_>) -> TextField<'_> {
 fn time(token: Token<'_>) -> TimeField<'_> {
     match token {
         Token::Nil => TimeField::Absent,
-        Token::Int(n) => i64::try_from(n).map_or(TimeField::Invalid, TimeField::Millis),
+        Token::Int(n) => TimeField::Millis(n.clamp(i64::MIN.into(), i64::MAX.into()) as i64),
         Token::Str(s) => {
             std::str::from_utf8(s).map_or(TimeField::Invalid, |s| TimeField::Text(Cow::Borrowed(s)))
         }

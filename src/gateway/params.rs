@@ -4,8 +4,8 @@
 //! name is misspelt, it is repeated, or it has no value, would answer a different question.
 
 use super::error::ApiError;
-use crate::model::event::parse_rfc3339;
-use crate::model::window::Millis;
+use crate::model::event::{parse_rfc3339, saturating_millis};
+use crate::model::window::{HOUR_MS, Millis};
 use crate::query::request::excerpt;
 
 /// Jaro-Winkler similarity from which a known name is suggested.
@@ -13,6 +13,9 @@ const NEAR: f64 = 0.75;
 /// The start of the year 9999 in milliseconds, so that every step still ends within the calendar.
 /// Its negative bounds the past.
 const LAST: Millis = 253_370_764_800_000;
+/// The last time that RFC 3339 can write, in milliseconds: the end of the year 9999 at the
+/// westernmost offset. People write it for "no end", so it is taken, as [`LAST`].
+const END: Millis = 253_402_300_799_999 + 24 * HOUR_MS;
 
 /// Parameters that passed the checks of [`QueryParams::read`].
 #[derive(Debug, Clone, Copy)]
@@ -105,11 +108,17 @@ fn unknown(name: &str, known: &[&str]) -> String {
 }
 
 fn time(name: &str, text: &str) -> Result<Millis, ApiError> {
-    let parsed = text.parse::<i64>().ok().or_else(|| parse_rfc3339(text).ok());
-    parsed.filter(|t| (-LAST..=LAST).contains(t)).ok_or_else(|| {
-        let expected = "is a time such as 2026-01-01T10:00:00Z, or milliseconds since 1970";
-        ApiError::bad("time_invalid", format!("{name} {expected}; not {:?}", excerpt(text)))
-    })
+    let invalid =
+        |why: &str| ApiError::bad("time_invalid", format!("{name} {why}; not {:?}", excerpt(text)));
+    let parsed = saturating_millis(text).or_else(|| parse_rfc3339(text).ok());
+    let time = parsed.ok_or_else(|| {
+        invalid("is a time such as 2026-01-01T10:00:00Z, or milliseconds since 1970")
+    })?;
+    if !(-END..=END).contains(&time) {
+        return Err(invalid("is a time up to the year 9999, a number is in milliseconds"));
+    }
+    // No event is there, and the answer repeats the range that it is for.
+    Ok(time.clamp(-LAST, LAST))
 }
 
 #[cfg(test)]
@@ -117,6 +126,7 @@ mod tests {
     use super::*;
 
     const KNOWN: &[&str] = &["metric", "from", "where", "agg"];
+    const KNOWN_TIMES: &[&str] = &["from", "to"];
 
     fn owned(params: &[(&str, &str)]) -> Vec<(String, String)> {
         params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
@@ -178,8 +188,34 @@ mod tests {
         }
         assert_eq!(of("2026-01-01T00:00:00.1239999999999+00:00"), Ok(Some(1_767_225_600_123)));
         assert_eq!(of("1969-12-31T23:59:59.9999999999Z"), Ok(Some(-1)), "down, as in events");
-        for bad in ["2026-01-01", "now", "1e12", "9999999999999999", "-9999999999999999"] {
-            assert_eq!(of(bad).map_err(|e| e.code), Err("time_invalid"), "{bad}");
+        for bad in ["2026-01-01", "now", "1e12", "10000-01-01T00:00:00Z"] {
+            let error = of(bad).expect_err(bad);
+            assert!(error.code == "time_invalid" && error.message.contains("such as"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_calendar_is_a_time_and_what_is_beyond_it_is_called_too_far() {
+        let of = |text: &str| {
+            QueryParams::read(&owned(&[("to", text)]), KNOWN_TIMES).and_then(|p| p.time("to"))
+        };
+        for end in [
+            "9999-01-01T00:00:00Z",
+            "9999-12-30T22:00:01Z",
+            "9999-12-31T23:59:59Z",
+            "9999-12-31T23:59:59.999999999-23:59",
+            "253402300799999",
+        ] {
+            assert_eq!(of(end), Ok(Some(LAST)), "{end}");
+        }
+        assert_eq!(of("0000-01-01T00:00:00Z"), Ok(Some(-62_167_219_200_000)));
+        for far in ["9999999999999999", "-9999999999999999", "18446744073709551616"] {
+            let error = of(far).expect_err(far);
+            assert!(
+                error.code == "time_invalid" && error.message.contains("milliseconds"),
+                "{far}: {}",
+                error.message
+            );
         }
     }
 }

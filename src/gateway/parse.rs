@@ -34,7 +34,7 @@ pub enum TextField<'a> {
 pub enum TimeField<'a> {
     /// The field is missing or null.
     Absent,
-    /// Milliseconds since the Unix epoch.
+    /// Milliseconds since the Unix epoch; the nearest that 64 bits hold.
     Millis(i64),
     /// A string, to be parsed as RFC 3339.
     Text(Cow<'a, str>),
@@ -115,7 +115,9 @@ pub fn json_event(raw: &[u8]) -> Result<EventFields<'_>, String> {
             Some(raw) if raw.starts_with('"') => {
                 unquote(raw).map_or(TimeField::Invalid, TimeField::Text)
             }
-            Some(raw) => raw.parse().map_or(TimeField::Invalid, TimeField::Millis),
+            Some(raw) => {
+                event::saturating_millis(raw).map_or(TimeField::Invalid, TimeField::Millis)
+            }
         },
         value: match event.value.map(RawValue::get) {
             None => NumberField::Absent,

@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 
+use jiff::civil::DateTime;
+use jiff::fmt::temporal::Pieces;
+
 /// Why an event is refused. The names are part of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventErrorCode {
@@ -219,7 +222,8 @@ pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), Ev
 }
 
 /// Parses RFC 3339 text into milliseconds, rounding down. A text without a zone, or in any
-/// other form, is `timestamp_invalid`.
+/// other form, is `timestamp_invalid`. Every time of the years up to 9999 is one, whatever its
+/// offset: how far away it may be is for the caller to say.
 pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
     let bad = || {
         EventError::new(
@@ -227,20 +231,37 @@ pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
             "a timestamp is RFC 3339 with a zone, or integer milliseconds",
         )
     };
-    let at: jiff::Timestamp = nine_digits(text).parse().map_err(|_| bad())?;
-    if !has_valid_offset(text) {
+    // Not `jiff::Timestamp`, which ends a day before the year 9999 does.
+    let text = nine_digits(text);
+    let pieces = Pieces::parse(&*text).map_err(|_| bad())?;
+    let (Some(time), Some(offset)) = (pieces.time(), pieces.to_numeric_offset()) else {
+        return Err(bad());
+    };
+    // RFC 3339 has 23 hours at most; `jiff` allows 25.
+    if offset.seconds().abs() >= 86_400 {
         return Err(bad());
     }
-    // Euclidean, so that times before 1970 are rounded down as well.
-    Ok(at.as_nanosecond().div_euclid(1_000_000) as i64)
+    Ok(millis_of(pieces.date().to_datetime(time), offset.seconds()))
 }
 
-/// Whether the hours of a numeric offset are at most 23, as RFC 3339 says; `jiff` allows 25.
-fn has_valid_offset(text: &str) -> bool {
-    // Behind the date, which has the sign too.
-    let time = text.get(10..).unwrap_or_default();
-    let hours = time.rfind(['+', '-']).and_then(|sign| time.get(sign + 1..sign + 3));
-    hours.and_then(|hours| hours.parse::<u8>().ok()).is_none_or(|hours| hours <= 23)
+/// Milliseconds since 1970 of a local time at an offset from UTC in seconds, rounded down. Total:
+/// also for times that no `jiff::Timestamp` holds.
+pub fn millis_of(local: DateTime, offset: i32) -> i64 {
+    const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+    // Euclidean, so that times before 1970 are rounded down as well.
+    let millis = local.duration_since(EPOCH).as_nanos().div_euclid(1_000_000) as i64;
+    millis - i64::from(offset) * 1_000
+}
+
+/// An integer of decimal digits, with or without a sign. One that 64 bits cannot hold becomes the
+/// nearest that they can: as a time it lies as much beyond every limit. `None` for other text.
+pub fn saturating_millis(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let beyond = if digits.len() < text.len() { i64::MIN } else { i64::MAX };
+    Some(text.parse().unwrap_or(beyond))
 }
 
 /// Truncates the fraction to nine digits: RFC 3339 allows any number of them, `jiff` does not.
@@ -321,5 +342,45 @@ mod tests {
                 && parse_rfc3339("2026-01-01T00:00:00.1234567891").is_err()
         );
         assert!(parse_rfc3339("2026-01-01").is_err() && parse_rfc3339("yesterday").is_err());
+    }
+
+    #[test]
+    fn every_time_of_the_calendar_is_one() {
+        const END: i64 = 253_402_300_799_000;
+        for (text, millis) in [
+            ("9999-12-30T22:00:00Z", END - 93_599_000),
+            ("9999-12-30T22:00:01Z", END - 93_598_000),
+            ("9999-12-31T23:59:59Z", END),
+            ("9999-12-31T23:59:59.999999999999Z", END + 999),
+            ("9999-12-31T23:59:60Z", END),
+            ("9999-12-31T23:59:59-23:59", END + 86_340_000),
+            ("9999-12-31T23:59:59+23:59", END - 86_340_000),
+            ("0000-01-01T00:00:00Z", -62_167_219_200_000),
+            ("0000-01-01T00:00:00+23:59", -62_167_219_200_000 - 86_340_000),
+            ("0001-01-01t00:00:00.0009z", -62_135_596_800_000),
+        ] {
+            assert_eq!(parse_rfc3339(text), Ok(millis), "{text}");
+        }
+        for text in ["10000-01-01T00:00:00Z", "9999-12-32T00:00:00Z", "9999-12-31T24:00:00Z"] {
+            assert!(parse_rfc3339(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn integers_of_any_length_are_milliseconds() {
+        for (text, millis) in [
+            ("0", Some(0)),
+            ("-17", Some(-17)),
+            ("9223372036854775808", Some(i64::MAX)),
+            ("-99999999999999999999999999999999999999999999", Some(i64::MIN)),
+            ("", None),
+            ("-", None),
+            ("+1", None),
+            ("1e3", None),
+            ("1.0", None),
+            ("--1", None),
+        ] {
+            assert_eq!(saturating_millis(text), millis, "{text}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::support::{Server, wait_until};
+use crate::support::{Server, agent, wait_until};
 
 fn server(dir: &tempfile::TempDir, env: &[(&str, &str)]) -> Server {
     Server::start(&dir.path().join("data"), env)
@@ -283,4 +283,53 @@ fn every_number_of_the_configuration_is_a_limit_that_is_shown() {
         numbers.map(|key| key.name).filter(|name| !shown.contains_key(*name)).collect();
     assert_eq!((missing, shown["query.max_points"].as_u64()), (vec![], Some(777)));
     assert!(!limits.to_string().contains("store.url"), "no text is among them: some are secret");
+}
+
+/// `9999-12-31T23:59:59Z` means "no end" to many. It is a time, and too far away for an event.
+#[test]
+fn the_last_time_of_the_calendar_is_too_far_for_events_and_an_end_for_queries() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = server(&dir, &[]);
+    send(&server, br#"{"metric":"m","id":"now"}"#);
+    let event = |time: &str| format!(r#"{{"metric":"m","timestamp":{time}}}"#);
+    for (time, code) in [
+        (r#""9999-12-31T23:59:59Z""#, "timestamp_in_future"),
+        ("253402300799000", "timestamp_in_future"),
+        ("99999999999999999999999", "timestamp_in_future"),
+        (r#""0000-01-01T00:00:00+23:59""#, "timestamp_too_old"),
+        ("-99999999999999999999999", "timestamp_too_old"),
+    ] {
+        let record = format!(r#"{{"records":[{{"value":{}}}]}}"#, event(time));
+        let mut request = agent().post(format!("{}/topics/m", server.url));
+        request = request.header("content-type", "application/vnd.kafka.json.v2+json");
+        let mut proxied = request.send(record.as_bytes()).expect("an answer");
+        let proxied = proxied.body_mut().read_to_string().expect("a text");
+        assert!(proxied.contains(code), "{time}: {proxied}");
+        for kind in ["application/json", "application/x-ndjson"] {
+            let (status, answer) = server.post_as(event(time).as_bytes(), kind, &[]);
+            assert_eq!((status, &answer["errors"][0]["code"]), (422, &code.into()), "{time}");
+        }
+        let file = dir.path().join("far.ndjson");
+        std::fs::write(&file, event(time)).expect("written");
+        let file = file.display().to_string();
+        let output = Server::cli(&["send", "--time-unit", "ms", "--url", &server.url, &file]);
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(code), "{time}: {said}");
+    }
+    let range = "from=2020-01-01T00:00:00Z&to=9999-12-31T23:59:59Z";
+    let answer = server.await_everything(&format!("/v1/query?metric=m&step=all&{range}"));
+    assert_eq!((total(&answer), &answer["to"]), (1, &"9999-01-01T00:00:00Z".into()), "{answer}");
+    for (to, hint) in [("253402473600000", "milliseconds"), ("10000-01-01T00:00:00Z", "such as")] {
+        let (status, answer) = server.get(&format!("/v1/query?metric=m&step=all&to={to}"));
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        assert!(status == 400 && message.contains(hint), "{to}: {answer}");
+    }
+    assert_eq!(server.get("/v1/accounting?to=9999-12-31T23:59:59Z").0, 200);
+    for command in [&["query", "m", "--step", "all"][..], &["accounting"]] {
+        for to in ["9999-12-31", "9999-12-31T23:59:59Z"] {
+            let output = Server::cli(&[command, &["--to", to, "--url", &server.url]].concat());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{command:?} --to {to}: {said}");
+        }
+    }
 }

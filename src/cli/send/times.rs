@@ -3,7 +3,8 @@
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use crate::model::event::parse_rfc3339;
+use super::super::time_arg::in_zone;
+use crate::model::event::{parse_rfc3339, saturating_millis};
 
 /// Unit of a time that is a number since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -74,7 +75,9 @@ impl TimeParser {
     /// differs from that of earlier times, or it is out of range.
     pub(super) fn number(&mut self, text: &str) -> Result<InputTime, String> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-        let Ok(seen) = whole.parse::<i128>() else {
+        let plain = saturating_millis(whole);
+        let seen = plain.map(|nearest| whole.parse().unwrap_or_else(|_| i128::from(nearest)));
+        let Some(seen) = seen else {
             return Err(format!("{text} is no time since 1970 in plain digits"));
         };
         let unit = match (self.given, TimeUnit::of(seen)) {
@@ -111,13 +114,11 @@ impl TimeParser {
             TimeUnit::Us => (1, 1_000),
             TimeUnit::Ns => (1, 1_000_000),
         };
-        let millis =
-            seen.checked_mul(scale).and_then(|n| n.checked_add(signed)?.checked_mul(times));
-        // Rounds down, also before 1970, as the server does.
-        let millis = millis.and_then(|n| i64::try_from(n.div_euclid(over * scale)).ok());
-        millis
-            .map(InputTime::Millis)
-            .ok_or_else(|| format!("{text} {} since 1970 is out of range", unit.name()))
+        let millis = seen.saturating_mul(scale).saturating_add(signed).saturating_mul(times);
+        // Rounds down, also before 1970, as the server does. What 64 bits cannot hold is as far
+        // away as they can say: the server refuses it as too far.
+        let millis = millis.div_euclid(over * scale);
+        Ok(InputTime::Millis(millis.clamp(i64::MIN.into(), i64::MAX.into()) as i64))
     }
 
     /// Parses a cell: a number, a time with a zone, or one without. Fails as [`Self::number`]
@@ -138,9 +139,7 @@ impl TimeParser {
         let Some(zone) = &self.zone else {
             return Err(format!("{text} has no zone: say --tz ZONE, such as --tz UTC"));
         };
-        let at =
-            civil.to_zoned_datetime(zone.clone()).map_err(|error| format!("{text}: {error}"))?;
-        Ok(InputTime::Millis(at.timestamp().as_millisecond()))
+        Ok(InputTime::Millis(in_zone(civil, zone)))
     }
 }
 
@@ -206,10 +205,22 @@ mod tests {
     }
 
     #[test]
+    fn times_beyond_every_range_are_left_to_the_server() {
+        let far = "9".repeat(50);
+        let with = |unit: TimeUnit, text: &str| TimeParser::new(Some(unit), None).cell(text);
+        assert_eq!(with(TimeUnit::S, &far), Ok(InputTime::Millis(i64::MAX)));
+        assert_eq!(with(TimeUnit::S, "99999999999999999"), Ok(InputTime::Millis(i64::MAX)));
+        assert_eq!(with(TimeUnit::S, &format!("-{far}.5")), Ok(InputTime::Millis(i64::MIN)));
+        assert_eq!(with(TimeUnit::Ms, &far), Ok(InputTime::Verbatim));
+        assert_eq!(read("9999-12-31T23:59:59Z"), InputTime::Verbatim);
+        assert_eq!(read("9999-12-31 23:59:59Z"), InputTime::Millis(253_402_300_799_000));
+        let mut utc = TimeParser::new(None, Some(TimeZone::UTC));
+        assert_eq!(utc.cell("9999-12-31 23:59:59"), Ok(InputTime::Millis(253_402_300_799_000)));
+    }
+
+    #[test]
     fn what_is_no_number_is_none() {
-        for text in ["1.2.3", "99999999999999999999999999999999999999999"] {
-            assert!(TimeParser::default().cell(text).is_err(), "{text}");
-        }
+        assert!(TimeParser::default().cell("1.2.3").is_err());
         assert!(TimeParser::default().number("1e9").is_err());
     }
 }
