@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Gateway, decode, parse};
+use super::{Gateway, decode};
 use crate::api::limits::{
     AcceptLimits, DedupLimits, EventLimits, LimitsAnswer, MetricNameLimit, NodeHorizon,
     QueryLimits, RequestLimits, ShareLimit, TenantRate, WebSocketLimits,
@@ -34,7 +34,7 @@ pub(super) fn answer(
             label_value_bytes: event::MAX_LABEL_VALUE_BYTES,
             user_bytes: event::MAX_USER_BYTES,
             id_bytes: event::MAX_ID_BYTES,
-            properties_depth: parse::MAX_DEPTH,
+            properties_depth: event::MAX_PROPERTIES_DEPTH,
         },
         request: RequestLimits {
             max_events: accept.max_events,

@@ -19,7 +19,6 @@ mod fair_pool;
 mod frame_tracker;
 pub mod ingest;
 pub mod interner;
-mod json_scan;
 pub mod keys_file;
 mod limits;
 pub mod msgpack;

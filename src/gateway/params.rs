@@ -5,8 +5,8 @@
 
 use super::error::ApiError;
 use crate::model::event::{parse_rfc3339, saturating_millis};
+use crate::model::suggest::excerpt;
 use crate::model::window::{HOUR_MS, Millis};
-use crate::query::request::excerpt;
 
 /// Jaro-Winkler similarity from which a known name is suggested.
 const NEAR: f64 = 0.75;

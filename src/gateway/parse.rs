@@ -12,11 +12,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
-use super::json_scan::{self, JsonMembers, ScanError};
-use crate::model::event::{self, EventError, EventErrorCode, MAX_LABELS};
-
-/// Deepest nesting of `properties`, because readers of the archive may recurse.
-pub const MAX_DEPTH: usize = 64;
+use crate::model::event::{self, EventError, EventErrorCode, MAX_PROPERTIES_DEPTH};
+use crate::model::json_scan::{self, JsonMembers, ScanError};
 
 /// A field that must be a string.
 #[derive(Debug)]
@@ -184,8 +181,8 @@ pub(super) fn check_stored_json(what: &str, json: &str) -> Result<(), String> {
             b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > MAX_DEPTH {
-            return Err(format!("{what} nested deeper than {MAX_DEPTH}"));
+        if depth > MAX_PROPERTIES_DEPTH {
+            return Err(format!("{what} nested deeper than {MAX_PROPERTIES_DEPTH}"));
         }
         at += 1;
     }
@@ -315,9 +312,7 @@ impl LabelList {
             self.empty.insert(name);
             return Ok(());
         }
-        if self.labels.len() == MAX_LABELS {
-            return Err(format!("more than {MAX_LABELS} labels"));
-        }
+        event::check_label_count(self.labels.len() + 1).map_err(|e| e.message)?;
         self.labels.push((name, value));
         Ok(())
     }

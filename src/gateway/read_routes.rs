@@ -3,16 +3,16 @@
 use crate::actors::catalogue;
 use crate::api::{self, timestamp};
 use crate::model::budget::QueryBudget;
-use crate::model::event::{self, EventError};
+use crate::model::event::{self, EventError, check_label_name};
+use crate::model::matcher_syntax;
+use crate::model::suggest::excerpt;
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::persistence::store::MetricInfo;
 use crate::query::accounting::{AccountingOutput, HourlyCounts};
 use crate::query::answer::{NamePage, PageRequest};
 use crate::query::error::QueryError;
-use crate::query::matchers;
 use crate::query::request::{
-    AGGREGATES, Aggregate, InvalidRequest, QueryRequest, QuerySpec, SeriesOrder, check_label_name,
-    excerpt,
+    AGGREGATES, Aggregate, InvalidRequest, QueryRequest, QuerySpec, SeriesOrder,
 };
 use crate::query::service::QueryService;
 use crate::query::steps::{STEPS, TimeStep};
@@ -210,7 +210,7 @@ pub fn query_request(
             .get("by")
             .map(|by| list(by).map(str::to_owned).collect())
             .unwrap_or_default(),
-        matchers: matchers::parse(matchers)
+        matchers: matcher_syntax::parse(matchers)
             .map_err(|why| ApiError::bad("where_invalid", format!("where: {why}")))?,
         limit: params.get("limit").map(limit).transpose()?,
         order: params.word("order", "order_invalid", ORDERS)?.unwrap_or(SeriesOrder::Labels),

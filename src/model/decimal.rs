@@ -1,6 +1,10 @@
 //! Exact decimals: 128-bit fixed point with 9 fractional digits, so that 0.1 + 0.2 is 0.3 and money
 //! adds up.
 
+use std::cmp::Ordering;
+
+use num_bigint::BigUint;
+
 /// Units per one: a value is `units / 10^9`.
 pub const UNITS_PER_ONE: i128 = 1_000_000_000;
 const FRACTION_DIGITS: usize = 9;
@@ -54,6 +58,17 @@ impl Decimal {
     /// [`DecimalError::Syntax`] for anything else (NaN, infinities, empty),
     /// [`DecimalError::OutOfRange`] beyond ±10^18.
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
+        Self::parse_rounded(text).map(|(value, _)| value)
+    }
+
+    /// Like [`Self::parse`], but `None` if the text has more than 9 fractional digits, so that the
+    /// value would be another number. Fails as [`Self::parse`] does.
+    pub fn parse_exact(text: &str) -> Result<Option<Self>, DecimalError> {
+        Self::parse_rounded(text).map(|(value, is_exact)| is_exact.then_some(value))
+    }
+
+    /// The value, and whether it is exactly what the text says.
+    fn parse_rounded(text: &str) -> Result<(Self, bool), DecimalError> {
         let bytes = text.as_bytes();
         let (negative, bytes) = match bytes.first() {
             Some(b'-') => (true, &bytes[1..]),
@@ -72,11 +87,24 @@ impl Decimal {
         if !digits_only || whole.len() + fraction.len() == 0 {
             return Err(DecimalError::Syntax);
         }
-        let magnitude = scale(whole, fraction, exponent)?;
+        let (magnitude, is_exact) = scale(whole, fraction, exponent)?;
         if magnitude > MAX_MAGNITUDE * UNITS_PER_ONE {
             return Err(DecimalError::OutOfRange);
         }
-        Ok(Self(if negative { -magnitude } else { magnitude }))
+        Ok((Self(if negative { -magnitude } else { magnitude }), is_exact))
+    }
+
+    /// This value times `multiply`, divided by `divide`, rounded half-even once. `None` beyond
+    /// ±10^18, or if `divide` is zero.
+    pub fn scaled(self, multiply: Self, divide: Self) -> Option<Self> {
+        if divide.0 == 0 {
+            return None;
+        }
+        let units = match self.0.checked_mul(multiply.0) {
+            Some(product) if divide.0 > 0 => divide_half_even(product, divide.0),
+            _ => divide_wide(self.0, multiply.0, divide.0)?,
+        };
+        Self::checked_from_units(units)
     }
 }
 
@@ -95,8 +123,8 @@ fn parse_exponent(text: &[u8]) -> Result<i64, DecimalError> {
     Ok(if negative { -value } else { value })
 }
 
-/// `whole.fraction × 10^exponent` in units, rounded half-even.
-fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalError> {
+/// `whole.fraction × 10^exponent` in units, rounded half-even, and whether rounding changed nothing.
+fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<(i128, bool), DecimalError> {
     // The number of mantissa digits before the decimal point of the value in units.
     let point = whole.len() as i64 + exponent + FRACTION_DIGITS as i64;
     let mut units = 0i128;
@@ -108,7 +136,7 @@ fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalEr
             Some(digit) => units = units * 10 + digit,
             // A zero mantissa stays zero: without this exit, `0e1000000` would loop a million
             // times.
-            None if units == 0 => return Ok(0),
+            None if units == 0 => return Ok((0, true)),
             None => units *= 10,
         }
         // Checked per digit, before a long mantissa can overflow the i128.
@@ -118,12 +146,27 @@ fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalEr
         position += 1;
     }
     if point < 0 {
-        return Ok(0);
+        return Ok((0, digits.all(|d| d == 0)));
     }
-    let Some(first) = digits.next() else { return Ok(units) };
+    let Some(first) = digits.next() else { return Ok((units, true)) };
     let rest_is_zero = digits.all(|d| d == 0);
     let up = first > 5 || (first == 5 && (!rest_is_zero || units % 2 == 1));
-    Ok(units + i128::from(up))
+    Ok((units + i128::from(up), first == 0 && rest_is_zero))
+}
+
+/// `a × b ÷ c`, rounded half-even, for products beyond 128 bits. `None` if the result is beyond
+/// them too.
+fn divide_wide(a: i128, b: i128, c: i128) -> Option<i128> {
+    let negative = (a < 0) ^ (b < 0) ^ (c < 0);
+    let divisor = BigUint::from(c.unsigned_abs());
+    let product = BigUint::from(a.unsigned_abs()) * b.unsigned_abs();
+    let (quotient, rest) = (&product / &divisor, &product % &divisor);
+    let up = match (rest * 2u32).cmp(&divisor) {
+        Ordering::Equal => quotient.bit(0),
+        other => other == Ordering::Greater,
+    };
+    let magnitude = i128::try_from(quotient + u32::from(up)).ok()?;
+    Some(if negative { -magnitude } else { magnitude })
 }
 
 /// Divides units by a positive count, rounded half-even to 9 digits. Euclidean, so that negative
@@ -202,6 +245,49 @@ mod tests {
         assert_eq!(units("5e-10"), Ok(0));
         assert_eq!(units("6e-10"), Ok(1));
         assert_eq!(units("6e-11"), Ok(0));
+    }
+
+    #[test]
+    fn what_has_too_many_digits_is_not_exact() {
+        for exact in ["0.000000001", "1e-9", "0.0000000010", "5000e-12", "0e-400", "-7", "1e18"] {
+            assert_eq!(Decimal::parse_exact(exact), Decimal::parse(exact).map(Some), "{exact}");
+        }
+        for inexact in ["0.0000000001", "1e-10", "0.00000000051", "1.0000000001", "5e-400"] {
+            assert_eq!(Decimal::parse_exact(inexact), Ok(None), "{inexact}");
+        }
+        assert_eq!(Decimal::parse_exact("x"), Err(DecimalError::Syntax));
+    }
+
+    #[test]
+    fn scaling_rounds_half_even_once() {
+        let scaled = |value: &str, multiply: &str, divide: &str| {
+            let [value, multiply, divide] =
+                [value, multiply, divide].map(|text| Decimal::parse(text).expect("a number"));
+            value.scaled(multiply, divide).map(|scaled| scaled.to_string())
+        };
+        for (value, multiply, divide, expected) in [
+            ("90", "1", "60", Some("1.5")),
+            ("1", "1", "60", Some("0.016666667")),
+            ("-1", "1", "60", Some("-0.016666667")),
+            ("1", "-1", "-60", Some("0.016666667")),
+            ("0.000000001", "1", "2", Some("0")),
+            ("0.000000003", "1", "2", Some("0.000000002")),
+            ("0.000000003", "-1", "2", Some("-0.000000002")),
+            ("0.000000003", "1", "-2", Some("-0.000000002")),
+            ("1e18", "1e18", "1e18", Some("1000000000000000000")),
+            ("1e18", "999999999.999999999", "1e9", Some("999999999999999999")),
+            ("1e18", "1e18", "-3e17", None),
+            ("1e18", "1.000000001", "1", None),
+            ("-1e18", "2", "1", None),
+            ("0", "1e18", "0.000000001", Some("0")),
+            ("5", "1", "0", None),
+        ] {
+            assert_eq!(scaled(value, multiply, divide).as_deref(), expected, "{value}");
+        }
+        // Both ways of dividing agree.
+        for (a, b, c) in [(7, 5, 2), (-7, 5, 2), (9, 3, 4), (1, 1, 3), (-1, 5, 10), (3, 5, 10)] {
+            assert_eq!(divide_wide(a, b, c), Some(divide_half_even(a * b, c)), "{a} {b} {c}");
+        }
     }
 
     #[test]

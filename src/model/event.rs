@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use jiff::civil::DateTime;
 use jiff::fmt::temporal::Pieces;
 
+use super::series::OVERFLOW_LABEL;
+use super::suggest::excerpt;
+
 /// Why an event is refused. The names are part of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventErrorCode {
@@ -109,6 +112,8 @@ pub const MAX_LABEL_VALUE_BYTES: usize = 256;
 pub const MAX_USER_BYTES: usize = 256;
 /// Longest event id, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
+/// Deepest nesting of `properties`, because readers of the archive may recurse.
+pub const MAX_PROPERTIES_DEPTH: usize = 64;
 
 /// Why one event is refused.
 #[allow(missing_docs, reason = "the names say it")]
@@ -176,6 +181,24 @@ pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
         return bad(format!("the value of label {name} holds a control character"));
     }
     Ok(())
+}
+
+/// Checks a name that a series can have: that of a valid label, or of the label of the overflow
+/// series. The error repeats the name.
+pub fn check_label_name(name: &str) -> Result<(), String> {
+    if name == OVERFLOW_LABEL.0 {
+        return Ok(());
+    }
+    check_label(name, "").map_err(|why| format!("{:?} is no label: {}", excerpt(name), why.message))
+}
+
+/// Checks the number of labels of an event, without empty ones. Beyond [`MAX_LABELS`] it is
+/// `labels_invalid`.
+pub fn check_label_count(count: usize) -> Result<(), EventError> {
+    if count <= MAX_LABELS {
+        return Ok(());
+    }
+    Err(EventError::new(EventErrorCode::LabelsInvalid, format!("more than {MAX_LABELS} labels")))
 }
 
 /// Checks a user, which may be empty. Beyond [`MAX_USER_BYTES`] it is `user_invalid`.

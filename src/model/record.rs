@@ -90,7 +90,7 @@ pub struct RecordEvent<'a> {
 impl RecordEvent<'_> {
     /// XXH3-64 of the user, the input of the distinct sketch.
     pub fn user_hash(&self) -> Option<u64> {
-        self.user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()))
+        self.user.map(user_hash)
     }
     /// The hash for de-duplication: XXH3-128 of the event id, seeded with the first 8
     /// bytes of the series id and XORed with the whole series id, so that equal ids of
@@ -101,6 +101,11 @@ impl RecordEvent<'_> {
                 ^ u128::from_be_bytes(series.0)
         })
     }
+}
+
+/// XXH3-64 of a user, the input of the distinct sketch.
+pub fn user_hash(user: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(user.as_bytes())
 }
 
 /// The version of a record that this build cannot read, if the bytes are such a record.

@@ -147,8 +147,13 @@ impl Series {
 
     /// The value of a label; a missing label reads as empty.
     pub fn label(&self, name: &str) -> &str {
-        self.labels.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
+        label_of(&self.labels, name)
     }
+}
+
+/// The value of one of these labels; a missing label reads as empty.
+pub fn label_of<'a>(labels: &'a [(String, String)], name: &str) -> &'a str {
+    labels.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
 }
 
 fn put(key: &mut Vec<u8>, s: &str) {

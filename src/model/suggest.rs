@@ -1,7 +1,15 @@
-//! The known name that a mistyped one probably stands for.
+//! What error messages repeat of a text, and the known name that a mistyped one probably stands for.
 
 /// Least similarity of a suggestion (1 is equal, 0 shares nothing): below it, a hint misleads.
 const NEAR: f64 = 0.6;
+
+/// How many characters of a name or expression an error message repeats.
+const MAX_EXCERPT: usize = 64;
+
+/// Truncates a client's text for an error message; it may be as long as a whole request.
+pub fn excerpt(text: &str) -> String {
+    text.chars().take(MAX_EXCERPT).collect()
+}
 
 /// The known name most similar to `name`, if any is similar enough to suggest.
 pub fn nearest_name(name: &str, known: impl IntoIterator<Item = String>) -> Option<String> {

@@ -13,7 +13,6 @@ mod days;
 pub mod engine;
 pub mod error;
 pub mod groups;
-pub mod matchers;
 pub mod memory_charge;
 mod part;
 mod rank;

@@ -4,13 +4,10 @@
 use jiff::tz::TimeZone;
 
 use super::steps::TimeStep;
-use crate::model::event::{self, MAX_LABELS};
+use crate::model::event::{MAX_LABELS, check_label_name};
 use crate::model::matcher::Matcher;
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::{HOUR_MS, Hour, Millis};
-
-/// How many characters of a name or expression an error message repeats.
-const MAX_EXCERPT: usize = 64;
 
 /// What to compute for each point of an answer.
 #[allow(missing_docs, reason = "the names say it")]
@@ -199,20 +196,6 @@ fn check_group_by(labels: &[String]) -> Result<(), InvalidRequest> {
         }
     }
     Ok(())
-}
-
-/// Accepts names that a series can have: valid event labels and the label of the overflow series.
-pub(crate) fn check_label_name(name: &str) -> Result<(), String> {
-    if name == OVERFLOW_LABEL.0 {
-        return Ok(());
-    }
-    event::check_label(name, "")
-        .map_err(|why| format!("{:?} is no label: {}", excerpt(name), why.message))
-}
-
-/// Truncates a client's text for an error message; it may be as long as a whole request.
-pub fn excerpt(text: &str) -> String {
-    text.chars().take(MAX_EXCERPT).collect()
 }
 
 impl QueryRequest {

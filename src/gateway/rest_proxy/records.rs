@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::super::error::ApiError;
-use super::super::json_scan::{self, JsonMember, JsonMembers, ScanError};
 use super::super::parse;
+use crate::model::json_scan::{self, JsonMember, JsonMembers, ScanError};
 
 /// Decodes base64 with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

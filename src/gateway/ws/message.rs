@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::super::error::ApiError;
-use super::super::json_scan::{self, JsonMember, JsonMembers, ScanError};
+use crate::model::json_scan::{self, JsonMember, JsonMembers, ScanError};
 
 /// A parsed client message.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,14 +3,15 @@
 
 use regex::RegexBuilder;
 
-use super::request::{check_label_name, excerpt};
-use crate::model::matcher::Matcher;
+use super::event::check_label_name;
+use super::matcher::{ANCHORS, Matcher};
+use super::suggest::excerpt;
 
 /// Memory limit of one compiled expression in bytes. The `regex` crate matches in linear time, so
 /// only the size needs a limit.
-const REGEX_BYTES: usize = 1 << 20;
-/// Maximum number of matchers in one query.
-const MAX_MATCHERS: usize = 32;
+pub const REGEX_BYTES: usize = 1 << 20;
+/// Maximum number of matchers in one text.
+pub const MAX_MATCHERS: usize = 32;
 
 /// Parses a `where` parameter; empty means no matcher.
 ///
@@ -179,12 +180,18 @@ fn unicode(text: &str) -> Option<(char, &str)> {
     decoded.next().is_none().then_some((c, after))
 }
 
-fn anchored(pattern: &str) -> Result<regex::Regex, String> {
+/// Compiles an expression that has to match a whole text.
+///
+/// # Errors
+/// If it is not valid, or larger than [`REGEX_BYTES`] when compiled.
+pub fn anchored(pattern: &str) -> Result<regex::Regex, String> {
     // Compiled without anchors first: `a)|(b` would close the group that anchors it.
     RegexBuilder::new(pattern).size_limit(REGEX_BYTES).build().map_err(|e| {
         format!("the regular expression {:?} is not valid or too large: {e}", excerpt(pattern))
     })?;
-    let anchored = RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_BYTES).build();
+    let anchored = RegexBuilder::new(&format!("{}{pattern}{}", ANCHORS.0, ANCHORS.1))
+        .size_limit(REGEX_BYTES)
+        .build();
     anchored.map_err(|e| {
         format!("the regular expression {:?} is not valid or too large: {e}", excerpt(pattern))
     })
@@ -255,6 +262,24 @@ mod tests {
         assert!(passes(r#"{c=`a\u00fc`}"#, &[("c", r"a\u00fc")]));
         // An escaped surrogate pair is a literal character, not an expression.
         assert!(!passes(r#"{c=~"\ud83d\ude00"}"#, &[("c", "x")]));
+    }
+
+    #[test]
+    fn what_is_printed_is_the_same_matcher() {
+        for text in [
+            r#"{c="M\u00fcnchen \t\"'\\`",d!=""}"#,
+            r#"{c=~"a\.b\d+|\"\\x5c.",d!~`\.\\n"`}"#,
+            r#"{c=~"\ud83d\ude00",d=~"(?x) a # b
+                ",e=~""}"#,
+            "{}",
+        ] {
+            let matchers = parse(text).expect("parses");
+            let printed: Vec<String> = matchers.iter().map(ToString::to_string).collect();
+            let again = parse(&printed.join(",")).expect("parses again");
+            assert_eq!(again, matchers, "{text}");
+        }
+        let (one, other) = (parse(r#"a="x""#).expect("one"), parse(r#"a=~"x""#).expect("other"));
+        assert_ne!(one, other);
     }
 
     #[test]

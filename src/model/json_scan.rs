@@ -13,7 +13,7 @@ const CHUNK_BYTES: usize = 16;
 
 /// A text whose parts cannot be separated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ScanError {
+pub struct ScanError {
     /// Byte offset of the error.
     pub at: usize,
     /// Byte offset of the part that was being scanned.
@@ -24,7 +24,7 @@ pub(super) struct ScanError {
 
 impl ScanError {
     /// The error with line and column.
-    pub(super) fn describe(&self, text: &[u8]) -> String {
+    pub fn describe(&self, text: &[u8]) -> String {
         let (line, column) = position(text, self.at);
         if self.part_start == self.at {
             return format!("{} at line {line} column {column}", self.why);
@@ -39,7 +39,7 @@ impl ScanError {
 }
 
 /// Line and column of a byte offset, from 1; columns count characters.
-fn position(text: &[u8], at: usize) -> (usize, usize) {
+pub fn position(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at.min(text.len())];
     let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let is_first_byte = |b: &&u8| **b & 0xc0 != 0x80;
@@ -78,7 +78,7 @@ fn is_space(byte: u8) -> bool {
 }
 
 /// The first offset from `at` on that holds no white space.
-pub(super) fn skip_space(text: &[u8], mut at: usize) -> usize {
+pub fn skip_space(text: &[u8], mut at: usize) -> usize {
     while text.get(at).is_some_and(|b| is_space(*b)) {
         at += 1;
     }
@@ -146,7 +146,7 @@ fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, ScanError> 
 
 /// The object or array that begins at `from` and is followed by white space only. Fails if the
 /// value is not closed, or something follows it.
-pub(super) fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, ScanError> {
+pub fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, ScanError> {
     let end = value_end(text, from, true)?;
     match skip_space(text, end) {
         at if at < text.len() => {
@@ -159,7 +159,7 @@ pub(super) fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, Scan
 /// The elements of the array that begins at `from`, and where it ends. Stops after `max` + 1, which
 /// is enough to see that there are too many. Nothing between two commas is an empty element. Fails
 /// if the elements cannot be separated.
-pub(super) fn elements(
+pub fn elements(
     text: &[u8],
     from: usize,
     max: usize,
@@ -181,9 +181,26 @@ pub(super) fn elements(
     }
 }
 
+/// The element of the array that begins at `from` with this number. `None` if there are fewer, or
+/// they cannot be separated.
+pub fn element(text: &[u8], from: usize, number: usize) -> Option<Range<usize>> {
+    let mut at = skip_space(text, from + 1);
+    if text.get(at) == Some(&b']') {
+        return None;
+    }
+    for _ in 0..number {
+        let end = value_end(text, at, false).ok()?;
+        if text[end] != b',' {
+            return None;
+        }
+        at = skip_space(text, end + 1);
+    }
+    value_end(text, at, false).ok().map(|end| trimmed(text, at, end))
+}
+
 /// A member of an object, as ranges of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct JsonMember {
+pub struct JsonMember {
     /// Its name, including the quotes.
     pub name: Range<usize>,
     /// Its value, without white space around it.
@@ -191,7 +208,7 @@ pub(super) struct JsonMember {
 }
 
 /// Iterates over the members of an object, up to its end or the first syntax error.
-pub(super) struct JsonMembers<'a> {
+pub struct JsonMembers<'a> {
     text: &'a [u8],
     at: usize,
     ended: bool,
@@ -199,7 +216,7 @@ pub(super) struct JsonMembers<'a> {
 
 impl<'a> JsonMembers<'a> {
     /// The members of the object that begins at `from`.
-    pub(super) fn of(text: &'a [u8], from: usize) -> Self {
+    pub fn of(text: &'a [u8], from: usize) -> Self {
         let at = skip_space(text, from + 1);
         Self { text, at, ended: text.get(from) != Some(&b'{') || text.get(at) == Some(&b'}') }
     }
@@ -339,6 +356,11 @@ mod tests {
             let text = format!("[{spaces}{}{spaces}]", array.join(&format!("{spaces},{spaces}")));
             let found = split(&text).unwrap();
             prop_assert_eq!(found, array.iter().map(String::as_str).collect::<Vec<_>>());
+            for (number, expected) in array.iter().enumerate() {
+                let found = element(text.as_bytes(), 0, number).map(|range| &text[range]);
+                prop_assert_eq!(found, Some(expected.as_str()));
+            }
+            prop_assert_eq!(element(text.as_bytes(), 0, array.len()), None);
         }
 
         #[test]
@@ -353,6 +375,9 @@ mod tests {
             if let Ok((found, end)) = elements(&text, 0, 3) {
                 let inside = found.iter().all(|range| range.end <= end);
                 prop_assert!(end <= text.len() && found.len() <= 4 && inside);
+            }
+            for number in 0..4 {
+                prop_assert!(element(&text, 0, number).is_none_or(|e| e.end <= text.len()));
             }
             let text = [b"{".as_slice(), &noise].concat();
             for member in JsonMembers::of(&text, 0).flatten() {
