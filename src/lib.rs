@@ -15,6 +15,8 @@ pub mod telemetry;
 pub mod api;
 pub mod model;
 
+pub mod rules;
+
 pub mod config;
 pub mod shards;
 

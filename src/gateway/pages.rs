@@ -70,6 +70,7 @@ served! {
     "reference/kafka.md",
     "reference/metrics.md",
     "reference/performance.md",
+    "reference/rules.md",
     "start/concepts.md",
     "start/quickstart.md",
 }
