@@ -14,6 +14,7 @@ mod number_format;
 mod quarantine;
 mod query;
 mod rebuild;
+mod rules;
 mod send;
 mod status;
 mod store;
@@ -78,6 +79,8 @@ enum Command {
     Status(status::StatusArgs),
     /// List, release and discard quarantined events
     Quarantine(quarantine::QuarantineArgs),
+    /// Check rules for events, and try them on examples
+    Rules(rules::RulesArgs),
     /// Create, list and revoke API keys
     Keys(keys::KeysArgs),
     /// Inspect the log of an embedded node
@@ -187,6 +190,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Health(args) => health::run(&args)?,
         Command::Status(args) => return status::run(&args),
         Command::Quarantine(args) => quarantine::run(&args)?,
+        Command::Rules(args) => return rules::run(&args),
         Command::Keys(args) => keys::run(&args)?,
         Command::Log(args) => log::run(&args)?,
         Command::Store(args) => store::run(&args)?,

@@ -34,6 +34,30 @@ fn text<'a>(
     }
 }
 
+/// The labels of an event, each valid.
+fn labels(raw: &[u8], format: BodyFormat) -> Result<Vec<(String, String)>, EventError> {
+    let labels = match (raw.is_empty(), format) {
+        (true, _) => Vec::new(),
+        (false, BodyFormat::MessagePack) => msgpack::labels(raw)?,
+        (false, _) => parse::json_labels(raw)?,
+    };
+    labels.iter().try_for_each(|(name, value)| event::check_label(name, value))?;
+    Ok(labels)
+}
+
+/// The time that an event gives, whether it is acceptable now or not.
+fn timestamp(field: &TimeField<'_>) -> Result<Option<i64>, EventError> {
+    match field {
+        TimeField::Absent => Ok(None),
+        TimeField::Millis(at) => Ok(Some(*at)),
+        TimeField::Text(text) => event::parse_rfc3339(text).map(Some),
+        TimeField::Invalid => Err(EventError::new(
+            EventErrorCode::TimestampInvalid,
+            "a timestamp is RFC 3339 or integer milliseconds",
+        )),
+    }
+}
+
 fn value(field: &NumberField<'_>) -> Result<Option<Decimal>, EventError> {
     match field {
         NumberField::Absent => Ok(Some(Decimal::ONE)),
@@ -55,6 +79,42 @@ fn value(field: &NumberField<'_>) -> Result<Option<Decimal>, EventError> {
     }
 }
 
+/// The fields of one event that was accepted, wherever it came from.
+#[allow(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainEvent {
+    pub metric: String,
+    pub labels: Vec<(String, String)>,
+    /// `None` if the event gives none, and would get the time of its arrival.
+    pub timestamp: Option<i64>,
+    pub value: Option<Decimal>,
+    pub user: Option<String>,
+}
+
+/// Reads an event of JSON as a server would, but for what depends on its configuration: how large
+/// and how old an event may be.
+///
+/// # Errors
+/// The refusal of the event.
+pub fn plain_json_event(event: &[u8]) -> Result<PlainEvent, EventError> {
+    let unreadable = |why| EventError::new(EventErrorCode::EventUnreadable, why);
+    let fields = parse::json_event(event).map_err(unreadable)?;
+    let id = text(&fields.id, EventErrorCode::IdInvalid, "id")?;
+    id.map_or(Ok(()), event::check_id)?;
+    let metric = text(&fields.metric, EventErrorCode::MetricInvalid, "metric")?.unwrap_or_default();
+    event::check_metric(metric)?;
+    let labels = labels(fields.labels, BodyFormat::Json)?;
+    let user = text(&fields.user, EventErrorCode::UserInvalid, "user")?;
+    user.map_or(Ok(()), event::check_user)?;
+    Ok(PlainEvent {
+        metric: metric.to_owned(),
+        labels,
+        timestamp: timestamp(&fields.timestamp)?,
+        value: value(&fields.value)?,
+        user: user.map(str::to_owned),
+    })
+}
+
 /// What all events of a request have in common.
 pub struct IngestRequest<'a> {
     /// Limits, interner and admission control.
@@ -73,17 +133,7 @@ pub struct IngestRequest<'a> {
 
 impl IngestRequest<'_> {
     fn timestamp(&self, field: &TimeField<'_>) -> Result<i64, EventError> {
-        let at = match field {
-            TimeField::Absent => return Ok(self.now),
-            TimeField::Millis(at) => *at,
-            TimeField::Text(text) => event::parse_rfc3339(text)?,
-            TimeField::Invalid => {
-                return Err(EventError::new(
-                    EventErrorCode::TimestampInvalid,
-                    "a timestamp is RFC 3339 or integer milliseconds",
-                ));
-            }
-        };
+        let Some(at) = timestamp(field)? else { return Ok(self.now) };
         event::check_timestamp(at, self.now, &self.gateway.event_limits).map(|()| at)
     }
 
@@ -108,15 +158,7 @@ impl IngestRequest<'_> {
             .unwrap_or_default();
         event::check_metric(metric)?;
         // Called on a miss of the interner only.
-        let parse = || {
-            let labels = match (fields.labels.is_empty(), self.format) {
-                (true, _) => Vec::new(),
-                (false, BodyFormat::MessagePack) => msgpack::labels(fields.labels)?,
-                (false, _) => parse::json_labels(fields.labels)?,
-            };
-            labels.iter().try_for_each(|(name, value)| event::check_label(name, value))?;
-            Ok(labels)
-        };
+        let parse = || labels(fields.labels, self.format);
         let series = self.gateway.interner.intern(self.tenant, metric, fields.labels, parse)?;
         let user = text(&fields.user, EventErrorCode::UserInvalid, "user")?;
         user.map_or(Ok(()), event::check_user)?;

@@ -48,6 +48,7 @@ mod rebuild_cluster;
 mod redis_cache;
 mod rest_proxy;
 mod restored_log;
+mod rules;
 mod s3_archive;
 mod send;
 mod shares;
