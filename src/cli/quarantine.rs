@@ -3,7 +3,7 @@
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::client::{ServerArgs, decode_answer};
+use super::client::{PATIENCE, ServerArgs, decode_answer};
 use crate::api::quarantine::{EventPlace, QuarantineAnswer, QuarantinedEvent};
 
 #[derive(Debug, Args)]
@@ -129,7 +129,7 @@ fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
 }
 
 /// Applies an operation to each event. Continues after a refusal, so that one event does
-/// not block the others.
+/// not block the others, but not while the server cannot tell: each would wait as long.
 #[allow(clippy::print_stdout)] // the output of the command
 fn apply_to_each(
     server: &ServerArgs,
@@ -137,9 +137,16 @@ fn apply_to_each(
     done: &str,
     places: &[EventPlace],
 ) -> anyhow::Result<()> {
+    let (client, path) = (server.server(PATIENCE)?, format!("/v1/quarantine/{what}"));
     let mut refused = 0;
-    for place in places {
-        match server.post(&format!("/v1/quarantine/{what}"), &serde_json::to_value(place)?) {
+    for (at, place) in places.iter().enumerate() {
+        let body = serde_json::to_vec(place)?;
+        let answer = client.post(&path, "application/json", &body).map_err(anyhow::Error::msg)?;
+        if answer.status == 503 {
+            let left = places.len() - at;
+            bail!("{place}: {}; {left} of {} events are left", answer.sentence(), places.len());
+        }
+        match client.success_text(answer) {
             Ok(_) => println!("{place} {done}"),
             Err(error) => {
                 eprintln!("{place}: {error:#}");

@@ -257,7 +257,7 @@ config! {
         /// core, at least 4. One of several tenants has three quarters.
         threads: usize = 0, 0..=1024;
         /// A query that takes longer, including its time in the queue, is aborted and answered 503
-        /// with Retry-After.
+        /// with Retry-After. So is whatever operators do to the store (quarantine, expiry).
         timeout: Duration = seconds(30), ms(100)..=hours(1);
         /// Memory of all running queries, counted as it grows. One of several tenants has a
         /// quarter; a query that needs more by itself is answered 422.

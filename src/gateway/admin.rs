@@ -28,17 +28,7 @@ pub(super) async fn status(
 ) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
     checked_params(q, &[])?;
-    // One at a time: each call asks every other node, and they must not pile up.
-    let _turn = gateway.status.lock().await;
-    let status = gateway.deps.status.clone();
-    let answer = tokio::task::spawn_blocking(move || status.status()).await.map_err(|error| {
-        tracing::error!(%error, "the status crashed");
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "the request crashed, the log of the server says why",
-        )
-    })?;
+    let answer = gateway.collect_status().await?;
     Ok(json(read_routes::json(&answer)?))
 }
 
@@ -88,7 +78,7 @@ pub(super) async fn release(
     let tenant = reach.tenant.clone();
     let place = event_place(&gateway, &tenant, &headers, body).await?;
     let answer =
-        run_operation(&gateway, &tenant, move |quarantine, _| quarantine.release(&reach, place))
+        run_operation(&gateway, &tenant, move |all, budget| all.release(&reach, place, budget))
             .await;
     if answer.is_ok() {
         tracing::info!(
@@ -113,7 +103,7 @@ pub(super) async fn discard(
     let tenant = reach.tenant.clone();
     let place = event_place(&gateway, &tenant, &headers, body).await?;
     let answer =
-        run_operation(&gateway, &tenant, move |quarantine, _| quarantine.discard(&reach, place))
+        run_operation(&gateway, &tenant, move |all, budget| all.discard(&reach, place, budget))
             .await;
     if answer.is_ok() {
         tracing::info!(
@@ -148,7 +138,7 @@ pub(super) async fn expiry(
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
     checked_params(q, &[])?;
     let expiry = gateway.deps.expiry.clone();
-    let answer = gateway.run_blocking(&tenant, move |budget| expiry.list(budget)).await?;
+    let answer = gateway.run_operation(&tenant, move |budget| expiry.list(budget)).await?;
     Ok(json(read_routes::json(&answer)?))
 }
 
@@ -171,7 +161,7 @@ pub(super) async fn expire(
         ));
     }
     let expiry = gateway.deps.expiry.clone();
-    let answer = gateway.run_blocking(&tenant, move |_| expiry.approve()).await?;
+    let answer = gateway.run_operation(&tenant, move |budget| expiry.approve(budget)).await?;
     tracing::warn!("a person said yes: what had stopped to expire goes on");
     Ok(json(read_routes::json(&answer)?))
 }
@@ -218,6 +208,6 @@ where
     F: FnOnce(&dyn QuarantineService, &QueryBudget) -> Result<T, OperateError> + Send + 'static,
 {
     let quarantine = gateway.deps.quarantine.clone();
-    let answer = gateway.run_blocking(tenant, move |budget| work(&*quarantine, budget)).await?;
+    let answer = gateway.run_operation(tenant, move |budget| work(&*quarantine, budget)).await?;
     Ok(json(read_routes::json(&answer)?))
 }

@@ -115,7 +115,7 @@ error_codes! {
     503 "query_too_slow": "The store did not finish the question within `store.timeout`: ask for \
         less at once.";
     503 "starting": "The node waits for Kafka or PostgreSQL; the message names it.";
-    503 "store_unavailable": "The store is away: ask again.";
+    503 "store_unavailable": "The store is away, or does not answer: ask again.";
     503 "too_many_connections": "The address has more than `server.max_connections_per_address` \
         connections.";
 }

@@ -8,6 +8,7 @@
 mod admin;
 pub mod admission;
 pub mod auth;
+mod blocking;
 pub mod codes;
 mod compression;
 mod connections;

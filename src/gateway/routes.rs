@@ -25,9 +25,6 @@ use super::{
     rest_proxy, shares, ws,
 };
 use crate::clock::Stopwatch;
-use crate::model::budget::{AbortReason, QueryBudget};
-use crate::query::error::QueryError;
-use crate::query::service::QueryService;
 
 /// Builds the router of the whole HTTP interface.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -190,68 +187,6 @@ impl Gateway {
             return Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message));
         }
         keys.authenticate_or_basic(headers, scope, self.deps.clock.now())
-    }
-
-    /// Runs a query on the query pool. Dropping the future cancels the query. Fails with 429 or 503
-    /// if too many queries run; 503 if it times out; otherwise as `question` does.
-    pub(super) async fn run_query<T, Q>(
-        &self,
-        tenant: &Arc<str>,
-        question: Q,
-    ) -> Result<T, ApiError>
-    where
-        T: Send + 'static,
-        Q: FnOnce(&dyn QueryService, &QueryBudget) -> Result<T, ApiError> + Send + 'static,
-    {
-        let queries = self.deps.queries.clone();
-        self.run_blocking(tenant, move |budget| question(&*queries, budget)).await
-    }
-
-    /// Runs blocking work on the query pool, under the limits of queries. Dropping the future
-    /// aborts its budget. Fails with 429 or 503 if too much runs; 503 if it times out; 500 if it
-    /// panics, which affects nothing else; otherwise as `work` does.
-    pub(super) async fn run_blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
-        &self,
-        tenant: &Arc<str>,
-        work: impl FnOnce(&QueryBudget) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let turn = shares::reserve(&self.shares.queries, tenant, 1)?;
-        let budget = Arc::new(QueryBudget::from_share(shares::reserve(
-            &self.shares.query_memory,
-            tenant,
-            0,
-        )?));
-        let _ends = AbandonOnDrop(budget.clone());
-        let limit = self.deps.config.query.timeout;
-        let own = budget.clone();
-        let answer = self.queries.run(tenant, move || {
-            // Held until the work really ends, even if the caller has stopped waiting: it still
-            // uses the pool.
-            let _turn = turn;
-            match own.abort_reason() {
-                Some(_) => Err(ApiError::from(QueryError::Abandoned)),
-                None => work(&own).map_err(Into::into),
-            }
-        });
-        let Ok(answer) = tokio::time::timeout(limit, answer).await else {
-            budget.abort(AbortReason::TimedOut);
-            let message = format!(
-                "no answer within {} s (query.timeout): ask for a shorter range or fewer series, \
-                 or retry",
-                limit.as_secs_f64()
-            );
-            return Err(ApiError::unavailable("query_timeout", message, 5));
-        };
-        answer.map_err(|_| ApiError::internal())?
-    }
-}
-
-/// Cancels a query when the future that waits for it is dropped.
-struct AbandonOnDrop(Arc<QueryBudget>);
-
-impl Drop for AbandonOnDrop {
-    fn drop(&mut self) {
-        self.0.abort(AbortReason::Abandoned);
     }
 }
 

@@ -180,6 +180,7 @@ impl QuarantineService for FakeQuarantine {
         &self,
         reach: &QuarantineScope,
         place: EventPlace,
+        _: &QueryBudget,
     ) -> Result<ReleaseAnswer, OperateError> {
         assert_ne!(place.index, 13, "a fault to be caught");
         let counted_in = SeriesName { metric: reach.tenant.to_string(), labels: BTreeMap::new() };
@@ -189,6 +190,7 @@ impl QuarantineService for FakeQuarantine {
         &self,
         _: &QuarantineScope,
         place: EventPlace,
+        _: &QueryBudget,
     ) -> Result<DiscardAnswer, OperateError> {
         Err(OperateError::NotQuarantined { place, why: "is gone" })
     }
@@ -199,7 +201,7 @@ impl StatusService for FakeStatus {
     fn archive_now(&self) -> ArchiveFlushAnswer {
         ArchiveFlushAnswer { shards: vec![] }
     }
-    fn status(&self) -> StatusAnswer {
+    fn status(&self, _: &QueryBudget) -> StatusAnswer {
         StatusAnswer { at: None, healthy: true, store: None, nodes: vec![], shards: vec![] }
     }
     fn dedup_horizons(&self) -> Vec<(String, i64)> {
@@ -211,7 +213,7 @@ impl ExpiryService for FakeStatus {
     fn list(&self, _: &QueryBudget) -> Result<ExpiryAnswer, OperateError> {
         Ok(ExpiryAnswer { stopped: 0, due: vec![] })
     }
-    fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
+    fn approve(&self, _: &QueryBudget) -> Result<ExpiryGoesOnAnswer, OperateError> {
         Ok(ExpiryGoesOnAnswer { going_on: 0, of: vec![] })
     }
 }

@@ -63,14 +63,14 @@ impl ExpiryService for StoreExpiry {
         Ok(ExpiryAnswer { stopped, due: noted.iter().map(due).collect() })
     }
 
-    fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
+    fn approve(&self, budget: &QueryBudget) -> Result<ExpiryGoesOnAnswer, OperateError> {
         // An approval covers only what is stopped now; later stops need their own.
-        let stopped: Vec<ExpiryTarget> = Self::states(&mut *self.0.snapshot()?)?
+        let stopped: Vec<ExpiryTarget> = Self::states(&mut *self.0.snapshot_for(budget)?)?
             .into_iter()
             .filter(|(_, note)| note.stop().is_some())
             .map(|(of, _)| of)
             .collect();
-        let going_on = self.0.approve_expiry(&stopped)?;
+        let going_on = self.0.approve_expiry(&stopped, Some(budget))?;
         Ok(ExpiryGoesOnAnswer { going_on, of: stopped.into_iter().map(expiring_name).collect() })
     }
 }
@@ -116,7 +116,7 @@ mod tests {
         let expiry = StoreExpiry::new(store.clone());
         let listed = expiry.list(&QueryBudget::default()).expect("listed");
         assert_eq!((listed.stopped, listed.due.len()), (2, 3));
-        assert_eq!(expiry.approve().expect("said").going_on, 2);
+        assert_eq!(expiry.approve(&QueryBudget::default()).expect("said").going_on, 2);
         let notes = store.snapshot().expect("snapshot").expiries().expect("notes");
         let heard: Vec<_> = notes.iter().map(|(of, note)| (*of, note.approvals)).collect();
         assert_eq!(

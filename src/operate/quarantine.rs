@@ -56,8 +56,9 @@ impl StoreQuarantine {
         &self,
         scope: &QuarantineScope,
         place: EventPlace,
+        budget: &QueryBudget,
     ) -> Result<QuarantineRow, OperateError> {
-        let found = Self::rows(scope, &mut *self.store.snapshot()?)?
+        let found = Self::rows(scope, &mut *self.store.snapshot_for(budget)?)?
             .into_iter()
             .find(|row| place_of(row) == place);
         match found {
@@ -95,17 +96,18 @@ impl QuarantineService for StoreQuarantine {
         &self,
         scope: &QuarantineScope,
         place: EventPlace,
+        budget: &QueryBudget,
     ) -> Result<ReleaseAnswer, OperateError> {
-        let row = self.pending_row(scope, place)?;
+        let row = self.pending_row(scope, place, budget)?;
         // The snapshot is complete for this event: everything admitted at or below its offset was
         // committed before its own row, or with it.
-        let admissions =
-            self.store.snapshot().and_then(|mut snapshot| snapshot.admissions(row.shard))?;
+        let admissions = self.store.snapshot_for(budget)?.admissions(row.shard)?;
         let batch = release::fold(&self.limits, &row, admissions)
             .map_err(|why| OperateError::NotReleasable(why.to_string()))?;
         // The store settles an event once; of two operators at the same time
         // the second gets `false`.
-        if !self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch))? {
+        let at = (row.shard, row.offset, row.index);
+        if !self.store.settle_quarantine(at.0, at.1, at.2, Some(&batch), Some(budget))? {
             return Err(not_quarantined(place, "was settled meanwhile"));
         }
         let counted_in = batch.deltas.first().map(|delta| name_of(&delta.series.series));
@@ -116,9 +118,11 @@ impl QuarantineService for StoreQuarantine {
         &self,
         scope: &QuarantineScope,
         place: EventPlace,
+        budget: &QueryBudget,
     ) -> Result<DiscardAnswer, OperateError> {
-        let row = self.pending_row(scope, place)?;
-        if !self.store.settle_quarantine(ShardId(place.shard), row.offset, row.index, None)? {
+        let row = self.pending_row(scope, place, budget)?;
+        let shard = ShardId(place.shard);
+        if !self.store.settle_quarantine(shard, row.offset, row.index, None, Some(budget))? {
             return Err(not_quarantined(place, "was settled meanwhile"));
         }
         Ok(DiscardAnswer { discarded: place })

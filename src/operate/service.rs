@@ -33,10 +33,15 @@ pub enum OperateError {
     StoreInvalid(String),
 }
 
+/// What is said of a store that did not answer before the request ended.
+pub const NO_ANSWER: &str =
+    "the store did not answer within query.timeout, nothing was written: is its server alive?";
+
 impl From<StoreError> for OperateError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Invalid(why) => Self::StoreInvalid(why),
+            StoreError::QueryEnded => Self::StoreUnavailable(NO_ANSWER.to_owned()),
             other => Self::StoreUnavailable(other.to_string()),
         }
     }
@@ -66,21 +71,24 @@ pub trait QuarantineService: Send + Sync {
     /// Counts the event after all and removes it from the quarantine.
     ///
     /// # Errors
-    /// Fails without the query role, if the event is not waiting, if it cannot be folded, or
-    /// if the store fails.
+    /// Fails without the query role, if the event is not waiting, if it cannot be folded, if
+    /// the store fails, or when the budget is used up.
     fn release(
         &self,
         scope: &QuarantineScope,
         place: EventPlace,
+        budget: &QueryBudget,
     ) -> Result<ReleaseAnswer, OperateError>;
     /// Gives the event up for good; its row stays, marked as discarded.
     ///
     /// # Errors
-    /// Fails without the query role, if the event is not waiting, or if the store fails.
+    /// Fails without the query role, if the event is not waiting, if the store fails, or when
+    /// the budget is used up.
     fn discard(
         &self,
         scope: &QuarantineScope,
         place: EventPlace,
+        budget: &QueryBudget,
     ) -> Result<DiscardAnswer, OperateError>;
 }
 
@@ -94,15 +102,16 @@ pub trait ExpiryService: Send + Sync {
     /// Approves every expiry that is stopped.
     ///
     /// # Errors
-    /// Fails without the query role, or if the store fails.
-    fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError>;
+    /// Fails without the query role, if the store fails, or when the budget is used up.
+    fn approve(&self, budget: &QueryBudget) -> Result<ExpiryGoesOnAnswer, OperateError>;
 }
 
 /// Status of nodes and shards.
 pub trait StatusService: Send + Sync {
-    /// Status of all known nodes and shards. May block for as long as one call to
-    /// the other nodes takes.
-    fn status(&self) -> StatusAnswer;
+    /// Status of all known nodes and shards. May block for as long as one call to the other nodes
+    /// takes, and until the budget is used up while the store does not answer. The nodes' own
+    /// reports are there even then.
+    fn status(&self, budget: &QueryBudget) -> StatusAnswer;
     /// For how long, in milliseconds, each node that owns shards is certain to know event ids. May
     /// block for as long as one call to the other nodes takes.
     fn dedup_horizons(&self) -> Vec<(String, i64)>;

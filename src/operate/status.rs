@@ -18,6 +18,7 @@ use crate::api::archive::{ArchiveFlush, ArchiveFlushAnswer};
 use crate::api::status::{NodeSummary, ShardStatus, StatusAnswer};
 use crate::api::timestamp;
 use crate::clock::{Clock, Stopwatch};
+use crate::model::budget::QueryBudget;
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::log::ShardAssignment;
@@ -151,11 +152,14 @@ impl StatusReporter {
         }
     }
 
-    fn checkpoints(&self) -> Option<Result<BTreeMap<ShardId, Checkpoint>, StoreError>> {
+    fn checkpoints(
+        &self,
+        budget: &QueryBudget,
+    ) -> Option<Result<BTreeMap<ShardId, Checkpoint>, StoreError>> {
         let store = self.store.as_ref()?;
         Some(
             store
-                .snapshot()
+                .snapshot_for(budget)
                 .and_then(|mut snapshot| snapshot.checkpoints())
                 .map(|all| all.into_iter().collect()),
         )
@@ -271,15 +275,18 @@ impl StatusService for StatusReporter {
         ArchiveFlushAnswer { shards }
     }
 
-    fn status(&self) -> StatusAnswer {
+    fn status(&self, budget: &QueryBudget) -> StatusAnswer {
         let now = self.clock.now();
-        let (stored_at, others) = (self.checkpoints(), self.peers.nodes());
+        let (stored_at, others) = (self.checkpoints(budget), self.peers.nodes());
         let peers_known = others.is_some();
         let mut nodes = vec![self.this_node()];
         nodes.extend(others.unwrap_or_default());
         let (store, checkpoints) = match stored_at {
             None => (None, None),
             Some(Ok(checkpoints)) => (Some("reachable".to_owned()), Some(checkpoints)),
+            Some(Err(StoreError::QueryEnded)) => {
+                (Some("the store gave no answer in time".to_owned()), None)
+            }
             Some(Err(error)) => (Some(error.to_string()), None),
         };
         let assigned = self.log.assignment().borrow().clone();

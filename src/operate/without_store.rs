@@ -18,10 +18,20 @@ impl QuarantineService for NoStore {
     ) -> Result<QuarantineAnswer, OperateError> {
         Err(OperateError::NoQueryRole)
     }
-    fn release(&self, _: &QuarantineScope, _: EventPlace) -> Result<ReleaseAnswer, OperateError> {
+    fn release(
+        &self,
+        _: &QuarantineScope,
+        _: EventPlace,
+        _: &QueryBudget,
+    ) -> Result<ReleaseAnswer, OperateError> {
         Err(OperateError::NoQueryRole)
     }
-    fn discard(&self, _: &QuarantineScope, _: EventPlace) -> Result<DiscardAnswer, OperateError> {
+    fn discard(
+        &self,
+        _: &QuarantineScope,
+        _: EventPlace,
+        _: &QueryBudget,
+    ) -> Result<DiscardAnswer, OperateError> {
         Err(OperateError::NoQueryRole)
     }
 }
@@ -30,7 +40,7 @@ impl ExpiryService for NoStore {
     fn list(&self, _: &QueryBudget) -> Result<ExpiryAnswer, OperateError> {
         Err(OperateError::NoQueryRole)
     }
-    fn approve(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
+    fn approve(&self, _: &QueryBudget) -> Result<ExpiryGoesOnAnswer, OperateError> {
         Err(OperateError::NoQueryRole)
     }
 }

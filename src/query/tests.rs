@@ -392,9 +392,9 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     let tries = [(of_a, true), (of_a, false), (absent, false), (nobodys, true), (nobodys, false)];
     for (at, release) in tries {
         let refused = if release {
-            quarantine.release(&b, at).map(drop)
+            quarantine.release(&b, at, &QueryBudget::default()).map(drop)
         } else {
-            quarantine.discard(&b, at).map(drop)
+            quarantine.discard(&b, at, &QueryBudget::default()).map(drop)
         };
         let error = refused.expect_err("not there");
         assert!(
@@ -404,10 +404,13 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
         assert!(!error.to_string().contains("canary"), "{error}");
     }
     assert_eq!((listed("a"), listed("b")), (1, 1), "nothing was moved");
-    assert!(quarantine.discard(&reach("a"), of_a).is_ok());
+    assert!(quarantine.discard(&reach("a"), of_a, &QueryBudget::default()).is_ok());
     let operator = QuarantineScope { tenant: "".into(), unowned: true };
-    assert!(quarantine.discard(&operator, of_a).is_err(), "an operator reaches no tenant's events");
-    assert!(quarantine.discard(&operator, nobodys).is_ok());
+    assert!(
+        quarantine.discard(&operator, of_a, &QueryBudget::default()).is_err(),
+        "an operator reaches no tenant's events"
+    );
+    assert!(quarantine.discard(&operator, nobodys, &QueryBudget::default()).is_ok());
 }
 
 /// Two shards. One holds ten events of tenant `t0` above its checkpoint, three of them duplicates;

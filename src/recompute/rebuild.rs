@@ -362,7 +362,13 @@ impl<'a> ShardRebuild<'a> {
         for FoldedObject { row, decisions, floor } in settled {
             for (offset, index, given_up) in decisions.quarantined {
                 if given_up {
-                    self.rebuild.store.settle_quarantine(self.plan.shard, offset, index, None)?;
+                    self.rebuild.store.settle_quarantine(
+                        self.plan.shard,
+                        offset,
+                        index,
+                        None,
+                        None,
+                    )?;
                 }
             }
             part.admitted.extend(

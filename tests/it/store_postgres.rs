@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::postgres;
-use crate::support::{Server, wait_until};
+use crate::support::{Server, agent, wait_until};
 
 #[test]
 fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
@@ -160,4 +160,79 @@ fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
     server.thaw();
     wait_until("it answers again", || ask().0 == 200);
     assert_eq!(node.stop(), Some(0));
+}
+
+/// Operators look and act when something hangs: the status comes without the store, and everything
+/// else says in time that the store is the one that does not answer.
+#[test]
+fn operators_are_answered_in_time_while_postgres_is_frozen() {
+    let server = postgres::Postgres::start("frozen-operators");
+    let url = server.url(&server.database());
+    let dir = tempfile::tempdir().expect("a directory");
+    let settings = [
+        ("store.url", &*url),
+        ("shards.count", "1"),
+        ("query.timeout", "500ms"),
+        ("query.max_concurrent", "1"),
+    ];
+    let node = Server::start(&dir.path().join("data"), &settings);
+    let place = r#"{"shard":0,"offset":7,"index":0}"#;
+    let calls = [
+        ("/v1/quarantine", None),
+        ("/v1/quarantine/release", Some(place)),
+        ("/v1/quarantine/discard", Some(place)),
+        ("/v1/archive/expiry", None),
+        ("/v1/archive/expiry", Some(r#"{"yes":true}"#)),
+    ];
+    wait_until("the shard is owned", || node.get("/v1/status").1["shards"][0]["owner"] == "here");
+    for (path, body) in calls {
+        let expected = if body == Some(place) { 404 } else { 200 };
+        assert_eq!(call(&node, path, body).0, expected, "{path}");
+    }
+    server.freeze();
+    let watch = std::time::Instant::now();
+    // One at a time may run: a call that did not end would refuse the next one.
+    for (path, body) in calls {
+        let (status, retry_after, answer) = call(&node, path, body);
+        assert_eq!(
+            (status, answer["error"]["code"].as_str()),
+            (503, Some("store_unavailable")),
+            "{path}: {answer}"
+        );
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        assert!(retry_after && message.contains("the store did not answer"), "{path}: {message}");
+    }
+    let (status, answer) = node.get("/v1/status");
+    assert_eq!((status, &answer["shards"][0]["owner"]), (200, &"here".into()), "{answer}");
+    let store = answer["store"].as_str().unwrap_or_default();
+    assert!(store.contains("no answer in time"), "{answer}");
+    for (args, words) in [
+        (&["quarantine", "list"][..], "the store did not answer"),
+        (&["quarantine", "release", "0/7/0", "0/7/1", "0/7/2"], "the store did not answer"),
+        (&["status"], "does not answer"),
+    ] {
+        let output = Server::cli(&[args, &["--url", &node.url]].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(words), "{args:?}: {said}");
+        assert!(!said.contains("0/7/1:"), "the next one would wait as long: {said}");
+    }
+    assert!(watch.elapsed() < std::time::Duration::from_secs(25), "{:?}", watch.elapsed());
+    server.thaw();
+    for (path, body) in calls {
+        wait_until("it answers again", || call(&node, path, body).0 != 503);
+    }
+    assert_eq!(node.stop(), Some(0));
+}
+
+/// Status, whether there is `Retry-After`, and the answer.
+fn call(node: &Server, path: &str, body: Option<&str>) -> (u16, bool, serde_json::Value) {
+    let url = format!("{}{path}", node.url);
+    let answer = match body {
+        None => agent().get(url).call(),
+        Some(body) => agent().post(url).header("content-type", "application/json").send(body),
+    };
+    let mut answer = answer.expect("an answer");
+    let text = answer.body_mut().read_to_string().expect("a body");
+    let json = serde_json::from_str(&text).expect("JSON");
+    (answer.status().as_u16(), answer.headers().contains_key("retry-after"), json)
 }

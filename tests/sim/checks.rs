@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rollmill::api::quarantine::EventPlace;
 use rollmill::invariants::Invariant;
+use rollmill::model::budget::QueryBudget;
 use rollmill::model::flush::{FlushGuard, SeriesInfo};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::rollup::Rollup;
@@ -389,6 +390,7 @@ impl SimWorld {
             let settled = desk.release(
                 &QuarantineScope { tenant: row.tenant.as_str().into(), unowned: false },
                 place,
+                &QueryBudget::default(),
             );
             ensure(Invariant::ExactEffect, settled.is_ok(), || {
                 format!("{place:?} is not released: {settled:?}")

@@ -280,8 +280,12 @@ impl ManifestStore for SimStore {
         self.inner.swap_expiry(of, before, after)
     }
 
-    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
-        self.inner.approve_expiry(of)
+    fn approve_expiry(
+        &self,
+        of: &[ExpiryTarget],
+        request: Option<&QueryBudget>,
+    ) -> Result<u64, StoreError> {
+        self.inner.approve_expiry(of, request)
     }
 }
 
@@ -292,8 +296,9 @@ impl QuarantineStore for SimStore {
         offset: Offset,
         index: u32,
         delta: Option<&FlushBatch>,
+        request: Option<&QueryBudget>,
     ) -> Result<bool, StoreError> {
-        self.inner.settle_quarantine(shard, offset, index, delta)
+        self.inner.settle_quarantine(shard, offset, index, delta, request)
     }
 }
 

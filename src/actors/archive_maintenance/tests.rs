@@ -273,7 +273,7 @@ fn a_clock_that_is_ahead_removes_nothing_and_stops_nothing_for_long() {
         assert_eq!(there().0.len(), before.0.len());
         let of = SHARDS.map(ExpiryTarget::Archive);
         assert_eq!(
-            world.store.approve_expiry(&of),
+            world.store.approve_expiry(&of, None),
             Ok(2),
             "a person says that the clock is right now"
         );

@@ -374,17 +374,25 @@ pub trait ManifestStore: SnapshotSource {
         after: &str,
     ) -> Result<bool, StoreError>;
     /// Counts an operator's approval of what these targets have noted. Returns how many of them
-    /// have a note.
+    /// have a note. The end of `request` ends it as in [`QuarantineStore::settle_quarantine`].
     ///
     /// # Errors
     /// Any failure to write.
-    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError>;
+    fn approve_expiry(
+        &self,
+        of: &[ExpiryTarget],
+        request: Option<&QueryBudget>,
+    ) -> Result<u64, StoreError>;
 }
 
 /// Settles quarantined events.
 pub trait QuarantineStore: SnapshotSource {
     /// Merges the delta of a quarantined event and deletes its row, or marks the row as discarded
     /// if `delta` is `None`. `false` if no such row waits.
+    ///
+    /// Even while the store does not answer, it fails soon after `request` has ended: with
+    /// [`StoreError::QueryEnded`] if nothing was written, with [`StoreError::Unknown`] if the
+    /// commit was under way.
     ///
     /// # Errors
     /// [`StoreError::Invalid`] if two series share an id, or any failure to write.
@@ -394,6 +402,7 @@ pub trait QuarantineStore: SnapshotSource {
         offset: Offset,
         index: u32,
         delta: Option<&FlushBatch>,
+        request: Option<&QueryBudget>,
     ) -> Result<bool, StoreError>;
 }
 

@@ -48,7 +48,7 @@ pub(super) fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     assert_eq!(store.swap_expiry(archive, None, "b"), Ok(false), "there is one");
     assert_eq!(store.swap_expiry(archive, Some("b"), "c"), Ok(false), "there is another");
     assert_eq!(store.swap_expiry(weeks, None, "w"), Ok(true));
-    assert_eq!(store.approve_expiry(&[archive, ExpiryTarget::Archive(ShardId(8))]), Ok(1));
+    assert_eq!(store.approve_expiry(&[archive, ExpiryTarget::Archive(ShardId(8))], None), Ok(1));
     assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(true));
     assert_eq!(
         (read(archive), read(weeks)),

@@ -27,12 +27,12 @@ pub(super) fn quarantine(store: &dyn RollupStore) {
     store.flush(guard(0, 1, epoch), &set_aside, 0).expect("flush");
     assert_eq!(store.snapshot().expect("snapshot").quarantine(), Ok(vec![row(0), row(1)]));
     let release = FlushBatch { deltas: vec![delta("a", 1, 9)], ..FlushBatch::default() };
-    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(true));
-    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(false), "only once");
-    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(true));
-    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(false), "discarded already");
+    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release), None), Ok(true));
+    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release), None), Ok(false), "only once");
+    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None, None), Ok(true));
+    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None, None), Ok(false), "discarded already");
     assert_eq!(
-        store.settle_quarantine(SHARD, 0, 1, Some(&release)),
+        store.settle_quarantine(SHARD, 0, 1, Some(&release), None),
         Ok(false),
         "discarded is for good"
     );

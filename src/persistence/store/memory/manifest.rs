@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{MemoryStore, StoreWrite};
+use crate::model::budget::QueryBudget;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Epoch, Offset};
 use crate::persistence::store::{ExpiryRow, ExpiryTarget, ManifestStore, StoreError};
@@ -71,7 +72,11 @@ impl ManifestStore for MemoryStore {
         })
     }
 
-    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+    fn approve_expiry(
+        &self,
+        of: &[ExpiryTarget],
+        _: Option<&QueryBudget>,
+    ) -> Result<u64, StoreError> {
         self.write(StoreWrite::Expiry, |state| {
             let noted = Arc::make_mut(state).expiry.iter_mut().filter(|(one, _)| of.contains(one));
             Ok(noted.map(|(_, note)| note.approvals += 1).count() as u64)

@@ -281,6 +281,7 @@ impl QuarantineStore for MemoryStore {
         offset: Offset,
         index: u32,
         delta: Option<&FlushBatch>,
+        _: Option<&QueryBudget>,
     ) -> Result<bool, StoreError> {
         self.write(StoreWrite::SettleQuarantine, |state| {
             let waiting =

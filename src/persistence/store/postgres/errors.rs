@@ -76,8 +76,10 @@ impl SessionError {
     }
 
     fn message(&self) -> String {
-        let SessionError::Postgres(error) = self else {
-            return "no answer within store.timeout".to_owned();
+        let error = match self {
+            SessionError::Postgres(error) => error,
+            SessionError::TimedOut => return "no answer within store.timeout".to_owned(),
+            SessionError::QueryEnded => return "no answer within query.timeout".to_owned(),
         };
         let Some(said) = error.as_db_error() else {
             let cause = std::error::Error::source(error)

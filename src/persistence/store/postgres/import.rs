@@ -108,7 +108,7 @@ impl PostgresStore {
             .collect();
         // One transaction per week, so that locks on all weeks are never held together.
         for week in &weeks {
-            self.ensure_weeks(&BTreeSet::from([*week]))?;
+            self.ensure_weeks(&BTreeSet::from([*week]), None)?;
         }
         let mut lease = self.writers.begin(BEGIN)?;
         let session = lease.session()?;

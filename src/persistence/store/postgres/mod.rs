@@ -50,6 +50,7 @@ use self::session::PostgresSession;
 use super::{
     ExpiryTarget, ManifestStore, RebuildStore, StoreDamage, StoreError, StoreInspection, StoreSizes,
 };
+use crate::model::budget::{CancelFlag, QueryBudget};
 use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Epoch, ShardId};
 
@@ -237,21 +238,34 @@ impl PostgresStore {
         shard: ShardId,
         body: impl FnOnce(&mut PostgresSession) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut lease = self.writers.begin(&self.begin_sql(shard))?;
+        self.transaction_for(shard, None, body)
+    }
+
+    /// Like [`Self::transaction`], for a request whose end aborts it. Until the COMMIT that is
+    /// [`StoreError::QueryEnded`].
+    fn transaction_for<T>(
+        &self,
+        shard: ShardId,
+        request: Option<&CancelFlag>,
+        body: impl FnOnce(&mut PostgresSession) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut lease = self.writers.begin_for(&self.begin_sql(shard), request)?;
         let session = lease.session()?;
         let answer = body(session)?;
         session.commit()?;
         Ok(answer)
     }
 
-    /// Like [`Self::transaction`], and caches the numbers of series after the commit.
+    /// Like [`Self::transaction_for`], and caches the numbers of series after the commit.
     fn numbered_transaction<T>(
         &self,
         shard: ShardId,
+        request: Option<&CancelFlag>,
         body: impl FnOnce(&mut PostgresSession) -> Result<(SeriesNumbers, T), StoreError>,
     ) -> Result<T, StoreError> {
-        let ((numbers, answer), server) = self
-            .transaction(shard, |session| Ok((body(session)?, session.backend.server_started)))?;
+        let ((numbers, answer), server) = self.transaction_for(shard, request, |session| {
+            Ok((body(session)?, session.backend.server_started))
+        })?;
         self.series_cache.remember(server, numbers);
         Ok(answer)
     }
@@ -287,8 +301,15 @@ impl ManifestStore for PostgresStore {
         self.transaction(shard_of(of), |session| admin::swap_expiry(session, of, before, after))
     }
 
-    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
-        self.transaction(ShardId(0), |session| admin::approve_expiry(session, of))
+    fn approve_expiry(
+        &self,
+        of: &[ExpiryTarget],
+        request: Option<&QueryBudget>,
+    ) -> Result<u64, StoreError> {
+        let request = request.map(QueryBudget::cancel_flag);
+        self.transaction_for(ShardId(0), request.as_ref(), |session| {
+            admin::approve_expiry(session, of)
+        })
     }
 }
 

@@ -5,19 +5,24 @@ use std::sync::PoisonError;
 
 use super::session::params;
 use super::{PostgresStore, StoreError};
+use crate::model::budget::CancelFlag;
 use crate::model::window::Hour;
 
 impl PostgresStore {
     /// Creates the partitions that a transaction needs, in a transaction of their own before it, so
     /// that no flush waits while another one creates a table.
-    pub(super) fn ensure_weeks(&self, wanted: &BTreeSet<i32>) -> Result<(), StoreError> {
+    pub(super) fn ensure_weeks(
+        &self,
+        wanted: &BTreeSet<i32>,
+        request: Option<&CancelFlag>,
+    ) -> Result<(), StoreError> {
         // The lock is not held during the queries, so two flushes may both create: `ensure_week` is
         // idempotent.
         let known = self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if wanted.is_subset(&known.1) {
             return Ok(());
         }
-        let mut lease = self.writers.begin("BEGIN")?;
+        let mut lease = self.writers.begin_for("BEGIN", request)?;
         let session = lease.session()?;
         let server = session.backend.server_started;
         let missing: Vec<i32> = wanted

@@ -102,17 +102,21 @@ impl SessionPool {
         }
     }
 
-    /// Like [`SessionPool::begin_for`], but `None` instead of waiting for a slot.
+    /// Like [`SessionPool::begin_for`], but `None` instead of waiting for a slot, and with a time
+    /// limit of its own.
     pub(super) fn begin_at_once(
         &self,
         begin_sql: &str,
         query: Option<&CancelFlag>,
+        limit: Duration,
     ) -> Result<Option<SessionLease<'_>>, StoreError> {
         loop {
             let slot =
                 self.reserve_slot(&mut self.free.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(idle) = slot else { return Ok(None) };
-            if let Some(lease) = Self::begin_lease(self.lend(idle, query)?, begin_sql)? {
+            let mut lease = self.lend(idle, query)?;
+            lease.session()?.set_time_limit(limit);
+            if let Some(lease) = Self::begin_lease(lease, begin_sql)? {
                 return Ok(Some(lease));
             }
         }

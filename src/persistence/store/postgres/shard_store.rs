@@ -2,6 +2,7 @@
 
 use super::super::{QuarantineStore, ShardStore};
 use super::{PostgresStore, StoreError, admin, flush, snapshot};
+use crate::model::budget::QueryBudget;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
@@ -73,8 +74,8 @@ impl ShardStore for PostgresStore {
         batch: &FlushBatch,
         forget_ids_before: Millis,
     ) -> Result<(), StoreError> {
-        self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
-        let flushed = self.numbered_transaction(guard.shard, |session| {
+        self.ensure_weeks(&flush::touched_weeks(&batch.deltas), None)?;
+        let flushed = self.numbered_transaction(guard.shard, None, |session| {
             flush::flush(
                 session,
                 (&self.series_cache, &self.compressed_weeks),
@@ -113,11 +114,13 @@ impl QuarantineStore for PostgresStore {
         offset: Offset,
         index: u32,
         delta: Option<&FlushBatch>,
+        request: Option<&QueryBudget>,
     ) -> Result<bool, StoreError> {
+        let request = request.map(QueryBudget::cancel_flag);
         if let Some(batch) = delta {
-            self.ensure_weeks(&flush::touched_weeks(&batch.deltas))?;
+            self.ensure_weeks(&flush::touched_weeks(&batch.deltas), request.as_ref())?;
         }
-        let settled = self.numbered_transaction(shard, |session| {
+        let settled = self.numbered_transaction(shard, request.as_ref(), |session| {
             let numbers = flush::settle(
                 session,
                 (&self.series_cache, &self.compressed_weeks),

@@ -66,11 +66,12 @@ impl PostgresStore {
     }
 
     fn measure_store(&self) -> Result<Option<u64>, StoreError> {
-        let Some(mut lease) = self.readers.begin_at_once("BEGIN READ ONLY", None)? else {
+        let Some(mut lease) =
+            self.readers.begin_at_once("BEGIN READ ONLY", None, MEASURE_TIMEOUT)?
+        else {
             return Ok(None);
         };
         let session = lease.session()?;
-        session.set_time_limit(MEASURE_TIMEOUT);
         let extension = session
             .query(EXTENSION, params![])?
             .first()
@@ -86,11 +87,12 @@ impl PostgresStore {
     /// The result of a statement; `None` while all read connections are busy, because a gauge is
     /// not worth waiting for.
     fn measure(&self, sql: &str) -> Result<Option<u64>, StoreError> {
-        let Some(mut lease) = self.readers.begin_at_once("BEGIN READ ONLY", None)? else {
+        let Some(mut lease) =
+            self.readers.begin_at_once("BEGIN READ ONLY", None, MEASURE_TIMEOUT)?
+        else {
             return Ok(None);
         };
         let session = lease.session()?;
-        session.set_time_limit(MEASURE_TIMEOUT);
         let rows = session.query(sql, params![])?;
         rows.first().map(|row| get::<i64>(row, 0).map(i64::unsigned_abs)).transpose()
     }

@@ -403,7 +403,11 @@ impl ManifestStore for SqliteStore {
         self.writer()?.transaction(|tx, _| manifest::swap_expiry(tx, of, before, after))
     }
 
-    fn approve_expiry(&self, of: &[ExpiryTarget]) -> Result<u64, StoreError> {
+    fn approve_expiry(
+        &self,
+        of: &[ExpiryTarget],
+        _: Option<&QueryBudget>,
+    ) -> Result<u64, StoreError> {
         self.writer()?.transaction(|tx, _| manifest::approve_expiry(tx, of))
     }
 }
@@ -415,6 +419,7 @@ impl QuarantineStore for SqliteStore {
         offset: Offset,
         index: u32,
         delta: Option<&FlushBatch>,
+        _: Option<&QueryBudget>,
     ) -> Result<bool, StoreError> {
         self.writer()?.transaction(|tx, catalogue| {
             flush::settle(tx, catalogue, (shard, offset, index), delta)

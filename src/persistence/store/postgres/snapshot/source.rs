@@ -29,7 +29,8 @@ impl QuerySource for PostgresStore {
         &self,
         query: &QueryBudget,
     ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
-        let Some(lease) = self.readers.begin_at_once(BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?
+        let flag = query.cancel_flag();
+        let Some(lease) = self.readers.begin_at_once(BEGIN_SNAPSHOT, Some(&flag), self.limit)?
         else {
             return Ok(None);
         };

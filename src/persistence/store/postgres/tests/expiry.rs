@@ -141,7 +141,7 @@ fn a_clock_that_leaps_drops_no_week_until_a_person_says_yes() {
         // clock is right: only in this test have the hours until here passed.
         leap(&mut node, 30 * DAY_MS - 100 * HOUR_MS);
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "and back");
-        assert_eq!(store.approve_expiry(&[ExpiryTarget::Weeks]), Ok(1));
+        assert_eq!(store.approve_expiry(&[ExpiryTarget::Weeks], None), Ok(1));
         let dropped = node.pass(&store, 26);
         assert_eq!(dropped, 4, "two weeks of two tables");
         only_the_due_are_gone(&own, &store, &before, third);

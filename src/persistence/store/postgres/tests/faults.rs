@@ -7,7 +7,8 @@ use super::proxy::{Proxy, ProxyPlan};
 use super::timescale::run;
 use super::*;
 use crate::model::budget::{AbortReason, QueryBudget};
-use crate::persistence::store::{NameRange, StoreError};
+use crate::model::flush::QuarantineRow;
+use crate::persistence::store::{ExpiryTarget, NameRange, QuarantineStore, StoreError};
 
 fn through(proxy: &Proxy, url: &str) -> PostgresOptions {
     options(&format!(
@@ -435,4 +436,53 @@ fn a_query_that_has_ended_waits_for_no_server_that_is_frozen() {
     (0..3).for_each(|_| ends_with_its_query(names));
     server.thaw();
     assert_eq!(names(&QueryBudget::default()), Ok(()));
+}
+
+/// Whoever releases an event waits for its shard's row no longer than the request lasts, and then
+/// knows that nothing was written.
+#[test]
+fn a_release_and_an_approval_end_with_their_request() {
+    let (store, url) = store();
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let row = QuarantineRow {
+        shard: ShardId(0),
+        offset: 0,
+        index: 0,
+        tenant: "t".into(),
+        received: 0,
+        reason: "panic".into(),
+        discarded: false,
+        record: vec![1],
+    };
+    let set_aside = FlushBatch { quarantined: vec![row.clone()], ..FlushBatch::default() };
+    store.flush(guard(0, 0, epoch), &set_aside, 0).expect("a flush");
+    let patient = PostgresOptions {
+        lock_timeout: Duration::from_secs(60),
+        timeout: Duration::from_secs(60),
+        ..options(&url)
+    };
+    let waiting = PostgresStore::open(&patient).expect("a store");
+    assert!(store.swap_expiry(ExpiryTarget::Weeks, None, "{}").expect("noted"));
+    let mut holder = store.writers.begin("BEGIN").expect("a transaction");
+    let locks = "LOCK TABLE rollmill.quarantine, rollmill.expiry IN ACCESS EXCLUSIVE MODE";
+    holder.session().and_then(|s| Ok(s.batch_execute(locks.to_owned())?)).expect("locked");
+    let ended = |work: &dyn Fn(&QueryBudget) -> Result<(), StoreError>| {
+        let budget = QueryBudget::default();
+        let watch = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(300));
+                budget.abort(AbortReason::TimedOut);
+            });
+            assert_eq!(work(&budget), Err(StoreError::QueryEnded));
+        });
+        assert!(watch.elapsed() < Duration::from_secs(20), "{:?}", watch.elapsed());
+    };
+    ended(&|budget| waiting.settle_quarantine(ShardId(0), 0, 0, None, Some(budget)).map(drop));
+    ended(&|budget| waiting.approve_expiry(&[ExpiryTarget::Weeks], Some(budget)).map(drop));
+    drop(holder);
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    assert_eq!(snapshot.quarantine(), Ok(vec![row]));
+    assert_eq!(snapshot.expiries().expect("notes")[0].1.approvals, 0);
+    assert_eq!(waiting.settle_quarantine(ShardId(0), 0, 0, None, None), Ok(true));
 }
