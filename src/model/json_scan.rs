@@ -144,6 +144,12 @@ fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, ScanError> 
     }
 }
 
+/// The value that begins at `from` and ends before a comma or a bracket that closes what is around
+/// it. `None` if there is neither.
+pub fn value(text: &[u8], from: usize) -> Option<Range<usize>> {
+    value_end(text, from, false).ok().map(|end| trimmed(text, from, end))
+}
+
 /// The object or array that begins at `from` and is followed by white space only. Fails if the
 /// value is not closed, or something follows it.
 pub fn whole_value(text: &[u8], from: usize) -> Result<Range<usize>, ScanError> {
@@ -221,7 +227,24 @@ impl<'a> JsonMembers<'a> {
         Self { text, at, ended: text.get(from) != Some(&b'{') || text.get(at) == Some(&b'}') }
     }
 
-    fn member(&mut self) -> Result<JsonMember, ScanError> {
+    /// The first name, with its quotes, that is wanted, and where its value begins. That value is
+    /// not scanned, so that whoever reads a part of it scans it once.
+    pub fn find_start(
+        mut self,
+        is_wanted: impl Fn(&[u8], usize) -> bool,
+    ) -> Option<(Range<usize>, usize)> {
+        while !self.ended {
+            let (name, start) = self.name().ok()?;
+            if is_wanted(&self.text[name.clone()], start) {
+                return Some((name, start));
+            }
+            self.value(name.start, start).ok()?;
+        }
+        None
+    }
+
+    /// The next name, and where its value begins.
+    fn name(&self) -> Result<(Range<usize>, usize), ScanError> {
         let (text, begun) = (self.text, self.at);
         let broken = |at, why| ScanError { at, part_start: begun, why };
         if text.get(begun) != Some(&b'"') {
@@ -232,14 +255,27 @@ impl<'a> JsonMembers<'a> {
         if text.get(colon) != Some(&b':') {
             return Err(broken(colon, "a colon is expected"));
         }
-        let start = skip_space(text, colon + 1);
-        let end = value_end(text, start, false)?;
-        match text[end] {
-            b',' => self.at = skip_space(text, end + 1),
+        Ok((begun..name_end, skip_space(text, colon + 1)))
+    }
+
+    /// The value that begins at `start`. Goes on to the next name, or to the end.
+    fn value(&mut self, begun: usize, start: usize) -> Result<Range<usize>, ScanError> {
+        let end = value_end(self.text, start, false)?;
+        match self.text[end] {
+            b',' => self.at = skip_space(self.text, end + 1),
             b'}' => self.ended = true,
-            _ => return Err(broken(end, "a bracket closes none")),
+            _ => {
+                let why = "a bracket closes none";
+                return Err(ScanError { at: end, part_start: begun, why });
+            }
         }
-        Ok(JsonMember { name: begun..name_end, value: trimmed(text, start, end) })
+        Ok(trimmed(self.text, start, end))
+    }
+
+    fn member(&mut self) -> Result<JsonMember, ScanError> {
+        let (name, start) = self.name()?;
+        let value = self.value(name.start, start)?;
+        Ok(JsonMember { name, value })
     }
 }
 
@@ -317,6 +353,14 @@ mod tests {
             of(r#"{ "a" : [1, 2] , "b":NaN}"#),
             [Ok((r#""a""#, "[1, 2]")), Ok((r#""b""#, "NaN"))]
         );
+        let start = |name: &str| {
+            let text = br#"{ "a" : [1, 2] , "b": {"c": 1}, broken"#;
+            let found = JsonMembers::of(text, 0).find_start(|found, _| found == name.as_bytes());
+            found.map(|(_, start)| start)
+        };
+        assert_eq!([r#""a""#, r#""b""#, r#""c""#].map(start), [Some(8), Some(22), None]);
+        assert_eq!(value(br#"{"b": {"c": 1} , 2"#, 6), Some(6..14));
+        assert_eq!(value(br#"{"c": 1"#, 6), None);
         let broken = of(r#"{"id":"x",metric:1}"#);
         assert!(
             broken.len() == 2 && broken[0] == Ok((r#""id""#, r#""x""#)) && broken[1].is_err(),
@@ -380,6 +424,12 @@ mod tests {
                 prop_assert!(element(&text, 0, number).is_none_or(|e| e.end <= text.len()));
             }
             let text = [b"{".as_slice(), &noise].concat();
+            for last in 0..3 {
+                let of_length = |name: &[u8], _| name.len() == last + 2;
+                let found = JsonMembers::of(&text, 0).find_start(of_length);
+                prop_assert!(found.is_none_or(|(_, at)| at <= text.len()));
+                prop_assert!(value(&text, last).is_none_or(|value| value.end <= text.len()));
+            }
             for member in JsonMembers::of(&text, 0).flatten() {
                 let JsonMember { name, value } = member;
                 prop_assert!(name.end <= value.start && value.end <= text.len());

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use super::pointer::{JsonPointer, PointerStep};
 use crate::model::decimal::{Decimal, DecimalError};
-use crate::model::json_scan::{self, JsonMember, JsonMembers};
+use crate::model::json_scan::{self, JsonMembers};
 use crate::model::msgpack_reader::{MsgpackReader, Token};
 
 /// A property that is there.
@@ -55,6 +55,7 @@ pub(super) struct PropertyReader<'a> {
 
 #[derive(Debug, Clone, Copy)]
 enum Properties<'a> {
+    /// From where they begin to the end of the event: where they end is seen when they are read.
     Json(&'a [u8]),
     MessagePack(&'a [u8]),
     Missing,
@@ -86,21 +87,18 @@ fn locate(raw: &[u8]) -> Properties<'_> {
     found.unwrap_or(Properties::Missing)
 }
 
-/// The properties of the event that begins at `start`, or of the event in the record that does. An
-/// event's `value` is never an object, and that of a record always is.
+/// The text from where the properties begin, of the event that begins at `start`, or of the event in
+/// the record that does. An event's `value` is never an object, and that of a record always is.
 fn json_properties(raw: &[u8], start: usize) -> Option<&[u8]> {
-    let mut record_value = None;
-    for member in JsonMembers::of(raw, start) {
-        let JsonMember { name, value } = member.ok()?;
-        if is_name(&raw[name.clone()], "properties") {
-            return Some(&raw[value]);
-        }
-        if raw.get(value.start) == Some(&b'{') && is_name(&raw[name], "value") {
-            record_value = Some(value);
-        }
+    let is_record_value =
+        |name: &[u8], at: usize| raw.get(at) == Some(&b'{') && is_name(name, "value");
+    let is_wanted = |name: &[u8], at| is_name(name, "properties") || is_record_value(name, at);
+    let (name, at) = JsonMembers::of(raw, start).find_start(is_wanted)?;
+    if is_name(&raw[name], "properties") {
+        return Some(&raw[at..]);
     }
-    let event = &raw[record_value?];
-    json_member(event, "properties")
+    let (_, at) = JsonMembers::of(raw, at).find_start(|name, _| is_name(name, "properties"))?;
+    Some(&raw[at..])
 }
 
 /// Whether a quoted name of JSON is this one.
@@ -122,14 +120,27 @@ fn json_member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
     found.map(|value| &object[value])
 }
 
-fn json<'a>(mut at: &'a [u8], steps: &[PointerStep]) -> Option<PropertyValue<'a>> {
-    for step in steps {
-        at = match at.first()? {
-            b'{' => json_member(at, &step.name)?,
-            b'[' => &at[json_scan::element(at, 0, step.number?)?],
-            _ => return None,
-        };
+fn json<'a>(from: &'a [u8], steps: &[PointerStep]) -> Option<PropertyValue<'a>> {
+    let Some((first, rest)) = steps.split_first() else {
+        return json_value(&from[json_scan::value(from, 0)?]);
+    };
+    let mut at = json_step(from, first)?;
+    for step in rest {
+        at = json_step(at, step)?;
     }
+    json_value(at)
+}
+
+/// One step down from the value that `at` begins with.
+fn json_step<'a>(at: &'a [u8], step: &PointerStep) -> Option<&'a [u8]> {
+    match at.first()? {
+        b'{' => json_member(at, &step.name),
+        b'[' => json_scan::element(at, 0, step.number?).map(|element| &at[element]),
+        _ => None,
+    }
+}
+
+fn json_value(at: &[u8]) -> Option<PropertyValue<'_>> {
     let text = || std::str::from_utf8(at).ok();
     match at.first()? {
         b'"' if at.contains(&b'\\') => {
