@@ -97,7 +97,8 @@ config! {
     }
     /// What each tenant may use.
     tenants: TenantsConfig {
-        /// Event rate of each tenant; beyond it 429 with Retry-After. 0: no limit.
+        /// Events a second of each tenant, valid and refused ones alike, in every protocol; beyond
+        /// it 429 with Retry-After. A body that is refused whole is one event. 0: no limit.
         max_events_per_second: u64 = 0, 0..=1_000_000_000;
         /// Burst that a tenant with a rate may send after a pause.
         burst: u64 = 100_000, 1..=1_000_000_000;

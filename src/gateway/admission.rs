@@ -1,5 +1,9 @@
 //! Admission control: a token bucket of events per tenant.
 //!
+//! What counts is the work that events are, so every event that a tenant sends takes a token,
+//! valid or refused, in every protocol. A body that is refused whole, because its events cannot be
+//! told apart or are too many, is one event.
+//!
 //! One request may overdraw a full bucket, or a batch larger than the burst would be refused for
 //! ever. The debt must be repaid before the next request.
 
@@ -14,6 +18,24 @@ use crate::config::TenantsConfig;
 struct TokenBucket {
     tokens: f64,
     at: f64,
+}
+
+/// A body that was split into its events.
+pub(super) trait Events {
+    /// How many there are.
+    fn count(&self) -> usize;
+}
+
+impl<T> Events for Vec<T> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+impl<B, T> Events for (B, Vec<T>) {
+    fn count(&self) -> usize {
+        self.1.len()
+    }
 }
 
 /// Enforces the event rate of each tenant.
@@ -35,11 +57,25 @@ impl AdmissionControl {
         }
     }
 
+    /// Takes one token for each event of a body that was split, and one for a body that could not
+    /// be.
+    ///
+    /// # Errors
+    /// 429 with `Retry-After` if the tenant exceeds its rate, otherwise the error of the split.
+    pub(super) fn charge<T: Events>(
+        &self,
+        tenant: &Arc<str>,
+        split: Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        self.take(tenant, split.as_ref().map_or(1, Events::count))?;
+        split
+    }
+
     /// Takes one token per event of a request.
     ///
     /// # Errors
     /// 429 with `Retry-After` if the tenant exceeds its rate.
-    pub fn take(&self, tenant: &Arc<str>, events: usize) -> Result<(), ApiError> {
+    fn take(&self, tenant: &Arc<str>, events: usize) -> Result<(), ApiError> {
         self.take_at(tenant, events, self.started.elapsed().as_secs_f64())
     }
 
@@ -69,7 +105,7 @@ impl AdmissionControl {
         Ok(())
     }
 
-    /// Refunds events that were not stored, so that they do not cause the refusal
+    /// Refunds valid events that the server could not store, so that they do not cause the refusal
     /// of their own retry.
     pub fn refund(&self, tenant: &Arc<str>, events: usize) {
         if let Some(mut bucket) = self.buckets.get_mut(tenant) {

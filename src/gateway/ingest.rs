@@ -173,34 +173,30 @@ impl IngestRequest<'_> {
     pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
         let max = self.gateway.deps.config.accept.max_events;
         let ranges = match self.format {
-            BodyFormat::Json => parse::split_json(body, max)?,
-            BodyFormat::Ndjson => parse::split_ndjson(body, max)?,
-            BodyFormat::MessagePack => msgpack::split(body, max)?,
+            BodyFormat::Json => parse::split_json(body, max),
+            BodyFormat::Ndjson => parse::split_ndjson(body, max),
+            BodyFormat::MessagePack => msgpack::split(body, max),
         };
         self.read_ranges(body, ranges)
     }
 
-    /// Like [`Self::read`], for events at known ranges of the body.
+    /// Like [`Self::read`], for a body that was split into the ranges of its events.
     ///
     /// # Errors
-    /// 429 above the tenant's event rate.
+    /// 429 above the tenant's event rate, otherwise the error of the split.
     pub fn read_ranges(
         &self,
         body: &Bytes,
-        ranges: Vec<Range<usize>>,
+        ranges: Result<Vec<Range<usize>>, ApiError>,
     ) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
         // Taken before parsing, so that a tenant over its rate costs no parsing.
-        self.gateway.admission.take(self.tenant, ranges.len())?;
+        let ranges = self.gateway.admission.charge(self.tenant, ranges)?;
         let (mut events, mut refusals) = (Vec::with_capacity(ranges.len()), Vec::new());
         for (index, range) in ranges.into_iter().enumerate() {
             match self.read_one(index, &body[range.clone()], range) {
                 Ok(event) => events.push(event),
                 Err(refusal) => refusals.push(refusal),
             }
-        }
-        // Refused events are not stored, so they do not count against the rate.
-        if !refusals.is_empty() {
-            self.gateway.admission.refund(self.tenant, refusals.len());
         }
         Ok((events, refusals))
     }
@@ -263,7 +259,8 @@ impl IngestRequest<'_> {
     }
 }
 
-/// Appends the events and waits until they are durable. On failure their rate tokens are refunded.
+/// Appends the events and waits until they are durable. On failure their rate tokens are refunded,
+/// but not those of the events that were refused.
 ///
 /// # Errors
 /// 503 if the append failed or its outcome is unknown.

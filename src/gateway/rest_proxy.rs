@@ -119,10 +119,8 @@ async fn produce_records(
         (tenant.clone(), topic.to_owned(), idempotency.map(str::to_owned));
     let bytes = body.len();
     let read = move |gateway: &Arc<Gateway>| {
-        let (kept, records) =
-            records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
-        // Taken for all records at once; what the refused ones took is refunded below.
-        gateway.admission.take(&owner, records.len())?;
+        let split = records::read(embedded, &body, gateway.deps.config.accept.max_events);
+        let (kept, records) = gateway.admission.charge(&owner, split)?;
         let request = ingest::IngestRequest {
             gateway,
             tenant: &owner,
@@ -132,7 +130,6 @@ async fn produce_records(
             now,
         };
         let sorted = sort_records(&request, &kept, records);
-        gateway.admission.refund(&owner, sorted.2.len());
         Ok((kept, sorted))
     };
     let (kept, (entries, events, refusals)) = gateway.read_in_turn(&tenant, bytes, read).await?;

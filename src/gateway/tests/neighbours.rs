@@ -610,29 +610,86 @@ async fn an_empty_label_is_as_good_as_none_before_they_are_counted() {
     );
 }
 
-#[tokio::test]
-async fn what_is_refused_does_not_use_the_rate_budget() {
-    let (gateway, _) = gateway(
-        Config::defaults().with(|c| {
-            c.tenants.max_events_per_second = 1;
-            c.tenants.burst = 20;
-        }),
-        KeyTable::open(),
-    );
-    let all_bad = vec!["{}"; 20].join("\n");
-    let broken = format!("[{}", vec![GOOD; 20].join(","));
-    for _ in 0..3 {
-        assert_eq!(
-            call(&gateway, post("application/x-ndjson", all_bad.clone())).await.0.as_u16(),
-            422
-        );
-        assert_eq!(send(&gateway, broken.clone()).await.0.as_u16(), 400);
+/// Twenty tokens that do not come back while the test runs.
+fn twenty_tokens() -> Config {
+    Config::defaults().with(|c| {
+        c.tenants.max_events_per_second = 1;
+        c.tenants.burst = 20;
+    })
+}
+
+/// Takes what is left of twenty tokens one by one, and returns how many there were.
+async fn tokens_left(gateway: &Arc<Gateway>) -> usize {
+    let mut left = 0;
+    while send(gateway, GOOD).await.0 == StatusCode::ACCEPTED {
+        left += 1;
     }
-    let mostly_bad = format!("{all_bad}\n{GOOD}").replacen("{}\n", "", 1);
-    assert_eq!(call(&gateway, post("application/x-ndjson", mostly_bad)).await.0.as_u16(), 202);
-    let nineteen = format!("[{}]", vec![GOOD; 19].join(","));
-    assert_eq!(send(&gateway, nineteen).await.0, StatusCode::ACCEPTED);
-    assert_eq!(send(&gateway, GOOD).await.0, StatusCode::TOO_MANY_REQUESTS);
+    left
+}
+
+#[tokio::test]
+async fn every_event_uses_the_rate_budget_also_a_refused_one_in_every_protocol() {
+    let ndjson = format!("{}\n{GOOD}", ["{}"; 4].join("\n"));
+    let json = format!("[{},{GOOD}]", ["{}"; 4].join(","));
+    let five: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let records = (0..5).map(|n| json!({"value": if n < 4 { json!([]) } else { json!({}) }}));
+    let proxy = json!({ "records": records.collect::<Vec<Value>>() }).to_string();
+    let message = format!(r#"{{"seq":1,"events":{json}}}"#);
+    let to_proxy = |body: String| {
+        Request::post("/topics/t")
+            .header("content-type", "application/vnd.kafka.json.v2+json")
+            .body(Body::from(body))
+            .unwrap()
+    };
+    let broken_proxy = r#"{"records":[{"value":}"#.to_owned();
+    let cases: Vec<(Request<Body>, u16, usize)> = vec![
+        (post("application/json", json), 202, 5),
+        (post("application/x-ndjson", ndjson), 202, 5),
+        (post("application/x-ndjson", ["{}"; 5].join("\n")), 422, 5),
+        (post("application/msgpack", packed(&five)), 202, 5),
+        (to_proxy(proxy), 200, 5),
+        (post("application/json", format!("[{GOOD},{GOOD}")), 400, 1),
+        (post("application/msgpack", vec![0x92, 0x80]), 400, 1),
+        (to_proxy(broken_proxy), 400, 1),
+    ];
+    for (request, status, tokens) in cases {
+        let (gateway, _) = gateway(twenty_tokens(), KeyTable::open());
+        let shown = format!("{:?}", request.headers());
+        let (got, answer, _) = call(&gateway, request).await;
+        assert_eq!(got.as_u16(), status, "{shown}: {answer}");
+        assert_eq!(tokens_left(&gateway).await, 20 - tokens, "{shown}: {answer}");
+    }
+    for (message, tokens) in [(message.as_str(), 5), (r#"{"seq":1,"events":[[}"#, 1)] {
+        let (address, _stop) = listen(twenty_tokens()).await;
+        let (mut ws, _) =
+            tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+        ws.send(Message::text(message)).await.unwrap();
+        for _ in 0..20 {
+            let good = format!(r#"{{"seq":2,"events":[{GOOD}]}}"#);
+            ws.send(Message::text(good)).await.unwrap();
+        }
+        let mut acks = 0;
+        loop {
+            let text = ws.next().await.unwrap().unwrap().into_text().unwrap();
+            if text.contains("rate_limited") {
+                break;
+            }
+            acks += usize::from(text.contains(r#""ack":2"#));
+        }
+        assert_eq!(acks, 20 - tokens, "{message}");
+    }
+}
+
+#[tokio::test]
+async fn who_sends_refused_events_without_end_is_refused_whole() {
+    let (gateway, _) = gateway(twenty_tokens(), KeyTable::open());
+    let all_bad = ["{}"; 10].join("\n");
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        seen.push(call(&gateway, post("application/x-ndjson", all_bad.clone())).await.0.as_u16());
+    }
+    seen.push(send(&gateway, "[").await.0.as_u16());
+    assert_eq!(seen, [422, 422, 429, 429, 429]);
 }
 
 #[tokio::test]

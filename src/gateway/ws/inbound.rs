@@ -74,10 +74,25 @@ pub(super) fn read(
             Ok(MessageAction::Subscribe { name, query })
         }
         Ok(ClientMessage::Unsubscribe(name)) => Ok(MessageAction::Unsubscribe(name)),
-        // The whole batch is refused for good; other messages on the connection are not affected.
-        Err(MessageError { seq: Some(seq), error }) => Ok(MessageAction::Answer(nack(seq, &error))),
-        Err(MessageError { seq: None, error }) => Err(CloseReason::Refused(PROTOCOL, error)),
+        Err(MessageError { seq, error }) => {
+            let error = charge_refused(gateway, headers, error);
+            match seq {
+                // The whole batch is refused for good, or until the tenant may send again; other
+                // messages on the connection are not affected.
+                Some(seq) => Ok(MessageAction::Answer(nack(seq, &error))),
+                None => Err(CloseReason::Refused(PROTOCOL, error)),
+            }
+        }
     }
+}
+
+/// Charges a message that cannot be read as the one event that a body is which is refused whole.
+/// Returns the error to answer with.
+fn charge_refused(gateway: &Gateway, headers: &HeaderMap, error: ApiError) -> ApiError {
+    // Whoever may not write sends no events.
+    let Ok(tenant) = gateway.tenant(headers, Scope::Write) else { return error };
+    let refused: Result<Vec<Range<usize>>, ApiError> = Err(error.clone());
+    gateway.admission.charge(&tenant, refused).err().unwrap_or(error)
 }
 
 fn read_events(
@@ -98,7 +113,7 @@ fn read_events(
         default_metric,
         now,
     };
-    let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events)?;
+    let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events);
     let events = request.read_ranges(&body, ranges)?;
     Ok(EventBatch { tenant, body, events, reservation })
 }
