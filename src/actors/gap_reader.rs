@@ -213,6 +213,7 @@ mod tests {
         let decisions = RangeDecisions {
             admitted: vec![(SeriesId([from as u8; 16]), from)],
             quarantined: vec![],
+            outcomes: None,
         };
         archive.write(LOG, SHARD, epoch, &records, &decisions).expect("written").path
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use super::outcome::OutcomeNote;
 use super::rollup::Rollup;
 use super::series::{Series, SeriesId};
 use super::window::{Hour, Millis};
@@ -98,6 +99,9 @@ pub struct FlushBatch {
     pub accounting: Vec<AccountingDelta>,
     /// Events of this range that were quarantined.
     pub quarantined: Vec<QuarantineRow>,
+    /// The events of this range that were not counted, for the archive. Its size counts towards the
+    /// memory at which a batch is flushed, which bounds it.
+    pub outcomes: OutcomeNote,
     /// Append time of the last record; `None` if the range is empty.
     pub appended: Option<Millis>,
 }

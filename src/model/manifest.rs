@@ -1,6 +1,7 @@
 //! Rows of the archive manifest, and the names of archive objects.
 
 use super::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use super::outcome::OutcomeNote;
 use super::series::SeriesId;
 use super::window::{Hour, Millis};
 
@@ -67,6 +68,9 @@ pub struct RangeDecisions {
     /// The quarantined events as (offset, index, discarded): whether an operator had given the
     /// event up by then.
     pub quarantined: Vec<(Offset, u32, bool)>,
+    /// The events of the range that ingest did not count. `None` if that is not known of all of it:
+    /// a release that noted no outcomes has committed a part.
+    pub outcomes: Option<OutcomeNote>,
 }
 
 /// What a rebuild writes for a shard in addition to its flushes.

@@ -19,6 +19,7 @@ pub mod matcher;
 pub mod matcher_syntax;
 pub mod msgpack_reader;
 pub mod offset;
+pub mod outcome;
 pub mod quantiles;
 pub mod record;
 pub mod rollup;

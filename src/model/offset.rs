@@ -60,6 +60,10 @@ impl OffsetRange {
     pub fn is_empty(self) -> bool {
         self.from == self.to
     }
+    /// Whether every offset of `other` is in this range.
+    pub fn contains_range(self, other: Self) -> bool {
+        self.from <= other.from && other.to <= self.to
+    }
     /// The number of offsets in the range.
     pub fn len(self) -> u64 {
         self.to - self.from

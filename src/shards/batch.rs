@@ -14,6 +14,7 @@ use crate::model::flush::{
     AccountingDelta, DedupBlock, Delta, FlushBatch, QuarantineRow, SeriesInfo,
 };
 use crate::model::offset::{Offset, OffsetRange};
+use crate::model::outcome::{OutcomeNote, UncountedEvent};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId, metric_hash};
 use crate::model::window::{Hour, Millis};
@@ -68,6 +69,7 @@ pub struct OpenBatch {
     ids: Vec<(Millis, Vec<u128>)>,
     accounting: Vec<AccountingDelta>,
     quarantined: Vec<QuarantineRow>,
+    outcomes: OutcomeNote,
     bytes: usize,
 }
 
@@ -93,6 +95,7 @@ impl OpenBatch {
             ids: Vec::new(),
             accounting: Vec::new(),
             quarantined: Vec::new(),
+            outcomes: OutcomeNote::default(),
             bytes: 0,
         }
     }
@@ -269,6 +272,13 @@ impl OpenBatch {
         &self.accounting
     }
 
+    /// Notes that an event is not counted.
+    pub fn note_uncounted(&mut self, event: UncountedEvent) {
+        let before = self.outcomes.as_bytes().len();
+        self.outcomes.push(event);
+        self.bytes += self.outcomes.as_bytes().len() - before;
+    }
+
     /// Adds an event to the quarantine rows of the flush.
     pub fn quarantine(&mut self, row: QuarantineRow) {
         self.bytes += row.record.len() + DELTA_BYTES;
@@ -293,10 +303,17 @@ impl OpenBatch {
         deltas.sort_unstable_by(|a, b| key_of(a).cmp(&key_of(b)));
         let appended = self.ids.first().zip(self.ids.last()).map(|(first, last)| (first.0, last.0));
         let dedup = appended.map(|appended| DedupBlock { range, appended, runs: self.ids });
-        let (admitted, accounting, quarantined) =
-            (self.admitted, self.accounting, self.quarantined);
         let behind = Self::following(range.to, PreviousBatch { series, slots: self.slots });
-        (FlushBatch { deltas, admitted, dedup, accounting, quarantined, appended: last }, behind)
+        let batch = FlushBatch {
+            deltas,
+            admitted: self.admitted,
+            dedup,
+            accounting: self.accounting,
+            quarantined: self.quarantined,
+            outcomes: self.outcomes,
+            appended: last,
+        };
+        (batch, behind)
     }
 
     /// Visits the deltas that match the query.

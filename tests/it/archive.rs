@@ -94,6 +94,105 @@ fn duckdb_reads_the_archive_and_agrees_with_the_query_api() {
     assert_eq!(duck, serde_json::Value::from(ours));
 }
 
+/// The documented block of SQL, word by word.
+fn documented_query() -> String {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/how-to/query-the-archive.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let block = page.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next());
+    block.expect("a block of SQL").to_owned()
+}
+
+/// Runs a query in this directory; its rows as JSON, numbers as numbers and times as texts.
+fn duckdb(query: &str, directory: &Path) -> Vec<serde_json::Value> {
+    let script = "import duckdb, decimal, json, sys\nshow = lambda cell: float(cell) if \
+                  isinstance(cell, decimal.Decimal) else cell.isoformat() if hasattr(cell, \
+                  'isoformat') else cell\nprint(json.dumps([[show(cell) for cell in row] for row \
+                  in duckdb.sql(sys.argv[1]).fetchall()]))";
+    let mut python = Command::new(python());
+    let output = python.args(["-c", script, query]).current_dir(directory).output();
+    let output = output.expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// The hourly rollup as `/v1/query` answers it, in the form of [`duckdb`].
+fn queried(server: &Server, from: &str, to: &str) -> Vec<serde_json::Value> {
+    let answer = server.await_query(
+        &format!(
+            "/v1/query?metric=departure_delay&step=1h&by=origin&agg=count,sum,min,max&from={from}&to={to}"
+        ),
+        |answer| answer["completeness"]["partial"] == false,
+    );
+    let mut rows = Vec::new();
+    for series in answer["series"].as_array().expect("series") {
+        let points = series["points"].as_array().expect("points");
+        for point in points.iter().filter(|point| point["count"] != 0) {
+            let hour = point["t"].as_str().expect("a time").trim_end_matches('Z');
+            let [sum, min, max] = ["sum", "min", "max"].map(|name| point[name].as_f64());
+            rows.push(serde_json::json!([
+                hour,
+                series["labels"]["origin"],
+                point["count"],
+                sum,
+                min,
+                max
+            ]));
+        }
+    }
+    rows.sort_by_key(|row| (row[0].to_string(), row[1].to_string()));
+    rows
+}
+
+/// Late events, batches sent again, in one flush and in later ones, and a quarantined event.
+#[test]
+fn the_documented_query_gives_the_rollups_of_the_store() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let mut server = crate::quarantine::faulty(&data, crate::quarantine::CrashScope::Actor);
+    server.wait_alive();
+    let start = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(80);
+    let batch = |first: i64| {
+        let event = |n: i64| {
+            // Three days back and forth: every batch is late for windows of the one before.
+            let time = start + jiff::SignedDuration::from_mins(n * 97 % (72 * 60));
+            let value = if n % 7 == 0 { "null".to_owned() } else { format!("\"{}.125\"", n - 150) };
+            let origin = ["EWR", "JFK", "LGA"][n as usize % 3];
+            let user = if n == 133 { crate::quarantine::POISON } else { "somebody" };
+            format!(
+                r#"{{"metric":"departure_delay","timestamp":"{time}","value":{value},"labels":{{"origin":"{origin}"}},"user":"{user}","id":"{n}"}}"#
+            )
+        };
+        format!("[{}]", (first..first + 100).map(event).collect::<Vec<_>>().join(","))
+    };
+    for first in [0, 100, 50, 0, 200, 250, 200] {
+        assert_eq!(server.post(&batch(first)).0, 202);
+        server.await_everything("/v1/query?metric=departure_delay&step=all");
+    }
+    crate::support::wait_until("all is decided", || server.accounted().iter().sum::<u64>() == 700);
+    assert_eq!(server.accounted(), [349, 350, 1]);
+    let flushed = Server::cli(&["archive", "flush", "--url", &server.url]);
+    assert_eq!(flushed.status.code(), Some(0), "{}", String::from_utf8_lossy(&flushed.stderr));
+
+    let outcomes = "SELECT outcome, count(*) FROM read_parquet('data/archive/raw/**/*.parquet') \
+                    GROUP BY 1 ORDER BY 1";
+    let [counted, duplicates, set_aside] = server.accounted();
+    assert_eq!(
+        duckdb(outcomes, dir.path()),
+        [
+            serde_json::json!(["counted", counted]),
+            serde_json::json!(["duplicate", duplicates]),
+            serde_json::json!(["quarantined", set_aside]),
+        ]
+    );
+    let (from, to) = (start - jiff::SignedDuration::from_hours(1), jiff::Timestamp::now());
+    let rows = queried(&server, &from.to_string(), &to.to_string());
+    assert!(rows.len() > 100, "{rows:?}");
+    assert_eq!(duckdb(&documented_query(), dir.path()), rows);
+    assert_eq!(server.stop(), Some(0));
+    let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
 #[test]
 fn what_was_accepted_is_in_the_archive_after_a_flush_of_it() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -9,12 +9,13 @@ use rollmill::invariants::Invariant;
 use rollmill::model::budget::QueryBudget;
 use rollmill::model::flush::{FlushGuard, SeriesInfo};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
+use rollmill::model::outcome::{Outcome, OutcomeNote, Verdict};
 use rollmill::model::rollup::Rollup;
 use rollmill::model::window::Hour;
 use rollmill::operate::quarantine::StoreQuarantine;
 use rollmill::operate::service::{QuarantineScope, QuarantineService};
-use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::chain::ObjectChains;
+use rollmill::persistence::archive::{Archive, ArchivedRecords};
 use rollmill::persistence::log::LogReader;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::persistence::store::{
@@ -78,6 +79,10 @@ fn dump_store(store: &dyn ShardStore, shards: usize) -> Vec<String> {
         vec![format!("{:?}", stored_bytes(&mut *snapshot)), format!("{:?}", snapshot.quarantine())];
     for (shard, at) in snapshot.checkpoints().expect("the double answers") {
         all.push(format!("{shard} {:?} {} {}", at.log, at.next, at.archived));
+        let above = OffsetRange { from: at.archived, to: at.next };
+        let decisions = snapshot.decisions(shard, above).expect("the double answers");
+        let noted = decisions.outcomes.map(|note| note.iter().collect::<Vec<_>>());
+        all.push(format!("{shard} noted {noted:?}"));
     }
     for shard in (0..shards as u32).map(ShardId) {
         all.push(format!("{:?}", snapshot.manifest(Some(shard))));
@@ -237,9 +242,9 @@ impl SimWorld {
                 if !full && index < self.verified[s] {
                     continue;
                 }
-                let read = self.archive.read(row);
+                let read = self.archive.read_all(row);
                 let logged = &self.history[s][row.range.from as usize..row.range.to as usize];
-                let same = read.as_ref().is_ok_and(|records| {
+                let same = read.as_ref().is_ok_and(|ArchivedRecords { records, .. }| {
                     let pairs = (row.range.from..).zip(logged);
                     let logged =
                         pairs.map(|(offset, l)| (offset, l.appended, l.received, &l.payload));
@@ -252,9 +257,10 @@ impl SimWorld {
                     format!(
                         "shard {s}: object {:?} is not what the log held: {:?}",
                         row.range,
-                        read.err()
+                        read.as_ref().err()
                     )
                 })?;
+                self.check_outcomes(s, row.range, read.ok().and_then(|read| read.outcomes))?;
             }
             self.verified[s] = rows.len();
             ensure(Invariant::ArchiveTiles, next == at.archived, || {
@@ -262,6 +268,35 @@ impl SimWorld {
             })?;
         }
         Ok(())
+    }
+
+    /// I7: an object says of every event what the oracle says of it.
+    fn check_outcomes(
+        &self,
+        s: usize,
+        range: OffsetRange,
+        found: Option<OutcomeNote>,
+    ) -> Result<(), Violation> {
+        let oracle = &self.oracle[s];
+        // After a rollback, the oracle starts over and may not be there yet.
+        if oracle.next < range.to {
+            return Ok(());
+        }
+        let of_events = |places: &BTreeSet<EventPosition>, outcome| {
+            let within = places.range((range.from, 0)..(range.to, 0)).copied();
+            let are_events =
+                within.filter(|(offset, _)| self.history[s][*offset as usize].events.is_some());
+            are_events.map(|place| (place, outcome)).collect::<BTreeMap<_, _>>()
+        };
+        let mut expected = of_events(&oracle.duplicates, Outcome::Duplicate);
+        expected.extend(of_events(&oracle.quarantined, Outcome::Quarantined));
+        let events = found.as_ref().map(|note| {
+            let single = note.iter().filter(|e| e.verdict != Verdict::RecordQuarantined);
+            single.map(|e| ((e.offset, e.index), e.verdict.outcome())).collect::<BTreeMap<_, _>>()
+        });
+        ensure(Invariant::Accounting, events.as_ref() == Some(&expected), || {
+            format!("outcomes of {range:?} of shard {s}: {events:?}, expected {expected:?}")
+        })
     }
 
     /// Whether the archive holds what the log has released and a rolled-back store still needs.

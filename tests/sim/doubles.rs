@@ -1,7 +1,7 @@
 //! The doubles as the simulation uses them: with faults drawn from the seed, counted when they had
 //! an effect, and with planted bugs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -11,11 +11,14 @@ use rollmill::model::flush::{
 };
 use rollmill::model::manifest::{ManifestRow, RangeDecisions, ShardRestore, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use rollmill::model::outcome::{Outcome, OutcomeNote, UncountedEvent, Verdict};
 use rollmill::model::record;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::SeriesId;
 use rollmill::model::window::{Hour, Millis};
-use rollmill::persistence::archive::{Archive, ArchiveError, ObjectInfo, RecoveredObject};
+use rollmill::persistence::archive::{
+    Archive, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject,
+};
 use rollmill::persistence::store::memory::{self, MemoryStore, StoreWrite};
 use rollmill::persistence::store::{
     CheckpointSnapshot, ExpiryTarget, ManifestStore, MetricInfo, NameRange, QuarantineStore,
@@ -152,6 +155,10 @@ impl SimStore {
                     &FlushBatch { quarantined: vec![], ..batch.clone() },
                     forget,
                 );
+            }
+            (Some(Plant::OutcomesNotNoted), _) => {
+                let silent = FlushBatch { outcomes: OutcomeNote::default(), ..batch.clone() };
+                return self.inner.flush(guard, &silent, forget);
             }
             (Some(Plant::IdsForgottenEarly), _) => forget = Millis::MAX,
             _ => {}
@@ -416,6 +423,28 @@ fn received_range(records: &[LogRecord]) -> (Millis, Millis) {
     (received().min().unwrap_or(0), received().max().unwrap_or(0))
 }
 
+/// What an archiver says that takes for a duplicate whatever repeats an id of its own object.
+fn decide_anew(records: &[LogRecord], noted: &OutcomeNote) -> OutcomeNote {
+    let (mut reader, mut seen, mut anew) =
+        (noted.reader(), BTreeSet::new(), OutcomeNote::default());
+    for record in records {
+        let Ok(decoded) = record::decode(&record.payload) else {
+            reader.skip_record(record.offset);
+            continue;
+        };
+        for (index, event) in (0..).zip(&decoded.events) {
+            let id = event.id_hash(decoded.series[event.series as usize].series_id());
+            let repeats = id.is_some_and(|id| !seen.insert(id));
+            let set_aside = reader.outcome(record.offset, index) == Outcome::Quarantined;
+            let verdict = if set_aside { Verdict::Quarantined } else { Verdict::Duplicate };
+            if set_aside || repeats {
+                anew.push(UncountedEvent { offset: record.offset, index, verdict });
+            }
+        }
+    }
+    anew
+}
+
 impl LightArchive {
     fn row(
         log: LogId,
@@ -492,6 +521,14 @@ impl SimArchive {
         (records, decisions): (&[LogRecord], &RangeDecisions),
         torn: bool,
     ) -> Result<ManifestRow, ArchiveError> {
+        let anew;
+        let decisions = if self.plant == Some(Plant::OutcomesDecidedAnew) {
+            let outcomes = decisions.outcomes.as_ref().map(|noted| decide_anew(records, noted));
+            anew = RangeDecisions { outcomes, ..decisions.clone() };
+            &anew
+        } else {
+            decisions
+        };
         if let Some(parquet) = &self.parquet
             && !torn
         {
@@ -567,14 +604,17 @@ impl Archive for SimArchive {
         Ok(row)
     }
 
-    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+    fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
         let objects = self.light.0.lock().expect("one thread");
         match (objects.get(&row.path), &self.parquet) {
             (Some(object), _) if object.torn => {
                 Err(ArchiveError::Corrupt { path: row.path.clone(), why: "torn".to_owned() })
             }
-            (Some(object), _) => Ok(object.records.clone()),
-            (None, Some(parquet)) => parquet.read(row),
+            (Some(object), _) => Ok(ArchivedRecords {
+                records: object.records.clone(),
+                outcomes: object.decisions.outcomes.clone(),
+            }),
+            (None, Some(parquet)) => parquet.read_all(row),
             (None, None) => Err(ArchiveError::Missing(row.path.clone())),
         }
     }

@@ -99,6 +99,7 @@ pub struct OracleFold {
     /// By tenant (empty if unknown) and hour of receipt: aggregated, de-duplicated, quarantined.
     pub accounting: BTreeMap<(&'static str, i32), [u64; 3]>,
     pub quarantined: BTreeSet<EventPosition>,
+    pub duplicates: BTreeSet<EventPosition>,
     pub events: u64,
     pub overflowed: u64,
     pub counted_again: u64,
@@ -162,6 +163,7 @@ impl OracleFold {
                 |&&(_, series, other): &&(i64, usize, u32)| (series, other) == (event.series, id);
             if window.iter().filter(same).any(|(then, ..)| appended - then <= rules.horizon_ms) {
                 account[1] += 1;
+                self.duplicates.insert(place);
                 return;
             }
             self.counted_again += u64::from(self.kept.iter().any(|k| same(&k)));

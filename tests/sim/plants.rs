@@ -59,6 +59,9 @@ plants! {
     IdsInSecondTransaction Double
         "rows and checkpoint in one transaction, the de-duplication block in a second one",
     QuarantineRowLost Double "the quarantine row is not part of the flush",
+    OutcomesNotNoted Double "the flush does not note which events it does not count",
+    OutcomesDecidedAnew Double
+        "the archiver decides which events are duplicates, by the ids of its own object",
     IdsForgottenEarly Double "de-duplication blocks are deleted a horizon too early",
     TornObjectAccepted Double
         "an archive object counts as written without a look at its size and checksum",

@@ -9,7 +9,7 @@ use crate::model::manifest::{ArchiveFloor, RangeDecisions};
 use crate::model::offset::{Epoch, Offset};
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::archive::memory::{ArchiveFault, MemoryArchive};
-use crate::persistence::archive::{ArchiveError, RecoveredObject};
+use crate::persistence::archive::{ArchiveError, ArchivedRecords, RecoveredObject};
 use crate::persistence::log::ShardAssignment;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::store::memory::{MemoryStore, StoreFault, StoreWrite};
@@ -72,8 +72,8 @@ impl Archive for Mortal {
     fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
         self.inner.examine(object)
     }
-    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
-        self.inner.read(row)
+    fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
+        self.inner.read_all(row)
     }
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
         self.inner.list(log, shard)

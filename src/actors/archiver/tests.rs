@@ -10,7 +10,7 @@ use crate::model::flush::{FlushBatch, FlushGuard};
 use crate::model::manifest::Tier;
 use crate::model::offset::LogId;
 use crate::persistence::archive::memory::MemoryArchive;
-use crate::persistence::archive::{ObjectInfo, RecoveredObject};
+use crate::persistence::archive::{ArchivedRecords, ObjectInfo, RecoveredObject};
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{AppendRequest, LogAppender, ShardAssignment};
 use crate::persistence::store::memory::MemoryStore;
@@ -42,8 +42,8 @@ impl Archive for Leaving {
     fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
         self.inner.examine(object)
     }
-    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
-        self.inner.read(row)
+    fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
+        self.inner.read_all(row)
     }
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
         self.inner.list(log, shard)

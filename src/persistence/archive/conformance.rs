@@ -9,6 +9,7 @@ use super::objects::{ObjectArchive, TierStore};
 use super::row::tests::sample;
 use super::server::{self, ConditionalPuts, S3Server};
 use super::*;
+use crate::model::outcome::{OutcomeNote, UncountedEvent, Verdict};
 
 const LOG: LogId = LogId([9; 16]);
 const SHARD: ShardId = ShardId(3);
@@ -56,22 +57,29 @@ fn passes_all(archive: &dyn Archive) {
     assert_eq!(listed.iter().map(|o| o.path.clone()).collect::<Vec<_>>(), paths);
     assert_eq!(listed.iter().find(|o| o.path == first.path).map(|o| o.bytes), Some(first.bytes));
 
+    let mut outcomes = OutcomeNote::default();
+    for (index, verdict) in [(1, Verdict::Quarantined), (3, Verdict::Duplicate)] {
+        outcomes.push(UncountedEvent { offset: 6, index, verdict });
+    }
     // Without its manifest row, the object itself says the same.
     let decisions = RangeDecisions {
         admitted: vec![(crate::model::series::SeriesId([5; 16]), 7)],
         quarantined: vec![(6, 1, true)],
+        outcomes: Some(outcomes.clone()),
     };
     let decided = archive.write(LOG, ShardId(4), EPOCH, &records(6..8), &decisions).expect("write");
     let found = archive.examine(&archive.list(LOG, ShardId(4)).expect("list")[0]);
     assert_eq!(
         found,
         Ok(RecoveredObject {
-            row: decided,
+            row: decided.clone(),
             records: records(6..8),
             decisions: Some(decisions),
             has_checksum: true
         })
     );
+    let read = archive.read_all(&decided);
+    assert_eq!(read, Ok(ArchivedRecords { records: records(6..8), outcomes: Some(outcomes) }));
     for object in &listed {
         let row = archive.examine(object).expect("examined").row;
         assert!([&first, &second, &newer].contains(&&row), "{row:?}");

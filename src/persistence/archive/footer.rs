@@ -16,9 +16,13 @@ use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 
-/// Format version. Version 1 had one time per record, which was both append and received time.
-const VERSION: &str = "2";
-const VERSION_1: &str = "1";
+/// Format version. Version 1 had one time per record, which was both append and received time;
+/// version 2 had no outcomes.
+const VERSION: &str = "3";
+/// The versions that are read.
+const VERSIONS: [&str; 3] = ["1", "2", VERSION];
+/// There if the object says what became of its events. The value is for people.
+const OUTCOMES: &str = "rollmill.outcomes";
 const DECISIONS: &str = "rollmill.decisions";
 const CHECKSUM_KEY: &str = "rollmill.crc32c";
 /// In place of the checksum while it is computed; has as many digits.
@@ -82,6 +86,9 @@ pub(super) fn footer_pairs(
         DECISIONS,
         serde_json::to_string(&WrittenDecisions::of(decisions)).map_err(|e| bad(e.to_string()))?,
     ));
+    if decisions.outcomes.is_some() {
+        pairs.push((OUTCOMES, "of every event".to_owned()));
+    }
     // Last, because `checksum_position` takes the last occurrence of the key.
     pairs.push((CHECKSUM_KEY, String::from_utf8_lossy(&CHECKSUM_PLACEHOLDER).into_owned()));
     Ok(pairs)
@@ -107,10 +114,11 @@ impl ObjectFooter<'_> {
         name: ObjectName,
     ) -> Result<(), CodecError> {
         let version = self.value("rollmill.version").unwrap_or("nothing");
-        if ![VERSION_1, VERSION].contains(&version) {
+        if !VERSIONS.contains(&version) {
             return Err(bad(format!(
-                "format version {version} is unknown, this build reads {VERSION_1} and {VERSION}: \
-                 use the version of Rollmill that wrote it"
+                "format version {version} is unknown, this build reads {}: use the version of \
+                 Rollmill that wrote it",
+                VERSIONS.join(", ")
             )));
         }
         for (key, expected) in location_pairs(log, shard, name) {
@@ -148,8 +156,13 @@ impl ObjectFooter<'_> {
         Ok((log, shard, name))
     }
 
-    /// The decisions about the records, or `None` in objects written
-    /// before decisions were recorded.
+    /// Whether the object says what became of its events.
+    pub(super) fn has_outcomes(&self) -> bool {
+        self.value(OUTCOMES).is_some()
+    }
+
+    /// The decisions about the records but for the outcomes, which are in the rows. `None` in
+    /// objects written before decisions were recorded.
     pub(super) fn decisions(&self) -> Result<Option<RangeDecisions>, CodecError> {
         let Some(text) = self.value(DECISIONS) else { return Ok(None) };
         let written: WrittenDecisions =
@@ -186,7 +199,7 @@ impl WrittenDecisions {
             .iter()
             .map(|(digits, offset)| Ok((id(digits)?, *offset)))
             .collect::<Result<_, _>>()?;
-        Ok(RangeDecisions { admitted, quarantined: self.set_aside })
+        Ok(RangeDecisions { admitted, quarantined: self.set_aside, outcomes: None })
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{
-    Archive, ArchiveError, ObjectInfo, RecoveredObject, decode_verified, more_retryable, parquet,
-    recover_object, verify_bytes,
+    Archive, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject, decode_verified,
+    more_retryable, parquet, recover_object, verify_bytes,
 };
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
@@ -120,7 +120,7 @@ impl Archive for MemoryArchive {
         Ok(row)
     }
 
-    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+    fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
         let state = self.reachable()?;
         let read = |tier: Tier| match state.objects.get(&(row.path.clone(), tier)) {
             None if tier == Tier::Cold && row.tier == Tier::Cold && !state.cold => {

@@ -30,7 +30,7 @@ use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::window::Millis;
-pub use parquet::RecoveredObject;
+pub use parquet::{ArchivedRecords, RecoveredObject};
 
 /// Why an archive operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -98,12 +98,19 @@ pub trait Archive: Send + Sync + 'static {
         records: &[LogRecord],
         decisions: &RangeDecisions,
     ) -> Result<ManifestRow, ArchiveError>;
-    /// Reads an object back and returns its records as they were in the log. Tries the tier of the
-    /// row first, then the other one.
+    /// Reads an object back and returns its records as they were in the log, with what became of
+    /// their events. Tries the tier of the row first, then the other one.
     ///
     /// # Errors
     /// If neither tier has the object intact, or the storage fails.
-    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError>;
+    fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError>;
+    /// Reads the records of an object back.
+    ///
+    /// # Errors
+    /// As for [`Archive::read_all`].
+    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+        Ok(self.read_all(row)?.records)
+    }
     /// Reads a listed object and derives its manifest row from it. For rebuilding a lost store.
     ///
     /// # Errors
@@ -131,7 +138,7 @@ pub trait Archive: Send + Sync + 'static {
 }
 
 /// Decodes the bytes that were read under the row's path.
-fn decode_verified(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+fn decode_verified(bytes: Bytes, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
     // Checksum first: the Parquet library may panic on damaged bytes.
     verify_bytes(&bytes, row)?;
     parquet::decode(bytes, row)

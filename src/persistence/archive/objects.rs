@@ -25,8 +25,8 @@ use object_store::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
-    Archive, ArchiveError, ObjectInfo, RecoveredObject, decode_verified, location, more_retryable,
-    parquet, recover_object, verify_bytes,
+    Archive, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject, decode_verified, location,
+    more_retryable, parquet, recover_object, verify_bytes,
 };
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
@@ -110,7 +110,7 @@ impl ObjectArchive {
         }
     }
 
-    fn read_from(&self, tier: Tier, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+    fn read_from(&self, tier: Tier, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
         let (store, at) = (self.tier_store(tier, &row.path)?.clone(), path(&row.path)?);
         decode_verified(self.block_on(async move { store.get(&at).await })?, row)
     }
@@ -298,7 +298,7 @@ impl Archive for ObjectArchive {
         Ok(row)
     }
 
-    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+    fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
         let first = match self.read_from(row.tier, row) {
             Ok(records) => return Ok(records),
             Err(first) => first,

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use parquet::errors::ParquetError;
 
-pub use self::read::{RecoveredObject, decode, examine};
+pub use self::read::{ArchivedRecords, RecoveredObject, decode, examine};
 pub use self::write::encode;
 use super::footer::ObjectTimes;
 use super::row::EventRow;
@@ -24,8 +24,9 @@ use crate::model::manifest::{ManifestRow, ObjectName, Tier};
 use crate::model::offset::{LogId, OffsetRange, ShardId};
 use crate::model::window::Hour;
 
-/// The columns of version 2. New columns are appended; a change of meaning needs a new version.
-/// Version 1 ends with `payload` and had one time, `received`, which was the append time.
+/// The columns of version 3. New columns are appended; a change of meaning needs a new version.
+/// Version 2 ends with `stamp`. Version 1 ends with `payload` and had one time, `received`, which
+/// was the append time.
 ///
 /// Objects of older releases begin with a column `shard`, which is also the folder's name: pyarrow,
 /// and pandas with it, reject a column that occurs in both with different types. Their `labels`
@@ -48,6 +49,7 @@ pub const SCHEMA: &str = "message rollmill_event {
   optional binary payload;
   required int64 appended (TIMESTAMP(MILLIS,true));
   optional int64 stamp (TIMESTAMP(MILLIS,true));
+  optional binary outcome (STRING);
 }";
 
 /// What a manifest row says about the rows of its object.

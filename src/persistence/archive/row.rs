@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::flush::LogRecord;
+use crate::model::outcome::Outcome;
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Millis;
@@ -46,6 +47,8 @@ pub(super) struct EventRow {
     pub stamp: Option<Millis>,
     /// The whole record, if its columns do not determine it.
     pub payload: Option<Bytes>,
+    /// What became of the event; `None` if the row is no event, or if it is not known.
+    pub outcome: Option<Outcome>,
 }
 
 /// Makes rows. Caches the columns of each series, because a shard's records repeat their series.
@@ -145,6 +148,7 @@ impl RowEncoder {
                 series_index: Some(event.series),
                 stamp: record.stamp,
                 payload: None,
+                outcome: None,
             });
         }
         // The columns reproduce every series that has the record's tenant and at least one event.

@@ -1,5 +1,5 @@
-//! Columns that the SQL stores keep as versioned bytes: blocks of ids, and the windows of a
-//! manifest row.
+//! Columns that the SQL stores keep as versioned bytes: blocks of ids, outcome notes, and the
+//! windows of a manifest row.
 //!
 //! They begin with a version and, since version 2, end with a checksum: SQLite has none of its own,
 //! and a flipped bit in an id would count an event twice. Bytes that do not decode are an error
@@ -7,6 +7,7 @@
 
 use crate::model::CodecError;
 use crate::model::manifest::Tier;
+use crate::model::outcome::OutcomeNote;
 use crate::model::window::{Hour, Millis};
 
 const VERSION: u8 = 2;
@@ -77,6 +78,18 @@ pub(super) fn decode_windows(bytes: &[u8]) -> Result<Vec<(Hour, u64)>, CodecErro
     Ok(windows)
 }
 
+/// Version, then the note's own bytes; then the checksum.
+pub(super) fn encode_note(note: &OutcomeNote) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + note.as_bytes().len() + CHECKSUM);
+    out.push(VERSION);
+    out.extend_from_slice(note.as_bytes());
+    with_checksum(out)
+}
+
+pub(super) fn decode_note(bytes: &[u8]) -> Result<OutcomeNote, CodecError> {
+    OutcomeNote::from_bytes(versioned("outcome note", bytes)?)
+}
+
 fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
     let crc = crc32c::crc32c(&bytes);
     bytes.extend(crc.to_be_bytes());
@@ -110,6 +123,7 @@ fn take<const N: usize>(what: &'static str, input: &mut &[u8]) -> Result<[u8; N]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::outcome::{UncountedEvent, Verdict};
 
     #[test]
     fn every_flipped_bit_is_noticed_and_blocks_of_version_1_are_read() {
@@ -127,6 +141,16 @@ mod tests {
             let mut damaged = of_windows.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(decode_windows(&damaged).is_err(), "bit {bit}");
+        }
+        let mut note = OutcomeNote::default();
+        note.push(UncountedEvent { offset: 3, index: 1, verdict: Verdict::Duplicate });
+        let of_note = encode_note(&note);
+        assert_eq!(of_note, [2, 3, 4, 220, 118, 206, 241]);
+        assert_eq!(decode_note(&of_note), Ok(note));
+        for bit in 0..of_note.len() * 8 {
+            let mut damaged = of_note.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_note(&damaged).is_err(), "bit {bit}");
         }
         let unchecked = |bytes: &[u8]| [&[UNCHECKED], &bytes[1..bytes.len() - CHECKSUM]].concat();
         assert_eq!(decode_runs(&unchecked(&encoded)), Ok(runs));

@@ -90,13 +90,14 @@ pub(super) trait TableReader {
 type TableCheck = fn(&mut dyn TableReader, &mut DamageCollector<'_>) -> Result<(), StoreError>;
 
 /// All checks, each with the table that is named if it cannot be read.
-const TABLE_CHECKS: [(&str, TableCheck); 11] = [
+const TABLE_CHECKS: [(&str, TableCheck); 12] = [
     ("series", catalogue::catalogue),
     ("rollups", rollups::orphan_rollups),
     ("sketches", rollups::orphan_sketches),
     ("revisions", rollups::revisions),
     ("series", checkpoints::admissions),
     ("dedup", checkpoints::dedup),
+    ("outcome_notes", checkpoints::outcome_notes),
     ("manifest", archive::manifest),
     ("archive_floors", archive::floors),
     ("quarantine", checkpoints::quarantine),

@@ -2,6 +2,7 @@
 //! run the same suite.
 
 mod archive;
+mod outcomes;
 mod quarantine;
 mod rollups;
 mod shards;
@@ -92,11 +93,12 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
 }
 
 type Case = fn(&dyn RollupStore);
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     rollups::rollups_and_guards,
     shards::claims_ids_and_archive,
     archive::two_times_and_what_is_noted_of_expiry,
     archive::tiers_and_floors,
+    outcomes::notes_stay_until_they_are_archived,
     quarantine::quarantine,
 ];
 

@@ -11,7 +11,8 @@ use crate::model::flush::{
     AccountingDelta, DedupBlock, DedupRule, QuarantineRow, SeriesInfo, SuspectEvent,
 };
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
-use crate::model::offset::{Checkpoint, Offset, ShardId};
+use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::rollup::RollupFigures;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
@@ -30,6 +31,8 @@ pub struct ShardRow {
     pub checkpoint: Checkpoint,
     /// Starts at this checkpoint without a flush since.
     pub attempts: u32,
+    /// The records whose outcomes the flushes have noted; `None` if an older release wrote all.
+    pub noted: Option<OffsetRange>,
 }
 
 /// The figures of a rollup, as stored.
@@ -76,6 +79,8 @@ pub enum TransferBatch {
     Revisions(Vec<RevisionRow>),
     /// Blocks of ids of a shard, in log order.
     DedupBlocks(ShardId, Vec<DedupBlock>),
+    /// What the flushes of a shard have not counted, by the records of the flush.
+    OutcomeNotes(ShardId, Vec<(OffsetRange, OutcomeNote)>),
     /// De-duplication rules of a shard.
     DedupRules(ShardId, Vec<(Offset, DedupRule)>),
     /// Accounting as whole rows, not as growth.
@@ -101,6 +106,7 @@ impl TransferBatch {
             TransferBatch::Sketches(rows) => rows.len(),
             TransferBatch::Revisions(rows) => rows.len(),
             TransferBatch::DedupBlocks(_, rows) => rows.len(),
+            TransferBatch::OutcomeNotes(_, rows) => rows.len(),
             TransferBatch::DedupRules(_, rows) => rows.len(),
             TransferBatch::Accounting(rows) => rows.len(),
             TransferBatch::Quarantine(rows) => rows.len(),

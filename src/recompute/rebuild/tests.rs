@@ -186,6 +186,10 @@ fn everything(store: &dyn ShardStore) -> Vec<String> {
         let mut admissions = snapshot.admissions(shard).expect("admissions");
         admissions.sort_unstable();
         all.push(format!("{admissions:?}"));
+        let above = OffsetRange { from: at.archived, to: at.next };
+        let decisions = snapshot.decisions(shard, above).expect("decisions");
+        let outcomes = decisions.outcomes.expect("they are noted");
+        all.push(format!("{:?}", outcomes.iter().collect::<Vec<_>>()));
         let recent =
             store.recent_ids(shard, 10_000 * RECORDS as i64 - RULES.dedup_horizon_ms).expect("ids");
         let ids = recent

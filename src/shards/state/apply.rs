@@ -4,6 +4,7 @@ use super::{IsolatedRecord, ShardEffect, ShardState};
 use crate::model::CodecError;
 use crate::model::flush::{LogRecord, QuarantineRow};
 use crate::model::offset::{LogDivergence, RecordAction, check_offset};
+use crate::model::outcome::{UncountedEvent, Verdict};
 use crate::model::record::{self, Record};
 use crate::model::series::Series;
 use crate::model::window::Hour;
@@ -89,7 +90,7 @@ impl ShardState {
             }
             Err(error) => {
                 self.events += 1;
-                self.quarantine(log_record, 0, "", &error.to_string(), log_record.payload.to_vec());
+                self.quarantine_record(log_record, &error);
             }
         }
     }
@@ -145,7 +146,7 @@ impl ShardState {
             }
             Err(error) => {
                 self.events += 1;
-                self.quarantine(&isolated.record, 0, "", &error.to_string(), payload.to_vec());
+                self.quarantine_record(&isolated.record, &error);
                 0
             }
         };
@@ -174,13 +175,18 @@ impl ShardState {
         if let Some(id) = event.id_hash(original) {
             if !self.dedup.insert(id, log_record.appended) {
                 self.open.update_accounting(record.tenant, hour, |row| row.deduplicated += 1);
+                self.open.note_uncounted(UncountedEvent {
+                    offset: log_record.offset,
+                    index: index as u32,
+                    verdict: Verdict::Duplicate,
+                });
                 return;
             }
             self.open.remember_id(id, log_record.appended);
         }
         if is_poison(&self.suspects, log_record.offset, index as u32) {
             let reason = "the shard died each time it applied this event";
-            self.quarantine(log_record, index as u32, record.tenant, reason, single(record, index));
+            self.quarantine_event(log_record, record, index, reason);
             return;
         }
         let known = &mut local[event.series as usize];
@@ -192,13 +198,7 @@ impl ShardState {
         ) {
             Ok(slot) => slot,
             Err(error) => {
-                self.quarantine(
-                    log_record,
-                    index as u32,
-                    record.tenant,
-                    &error.to_string(),
-                    single(record, index),
-                );
+                self.quarantine_event(log_record, record, index, &error.to_string());
                 return;
             }
         };
@@ -212,14 +212,32 @@ impl ShardState {
         self.open.update_accounting(record.tenant, hour, |row| row.aggregated += 1);
     }
 
+    /// Sets a whole record aside, which no gateway can have written.
+    fn quarantine_record(&mut self, record: &LogRecord, why: &CodecError) {
+        let (place, verdict) = ((record, 0), Verdict::RecordQuarantined);
+        self.quarantine(place, verdict, "", &why.to_string(), record.payload.to_vec());
+    }
+
+    fn quarantine_event(
+        &mut self,
+        log_record: &LogRecord,
+        record: &Record<'_>,
+        index: usize,
+        reason: &str,
+    ) {
+        let (place, verdict) = ((log_record, index as u32), Verdict::Quarantined);
+        self.quarantine(place, verdict, record.tenant, reason, single(record, index));
+    }
+
     fn quarantine(
         &mut self,
-        record: &LogRecord,
-        index: u32,
+        (record, index): (&LogRecord, u32),
+        verdict: Verdict,
         tenant: &str,
         reason: &str,
         bytes: Vec<u8>,
     ) {
+        self.open.note_uncounted(UncountedEvent { offset: record.offset, index, verdict });
         self.open.quarantine(QuarantineRow {
             shard: self.shard,
             offset: record.offset,

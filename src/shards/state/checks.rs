@@ -5,8 +5,8 @@ use crate::invariants::{Invariant, check};
 use crate::model::flush::FlushBatch;
 use crate::model::offset::{Offset, OffsetRange, ShardId};
 
-/// I7 and I2, before a batch goes to the store: every applied event is counted exactly once, and
-/// every event counted as aggregated is in exactly one delta.
+/// I7 and I2, before a batch goes to the store: every applied event is counted exactly once, every
+/// event counted as aggregated is in exactly one delta, and every other one is noted.
 pub(super) fn check_counts(shard: ShardId, range: OffsetRange, batch: &FlushBatch, applied: u64) {
     let OffsetRange { from, to } = range;
     let rows = &batch.accounting;
@@ -16,6 +16,13 @@ pub(super) fn check_counts(shard: ShardId, range: OffsetRange, batch: &FlushBatc
         format!("shard {shard} counts {counted} of the {applied} events in [{from}, {to})")
     });
     let aggregated: u64 = rows.iter().map(|row| row.aggregated).sum();
+    let noted = batch.outcomes.len();
+    check(Invariant::Accounting, noted == counted - aggregated, || {
+        format!(
+            "shard {shard} notes {noted} of the {} events in [{from}, {to}) that it does not count",
+            counted - aggregated
+        )
+    });
     let in_deltas: u64 = batch.deltas.iter().map(|delta| delta.rollup.figures.count).sum();
     check(Invariant::ExactEffect, in_deltas == aggregated, || {
         format!(
@@ -46,6 +53,7 @@ mod tests {
     use super::*;
     use crate::invariants::tests::violations;
     use crate::model::flush::{AccountingDelta, Delta, SeriesInfo};
+    use crate::model::outcome::{OutcomeNote, UncountedEvent, Verdict};
     use crate::model::rollup::Rollup;
     use crate::model::series::{Series, SeriesId};
     use crate::model::window::Hour;
@@ -66,17 +74,28 @@ mod tests {
             deduplicated: 1,
             quarantined: 0,
         };
-        let check = |aggregated, applied| {
+        let note = |events: u32| {
+            let mut note = OutcomeNote::default();
+            for index in 0..events {
+                let verdict = Verdict::Duplicate;
+                note.push(UncountedEvent { offset: 0, index, verdict });
+            }
+            note
+        };
+        let check = |aggregated, applied, noted| {
             let batch = FlushBatch {
                 deltas: vec![delta.clone()],
                 accounting: vec![row(aggregated)],
+                outcomes: note(noted),
                 ..FlushBatch::default()
             };
             check_counts(SHARD, OffsetRange { from: 0, to: 1 }, &batch, applied);
         };
-        assert_eq!(violations(Invariant::ExactEffect, || check(1, 2)), 0);
-        assert_eq!(violations(Invariant::ExactEffect, || check(2, 3)), 1);
-        assert_eq!(violations(Invariant::Accounting, || check(1, 3)), 1);
+        assert_eq!(violations(Invariant::ExactEffect, || check(1, 2, 1)), 0);
+        assert_eq!(violations(Invariant::ExactEffect, || check(2, 3, 1)), 1);
+        assert_eq!(violations(Invariant::Accounting, || check(1, 2, 1)), 0);
+        assert_eq!(violations(Invariant::Accounting, || check(1, 3, 1)), 1);
+        assert_eq!(violations(Invariant::Accounting, || check(1, 2, 0)), 1, "not noted");
     }
 
     #[test]

@@ -14,24 +14,31 @@ use super::{RowSummary, bad, range_of};
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, ObjectName, RangeDecisions, Tier};
+use crate::model::outcome::{Outcome, OutcomeNote, UncountedEvent, Verdict};
+
+/// The records of an object, and what became of their events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct ArchivedRecords {
+    pub records: Vec<LogRecord>,
+    /// The events that ingest did not count; `None` in objects that do not say it.
+    pub outcomes: Option<OutcomeNote>,
+}
 
 /// Reads all records of an object and checks that it is the one that `row` describes. Verify the
 /// checksum first: the Parquet library may panic on damaged bytes.
 ///
 /// # Errors
 /// If the bytes are not that object, or cannot be decoded.
-pub fn decode(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, CodecError> {
+pub fn decode(bytes: Bytes, row: &ManifestRow) -> Result<ArchivedRecords, CodecError> {
     let reader = SerializedFileReader::new(bytes).map_err(bad)?;
-    footer_of(&reader).check(
-        row.log,
-        row.shard,
-        ObjectName { range: row.range, epoch: row.epoch },
-    )?;
-    let (records, _) = read_all(&reader)?;
+    let footer = footer_of(&reader);
+    footer.check(row.log, row.shard, ObjectName { range: row.range, epoch: row.epoch })?;
+    let (records, _, noted) = read_all(&reader)?;
     if range_of(&records)? != row.range {
         return Err(CodecError::new("archive object", "the records are not those of the manifest"));
     }
-    Ok(records)
+    Ok(ArchivedRecords { records, outcomes: footer.has_outcomes().then_some(noted) })
 }
 
 /// An object that was read without its manifest row, to rebuild a lost store.
@@ -57,7 +64,7 @@ pub fn examine(bytes: Bytes, tier: Tier) -> Result<RecoveredObject, CodecError> 
         let reader = SerializedFileReader::new(bytes.clone()).map_err(bad)?;
         let footer = footer_of(&reader);
         let identity = footer.object()?;
-        let (records, summary) = read_all(&reader)?;
+        let (records, summary, noted) = read_all(&reader)?;
         if range_of(&records)? != identity.2.range {
             return Err(CodecError::new(
                 "archive object",
@@ -65,7 +72,9 @@ pub fn examine(bytes: Bytes, tier: Tier) -> Result<RecoveredObject, CodecError> 
             ));
         }
         let row = summary.manifest_row(identity, &bytes, ObjectTimes::of(&records)?, tier);
-        Ok(RecoveredObject { row, records, decisions: footer.decisions()?, has_checksum: sealed })
+        let outcomes = footer.has_outcomes().then_some(noted);
+        let decisions = footer.decisions()?.map(|found| RangeDecisions { outcomes, ..found });
+        Ok(RecoveredObject { row, records, decisions, has_checksum: sealed })
     });
     read.unwrap_or_else(|_| {
         Err(CodecError::new("archive object", "reading it panicked: its bytes are damaged"))
@@ -78,16 +87,28 @@ fn footer_of(reader: &SerializedFileReader<Bytes>) -> ObjectFooter<'_> {
 
 fn read_all(
     reader: &SerializedFileReader<Bytes>,
-) -> Result<(Vec<LogRecord>, RowSummary), CodecError> {
+) -> Result<(Vec<LogRecord>, RowSummary, OutcomeNote), CodecError> {
     let (mut records, mut summary) = (Vec::new(), RowSummary::default());
+    let mut noted = OutcomeNote::default();
     for group in 0..reader.num_row_groups() {
         let rows = read_group(reader.get_row_group(group).map_err(bad)?.as_ref()).map_err(bad)?;
         summary.add(&rows);
+        rows.iter().filter_map(uncounted).for_each(|event| noted.push(event));
         for of_record in rows.chunk_by(|a, b| a.offset == b.offset) {
             records.push(row::decode_record(of_record)?);
         }
     }
-    Ok((records, summary))
+    Ok((records, summary, noted))
+}
+
+/// The row's event, if it was not counted.
+fn uncounted(row: &EventRow) -> Option<UncountedEvent> {
+    let verdict = match row.outcome? {
+        Outcome::Counted => return None,
+        Outcome::Duplicate => Verdict::Duplicate,
+        Outcome::Quarantined => Verdict::Quarantined,
+    };
+    Some(UncountedEvent { offset: row.offset, index: row.index, verdict })
 }
 
 /// Reads the columns of a row group in the order of the schema.
@@ -158,6 +179,11 @@ fn read_group(group: &dyn RowGroupReader) -> Result<Vec<EventRow>, ParquetError>
     let two_times = columns.next < group.num_columns();
     let appended = if two_times { columns.required::<Int64Type>()? } else { received.clone() };
     let stamp = if two_times { columns.optional::<Int64Type>()? } else { vec![None; rows] };
+    // Version 2 ends here.
+    let outcomes = match columns.next < group.num_columns() {
+        true => columns.optional::<ByteArrayType>()?,
+        false => vec![None; rows],
+    };
     let row = |at: usize| {
         let value = match &value[at] {
             None => None,
@@ -187,7 +213,13 @@ fn read_group(group: &dyn RowGroupReader) -> Result<Vec<EventRow>, ParquetError>
             gateway: gateway[at].map(|g| g as u32),
             series_index: series_index[at].map(|s| s as u32),
             payload: payload.next().flatten(),
+            outcome: outcomes[at].as_ref().map(outcome).transpose()?,
         })
     };
     (0..rows).map(row).collect()
+}
+
+fn outcome(name: &ByteArray) -> Result<Outcome, ParquetError> {
+    Outcome::from_name(name.data())
+        .ok_or_else(|| ParquetError::General("column outcome has an unknown name".to_owned()))
 }

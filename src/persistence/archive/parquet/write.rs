@@ -18,10 +18,12 @@ use parquet::schema::types::ColumnPath;
 use super::super::footer::{self, ObjectTimes};
 use super::super::row::{EventRow, RowEncoder};
 use super::{RowSummary, SCHEMA, bad, range_of};
+use crate::invariants::{Invariant, check};
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, ObjectName, RangeDecisions, Tier};
-use crate::model::offset::{Epoch, LogId, ShardId};
+use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
+use crate::model::outcome::{Outcome, OutcomeNote, OutcomeReader};
 
 /// Favours speed: level 3 took twice the time to save a tenth of the bytes.
 const ZSTD_LEVEL: i32 = 1;
@@ -55,6 +57,7 @@ pub fn encode(
         Arc::new(properties(footer::footer_pairs(log, shard, name, times, decisions)?)?);
     let mut writer =
         SerializedFileWriter::new(Vec::with_capacity(reserve), schema, properties).map_err(bad)?;
+    let mut outcomes = decisions.outcomes.as_ref().map(OutcomeNote::reader);
     let mut summary = RowSummary::default();
     let (mut encoder, mut rows) = (RowEncoder::default(), Vec::new());
     let mut pending = 0;
@@ -62,6 +65,9 @@ pub fn encode(
         let start = rows.len();
         encoder.push_rows(record, &mut rows);
         summary.add(&rows[start..]);
+        if let Some(outcomes) = &mut outcomes {
+            set_outcomes(&mut rows[start..], outcomes);
+        }
         pending += record.payload.len();
         // Only between records: `read_all` decodes the records of each row group by itself.
         if rows.len() >= GROUP_ROWS || pending >= GROUP_BYTES || at + 1 == records.len() {
@@ -70,10 +76,31 @@ pub fn encode(
             pending = 0;
         }
     }
+    check_all_placed(&name, outcomes.map_or(0, OutcomeReader::finish));
     let mut bytes = writer.into_inner().map_err(bad)?;
     footer::write_checksum(&mut bytes)?;
     let row = summary.manifest_row((log, shard, name), &bytes, times, Tier::Hot);
     Ok((bytes, row))
+}
+
+/// Sets the outcomes of a record's rows. A row that is no event has none.
+fn set_outcomes(rows: &mut [EventRow], outcomes: &mut OutcomeReader<'_>) {
+    for row in rows {
+        match row.event_time {
+            Some(_) => row.outcome = Some(outcomes.outcome(row.offset, row.index)),
+            None => outcomes.skip_record(row.offset),
+        }
+    }
+}
+
+/// I7: every event that a flush has noted as not counted is in the object that holds its record.
+fn check_all_placed(name: &ObjectName, left: u64) {
+    check(Invariant::Accounting, left == 0, || {
+        let OffsetRange { from, to } = name.range;
+        format!(
+            "{left} events that were noted as not counted are not in the records [{from}, {to})"
+        )
+    });
 }
 
 pub(super) fn properties(
@@ -101,11 +128,21 @@ pub(super) type GroupWriter<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
 
 /// Writes the rows as one row group. Moves their texts out of them.
 fn write_group(mut group: GroupWriter<'_>, rows: &mut [EventRow]) -> Result<(), ParquetError> {
-    write_columns_1(&mut group, rows)?;
-    put::<Int64Type>(&mut group, &rows.iter().map(|r| r.appended).collect::<Vec<_>>(), None)?;
-    put_optional::<Int64Type>(&mut group, rows.iter().map(|r| r.stamp))?;
+    write_columns_2(&mut group, rows)?;
+    let name = |outcome: Outcome| ByteArray::from(Bytes::from_static(outcome.name().as_bytes()));
+    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| r.outcome.map(name)))?;
     group.close()?;
     Ok(())
+}
+
+/// Writes the columns of version 2, which version 3 begins with.
+pub(super) fn write_columns_2(
+    group: &mut GroupWriter<'_>,
+    rows: &mut [EventRow],
+) -> Result<(), ParquetError> {
+    write_columns_1(group, rows)?;
+    put::<Int64Type>(group, &rows.iter().map(|r| r.appended).collect::<Vec<_>>(), None)?;
+    put_optional::<Int64Type>(group, rows.iter().map(|r| r.stamp))
 }
 
 /// Writes the columns of version 1, which version 2 begins with.

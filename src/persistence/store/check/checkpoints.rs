@@ -112,6 +112,58 @@ pub(super) fn dedup(
     Ok(())
 }
 
+pub(super) fn outcome_notes(
+    tables: &mut dyn TableReader,
+    found: &mut DamageCollector<'_>,
+) -> Result<(), StoreError> {
+    let checkpoints = checkpoint_offsets(tables)?;
+    let mut previous_end = (0, 0);
+    let sql = "SELECT shard, from_offset, to_offset, events FROM outcome_notes ORDER BY shard, \
+               from_offset";
+    tables.for_each_row(sql, &mut |row| {
+        let (shard, from, to) = (number(row, 0)?, offset(row, 1)?, offset(row, 2)?);
+        let mut wrong = |why: &dyn std::fmt::Display| {
+            found.add("outcome_notes", format!("shard {shard}, offsets [{from}, {to}): {why}"));
+        };
+        if from >= to {
+            wrong(&"its offsets are no range");
+        } else if let Err(why) = below_checkpoint(&checkpoints, shard, to - 1) {
+            wrong(&why);
+        }
+        if let Some(at) = checkpoints.get(&shard).filter(|at| to <= at.archived) {
+            wrong(&format!("the archive has everything below {} already", at.archived));
+        }
+        if shard == previous_end.0 && from < previous_end.1 {
+            wrong(&format!("the note before it ends at {}", previous_end.1));
+        }
+        previous_end = (shard, to);
+        match byte_columns::decode_note(&row.bytes(3)?) {
+            Err(why) => wrong(&why),
+            Ok(note) if note.is_empty() => wrong(&"it notes nothing"),
+            Ok(note) => {
+                if note.iter().any(|event| event.offset < from || event.offset >= to) {
+                    wrong(&"it notes events of other records");
+                }
+            }
+        }
+        Ok(())
+    })?;
+    let sql = "SELECT shard, noted_from, noted_to, next FROM shards WHERE noted_from IS NOT NULL";
+    tables.for_each_row(sql, &mut |row| {
+        let (shard, from, to) = (number(row, 0)?, offset(row, 1)?, offset(row, 2)?);
+        if from > to || to > offset(row, 3)? {
+            found.add(
+                "outcome_notes",
+                format!(
+                    "shard {shard}: outcomes are noted of [{from}, {to}), which is no range below \
+                         the checkpoint"
+                ),
+            );
+        }
+        Ok(())
+    })
+}
+
 pub(super) fn quarantine(
     tables: &mut dyn TableReader,
     found: &mut DamageCollector<'_>,

@@ -10,6 +10,7 @@ use crate::model::flush::{
 };
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
+use crate::model::outcome::{OutcomeNote, UncountedEvent, Verdict};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
@@ -59,6 +60,12 @@ fn flush(
             discarded: false,
             record: vec![1],
         }],
+        outcomes: {
+            let mut note = OutcomeNote::default();
+            let (offset, verdict) = (range.to - 1, Verdict::Duplicate);
+            note.push(UncountedEvent { offset, index: 1, verdict });
+            note
+        },
         appended: Some(times.1),
     };
     store.flush(FlushGuard { shard, log: LOG, range, epoch }, &batch, 0).expect("a flush");
@@ -177,6 +184,13 @@ const CONTRADICTIONS: &[(&str, &str, &str)] = &[
     ("dedup", "dedup", "UPDATE dedup SET to_offset = from_offset"),
     ("dedup", "dedup", "UPDATE dedup SET block = ONE_BYTE WHERE shard = 4"),
     ("dedup", "dedup", "UPDATE dedup SET shard = 9 WHERE shard = 4"),
+    ("outcome_notes", "outcome_notes", "UPDATE outcome_notes SET to_offset = 99"),
+    ("outcome_notes", "outcome_notes", "UPDATE outcome_notes SET to_offset = from_offset"),
+    ("outcome_notes", "outcome_notes", "UPDATE outcome_notes SET events = ONE_BYTE"),
+    ("outcome_notes", "outcome_notes", "UPDATE outcome_notes SET shard = 9"),
+    ("outcome_notes", "shards", "UPDATE shards SET noted_to = noted_to + 1"),
+    ("outcome_notes", "shards", "UPDATE shards SET noted_from = 99"),
+    ("outcome_notes", "shards", "UPDATE shards SET archived = 1 WHERE shard = 4"),
     ("manifest", "manifest", "UPDATE manifest SET rows = rows + 1"),
     ("manifest", "manifest", "UPDATE manifest SET windows = ONE_BYTE"),
     ("manifest", "manifest", "UPDATE manifest SET epoch = epoch + 1"),

@@ -44,7 +44,9 @@ fn sqlite_survives_reopening() {
 #[test]
 fn sqlite_takes_over_stores_of_older_versions() {
     // Turns a new file back into what an older version had written.
-    let few = "ALTER TABLE suspects DROP COLUMN sum; ";
+    let back_to_7 = "ALTER TABLE shards DROP COLUMN noted_from; ALTER TABLE shards DROP COLUMN \
+                     noted_to; DROP TABLE outcome_notes; PRAGMA user_version = 7; ";
+    let few = format!("{back_to_7} ALTER TABLE suspects DROP COLUMN sum; ");
     let back_to_6 = format!(
         "{few} ALTER TABLE dedup_rules DROP COLUMN sum; ALTER TABLE expiry DROP COLUMN sum; \
          PRAGMA user_version = 6"
@@ -68,6 +70,7 @@ fn sqlite_takes_over_stores_of_older_versions() {
          TABLE archive_floors; PRAGMA user_version = 2"
     );
     for (back, of_two_times) in [
+        (back_to_7.to_owned(), true),
         (back_to_6, true),
         (back_to_5, true),
         (back_to_4, false),
@@ -114,12 +117,19 @@ fn taken_over(back: &str, of_two_times: bool) {
         snapshot.checkpoints().expect("checkpoints")[0].1.appended,
         Some(9).filter(|_| of_two_times)
     );
+    let outcomes = |store: &dyn RollupStore, from| {
+        let mut snapshot = store.snapshot().expect("snapshot");
+        snapshot.decisions(SHARD, OffsetRange { from, to: 3 }).expect("decisions").outcomes
+    };
     drop(snapshot);
+    store.flush(guard(2, 3, epoch), &batch(vec![]), 0).expect("flush");
+    assert_eq!(outcomes(&*store, 2), Some(Default::default()), "from now on they are noted");
+    assert_eq!(outcomes(&*store, 1), None, "an older release has noted nothing");
     let note =
         serde_json::to_string(&crate::model::expiry::ExpiryState::default()).expect("a note");
     assert_eq!(store.swap_expiry(ExpiryTarget::Weeks, None, &note), Ok(true));
     assert_eq!(store.expire_object(&expected), Ok(true));
-    store.set_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    store.set_dedup_rule(SHARD, epoch, 3, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
     store.claim(SHARD, LOG, 2).expect("the mark becomes a suspect");
     store.check(&mut |damage| panic!("{damage:?}")).expect("looks");
 }

@@ -17,6 +17,7 @@ impl ManifestStore for MemoryStore {
             }
             let state = Arc::make_mut(state);
             state.manifest.insert((row.shard, row.range.from), row.clone());
+            state.forget_notes(row.shard, row.range.to);
             if let Some(shard) = state.shards.get_mut(&row.shard) {
                 shard.checkpoint.archived = row.range.to;
             }

@@ -27,7 +27,8 @@ use crate::model::flush::{
     revision_after_release,
 };
 use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore};
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
@@ -80,6 +81,8 @@ struct StoredShard {
     attempts: u32,
     marked: Option<(Offset, u32)>,
     suspects: BTreeMap<(Offset, u32), u32>,
+    /// The records whose outcomes the flushes have noted.
+    noted: OffsetRange,
 }
 
 #[derive(Debug, Clone)]
@@ -98,6 +101,7 @@ struct State {
     metrics: BTreeMap<MetricKey, BTreeSet<SeriesId>>,
     rollups: BTreeMap<MetricKey, BTreeMap<(Hour, SeriesId), Rollup>>,
     dedup: BTreeMap<(ShardId, Offset), DedupBlock>,
+    outcomes: BTreeMap<(ShardId, Offset), (OffsetRange, OutcomeNote)>,
     dedup_rules: BTreeMap<ShardId, DedupRules>,
     accounting: BTreeMap<(String, Hour), AccountingDelta>,
     quarantine: BTreeMap<(ShardId, Offset, u32), QuarantineRow>,
@@ -194,6 +198,11 @@ impl State {
             .get(&shard)
             .filter(|row| row.checkpoint.epoch == epoch)
             .ok_or(StoreError::Refused { shard })
+    }
+
+    /// Deletes the outcome notes that lie wholly below the archived offset.
+    fn forget_notes(&mut self, shard: ShardId, archived: Offset) {
+        self.outcomes.retain(|(of, _), (range, _)| *of != shard || range.to > archived);
     }
 
     fn check_catalogue(&self, batch: &FlushBatch) -> Result<(), StoreError> {
@@ -322,7 +331,12 @@ impl RebuildStore for MemoryStore {
                 attempts: 0,
                 marked: None,
                 suspects: BTreeMap::new(),
+                noted: OffsetRange { from: at.next, to: at.next },
             });
+            // Notes below the archived offset are gone, should it go back.
+            if at.archived < row.checkpoint.archived {
+                row.noted.from = row.noted.from.max(row.checkpoint.archived);
+            }
             // `next` stays where the flushes of the rebuild have moved it.
             row.checkpoint =
                 Checkpoint { next: row.checkpoint.next, appended: row.checkpoint.appended, ..at };
@@ -330,6 +344,7 @@ impl RebuildStore for MemoryStore {
             for row in &shard.manifest {
                 state.manifest.retain(|(of, from), _| *of != row.shard || *from < row.range.from);
                 state.manifest.insert((row.shard, row.range.from), row.clone());
+                state.forget_notes(row.shard, row.range.to);
             }
             for (id, offset) in &shard.admitted {
                 if let Some(series) = state.series.get_mut(id) {

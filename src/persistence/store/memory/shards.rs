@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{MemoryStore, StoreWrite, StoredShard};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard, SuspectEvent};
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 use crate::persistence::store::{ShardStore, StoreError, other_log};
@@ -29,6 +29,7 @@ impl ShardStore for MemoryStore {
                 attempts: 0,
                 marked: None,
                 suspects: BTreeMap::new(),
+                noted: OffsetRange { from: 0, to: 0 },
             });
             row.checkpoint.epoch = Epoch { counter: row.checkpoint.epoch.counter + 1, nonce };
             row.attempts = row.attempts.saturating_add(1);
@@ -88,6 +89,10 @@ impl ShardStore for MemoryStore {
             if let Some(block) = &batch.dedup {
                 state.dedup.insert((guard.shard, block.range.from), block.clone());
             }
+            if !batch.outcomes.is_empty() {
+                let note = (guard.range, batch.outcomes.clone());
+                state.outcomes.insert((guard.shard, guard.range.from), note);
+            }
             state.dedup.retain(|(shard, _), block| {
                 *shard != guard.shard || block.appended.1 >= forget_ids_before
             });
@@ -102,6 +107,7 @@ impl ShardStore for MemoryStore {
             }
             if let Some(row) = state.shards.get_mut(&guard.shard) {
                 row.checkpoint.next = guard.range.to;
+                row.noted.to = guard.range.to;
                 row.checkpoint.appended = batch.appended.or(row.checkpoint.appended);
                 row.attempts = 0;
                 row.marked = None;

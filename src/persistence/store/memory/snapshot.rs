@@ -8,6 +8,7 @@ use super::State;
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -215,9 +216,20 @@ impl ArchiveSnapshot for MemorySnapshot {
         let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
         admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
         let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
+        let known = self.0.shards.get(&shard).map(|row| OffsetRange {
+            from: row.noted.from.max(row.checkpoint.archived),
+            to: row.noted.to,
+        });
+        let notes = self.0.outcomes.range((shard, 0)..(shard, range.to));
+        let outcomes = known.filter(|known| known.contains_range(range)).map(|_| {
+            let mut all = OutcomeNote::default();
+            notes.for_each(|(_, (_, note))| all.extend_within(note, range));
+            all
+        });
         Ok(RangeDecisions {
             admitted,
             quarantined: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect(),
+            outcomes,
         })
     }
 }

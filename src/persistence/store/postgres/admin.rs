@@ -219,10 +219,11 @@ pub(super) fn insert_manifest_row(
     write_manifest_row(session, row)
 }
 
+/// Writes the row, and deletes the outcome notes that its object has made superfluous.
 fn write_manifest_row(session: &mut PostgresSession, row: &ManifestRow) -> Result<(), StoreError> {
-    let (sql, params) = manifest_insert(row);
-    session.execute(sql, params)?;
-    Ok(())
+    let forget = "DELETE FROM outcome_notes WHERE shard = $1 AND to_offset <= $2";
+    let place = params![row.shard.0.cast_signed(), row.range.to as i64];
+    Ok(session.execute_all(vec![(forget, place), manifest_insert(row)])?)
 }
 
 /// The statement that inserts a manifest row.
@@ -330,13 +331,16 @@ pub(super) fn restore(session: &mut PostgresSession, of: &ShardRestore) -> Resul
     let (shard, Checkpoint { log, next, archived, epoch, .. }) =
         (of.shard.0.cast_signed(), of.checkpoint);
     let backend = session.backend;
-    // On conflict `next` stays where the flushes of the rebuild have moved it.
+    // On conflict `next` stays where the flushes of the rebuild have moved it. Should the archived
+    // offset go back, the notes below its former place are gone.
     session.execute(
-        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, \
+        "INSERT INTO shards AS s (shard, log, next, archived, epoch, nonce, attempts, owner, \
          owner_pid, owner_started)
          VALUES ($1, $2, $3, $4, $5, $6, 0, current_setting('application_name'), $7, $8)
          ON CONFLICT (shard) DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, \
-         nonce = excluded.nonce",
+         nonce = excluded.nonce,
+         noted_from = CASE WHEN excluded.archived < s.archived THEN \
+         greatest(s.noted_from, s.archived) ELSE s.noted_from END",
         params![
             shard,
             UuidBytes(log.0),

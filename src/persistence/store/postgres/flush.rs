@@ -19,7 +19,8 @@ use crate::model::distinct::DistinctSketch;
 use crate::model::flush::{
     AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, revision_after_release,
 };
-use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::quantiles::QuantileSketch;
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
@@ -104,7 +105,8 @@ pub(super) fn flush(
     let moved = session.execute(
         "UPDATE shards SET next = $1, appended = coalesce($9, appended), attempts = 0, \
          marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
-         owner_started = $3 WHERE shard = $4 AND log = $5 AND next = $6 AND epoch = $7 AND nonce = \
+         owner_started = $3, noted_from = CASE WHEN noted_to = next THEN noted_from ELSE next END, \
+         noted_to = $1 WHERE shard = $4 AND log = $5 AND next = $6 AND epoch = $7 AND nonce = \
          $8",
         params![
             guard.range.to as i64,
@@ -140,6 +142,9 @@ pub(super) fn flush(
                 byte_columns::encode_runs(&block.runs)
             ],
         ));
+    }
+    if !batch.outcomes.is_empty() {
+        writes.push(note_insert(guard.shard, guard.range, &batch.outcomes));
     }
     writes.push((
         "DELETE FROM dedup WHERE shard = $1 AND last_appended < $2",
@@ -195,6 +200,18 @@ pub(super) fn settle(
     writes.extend(touched.writes(&growth, revise));
     session.execute_all(writes)?;
     Ok(Some(numbers))
+}
+
+pub(super) fn note_insert(
+    shard: ShardId,
+    range: OffsetRange,
+    note: &OutcomeNote,
+) -> (&'static str, Vec<Param>) {
+    let (shard, from, to) = (shard.0.cast_signed(), range.from as i64, range.to as i64);
+    (
+        "INSERT INTO outcome_notes (shard, from_offset, to_offset, events) VALUES ($1, $2, $3, $4)",
+        params![shard, from, to, byte_columns::encode_note(note)],
+    )
 }
 
 pub(super) fn quarantine_upsert(row: &QuarantineRow) -> (&'static str, Vec<Param>) {

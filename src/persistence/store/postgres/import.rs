@@ -173,6 +173,9 @@ impl Import<'_> {
             TransferBatch::DedupBlocks(shard, rows) => {
                 self.write(rows.iter().map(|block| dedup(shard, block)))
             }
+            TransferBatch::OutcomeNotes(shard, rows) => {
+                self.write(rows.iter().map(|(range, note)| flush::note_insert(shard, *range, note)))
+            }
             TransferBatch::DedupRules(shard, rows) => self.write(
                 rows.iter()
                     .map(|(from, rule)| super::admin::dedup_rule_insert(shard, *from, *rule)),
@@ -338,8 +341,8 @@ fn archive_floor(shard: ShardId, floor: &ArchiveFloor) -> (&'static str, Vec<Par
 fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
     let at = row.checkpoint;
     let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, \
-               owner_pid, owner_started, appended)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now(), $9)";
+               owner_pid, owner_started, appended, noted_from, noted_to)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now(), $9, $10, $11)";
     let params = params![
         row.shard.0.cast_signed(),
         UuidBytes(log.0),
@@ -349,7 +352,9 @@ fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
         at.epoch.nonce as i64,
         i64::from(row.attempts),
         OWNER.to_owned(),
-        at.appended
+        at.appended,
+        row.noted.map(|noted| noted.from as i64),
+        row.noted.map(|noted| noted.to as i64)
     ];
     (sql, params)
 }

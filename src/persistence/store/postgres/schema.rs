@@ -16,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("sql/0002_comments.sql"),
     include_str!("sql/0003_two_times.sql"),
     include_str!("sql/0004_dedup_rules.sql"),
+    include_str!("sql/0005_outcomes.sql"),
 ];
 const FUNCTIONS: &str = include_str!("sql/functions.sql");
 const VIEWS: &str = include_str!("sql/views.sql");

@@ -138,12 +138,15 @@ pub(super) fn dedup_rules(
 
 pub(super) fn restore(tx: &Connection, of: &ShardRestore) -> Result<(), StoreError> {
     let Checkpoint { log, next, archived, epoch, .. } = of.checkpoint;
-    // On conflict `next` stays where the flushes of the rebuild have moved it.
+    // On conflict `next` stays where the flushes of the rebuild have moved it. Should the archived
+    // offset go back, the notes below its former place are gone.
     tx.prepare_cached(
         "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?, ?, ?, \
          ?, ?, ?, 0)
          ON CONFLICT DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = \
-         excluded.nonce",
+         excluded.nonce,
+         noted_from = CASE WHEN excluded.archived < archived THEN max(noted_from, archived) ELSE \
+         noted_from END",
     )?
     .execute(params![
         of.shard.0,

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row};
 
 use super::catalogue::admission_checksum;
 use super::{StoreDamage, StoreError, checksums, manifest, rows};
-use crate::model::offset::{Offset, ShardId};
+use crate::model::offset::{Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::persistence::store::check::{self, DamageCollector, RowVisitor, TableReader, TableRow};
 
@@ -14,7 +14,7 @@ type ChecksumCheck = fn(&Connection, &mut DamageCollector<'_>) -> Result<(), Sto
 
 /// The checks of rows against their checksums, each with the table that is named if it cannot be
 /// read.
-const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 11] = [
+const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 12] = [
     ("the file", structure),
     ("series", series),
     ("revisions", revisions),
@@ -22,6 +22,7 @@ const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 11] = [
     ("archive_floors", floors),
     ("dedup", dedup),
     ("dedup_rules", dedup_rules),
+    ("outcome_notes", outcome_notes),
     ("suspects", suspects),
     ("expiry", expiry),
     ("manifest", manifest),
@@ -188,6 +189,24 @@ fn dedup_rules(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), 
     for (shard, from, rule, sum) in checksums::all_dedup_rules(sql)? {
         if sum != Some(checksums::rule_checksum(shard, from, rule)) {
             found.add("dedup_rules", format!("shard {shard}, offset {from}: damaged (checksum)"));
+        }
+    }
+    Ok(())
+}
+
+fn outcome_notes(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let mut statement =
+        sql.prepare("SELECT shard, from_offset, to_offset, sum FROM outcome_notes")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let shard = ShardId(row.get(0)?);
+        let (from, to) = (row.get::<_, i64>(1)? as Offset, row.get::<_, i64>(2)? as Offset);
+        let sum = checksums::note_checksum(shard, OffsetRange { from, to });
+        if row.get::<_, Option<i64>>(3)? != Some(sum) {
+            found.add(
+                "outcome_notes",
+                format!("shard {shard}, offsets [{from}, {to}): damaged (checksum)"),
+            );
         }
     }
     Ok(())

@@ -11,10 +11,10 @@ use crate::model::window::Millis;
 /// The checksum of a shard's row as stored at the moment.
 pub(super) fn shard_checksum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
     let columns = "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, \
-                   marked_index, appended FROM shards WHERE shard = ?";
+                   marked_index, appended, noted_from, noted_to FROM shards WHERE shard = ?";
     let sum = query_optional(sql, columns, [shard.0], |r| {
         let mut bytes: Vec<u8> = r.get(0)?;
-        for column in 1..9 {
+        for column in 1..11 {
             // NULL is distinguished from every number.
             let number: Option<i64> = r.get(column)?;
             bytes.push(u8::from(number.is_some()));
@@ -46,6 +46,12 @@ pub(super) fn block_checksum(
         &appended.0.to_be_bytes(),
         &appended.1.to_be_bytes(),
     ])
+}
+
+/// The checksum of an outcome note's range; its events have their own.
+pub(super) fn note_checksum(shard: ShardId, range: OffsetRange) -> i64 {
+    let numbers = [range.from, range.to].map(u64::to_be_bytes).concat();
+    codec::row_checksum(&[&shard.0.to_be_bytes(), &numbers])
 }
 
 /// The checksum of a quarantined event, without `discarded`, which may change.

@@ -5,7 +5,8 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
 
 pub(super) use super::super::byte_columns::{
-    decode_runs, decode_windows, encode_runs, encode_windows, tier, tier_number,
+    decode_note, decode_runs, decode_windows, encode_note, encode_runs, encode_windows, tier,
+    tier_number,
 };
 use crate::model::decimal::Decimal;
 use crate::model::rollup::RollupFigures;

@@ -6,7 +6,8 @@ use rusqlite::{Connection, Row};
 
 use super::{SqliteStore, StoreError, admin, codec, rows, snapshot};
 use crate::model::flush::{DedupBlock, SeriesInfo, SuspectEvent};
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
 use crate::persistence::store::transfer::{
@@ -16,13 +17,14 @@ use crate::persistence::store::transfer::{
 use crate::persistence::store::{ArchiveSnapshot, AuditSnapshot};
 
 /// The tables that are exported.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "series",
     "rollups",
     "sketches",
     "revisions",
     "dedup",
     "dedup_rules",
+    "outcome_notes",
     "accounting",
     "quarantine",
     "suspects",
@@ -72,6 +74,8 @@ impl SqliteStore {
             })?;
             let rules = admin::dedup_rules(snapshot.connection()?, row.shard)?;
             in_batches(rules.0, &mut |batch| sink(TransferBatch::DedupRules(row.shard, batch)))?;
+            let notes = outcome_notes(snapshot.connection()?, row.shard)?;
+            in_batches(notes, &mut |batch| sink(TransferBatch::OutcomeNotes(row.shard, batch)))?;
             let suspects: Vec<SuspectEvent> = admin::suspects(snapshot.connection()?, row.shard)?;
             in_batches(suspects, &mut |batch| sink(TransferBatch::Suspects(row.shard, batch)))?;
         }
@@ -123,8 +127,8 @@ fn stream_rows<T>(
 
 fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
     let sql = "SELECT shard, log, next, archived, epoch, nonce, attempts,
-        coalesce(appended, (SELECT max(last_appended) FROM manifest m WHERE m.shard = s.shard)) \
-               FROM shards s ORDER BY shard";
+        coalesce(appended, (SELECT max(last_appended) FROM manifest m WHERE m.shard = s.shard)), \
+               noted_from, noted_to FROM shards s ORDER BY shard";
     let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |r| {
         let checkpoint = Checkpoint {
@@ -134,9 +138,32 @@ fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
             epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
             appended: r.get(7)?,
         };
-        Ok(ShardRow { shard: ShardId(r.get(0)?), checkpoint, attempts: r.get(6)? })
+        let noted = r.get::<_, Option<i64>>(8)?.zip(r.get::<_, Option<i64>>(9)?);
+        Ok(ShardRow {
+            shard: ShardId(r.get(0)?),
+            checkpoint,
+            attempts: r.get(6)?,
+            noted: noted.map(|(from, to)| OffsetRange { from: from as Offset, to: to as Offset }),
+        })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn outcome_notes(
+    connection: &Connection,
+    shard: ShardId,
+) -> Result<Vec<(OffsetRange, OutcomeNote)>, StoreError> {
+    let sql = "SELECT from_offset, to_offset, events FROM outcome_notes WHERE shard = ? ORDER BY \
+               from_offset";
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([shard.0])?;
+    let mut notes = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (from, to) = (row.get::<_, i64>(0)? as Offset, row.get::<_, i64>(1)? as Offset);
+        let note = codec::decode_note(&row.get::<_, Vec<u8>>(2)?)?;
+        notes.push((OffsetRange { from, to }, note));
+    }
+    Ok(notes)
 }
 
 fn series(

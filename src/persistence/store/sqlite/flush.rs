@@ -27,9 +27,10 @@ pub(super) fn flush(
     let shard = guard.shard;
     let moved = tx
         .prepare_cached(
-            "UPDATE shards SET next = ?, appended = coalesce(?, appended), attempts = 0, \
-             marked_offset = NULL
-             WHERE shard = ? AND log = ? AND next = ? AND epoch = ? AND nonce = ?",
+            "UPDATE shards SET next = ?1, appended = coalesce(?2, appended), attempts = 0, \
+             marked_offset = NULL,
+             noted_from = CASE WHEN noted_to = next THEN noted_from ELSE next END, noted_to = ?1
+             WHERE shard = ?3 AND log = ?4 AND next = ?5 AND epoch = ?6 AND nonce = ?7",
         )?
         .execute(params![
             guard.range.to as i64,
@@ -50,19 +51,7 @@ pub(super) fn flush(
         catalogue.number_series(info, shard, *offset)?;
     }
     merge(tx, catalogue, &batch.deltas, (shard, guard.range.from), &|_| guard.revision())?;
-    if let Some(block) = &batch.dedup {
-        tx.prepare_cached("INSERT INTO dedup VALUES (?, ?, ?, ?, ?, ?, ?)")?.execute(params![
-            shard.0,
-            block.range.from as i64,
-            block.range.to as i64,
-            block.appended.0,
-            block.appended.1,
-            codec::encode_runs(&block.runs),
-            checksums::block_checksum(shard, block.range, block.appended)
-        ])?;
-    }
-    tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?
-        .execute(params![shard.0, forget_ids_before])?;
+    write_ids_and_note(tx, guard, batch, forget_ids_before)?;
     for row in &batch.accounting {
         account(
             tx,
@@ -85,6 +74,39 @@ pub(super) fn flush(
                 checksums::quarantine_checksum(row)
             ])?;
     }
+    Ok(())
+}
+
+/// The block of ids, and the note of what is not counted.
+fn write_ids_and_note(
+    tx: &Connection,
+    guard: FlushGuard,
+    batch: &FlushBatch,
+    forget_ids_before: Millis,
+) -> Result<(), StoreError> {
+    let shard = guard.shard;
+    if let Some(block) = &batch.dedup {
+        tx.prepare_cached("INSERT INTO dedup VALUES (?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+            shard.0,
+            block.range.from as i64,
+            block.range.to as i64,
+            block.appended.0,
+            block.appended.1,
+            codec::encode_runs(&block.runs),
+            checksums::block_checksum(shard, block.range, block.appended)
+        ])?;
+    }
+    if !batch.outcomes.is_empty() {
+        tx.prepare_cached("INSERT INTO outcome_notes VALUES (?, ?, ?, ?, ?)")?.execute(params![
+            shard.0,
+            guard.range.from as i64,
+            guard.range.to as i64,
+            codec::encode_note(&batch.outcomes),
+            checksums::note_checksum(shard, guard.range)
+        ])?;
+    }
+    tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?
+        .execute(params![shard.0, forget_ids_before])?;
     Ok(())
 }
 

@@ -36,7 +36,10 @@ pub(super) fn insert_manifest_row(
     write_manifest_row(tx, row)
 }
 
+/// Writes the row, and deletes the outcome notes that its object has made superfluous.
 pub(super) fn write_manifest_row(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
+    tx.prepare_cached("DELETE FROM outcome_notes WHERE shard = ? AND to_offset <= ?")?
+        .execute(params![row.shard.0, row.range.to as i64])?;
     let sql = "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     tx.prepare_cached(sql)?.execute(params![
         row.shard.0,

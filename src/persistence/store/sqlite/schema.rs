@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-const VERSION: i64 = 7;
+const VERSION: i64 = 8;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -43,7 +43,7 @@ CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER 
                       INTEGER NOT NULL,
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset \
                       INTEGER, marked_index INTEGER, sum INTEGER,
-  appended INTEGER);
+  appended INTEGER, noted_from INTEGER, noted_to INTEGER);
 CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, \
                       deaths INTEGER NOT NULL,
   sum INTEGER, PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
@@ -54,6 +54,9 @@ CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_off
 CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER \
                       NOT NULL, max_ids INTEGER NOT NULL,
   sum INTEGER, PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
+CREATE TABLE outcome_notes (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER \
+                      NOT NULL, events BLOB NOT NULL,
+  sum INTEGER, PRIMARY KEY (shard, from_offset));
 CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, \
                       deduplicated INTEGER NOT NULL,
   quarantined INTEGER NOT NULL, PRIMARY KEY (tenant, hour)) WITHOUT ROWID;
@@ -126,8 +129,18 @@ ALTER TABLE dedup_rules ADD COLUMN sum INTEGER;
 ALTER TABLE expiry ADD COLUMN sum INTEGER;
 ";
 
+/// From version 7: flushes note the events that they do not count. Those before have not.
+const FROM_7: &str = "
+ALTER TABLE shards ADD COLUMN noted_from INTEGER;
+ALTER TABLE shards ADD COLUMN noted_to INTEGER;
+CREATE TABLE outcome_notes (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER \
+                      NOT NULL, events BLOB NOT NULL,
+  sum INTEGER, PRIMARY KEY (shard, from_offset));
+";
+
 /// The migrations, each from its version to the next.
-const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5), (6, FROM_6)];
+const STEPS: &[(i64, &str)] =
+    &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5), (6, FROM_6), (7, FROM_7)];
 
 /// The state that a file is opened in. A rebuild uses the negative version, so that no build
 /// mistakes an unfinished file for a store.

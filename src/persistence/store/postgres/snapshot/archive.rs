@@ -8,6 +8,7 @@ use super::super::{StoreError, admin};
 use super::{PostgresSnapshot, epoch, shard};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 use crate::persistence::store::{ArchiveSnapshot, ExpiryRow, ExpiryTarget, byte_columns};
@@ -140,7 +141,34 @@ impl ArchiveSnapshot for PostgresSnapshot<'_> {
             ));
             Ok(())
         })?;
+        decisions.outcomes = self.outcomes(wanted, range)?;
         Ok(decisions)
+    }
+}
+
+impl PostgresSnapshot<'_> {
+    /// What the flushes have noted about a range; `None` if they have not noted all of it, or if
+    /// its notes are deleted.
+    fn outcomes(
+        &mut self,
+        wanted: ShardId,
+        range: OffsetRange,
+    ) -> Result<Option<OutcomeNote>, StoreError> {
+        let of_range = || params![wanted.0.cast_signed(), range.from as i64, range.to as i64];
+        let sql = "SELECT coalesce(noted_from <= $2 AND archived <= $2 AND noted_to >= $3, false) \
+                   FROM shards WHERE shard = $1";
+        let known = self.session()?.query(sql, of_range())?;
+        if !known.first().map_or(Ok(false), |row| get::<bool>(row, 0))? {
+            return Ok(None);
+        }
+        let sql = "SELECT events FROM outcome_notes WHERE shard = $1 AND to_offset > $2 AND \
+                   from_offset < $3 ORDER BY from_offset";
+        let mut noted = OutcomeNote::default();
+        self.session()?.for_each_row(sql, of_range(), |row| {
+            noted.extend_within(&byte_columns::decode_note(get(row, 0)?)?, range);
+            Ok(())
+        })?;
+        Ok(Some(noted))
     }
 }
 

@@ -7,12 +7,13 @@ BEGIN
     GRANT USAGE ON SCHEMA rollmill TO rollmill_writer;
     GRANT SELECT ON ALL TABLES IN SCHEMA rollmill TO rollmill_writer;
     GRANT INSERT ON rollmill.tenants, rollmill.metrics, rollmill.series, rollmill.label_pairs, rollmill.series_labels, rollmill.rollups,
-      rollmill.sketches, rollmill.revisions, rollmill.shards, rollmill.suspects, rollmill.dedup, rollmill.dedup_rules, rollmill.accounting,
-      rollmill.quarantine, rollmill.manifest, rollmill.archive_floors, rollmill.expiry TO rollmill_writer;
+      rollmill.sketches, rollmill.revisions, rollmill.shards, rollmill.suspects, rollmill.dedup, rollmill.dedup_rules,
+      rollmill.outcome_notes, rollmill.accounting, rollmill.quarantine, rollmill.manifest, rollmill.archive_floors, rollmill.expiry TO rollmill_writer;
     GRANT UPDATE ON rollmill.metrics, rollmill.rollups, rollmill.sketches, rollmill.revisions, rollmill.shards, rollmill.suspects,
       rollmill.accounting, rollmill.quarantine, rollmill.archive_floors, rollmill.expiry TO rollmill_writer;
     GRANT UPDATE (tier) ON rollmill.manifest TO rollmill_writer;
-    GRANT DELETE ON rollmill.suspects, rollmill.dedup, rollmill.dedup_rules, rollmill.quarantine, rollmill.manifest TO rollmill_writer;
+    GRANT DELETE ON rollmill.suspects, rollmill.dedup, rollmill.dedup_rules, rollmill.outcome_notes, rollmill.quarantine,
+      rollmill.manifest TO rollmill_writer;
     GRANT EXECUTE ON FUNCTION rollmill.ensure_week(integer), rollmill.drop_before(integer), rollmill.compress_before(integer),
       rollmill.compressible(integer), rollmill.compress_chunk(text) TO rollmill_writer;
   END IF;

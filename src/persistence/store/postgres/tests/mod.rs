@@ -6,6 +6,7 @@ mod backup;
 mod expiry;
 mod faults;
 mod long;
+mod outcomes;
 mod parity;
 mod partitions;
 mod roles;

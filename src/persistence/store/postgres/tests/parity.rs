@@ -7,6 +7,7 @@ use super::*;
 use crate::model::flush::{DedupBlock, QuarantineRow};
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::matcher::Matcher;
+use crate::model::outcome::{UncountedEvent, Verdict};
 use crate::persistence::store::RollupQuery;
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::TransferBatch;
@@ -172,7 +173,12 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
                 record: vec![1, 2, 3],
             };
             batch.quarantined = vec![row(false, "it fell"), row(true, "it fell again")];
+            batch.outcomes.push(UncountedEvent { offset, index: 3, verdict: Verdict::Duplicate });
             store.flush(guard(shard.0, offset, epoch), &batch, 0).expect("a flush");
+            // The last one waits for its object, and so does its note.
+            if offset == 5 {
+                continue;
+            }
             let object = ManifestRow {
                 log: LOG,
                 shard,
@@ -207,6 +213,9 @@ fn kept(store: &dyn RollupStore) -> Vec<String> {
     for shard in (0..3).map(ShardId) {
         let mut admissions = snapshot.admissions(shard).expect("admissions");
         admissions.sort();
+        let waiting = OffsetRange { from: 5, to: 6 };
+        let noted = snapshot.decisions(shard, waiting).expect("decisions").outcomes;
+        all.push(format!("{:?}", noted.expect("it is noted").iter().collect::<Vec<_>>()));
         all.push(format!("{admissions:?} {:?}", store.recent_ids(shard, i64::MIN).expect("ids")));
     }
     drop(snapshot);

@@ -18,6 +18,8 @@ const GRID: &[(&str, [bool; 3])] = &[
     ("UPDATE rollmill.manifest SET tier = tier", [true, true, false]),
     ("DELETE FROM rollmill.shards", [true, false, false]),
     ("DELETE FROM rollmill.dedup", [true, true, false]),
+    ("DELETE FROM rollmill.outcome_notes", [true, true, false]),
+    ("UPDATE rollmill.outcome_notes SET events = events", [true, false, false]),
     ("TRUNCATE rollmill.rollups", [true, false, false]),
     ("INSERT INTO rollmill.migrations (version, by) VALUES (50, 'x')", [true, false, false]),
     ("SELECT rollmill.ensure_week(1)", [true, true, false]),

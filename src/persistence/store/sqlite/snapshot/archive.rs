@@ -1,12 +1,13 @@
 //! What is archived: the manifest, archive floors, expiry states, and decisions of a range.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::super::rows::{manifest_columns, manifest_rows};
 use super::super::{StoreError, codec, manifest, query_optional};
 use super::SqliteSnapshot;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Offset, OffsetRange, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 use crate::persistence::store::{ArchiveSnapshot, ExpiryRow, ExpiryTarget};
@@ -127,6 +128,32 @@ impl ArchiveSnapshot for SqliteSnapshot<'_> {
         let mut statement = self.connection()?.prepare_cached(sql)?;
         let events = statement
             .query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
-        Ok(RangeDecisions { admitted, quarantined: events.collect::<Result<_, _>>()? })
+        let quarantined = events.collect::<Result<_, _>>()?;
+        let outcomes = outcomes(self.connection()?, shard, range)?;
+        Ok(RangeDecisions { admitted, quarantined, outcomes })
     }
+}
+
+/// What the flushes have noted about a range; `None` if they have not noted all of it, or if
+/// its notes are deleted.
+fn outcomes(
+    connection: &Connection,
+    shard: ShardId,
+    range: OffsetRange,
+) -> Result<Option<OutcomeNote>, StoreError> {
+    let of_range = params![shard.0, range.from as i64, range.to as i64];
+    let sql = "SELECT coalesce(noted_from <= ?2 AND archived <= ?2 AND noted_to >= ?3, false) \
+               FROM shards WHERE shard = ?1";
+    if query_optional(connection, sql, of_range, |r| r.get::<_, bool>(0))? != Some(true) {
+        return Ok(None);
+    }
+    let sql = "SELECT events FROM outcome_notes WHERE shard = ?1 AND to_offset > ?2 AND \
+               from_offset < ?3 ORDER BY from_offset";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(of_range)?;
+    let mut noted = OutcomeNote::default();
+    while let Some(row) = rows.next()? {
+        noted.extend_within(&codec::decode_note(&row.get::<_, Vec<u8>>(0)?)?, range);
+    }
+    Ok(Some(noted))
 }
