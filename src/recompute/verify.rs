@@ -10,8 +10,8 @@
 //! a chain of repeated ids reaches further back than that. A shard that cannot be read is reported,
 //! and the others are verified.
 //!
-//! The rest of the store is checked too: the accounting against the counts of the fold
-//! ([`ledger`]), the catalogue, counts and checksums by [`StoreInspection::check`].
+//! The rest is checked too: the accounting against the counts of the fold ([`ledger`]), the outcomes
+//! in the archive against those of the fold ([`outcomes`]), the catalogue, counts and checksums by [`StoreInspection::check`].
 //!
 //! Records below the archive floor have expired. The windows that they touched are reported as
 //! unverifiable, and so are those touched within one horizon after them, where an event may repeat
@@ -21,6 +21,7 @@
 
 mod comparison;
 mod ledger;
+mod outcomes;
 mod report;
 mod shard_fold;
 mod sources;

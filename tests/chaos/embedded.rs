@@ -3,8 +3,16 @@
 //! SIGKILL keeps the page cache, so a build without any fsync would pass here. The log's own tests
 //! cover torn and unsynced writes.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use rollmill::model::outcome::Outcome;
+use rollmill::node::DataDir;
+use rollmill::persistence::archive::Archive;
+use rollmill::persistence::archive::objects::ObjectArchive;
+use rollmill::persistence::store::SnapshotSource;
+use rollmill::persistence::store::sqlite::SqliteStore;
 
 use crate::ledger::Ledger;
 use crate::load::{ReadStats, StopOnDrop, accounting, check, client, reader};
@@ -115,6 +123,9 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     assert_eq!(accounted[0], ledger.acked_total(), "aggregated");
     assert_eq!(accounted[2], 0, "quarantined");
     let path = data.display().to_string();
+    let flushed = Server::cli(&["archive", "flush", "--url", &urls[0]]);
+    assert!(flushed.status.success(), "{}", String::from_utf8_lossy(&flushed.stderr));
+    assert_eq!(archived_outcomes(&data), accounted, "the outcomes in the archive");
     let verified = Server::cli(&["verify", "--data", &path]);
     let verdict = String::from_utf8_lossy(&verified.stdout).into_owned();
     assert!(verified.status.success(), "{verdict} {}", String::from_utf8_lossy(&verified.stderr));
@@ -152,6 +163,24 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
         "no query was complete, so nothing was shown about honesty"
     );
     assert!(kills < 1_000 || torn > 0, "no commit was torn in {kills} kills");
+}
+
+/// What the objects of the manifest say: counted, duplicate and quarantined events.
+fn archived_outcomes(data: &Path) -> [u64; 3] {
+    let data = DataDir::new(data);
+    let store = SqliteStore::open_read_only(data.store()).expect("the store");
+    let archive = ObjectArchive::open_directory(&data.archive()).expect("the archive");
+    let mut outcomes = [0; 3];
+    for row in store.snapshot().expect("a snapshot").manifest(None).expect("the manifest") {
+        let noted = archive.read_all(&row).expect("the object").outcomes.expect("it says it");
+        let of = |wanted: Outcome| {
+            noted.iter().filter(|event| event.verdict.outcome() == wanted).count() as u64
+        };
+        outcomes[0] += row.rows - noted.len();
+        outcomes[1] += of(Outcome::Duplicate);
+        outcomes[2] += of(Outcome::Quarantined);
+    }
+    outcomes
 }
 
 /// Writes events of 8 KiB until the log holds this many bytes; nothing is flushed or archived

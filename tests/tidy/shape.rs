@@ -27,6 +27,7 @@ const PURE_FILES: &[&str] = &[
     "src/query/request.rs",
     "src/query/steps.rs",
     "src/recompute/verify/ledger.rs",
+    "src/recompute/verify/outcomes.rs",
     "src/supervision/ownership.rs",
     "src/supervision/policy.rs",
 ];

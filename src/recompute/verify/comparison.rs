@@ -53,6 +53,7 @@ impl Comparison {
         };
         self.report.rows += self.unmatched.values().filter(is_of_shard).count() as u64;
         self.report.records += fold.records;
+        self.report.damages.extend(fold.damages);
         self.ledger.add(fold.from_start && self.all_shards, &fold.accounting);
         self.folded.insert(shard);
         for (key, (info, rollup)) in fold.rows {

@@ -5,15 +5,18 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::outcomes;
 use super::sources::{VerifyError, VerifySources};
 use super::store_view::ShardHistory;
 use crate::model::flush::{AccountingDelta, Claim, Delta, LogRecord, RecentIds, SeriesInfo};
 use crate::model::manifest::{self, ManifestRow};
 use crate::model::offset::{Offset, ShardId};
+use crate::model::outcome::OutcomeNote;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::log::LogReader;
+use crate::persistence::store::StoreDamage;
 use crate::recompute::fold::{self, FoldRules};
 use crate::shards::driver::ShardDriver;
 use crate::shards::series::SeriesAdmission;
@@ -30,6 +33,8 @@ pub(super) struct FoldedShard {
     pub(super) rows: RecomputedRows,
     pub(super) records: u64,
     pub(super) accounting: Vec<AccountingDelta>,
+    /// Events whose outcome in the archive is not that of the fold.
+    pub(super) damages: Vec<StoreDamage>,
     /// Whether the fold began at offset 0, so that the accounting is complete.
     pub(super) from_start: bool,
 }
@@ -58,8 +63,19 @@ pub(super) fn fold_shard(
     let start = objects.get(first).map_or(archived.min(until), |row| row.range.from);
     fold.folded.from_start = start == 0;
     let mut driver = fold.driver(start);
-    for object in &objects[first..] {
-        fold.apply(&mut driver, &sources.read_object(object)?)?;
+    let before = match first.checked_sub(1) {
+        Some(before) => Some(objects[before].appended.1),
+        None => history.floor.map(|floor| floor.appended),
+    };
+    let needed = &objects[first..];
+    let certain = outcomes::first_certain(needed, before, fold.horizon_ms());
+    for (at, object) in needed.iter().enumerate() {
+        let read = sources.read_object(object)?;
+        let folded = fold.apply(&mut driver, &read.records)?;
+        if let Some(archived) = read.outcomes.filter(|_| at >= certain) {
+            let found = outcomes::compare(object, until, &archived, &folded);
+            fold.folded.damages.extend(found);
+        }
     }
     fold.fold_log(&mut driver)?;
     Ok(fold.folded)
@@ -165,11 +181,13 @@ impl ShardFold<'_> {
         }
     }
 
+    /// Applies the records, and returns which of their events are not counted.
     fn apply(
         &mut self,
         driver: &mut ShardDriver,
         records: &[LogRecord],
-    ) -> Result<(), VerifyError> {
+    ) -> Result<OutcomeNote, VerifyError> {
+        let mut noted = OutcomeNote::default();
         // An object or a read may reach beyond the checkpoint of the snapshot.
         let until = self.until();
         let below = records.partition_point(|record| record.offset < until);
@@ -177,9 +195,11 @@ impl ShardFold<'_> {
         let applied = fold::apply(driver, &records[..below], true, &mut |_, batch, _| {
             self.merge(&batch.deltas);
             self.folded.accounting.extend(batch.accounting.iter().cloned());
+            batch.outcomes.iter().for_each(|event| noted.push(event));
             Ok::<(), Infallible>(())
         });
-        applied.map_err(|why| self.incomplete(why.to_string()))
+        applied.map_err(|why| self.incomplete(why.to_string()))?;
+        Ok(noted)
     }
 
     fn merge(&mut self, deltas: &[Delta]) {

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::model::flush::LogRecord;
 use crate::model::manifest::ManifestRow;
 use crate::model::offset::ShardId;
-use crate::persistence::archive::{Archive, ArchiveError};
+use crate::persistence::archive::{Archive, ArchiveError, ArchivedRecords};
 use crate::persistence::log::{LogError, LogReader};
 use crate::persistence::store::{StoreError, StoreInspection};
 
@@ -75,8 +74,8 @@ pub struct VerifySources<'a> {
 
 impl VerifySources<'_> {
     /// Reads an archive object. A missing one may have expired since the snapshot.
-    pub(super) fn read_object(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, VerifyError> {
-        match self.archive.read(row) {
+    pub(super) fn read_object(&self, row: &ManifestRow) -> Result<ArchivedRecords, VerifyError> {
+        match self.archive.read_all(row) {
             Err(ArchiveError::Missing(path)) => {
                 // A new snapshot shows a floor that was raised in the meantime.
                 let floors = self.store.snapshot()?.archive_floors()?;
