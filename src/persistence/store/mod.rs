@@ -304,8 +304,8 @@ pub trait ShardStore: SnapshotSource {
         rule: DedupRule,
     ) -> Result<(), StoreError>;
     /// Writes one flush in one transaction: compare-and-set on (log, `range.from`, epoch), then
-    /// rows, catalogue, ids, accounting, quarantine and revisions. The checkpoint moves to
-    /// `range.to`; attempts and suspect are cleared. Blocks of ids appended before
+    /// rows, catalogue, ids, accounting, quarantine, the note of what is not counted, and revisions.
+    /// The checkpoint moves to `range.to`; attempts and suspect are cleared. Blocks of ids appended before
     /// `forget_ids_before` are deleted.
     ///
     /// # Errors
@@ -344,8 +344,8 @@ pub trait ShardStore: SnapshotSource {
 /// The manifest of the archive, and the notes by which its objects expire.
 pub trait ManifestStore: SnapshotSource {
     /// Inserts a manifest row: compare-and-set on (epoch of the owner, archived offset =
-    /// `row.range.from`), which moves to `row.range.to`. The object itself may have been written by
-    /// a former owner.
+    /// `row.range.from`), which moves to `row.range.to`. Outcome notes that lie below that are
+    /// deleted. The object itself may have been written by a former owner.
     ///
     /// # Errors
     /// [`StoreError::Refused`] if the compare-and-set fails, or any failure to write.

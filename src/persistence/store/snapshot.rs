@@ -98,7 +98,7 @@ pub trait ArchiveSnapshot: CheckpointSnapshot {
     /// The expiry notes of all targets.
     fn expiries(&mut self) -> Result<Vec<(ExpiryTarget, ExpiryRow)>, StoreError>;
     /// What the shard decided about the records of a range: the series it admitted there, by offset
-    /// and id, and the events it quarantined. Archived with the records.
+    /// and id, the events it quarantined, and all that it did not count. Archived with the records.
     fn decisions(
         &mut self,
         shard: ShardId,

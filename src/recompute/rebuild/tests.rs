@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::clock::{Clock, ManualClock};
 use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::outcome::{OutcomeNote, UncountedEvent, Verdict};
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
 use crate::persistence::archive::ObjectInfo;
@@ -15,6 +16,7 @@ use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{AppendRequest, LogAppender, LogRetention};
 use crate::persistence::store::memory::{MemoryStore, StoreFault, StoreWrite};
 use crate::persistence::store::{ManifestStore, NameRange, ShardStore, SnapshotSource};
+use crate::recompute::verify::{self, VerifySources};
 
 const LOG: LogId = LogId([4; 16]);
 const SHARDS: u32 = 2;
@@ -128,10 +130,22 @@ impl World {
     }
 
     fn put(&self, shard: ShardId, from: Offset, to: Offset) {
+        self.put_with(shard, from, to, |decisions| decisions);
+    }
+
+    /// Archives a range with the decisions that `change` makes of the true ones.
+    fn put_with(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        to: Offset,
+        change: impl FnOnce(RangeDecisions) -> RangeDecisions,
+    ) {
         let mut snapshot = self.store.snapshot().expect("snapshot");
         let checkpoints = snapshot.checkpoints().expect("checkpoints");
         let epoch = checkpoints.iter().find(|(id, _)| *id == shard).expect("a checkpoint").1.epoch;
         let decisions = snapshot.decisions(shard, OffsetRange { from, to }).expect("decisions");
+        let decisions = change(decisions);
         let row = self
             .archive
             .write(LOG, shard, epoch, &self.records(shard, from, to), &decisions)
@@ -393,4 +407,47 @@ fn a_log_that_continues_another_has_the_history_of_both() {
     let at = snapshot.checkpoints().expect("checkpoints")[1].1;
     assert_eq!((at.log, at.next, at.archived), (LogId([5; 16]), 20, 20));
     assert!(snapshot.manifest(None).expect("rows").iter().all(|row| row.log == LOG));
+}
+
+/// Here, because this world has an archive that can be written with other decisions.
+#[test]
+fn an_outcome_in_the_archive_that_the_records_do_not_give_is_named() {
+    let found = |change: &dyn Fn(RangeDecisions) -> RangeDecisions| {
+        let world = World::new(0);
+        world.put_with(ShardId(0), 0, 5, change);
+        world.put(ShardId(1), 0, RECORDS);
+        let sources = VerifySources {
+            store: &*world.store,
+            archive: &world.archive,
+            open_log: &|| Ok(world.log.clone()),
+            dedup_horizon_ms: RULES.dedup_horizon_ms,
+            dedup_max_ids: RULES.dedup_max_ids,
+            only: None,
+        };
+        let all = Hour(i32::MIN)..Hour(i32::MAX);
+        let report = verify::verify(&sources, all, &mut |_, _| ()).expect("verified");
+        assert_eq!((report.differences.len(), report.unverified.len()), (0, 0));
+        let path = &world.objects()[0].path;
+        let told = report.damages.into_iter().map(|damage| damage.reason);
+        told.map(|why| why.replace(path, "object")).collect::<Vec<_>>()
+    };
+    let event = |offset, index| UncountedEvent { offset, index, verdict: Verdict::Duplicate };
+    assert!(found(&|decisions| decisions).is_empty());
+    let none = RangeDecisions { outcomes: None, ..RangeDecisions::default() };
+    assert!(found(&|_| none.clone()).is_empty(), "an object that says nothing");
+    // Every odd record repeats the first id of the one before it.
+    let wrong = found(&|decisions| {
+        let truly: Vec<_> = decisions.outcomes.iter().flat_map(OutcomeNote::iter).collect();
+        assert_eq!(truly, [event(1, 0), event(3, 0)]);
+        let mut note = OutcomeNote::default();
+        [event(2, 1), event(3, 0)].into_iter().for_each(|event| note.push(event));
+        RangeDecisions { outcomes: Some(note), ..decisions }
+    });
+    assert_eq!(
+        wrong,
+        [
+            "object, offset 1, event 0: it says counted, the records give duplicate",
+            "object, offset 2, event 1: it says duplicate, the records give counted",
+        ]
+    );
 }
