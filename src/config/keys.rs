@@ -260,6 +260,10 @@ config! {
         /// A query that takes longer, including its time in the queue, is aborted and answered 503
         /// with Retry-After. So is whatever operators do to the store (quarantine, expiry).
         timeout: Duration = seconds(30), ms(100)..=hours(1);
+        /// A client that has closed its side of the connection is answered within this time, and
+        /// counts as gone after it: its query ends. TCP does not tell one that has ended from one
+        /// that only has nothing more to send.
+        client_gone_after: Duration = seconds(5), Duration::ZERO..=hours(1);
         /// Memory of all running queries, counted as it grows. One of several tenants has a
         /// quarter; a query that needs more by itself is answered 422.
         max_memory: ByteSize = gib(1), mib(1)..=gib(64);

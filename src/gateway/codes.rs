@@ -110,7 +110,8 @@ error_codes! {
     503 "outcome_unknown": "Nobody knows whether the events are in the log: send the same again, \
         ids make it count once.";
     503 "overloaded": "All of a limit is in use on this node: send the same later.";
-    503 "query_abandoned": "Nobody waited for the answer any more.";
+    503 "query_abandoned": "The client closed its side of the connection, and the answer took longer \
+        than `query.client_gone_after` from there on.";
     503 "query_timeout": "The query took longer than `query.timeout`: ask for less, or again.";
     503 "query_too_slow": "The store did not finish the question within `store.timeout`: ask for \
         less at once.";

@@ -15,6 +15,7 @@ use axum::http::HeaderValue;
 use hashbrown::HashMap;
 use tokio::sync::Notify;
 
+use super::client_end::ClientEnd;
 use super::error::ApiError;
 use super::frame_tracker::FrameTracker;
 use super::shares;
@@ -80,6 +81,8 @@ pub struct ClientConnection {
     pub stalled: AtomicBool,
     /// Set once a message could not be received for lack of memory.
     pub overloaded: AtomicBool,
+    /// Whether the client has closed its side.
+    pub(super) client_end: ClientEnd,
     owner: Mutex<Option<ConnectionOwner>>,
     socket: Mutex<Option<IncomingMessage>>,
 }
@@ -133,6 +136,7 @@ impl ConnectionTable {
             evicted: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             overloaded: AtomicBool::new(false),
+            client_end: ClientEnd::default(),
             owner: Mutex::new(None),
             socket: Mutex::new(None),
         });

@@ -124,7 +124,9 @@ impl From<QueryError> for ApiError {
                 Self::unavailable("query_timeout", message, 1)
             }
             QueryError::Abandoned => {
-                Self::unavailable("query_abandoned", "nobody waits for the answer", 1)
+                let message = "nobody waits for the answer: the client closed its side of the \
+                               connection query.client_gone_after ago";
+                Self::unavailable("query_abandoned", message, 1)
             }
             QueryError::StoreTooSlow(why) => {
                 let message = format!(

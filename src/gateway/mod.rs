@@ -9,6 +9,7 @@ mod admin;
 pub mod admission;
 pub mod auth;
 mod blocking;
+mod client_end;
 pub mod codes;
 mod compression;
 mod connections;

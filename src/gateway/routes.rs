@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{MatchedPath, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -25,6 +25,7 @@ use super::{
     rest_proxy, shares, ws,
 };
 use crate::clock::Stopwatch;
+use crate::query::error::QueryError;
 
 /// Builds the router of the whole HTTP interface.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -124,7 +125,7 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
             let coding = compression::negotiate(request.headers());
             let span = request_span(&request, tenant.as_deref());
             let answered = async {
-                let response = next.run(request).await;
+                let response = run_for_client(&gateway, request, next).await;
                 tracing::debug!(status = response.status().as_u16(), "answered");
                 response
             };
@@ -139,6 +140,23 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
         None => response,
     };
     counted.end(&gateway.route_metrics, response)
+}
+
+/// Runs the handler. A read is ended when its client counts as gone; a write is carried out in any
+/// case.
+async fn run_for_client(gateway: &Gateway, request: Request, next: Next) -> Response {
+    let connection = match request.extensions().get::<Arc<ClientConnection>>() {
+        Some(connection) if matches!(*request.method(), Method::GET | Method::HEAD) => {
+            connection.clone()
+        }
+        _ => return next.run(request).await,
+    };
+    tokio::select! {
+        response = next.run(request) => response,
+        () = connection.client_end.gone(gateway.deps.config.query.client_gone_after) => {
+            ApiError::from(QueryError::Abandoned).into_response()
+        }
+    }
 }
 
 /// One span per request, so that a log line says for which. At debug, because a busy node answers

@@ -190,6 +190,8 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(patience.head)
         .max_buf_size(MAX_BUFFER)
+        // What the end of the client's side means is for `client_end` to say.
+        .half_close(true)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
         .with_upgrades();
     let mut connection = pin!(connection);

@@ -43,6 +43,18 @@ impl ClientSocket {
     fn stream(&mut self) -> Result<Pin<&mut TcpStream>> {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| Error::from(ErrorKind::NotConnected))
     }
+
+    /// Notes the end of the client's side, or has the task woken by it. An end behind further
+    /// requests is not seen.
+    fn look_for_end(&mut self, cx: &mut Context<'_>) {
+        let Some(stream) = &self.stream else { return };
+        let mut byte = [0; 1];
+        match stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+            Poll::Pending | Poll::Ready(Ok(1..)) => {}
+            Poll::Ready(Ok(0)) => self.of.client_end.set_half_closed(),
+            Poll::Ready(Err(_)) => self.of.client_end.set_reset(),
+        }
+    }
 }
 
 impl AsyncRead for ClientSocket {
@@ -78,6 +90,11 @@ impl AsyncWrite for ClientSocket {
         self.stream.as_ref().is_some_and(TcpStream::is_write_vectored)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        // The HTTP library flushes whenever it has nothing more to do, also while it waits for an
+        // answer. It does not read then.
+        if self.of.client_end.is_watched() {
+            self.look_for_end(cx);
+        }
         self.stream()?.poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {

@@ -2,6 +2,7 @@
 //! query engine.
 
 mod browsers;
+mod half_close;
 mod heads;
 mod hostile;
 mod interface;
