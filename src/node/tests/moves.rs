@@ -336,7 +336,7 @@ async fn hand_over() -> Duration {
     for id in 0..500 {
         append(&cluster.log, &some_event(id)).await;
     }
-    until("applied", || first.slots.all_fresh(100)).await;
+    until_applied(&cluster, &first, 500).await;
     let began = Stopwatch::start();
     let stopping = tokio::spawn(first.stop());
     for shard in all() {
@@ -381,6 +381,15 @@ async fn a_store_that_hangs_does_not_hold_shards_back() {
     assert!(took.last() < Some(&QUICK), "let go after {took:?}");
 }
 
+/// Waits until a node has applied this many events. Freshness alone may be that of a moment ago.
+async fn until_applied(cluster: &Cluster, node: &Node, events: u64) {
+    let slots = [node.slots.clone()];
+    until("applied", || {
+        count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == events)
+    })
+    .await;
+}
+
 async fn let_go_beside_a_store_that_hangs() -> Duration {
     let cluster = Cluster::new();
     let log = cluster.log.join();
@@ -393,7 +402,7 @@ async fn let_go_beside_a_store_that_hangs() -> Duration {
     for id in 0..100 {
         append(&cluster.log, &some_event(id)).await;
     }
-    until("applied", || node.slots.all_fresh(100)).await;
+    until_applied(&cluster, &node, 100).await;
     let (go_on, wait) = std::sync::mpsc::sync_channel::<()>(0);
     // Dropping the sender releases all blocked calls.
     cluster.store.set_faults(move |_| {
