@@ -130,19 +130,25 @@ fn flushes_that_fail_for_ever_are_told() {
     assert_eq!(node.stop(), Some(0));
 }
 
-/// A frozen server exhausts neither the query threads nor a tenant's share of them.
-#[test]
-fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
-    let server = postgres::Postgres::start("frozen");
+/// A node on a PostgreSQL of its own that ends queries after half a second, and runs `at_once`.
+fn impatient_node(name: &str, at_once: &str) -> (postgres::Postgres, tempfile::TempDir, Server) {
+    let server = postgres::Postgres::start(name);
     let url = server.url(&server.database());
     let dir = tempfile::tempdir().expect("a directory");
     let settings = [
         ("store.url", &*url),
         ("shards.count", "1"),
         ("query.timeout", "500ms"),
-        ("query.max_concurrent", "2"),
+        ("query.max_concurrent", at_once),
     ];
     let node = Server::start(&dir.path().join("data"), &settings);
+    (server, dir, node)
+}
+
+/// A frozen server exhausts neither the query threads nor a tenant's share of them.
+#[test]
+fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
+    let (server, _dir, node) = impatient_node("frozen", "2");
     let ask = || node.get("/v1/query?metric=m&step=all");
     wait_until("it answers", || ask().0 == 200);
     server.freeze();
@@ -166,16 +172,7 @@ fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
 /// else says in time that the store is the one that does not answer.
 #[test]
 fn operators_are_answered_in_time_while_postgres_is_frozen() {
-    let server = postgres::Postgres::start("frozen-operators");
-    let url = server.url(&server.database());
-    let dir = tempfile::tempdir().expect("a directory");
-    let settings = [
-        ("store.url", &*url),
-        ("shards.count", "1"),
-        ("query.timeout", "500ms"),
-        ("query.max_concurrent", "1"),
-    ];
-    let node = Server::start(&dir.path().join("data"), &settings);
+    let (server, _dir, node) = impatient_node("frozen-operators", "1");
     let place = r#"{"shard":0,"offset":7,"index":0}"#;
     let calls = [
         ("/v1/quarantine", None),
