@@ -12,20 +12,31 @@ BUILD := --locked --features kafka-tls
 run: build $(FLIGHTS)
 	scripts/demo "$(DATA)" "$(FLIGHTS)"
 
-build:
+build: web
 	$(CARGO) build --release --locked
+
+# The dashboard, which the server embeds. Without Node there is the plain page instead.
+.PHONY: web test-web
+web:
+	scripts/build-web
+
+# In a real browser, against real servers.
+test-web: tools web $(FLIGHTS)
+	# With the example, the server has the features that it has in tests: nothing is compiled twice.
+	$(CARGO) build $(BUILD) --bin rollmill --example s3-server
+	scripts/test-web "$${CARGO_TARGET_DIR:-target}/debug/rollmill" "$(FLIGHTS)"
 
 # Everything the tests need that Rust does not bring.
 .PHONY: tools
 tools:
 	scripts/install-test-tools
 
-test: tools $(FLIGHTS)
+test: tools web test-web $(FLIGHTS)
 	ROLLMILL_FLIGHTS="$(abspath $(FLIGHTS))" $(CARGO) test $(BUILD)
 
 # Cheap checks first. `fmt-check` and `lint` need no servers, but `lint` needs OpenSSL's headers,
-# which `tools` installs.
-verify: fmt-check tools lint doc deps test
+# which `tools` installs. The dashboard comes before the first build, or all would be built again.
+verify: fmt-check tools web lint doc deps test
 
 # Unit tests and tidiness: everything that needs no server and takes less than a minute once built.
 .PHONY: test-fast fmt fmt-check lint doc deps

@@ -5,11 +5,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-
 use rollmill::clock::SystemClock;
 use rollmill::model::decimal::Decimal;
 use rollmill::model::distinct::DistinctSketch;
 use rollmill::model::flush::{Claim, Delta, FlushBatch, FlushGuard, LogRecord, SeriesInfo};
+use rollmill::model::generation::GenerationId;
 use rollmill::model::manifest::RangeDecisions;
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, OffsetRange, ShardId};
 use rollmill::model::quantiles::QuantileSketch;
@@ -86,7 +86,7 @@ fn state() -> ShardState {
         epoch: Epoch { counter: 1, nonce: 1 },
         appended: None,
     };
-    let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
+    let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new(), set: Default::default() };
     ShardState::new(
         limits,
         ShardId(0),
@@ -273,6 +273,7 @@ fn store_query(c: &mut Criterion) {
         quantiles: false,
         max_series: 10_000,
         budget: None,
+        generation: GenerationId::INGEST,
     };
     let mut group = c.benchmark_group("store");
     group.sample_size(20);

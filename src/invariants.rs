@@ -31,11 +31,19 @@ pub enum Invariant {
     Rebuildable,
     /// I12: a log that lost or reordered data stops the shard. It never resets it.
     FailLoud,
+    /// I13: the rows of a writer in a generation are the fold, under its rules, of the counted
+    /// events that it has passed: a fill those below its cursor, a live writer those from the cut
+    /// on.
+    GenerationEffect,
+    /// I14: an answer shows in each hour the one generation that is served there, and all of it.
+    OneGeneration,
+    /// I15: what is served or can be served again by an undo is filled in, and still written.
+    ServedIsWhole,
 }
 
 impl Invariant {
     /// Every invariant, in the order of their ids.
-    pub const ALL: [Invariant; 12] = [
+    pub const ALL: [Invariant; 15] = [
         Invariant::AckedIsDurable,
         Invariant::ExactEffect,
         Invariant::PrefixAtomicity,
@@ -48,6 +56,9 @@ impl Invariant {
         Invariant::Liveness,
         Invariant::Rebuildable,
         Invariant::FailLoud,
+        Invariant::GenerationEffect,
+        Invariant::OneGeneration,
+        Invariant::ServedIsWhole,
     ];
 
     /// The id in metrics, docs and messages.
@@ -65,6 +76,9 @@ impl Invariant {
             Invariant::Liveness => "I10",
             Invariant::Rebuildable => "I11",
             Invariant::FailLoud => "I12",
+            Invariant::GenerationEffect => "I13",
+            Invariant::OneGeneration => "I14",
+            Invariant::ServedIsWhole => "I15",
         }
     }
 }

@@ -15,8 +15,10 @@ pub mod telemetry;
 pub mod api;
 pub mod model;
 
+pub mod promql;
 pub mod rules;
 
+pub mod collect;
 pub mod config;
 pub mod shards;
 

@@ -85,6 +85,12 @@ metrics_table! {
         "timestamp_invalid", "timestamp_in_future", "timestamp_too_old", "event_too_large",
         "id_invalid", "user_invalid", "record_invalid", "event_unreadable",
     ]: "Events refused by this gateway, by reason.";
+    Counter COLLECT_LEFT_OUT = "rollmill_collect_left_out_total" by "part" in
+        ["label", "value", "user"]:
+        "Parts of events of SDKs that could not be taken as the mapping says; the events count \
+         without them.";
+    Counter COLLECT_EVENTS = "rollmill_collect_events_total" by "protocol" in []:
+        "Events of SDKs, by protocol and outcome: accepted, or the code of the refusal.";
     Counter EVENTS_AGGREGATED = "rollmill_events_aggregated_total": "Events aggregated by shards.";
     Counter EVENTS_DEDUPLICATED = "rollmill_events_deduplicated_total":
         "Events dropped as duplicates by shards.";
@@ -112,6 +118,22 @@ metrics_table! {
          revoked (nor was its key valid any more).";
     Counter REQUESTS = "rollmill_requests_total" by "route" in []:
         "HTTP requests answered, by route and status.";
+    Counter REQUEST_ERRORS = "rollmill_request_errors_total" by "code" in []:
+        "HTTP requests answered with an error, by its code: docs/reference/errors.md.";
+    Counter PROMETHEUS_REQUESTS = "rollmill_prometheus_requests_total" by "outcome" in [
+        "success", "bad_data", "execution", "timeout", "canceled", "unauthorized", "forbidden",
+        "unavailable", "internal",
+    ]:
+        "Requests of the Prometheus HTTP API, by outcome: success, or errorType of the answer \
+         (execution: PromQL that cannot be answered exactly, or an answer beyond a limit).";
+    Counter CORS_REFUSED = "rollmill_cors_refused_total" by "kind" in ["preflight", "request"]:
+        "Requests of pages whose origin is not in server.cors_origins: preflights that allow \
+         nothing, and requests answered 403.";
+    Counter WS_UPDATES = "rollmill_ws_updates_total" by "outcome" in [
+        "sent", "unchanged", "failed", "delayed",
+    ]:
+        "Queries of subscriptions on WebSockets, by what became of their answer: sent, unchanged \
+         (not sent), failed (the error is sent), delayed (overload: the next turn asks again).";
     Histogram REQUEST_SECONDS = "rollmill_request_duration_seconds" by "route" in []:
         "How long a request took, from its head to the head of its answer: for writes, until the \
          events are durable.";
@@ -158,9 +180,41 @@ metrics_table! {
         "write", "move", "expire", "sweep",
     ]:
         "Failures of the archive, which are tried again, by step.";
+    Counter REPLAY_ROWS_DELETED = "rollmill_replay_rows_deleted_total":
+        "Rows of replays that nobody reads any more, and that were deleted.";
+    Counter REPLAY_KEEPER_FAILURES = "rollmill_replay_keeper_failures_total":
+        "Failures to keep replays in order (time, deletion, archive), which are tried again.";
     Counter ACTOR_RESTARTS = "rollmill_actor_restarts_total" by "actor" in [
-        "gateway", "gateways", "shard", "shards", "archiver", "upkeep", "mesh",
+        "gateway", "gateways", "shard", "shards", "archiver", "upkeep", "keeper", "set_watch",
+        "replay", "replays", "mesh",
     ]: "Restarts of actors, by actor.";
+    Counter GENERATION_SET_FAILURES = "rollmill_generation_set_failures_total":
+        "Times that this node could not see which generations its shards are to write: the store \
+         did not answer, or the rules are of a newer release.";
+    Gauge REPLAYS_RUNNING = "rollmill_replays_running":
+        "Fills that this node runs: one for each shard and replay.";
+    Gauge REPLAYS_WAITING = "rollmill_replays_waiting" by "reason" in [
+        "adopting", "archiving", "object", "store", "expired", "older_release", "newer_rules",
+    ]:
+        "Of these, those that wait, by what for: adopting (the shard's next flush) and archiving \
+         come by themselves; object (missing, damaged or out of reach), store (it takes nothing), \
+         expired, older_release and newer_rules do not.";
+    Gauge GENERATIONS = "rollmill_generations" by "state" in [
+        "building", "ready", "served", "kept", "leaving",
+    ]:
+        "Replays in the store, by state; every node with shards shows all of them: building, \
+         ready (to be applied), served, kept (for an undo), leaving (rows are being deleted).";
+    Counter REPLAYS_GIVEN_UP = "rollmill_replays_given_up_total":
+        "Replays given up, because a shard died of an event with their rules, and not without.";
+    Gauge REPLAYS_PAUSED = "rollmill_replays_paused":
+        "1 while the replays of this node stand aside, because a shard's newest flush is late.";
+    Gauge REPLAY_RECORDS_LEFT = "rollmill_replay_records_left":
+        "Records that are still to be filled into generations, of all shards.";
+    Counter REPLAY_EVENTS = "rollmill_replay_events_total":
+        "Archived events read by the replays of this node.";
+    Counter REPLAY_FAILURES = "rollmill_replay_failures_total":
+        "Times that a replay could not go on: an archive object is missing, damaged or out of \
+         reach, or its records have expired. It is tried again.";
     Gauge SURPLUS_PARTITIONS = "rollmill_topic_surplus_partitions":
         "Partitions of the topic beyond shards.count: they are left alone. Anything but zero is \
          somebody's mistake.";
@@ -170,6 +224,7 @@ metrics_table! {
         "Events, or whole records that no gateway wrote, that were set aside and are not counted.";
     Counter INVARIANT_VIOLATIONS = "rollmill_invariant_violations_total" by "id" in [
         "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12",
+        "I13", "I14", "I15",
     ]: "Violations of an invariant. Anything but zero is a bug.";
     Counter QUERY_CACHE = "rollmill_query_cache_total" by "outcome" in ["hit", "miss"]:
         "Days of queries found in the cache or not.";

@@ -15,6 +15,7 @@
 //! same holds for orphans.
 
 mod expiry_state;
+mod replay_hold;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,6 +57,9 @@ pub struct MaintenanceLimits {
     pub keep_ms: i64,
     /// When objects that are due may be deleted.
     pub expiry: ExpiryRules,
+    /// For how long a replay holds the objects that it has to read: `replay.max_time`, in
+    /// milliseconds.
+    pub replay_hold_ms: i64,
 }
 
 impl MaintenanceLimits {
@@ -285,8 +289,18 @@ impl ArchiveMaintenance {
 
     fn expirable_rows(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
         let Some(below) = self.deletable_below(shard)? else { return Ok(Vec::new()) };
-        let mut rows = self.store.snapshot()?.manifest_first(shard, None, TURN_OBJECTS)?;
+        let mut snapshot = self.store.snapshot()?;
+        let mut rows = snapshot.manifest_first(shard, None, TURN_OBJECTS)?;
         rows.retain(|row| row.range.to <= below);
+        let book = snapshot.generation_book()?;
+        let mut fills = Vec::new();
+        let holding = replay_hold::holding(&book, self.clock.now(), self.limits.replay_hold_ms);
+        for (generation, days) in holding {
+            let progress = snapshot.fill_progress(generation)?;
+            let of_shard = progress.into_iter().find(|(of, _)| *of == shard);
+            fills.extend(replay_hold::unfilled(days, of_shard.map(|(_, at)| at)));
+        }
+        rows.truncate(replay_hold::rows_before_held(&rows, &fills));
         Ok(rows)
     }
 

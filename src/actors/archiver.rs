@@ -388,10 +388,26 @@ impl Archiver {
         }
     }
 
-    /// Releases the log below the archived and committed offsets of every shard.
+    /// Releases the log below the archived and committed offsets of every shard: as this node knows
+    /// them, and as the store has them. A store that was put back is behind what an owner that has
+    /// ended, or has not noticed yet, had committed, and needs the records again.
     fn release(&self) {
-        let floors: Vec<Offset> =
-            self.table.iter().map(|(_, entry)| entry.release_floor()).collect();
+        let stored = match self.store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()) {
+            Ok(stored) => stored,
+            Err(why) => {
+                tracing::warn!(%why, "nothing of the log is released until the store answers");
+                return;
+            }
+        };
+        let stored_floor = |shard| {
+            let at = stored.iter().find(|(id, _)| *id == shard);
+            at.map_or(0, |(_, checkpoint)| checkpoint.next.min(checkpoint.archived))
+        };
+        let floors: Vec<Offset> = self
+            .table
+            .iter()
+            .map(|(shard, entry)| entry.release_floor().min(stored_floor(shard)))
+            .collect();
         match self.retention.release(&floors) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "released log segments"),

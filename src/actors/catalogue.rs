@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::generation::GenerationId;
+use crate::model::series::Series;
 use crate::model::window::Hour;
 use crate::shards::state::CatalogueEntry;
 
@@ -28,12 +30,20 @@ pub struct CatalogueQuery<'a> {
     pub prefix: &'a str,
     pub after: &'a str,
     pub limit: usize,
+    /// Metrics of the page, each with a generation besides generation 0 that is served on some of
+    /// its days. Of other generations nothing may be shown.
+    pub others: &'a [(&'a str, GenerationId)],
 }
 
 impl CatalogueQuery<'_> {
     /// Whether a name belongs to the page, limit aside.
     pub fn contains(&self, name: &str) -> bool {
         name > self.after && name.starts_with(self.prefix)
+    }
+
+    /// Whether a generation besides generation 0 is served on some days of a metric.
+    pub fn is_served(&self, metric: &str, generation: GenerationId) -> bool {
+        self.others.contains(&(metric, generation))
     }
 }
 
@@ -42,12 +52,24 @@ impl CatalogueQuery<'_> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewMetric {
     pub labels: BTreeSet<String>,
-    /// Number of new series, overflow series excluded.
+    /// Number of new series of generation 0, overflow series excluded. What other generations add
+    /// may be the same series.
     pub series: u64,
-    /// Whether the overflow series is new.
+    /// Whether the overflow series of generation 0 is new.
     pub overflow: bool,
     /// First and last hour with data (inclusive).
     pub hours: Option<(Hour, Hour)>,
+}
+
+impl NewMetric {
+    fn add_labels(&mut self, series: &Series) {
+        for (name, _) in &series.labels {
+            // Looked up first, because most labels are known and a clone allocates.
+            if !self.labels.contains(name) {
+                self.labels.insert(name.clone());
+            }
+        }
+    }
 }
 
 /// What a shard adds to a page of names.
@@ -66,6 +88,8 @@ impl CatalogueGrowth {
     /// Adds one entry of the shard if the query asks for it.
     pub fn add(&mut self, query: &CatalogueQuery<'_>, entry: CatalogueEntry<'_>) {
         match (query.names, entry) {
+            (_, CatalogueEntry::Other(generation, info))
+                if !query.is_served(&info.series.metric, generation) => {}
             (CatalogueNames::Metrics, CatalogueEntry::Series(info)) => {
                 let series = &info.series;
                 let Some(metric) = self.metric(query, &series.metric) else { return };
@@ -74,11 +98,11 @@ impl CatalogueGrowth {
                 } else {
                     metric.series += 1;
                 }
-                for (name, _) in &series.labels {
-                    // Looked up first, because most labels are known and a clone allocates.
-                    if !metric.labels.contains(name) {
-                        metric.labels.insert(name.clone());
-                    }
+                metric.add_labels(series);
+            }
+            (CatalogueNames::Metrics, CatalogueEntry::Other(_, info)) => {
+                if let Some(metric) = self.metric(query, &info.series.metric) {
+                    metric.add_labels(&info.series);
                 }
             }
             (CatalogueNames::Metrics, CatalogueEntry::Window(metric, hour)) => {
@@ -89,7 +113,10 @@ impl CatalogueGrowth {
                         .map_or((hour, hour), |(first, last)| (first.min(hour), last.max(hour))),
                 );
             }
-            (CatalogueNames::Values(label, metric), CatalogueEntry::Series(info)) => {
+            (
+                CatalogueNames::Values(label, metric),
+                CatalogueEntry::Series(info) | CatalogueEntry::Other(_, info),
+            ) => {
                 let value = info.series.label(label);
                 let wanted = metric.is_none_or(|metric| metric == info.series.metric);
                 if wanted
@@ -158,6 +185,7 @@ mod tests {
             prefix: "",
             after: "a",
             limit: 2,
+            others: &[],
         };
         let mut growth = CatalogueGrowth::default();
         for name in names {

@@ -212,8 +212,7 @@ mod tests {
         let records: Vec<LogRecord> = (from..to).map(record).collect();
         let decisions = RangeDecisions {
             admitted: vec![(SeriesId([from as u8; 16]), from)],
-            quarantined: vec![],
-            outcomes: None,
+            ..RangeDecisions::default()
         };
         archive.write(LOG, SHARD, epoch, &records, &decisions).expect("written").path
     }

@@ -9,6 +9,7 @@ use super::gap_reader::GapReader;
 use super::shard_table::ShardTable;
 use crate::clock::Stopwatch;
 use crate::model::flush::{FlushBatch, FlushGuard};
+use crate::model::generation::{GenerationId, Writer, WriterPart};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
@@ -99,7 +100,9 @@ impl ShardPorts {
                     })
                 }))
             }
-            StartupCommand::Load => StartupEvent::Load(self.load().map_err(CallError::from)),
+            StartupCommand::Load { generations } => {
+                StartupEvent::Load(self.load(&generations).map_err(CallError::from))
+            }
             StartupCommand::RecordRule { epoch, from, rule } => {
                 let noted = self.store.set_dedup_rule(self.shard, epoch, from, rule);
                 StartupEvent::RecordRule(noted.map_err(CallError::from))
@@ -109,20 +112,25 @@ impl ShardPorts {
 
     /// Loads what the store has of the shard. The checkpoint is read last, because it vouches for
     /// what was read before it.
-    fn load(&self) -> Result<LoadedShard, StoreError> {
+    fn load(&self, of_set: &[GenerationId]) -> Result<LoadedShard, StoreError> {
         // All blocks: flushes have deleted those beyond the horizon, by append times.
         let blocks = self.store.recent_ids(self.shard, i64::MIN)?;
         let admitted = self.store.admitted_series(self.shard)?;
+        let writer = Writer { shard: self.shard, part: WriterPart::Live };
+        let of = |id: &GenerationId| Ok((*id, self.store.generation_series(*id, writer)?));
+        let generations = of_set.iter().map(of).collect::<Result<_, StoreError>>()?;
         if let Some(names) = &self.metric_names {
             names.refresh(&*self.store)?;
         }
         let mut snapshot = self.store.snapshot()?;
+        let book = snapshot.generation_book()?;
+        let unserved = of_set.iter().copied().filter(|id| !book.is_read(*id)).collect();
         let (all, rules) = (snapshot.checkpoints()?, snapshot.dedup_rules(self.shard)?);
         let stored = all
             .into_iter()
             .find(|(shard, _)| *shard == self.shard)
             .map(|(_, checkpoint)| checkpoint);
-        Ok(LoadedShard { blocks, admitted, checkpoint: stored, rules })
+        Ok(LoadedShard { blocks, admitted, generations, unserved, checkpoint: stored, rules })
     }
 
     fn stored_checkpoint(&self) -> Result<Option<Checkpoint>, StoreError> {

@@ -25,7 +25,8 @@ pub struct Metric {
     pub metric: String,
     /// Label names, ascending.
     pub labels: Vec<String>,
-    /// Number of distinct series.
+    /// Number of distinct series. If a replay is served on some days, the number as ingested or the
+    /// number in the replay, whichever is larger.
     pub series: u64,
     /// Start of the first hour with events.
     #[cfg_attr(test, schemars(with = "Option<String>"))]

@@ -19,9 +19,30 @@ pub struct Completeness {
     /// query filters or groups by labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overflow: Option<u64>,
+    /// The parts of the range whose figures are those of a replay, ascending. What is left out is as
+    /// it was ingested.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generations: Vec<ServedGeneration>,
+    /// How many parts `generations` leaves out. Set in the CSV header only, like `more`.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub more_generations: u64,
     /// Every event received before this time is counted, except those of `missing` shards.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub as_of: Option<jiff::Timestamp>,
+}
+
+/// A part of the range whose figures are those of a replay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ServedGeneration {
+    /// Number of the replay.
+    pub generation: u64,
+    /// Start of the part, inclusive.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub from: Option<jiff::Timestamp>,
+    /// End of the part, exclusive.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub to: Option<jiff::Timestamp>,
 }
 
 /// A shard that the answer does not cover, or covers only in part.
@@ -59,7 +80,10 @@ pub const MISSING_REASONS: &[(&str, &str)] = &[
         "Its new owner has not reached yet what the log held when it claimed the shard; with \
             `behind_ms`.",
     ),
-    ("moved", "Its owner changed twice while the query ran."),
+    (
+        "moved",
+        "Its owner changed twice while the query ran, or it does not write yet what is served.",
+    ),
     ("unavailable", "No owner is known."),
     ("unreachable", "Its owner did not answer in time."),
     ("overloaded", "Its owner answers as many other nodes as it may."),

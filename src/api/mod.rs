@@ -6,6 +6,7 @@
 
 pub mod accounting;
 pub mod archive;
+pub mod boards;
 pub mod catalogue;
 pub mod completeness;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod events;
 pub mod limits;
 pub mod quarantine;
 pub mod query;
+pub mod replays;
 pub mod status;
 
 use crate::model::window::Millis;

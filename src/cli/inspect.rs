@@ -7,9 +7,10 @@ use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::UsageError;
 use super::client::{ServerArgs, decode_answer};
 use super::number_format::grouped;
-use super::{UsageError, time_arg};
+use super::time_arg::{self, NamedZone};
 use crate::api::accounting::AccountingAnswer;
 use crate::api::completeness::Completeness;
 use crate::clock::{Clock, SystemClock};
@@ -58,7 +59,7 @@ pub(super) struct LimitsArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill accounting
-  rollmill accounting --from -7d
+  rollmill accounting --from -7d --tz Europe/Berlin
   rollmill accounting --from 2026-01-01 --to 2026-01-02 --json
 
 accepted = aggregated + deduplicated + quarantined (in the store) + pending (not in the store yet),
@@ -70,6 +71,9 @@ pub(super) struct AccountingArgs {
     /// Last hour, exclusive [default: now]
     #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     to: Option<String>,
+    /// Time zone of dates without one, and of the output [default: UTC]
+    #[arg(long, value_name = "ZONE", value_parser = time_arg::zone)]
+    tz: Option<NamedZone>,
     /// Print the answer of the server unchanged, as JSON
     #[arg(long)]
     json: bool,
@@ -260,10 +264,11 @@ fn limit(name: &str, value: &Value) -> String {
 
 pub(super) fn accounting(args: &AccountingArgs) -> anyhow::Result<()> {
     let now = SystemClock.now();
+    let tz = args.tz.as_ref().map(|NamedZone(_, tz)| tz);
     let mut parameters = Vec::new();
     for (name, text) in [("from", &args.from), ("to", &args.to)] {
         let Some(text) = text else { continue };
-        let millis = time_arg::parse(text, now, &TimeZone::UTC)
+        let millis = time_arg::parse(text, now, tz.unwrap_or(&TimeZone::UTC))
             .map_err(|why| UsageError(format!("--{name}: {why}")))?;
         parameters.push((name, millis.to_string()));
     }
@@ -276,7 +281,8 @@ pub(super) fn accounting(args: &AccountingArgs) -> anyhow::Result<()> {
     let mut table =
         table(&["hour", "accepted", "aggregated", "deduplicated", "quarantined", "pending"], 1..6);
     for row in &books.hours {
-        let hour = row.hour.map_or_else(|| "-".to_owned(), |hour| hour.to_string());
+        let shown = |hour: jiff::Timestamp| time_arg::format_time(&hour.to_string(), tz);
+        let hour = row.hour.map_or_else(|| "-".to_owned(), shown);
         let figures =
             [row.accepted, row.aggregated, row.deduplicated, row.quarantined, row.pending];
         table.add_row(

@@ -27,7 +27,8 @@ own, required if it had one, because it locates the archive and sets the limits 
 de-duplication. The database must be empty, and the topic must not exist: migrate creates it.
 
 It may be interrupted at any time: run the same command again. No node of the cluster starts
-before it is done. The directory stays unchanged, but no server starts on it any more.
+before it is done. The directory stays unchanged, but no server starts on it any more. Replays go
+along as they are: what is served stays served, what is being filled in goes on in the cluster.
 
 Exit code 0: done, now or earlier. 1: not done; the message says what to do.")]
 pub(super) struct MigrateArgs {
@@ -124,6 +125,8 @@ fn json(report: &MigrationReport, seconds: f64) -> String {
     "object_bytes": report.object_bytes,
             "series": report.extent.series,
             "rollups": report.extent.rollups,
+            "replays": report.replays,
+            "replay_rollups": report.extent.replayed,
             "rows": report.extent.rows,
         })
     .to_string()
@@ -145,6 +148,14 @@ fn text(report: &MigrationReport, seconds: f64) -> String {
         format!("{}/store.sqlite", report.source),
         report.store.clone(),
     ]);
+    if !report.replays.is_empty() {
+        table.add_row([
+            "replays".to_owned(),
+            format!("{} replays, {} rollups", report.replays.len(), extent.replayed),
+            format!("{}/store.sqlite", report.source),
+            report.store.clone(),
+        ]);
+    }
     table.add_row([
         "archive".to_owned(),
         format!("{} objects, {size}", report.objects),

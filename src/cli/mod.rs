@@ -9,11 +9,13 @@ mod inspect;
 mod keys;
 mod log;
 mod logging;
+mod manual;
 mod migrate;
 mod number_format;
 mod quarantine;
 mod query;
 mod rebuild;
+mod replay;
 mod rules;
 mod send;
 mod status;
@@ -79,6 +81,8 @@ enum Command {
     Status(status::StatusArgs),
     /// List, release and discard quarantined events
     Quarantine(quarantine::QuarantineArgs),
+    /// Count archived events again under other rules: compare, apply, undo
+    Replay(replay::ReplayArgs),
     /// Check rules for events, and try them on examples
     Rules(rules::RulesArgs),
     /// Create, list and revoke API keys
@@ -99,6 +103,17 @@ enum Command {
         /// Configuration file (TOML) [default: environment variables only]
         file: Option<PathBuf>,
     },
+    /// Print a script that completes the commands and options of rollmill in a shell
+    #[command(after_help = "Examples:
+  rollmill completions bash > ~/.local/share/bash-completion/completions/rollmill
+  rollmill completions zsh > ~/.zfunc/_rollmill
+  rollmill completions fish > ~/.config/fish/completions/rollmill.fish")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages, one for each command
+    Man(manual::ManArgs),
     /// Print the version, the commit and the features of the build
     #[command(after_help = "Example:
   rollmill version")]
@@ -121,7 +136,7 @@ struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:8080]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// Roles of this node, out of gateway,shards,query [default: all]
+    /// Roles of this node, out of gateway,shards,query,replay [default: all]
     #[arg(long)]
     roles: Option<String>,
     /// Log as JSON
@@ -139,15 +154,21 @@ pub fn check(args: &[&str]) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
+/// Runs a command line, for tests that have a server.
+#[cfg(test)]
+pub(crate) fn run_line(line: &[&str]) -> anyhow::Result<ExitCode> {
+    run(Cli::try_parse_from(line)?.command)
+}
+
 /// Every command that can be run, and its help.
 pub fn help() -> Vec<(String, String)> {
     let mut whole = Cli::command().term_width(100);
     whole.build();
     let (mut found, mut pending) = (Vec::new(), vec![("rollmill".to_owned(), &mut whole)]);
     while let Some((path, command)) = pending.pop() {
-        if !command.has_subcommands() {
-            found.push((path, command.render_help().to_string()));
-            continue;
+        // Some commands can be run though others are below them.
+        if !command.has_subcommands() || !command.is_subcommand_required_set() {
+            found.push((path.clone(), command.render_help().to_string()));
         }
         let below = command.get_subcommands_mut().filter(|below| below.get_name() != "help");
         let below: Vec<_> =
@@ -190,6 +211,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Health(args) => health::run(&args)?,
         Command::Status(args) => return status::run(&args),
         Command::Quarantine(args) => quarantine::run(&args)?,
+        Command::Replay(args) => return replay::run(&args),
         Command::Rules(args) => return rules::run(&args),
         Command::Keys(args) => keys::run(&args)?,
         Command::Log(args) => log::run(&args)?,
@@ -211,6 +233,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 refused.join("\n  ")
             );
         }
+        Command::Completions { shell } => manual::print_completions(shell, Cli::command()),
+        Command::Man(args) => manual::write_pages(&args, Cli::command())?,
         Command::Version => {
             println!(
                 "rollmill {}\ncommit: {}\nfeatures: {}",
@@ -266,12 +290,11 @@ mod tests {
     fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
         let path = format!("{path} {}", command.get_name()).trim().to_owned();
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        if command.has_subcommands() {
-            command
-                .get_subcommands()
-                .filter(|sub| sub.get_name() != "help")
-                .for_each(|sub| leaves(sub, &path, found));
-        } else {
+        command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+            .for_each(|sub| leaves(sub, &path, found));
+        if !command.is_subcommand_required_set() {
             found.push((path, help));
         }
     }

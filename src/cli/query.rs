@@ -1,22 +1,27 @@
-//! `rollmill query`: queries a metric and prints a table, a plot, CSV, or JSON.
+//! `rollmill query`: queries a metric and prints a table, a plot, CSV, JSON, or Parquet.
 
+mod parquet;
 mod plot;
+mod windows;
 
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use jiff::tz::TimeZone;
 
+use self::windows::AnswerWindows;
+use super::UsageError;
 use super::client::{PATIENCE, ServerArgs, ServerClient};
 use super::number_format::{grouped, short};
-use super::{UsageError, time_arg};
-use crate::api::completeness::Completeness;
+use super::time_arg::{self, NamedZone};
+use crate::api::completeness::{Completeness, ServedGeneration};
 use crate::api::query::QueryAnswer;
 use crate::clock::{Clock, Millis, SystemClock};
 use crate::model::suggest::nearest_name;
 
-/// Most shards named in the warning about a partial answer.
+/// Most shards, and most parts of replays, named in a warning about an answer.
 const NAMED: usize = 5;
 /// Most series drawn by `--plot`.
 const PLOTS: usize = 8;
@@ -31,6 +36,8 @@ enum Output {
     Csv,
     /// The answer of the server, unchanged
     Json,
+    /// Parquet with exact types, for DuckDB, pandas and the like; redirect it to a file
+    Parquet,
 }
 
 #[derive(Debug, Args)]
@@ -39,7 +46,8 @@ enum Output {
   rollmill query page_view --agg count,p95 --by country --step 1d --from 2026-01-01 --plot
   rollmill query page_view --from -7d --step 1d --tz Europe/Berlin
   rollmill query page_view --by page --step all --order desc --limit 10
-  rollmill query page_view --where '{page=~\"/blog/.*\"}' --output csv")]
+  rollmill query page_view --where '{page=~\"/blog/.*\"}' --output csv
+  rollmill query page_view --by country --output parquet > page_view.parquet")]
 pub(super) struct QueryArgs {
     /// Name of the metric
     metric: String,
@@ -53,7 +61,7 @@ pub(super) struct QueryArgs {
     #[arg(long, value_parser = ["1h", "6h", "1d", "1w", "1mo", "all"])]
     step: Option<String>,
     /// Time zone of the steps, of dates without one, and of the output [default: UTC]
-    #[arg(long, value_name = "ZONE", value_parser = zone)]
+    #[arg(long, value_name = "ZONE", value_parser = time_arg::zone)]
     tz: Option<NamedZone>,
     /// Aggregates, separated by commas [default: count]
     #[arg(long, value_delimiter = ',', value_parser = AGGS)]
@@ -86,20 +94,14 @@ pub(super) struct QueryArgs {
 const AGGS: [&str; 12] =
     ["count", "sum", "avg", "min", "max", "distinct", "rate", "p50", "p90", "p95", "p99", "p99.9"];
 
-/// A time zone and its IANA name.
-#[derive(Debug, Clone)]
-struct NamedZone(String, TimeZone);
-
-fn zone(name: &str) -> Result<NamedZone, String> {
-    TimeZone::get(name)
-        .map(|zone| NamedZone(name.to_owned(), zone))
-        .map_err(|_| "no such time zone".to_owned())
-}
-
 pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
     let output = if args.json { Output::Json } else { args.output };
     if args.plot && output != Output::Table {
         bail!(UsageError("--plot draws for people: it goes with --output table alone".to_owned()));
+    }
+    if output == Output::Parquet && std::io::stdout().is_terminal() {
+        let why = "Parquet is not for a terminal: redirect it, as in > answer.parquet";
+        bail!(UsageError(why.to_owned()));
     }
     let server = args.server.server(PATIENCE)?;
     let mut parameters = parameters(args, SystemClock.now())?;
@@ -128,10 +130,15 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
             print(text.replace("\r\n", "\n").trim_end());
             return Ok(ExitCode::SUCCESS);
         }
-        Output::Table => {}
+        Output::Table | Output::Parquet => {}
     }
     let answer: QueryAnswer = serde_json::from_str(&text).context(incompatible)?;
     print_warnings(&answer.completeness);
+    if output == Output::Parquet {
+        let bytes = parquet::encode(&labels(args), &aggs(args), &answer)?;
+        std::io::stdout().write_all(&bytes).context("cannot write the output")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if answer.series.is_empty() {
         // An empty result is no failure, so the exit code is 0.
         print(&empty_reason(args, &server));
@@ -139,7 +146,7 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
         print(&table(args, &answer));
     }
     if args.plot && !answer.series.is_empty() {
-        print(&drawing(args, &answer));
+        print(&drawing(args, &answer)?);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -216,7 +223,7 @@ fn format_figure(agg: &str, value: &str) -> String {
     }
 }
 
-/// One line for each reason why the answer is incomplete.
+/// One line for each thing to know about an answer: that it is incomplete, or corrected.
 fn warnings(completeness: &Completeness) -> Vec<String> {
     let missing = &completeness.missing;
     let named: Vec<String> =
@@ -236,7 +243,21 @@ fn warnings(completeness: &Completeness) -> Vec<String> {
              in none of the groups"
         )
     });
-    partial.into_iter().chain(overflow).collect()
+    partial.into_iter().chain(overflow).chain(replays(completeness)).collect()
+}
+
+/// The parts of the range whose figures are those of replays, in one line.
+fn replays(completeness: &Completeness) -> Option<String> {
+    let time = |at: Option<jiff::Timestamp>| at.map_or_else(|| "?".to_owned(), |at| at.to_string());
+    let part = |part: &ServedGeneration| {
+        format!("{} ({} to {})", part.generation, time(part.from), time(part.to))
+    };
+    let parts = &completeness.generations;
+    let named: Vec<String> = parts.iter().take(NAMED).map(part).collect();
+    let more = parts.len().saturating_sub(NAMED) + completeness.more_generations as usize;
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let noun = if parts.len() == 1 && more.is_empty() { "replay" } else { "replays" };
+    (!named.is_empty()).then(|| format!("corrected by {noun} {}{more}", named.join(", ")))
 }
 
 /// A sentence on why an answer is empty: no data in the range, or no such metric.
@@ -267,31 +288,27 @@ fn empty_reason(args: &QueryArgs, server: &ServerClient) -> String {
     format!("there is no metric {metric}{hint} (`rollmill metrics` lists them)")
 }
 
-fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
+fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> anyhow::Result<String> {
     let agg = aggs(args)[0];
     let windows = AnswerWindows::of(
         answer,
         args.tz.as_ref().map_or(TimeZone::UTC, |NamedZone(_, tz)| tz.clone()),
-    );
-    let lines: Vec<plot::PlotLine> = answer
-        .series
-        .iter()
-        .take(PLOTS)
-        .map(|series| {
-            let labels: Vec<String> =
-                series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
-            let mut values = vec![None; windows.count];
-            for point in &series.points {
-                let at = windows.index(point.text("t")).filter(|at| *at < values.len());
-                if let (Some(at), Some(value)) =
-                    (at, point.figure(agg).and_then(|figure| figure.parse::<f64>().ok()))
-                {
-                    values[at] = Some(value);
-                }
-            }
-            plot::PlotLine { title: format!("{}: {agg}{}", args.metric, labels.concat()), values }
-        })
-        .collect();
+    )?;
+    let mut lines = Vec::new();
+    for series in answer.series.iter().take(PLOTS) {
+        let labels: Vec<String> =
+            series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        let mut values = vec![None; windows.count];
+        for point in &series.points {
+            let at = windows.index(point.text("t"))?;
+            let figure = point.figure(agg).map(str::parse::<f64>).transpose();
+            values[at] = figure.with_context(|| {
+                format!("the server sent {:?} as {agg}, which is no number", point.text(agg))
+            })?;
+        }
+        let title = format!("{}: {agg}{}", args.metric, labels.concat());
+        lines.push(plot::PlotLine { title, values });
+    }
     let width = comfy_table::Table::new()
         .width()
         .or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
@@ -308,99 +325,13 @@ fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
             answer.series.len() - PLOTS
         );
     }
-    out
-}
-
-/// The buckets between start and end of an answer, including those without data.
-struct AnswerWindows {
-    from: jiff::ZonedDateTime,
-    step: String,
-    count: usize,
-}
-
-impl AnswerWindows {
-    fn of(answer: &QueryAnswer, tz: TimeZone) -> Self {
-        let time = |text: &str| {
-            text.parse::<jiff::Timestamp>().unwrap_or_default().to_zoned_datetime(tz.clone())
-        };
-        let mut windows = Self { from: time(&answer.from), step: answer.step.clone(), count: 0 };
-        let to = time(&answer.to);
-        // The end is exclusive, so the last bucket contains the millisecond before it.
-        let last =
-            to.checked_sub(jiff::Span::new().milliseconds(1)).map_or(0, |last| windows.at(&last));
-        windows.count = last + 1;
-        windows
-    }
-
-    fn index(&self, text: &str) -> Option<usize> {
-        Some(self.at(
-            &text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(self.from.time_zone().clone()),
-        ))
-    }
-
-    /// The index of the bucket that contains a time. Days are counted by the calendar, because they
-    /// may have 23 or 25 hours.
-    fn at(&self, time: &jiff::ZonedDateTime) -> usize {
-        let hours = (time.timestamp().as_millisecond() - self.from.timestamp().as_millisecond())
-            .div_euclid(3_600_000);
-        let days = || i64::from((time.date() - self.from.date()).get_days());
-        let quarters = |time: &jiff::ZonedDateTime| i64::from(time.hour()) / 6;
-        let number = match self.step.as_str() {
-            "1h" => hours,
-            "6h" => days() * 4 + quarters(time) - quarters(&self.from),
-            "1d" => days(),
-            "1w" => days().div_euclid(7),
-            "1mo" => {
-                let months =
-                    |date: jiff::civil::Date| i64::from(date.year()) * 12 + i64::from(date.month());
-                months(time.date()) - months(self.from.date())
-            }
-            _ => 0,
-        };
-        usize::try_from(number).unwrap_or(0)
-    }
+    Ok(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::completeness::MissingShard;
-
-    fn windows(step: &str, from: &str, to: &str, tz: &str) -> AnswerWindows {
-        let completeness = Completeness {
-            partial: false,
-            shards: 1,
-            missing: Vec::new(),
-            more: 0,
-            overflow: None,
-            as_of: None,
-        };
-        let (metric, step, from, to) =
-            ("m".to_owned(), step.to_owned(), from.to_owned(), to.to_owned());
-        let answer = QueryAnswer { metric, step, from, to, series: Vec::new(), completeness };
-        AnswerWindows::of(&answer, TimeZone::get(tz).expect("a zone"))
-    }
-
-    #[test]
-    fn windows_are_counted_by_the_calendar() {
-        let days = windows("1d", "2026-03-27T23:00:00Z", "2026-03-30T22:00:00Z", "Europe/Berlin");
-        assert_eq!(
-            (days.count, days.index("2026-03-29T22:00:00Z")),
-            (3, Some(2)),
-            "the 29th has 23 hours"
-        );
-        let quarters =
-            windows("6h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin");
-        assert_eq!((quarters.count, quarters.index("2026-03-29T04:00:00Z")), (4, Some(1)));
-        assert_eq!(
-            windows("1h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin").count,
-            23
-        );
-        let months = windows("1mo", "2025-11-01T00:00:00Z", "2026-03-01T00:00:00Z", "UTC");
-        assert_eq!((months.count, months.index("2026-02-01T00:00:00Z")), (4, Some(3)));
-        assert_eq!(windows("1w", "2026-01-05T00:00:00Z", "2026-01-26T00:00:00Z", "UTC").count, 3);
-        assert_eq!(windows("all", "2026-01-05T03:00:00Z", "2026-01-26T00:00:00Z", "UTC").count, 1);
-    }
 
     #[test]
     fn exact_figures_keep_all_digits_and_others_say_something() {
@@ -419,12 +350,17 @@ mod tests {
         let missing = (0..7)
             .map(|shard| MissingShard { shard, reason: "behind".to_owned(), behind_ms: None })
             .collect();
+        let time = |text: &str| text.parse().ok();
+        let (from, to) = (time("2026-01-01T00:00:00Z"), time("2026-01-02T00:00:00Z"));
+        let part = |generation| ServedGeneration { generation, from, to };
         let said = warnings(&Completeness {
             partial: true,
             shards: 37,
             missing,
             more: 30,
             overflow: Some(1456),
+            generations: (1..8).map(part).collect(),
+            more_generations: 4,
             as_of: None,
         });
         assert!(
@@ -432,5 +368,7 @@ mod tests {
             "{said:?}"
         );
         assert!(said[1].starts_with("1,456 events"), "{said:?}");
+        let first = "corrected by replays 1 (2026-01-01T00:00:00Z to 2026-01-02T00:00:00Z), 2 (";
+        assert!(said[2].starts_with(first) && said[2].ends_with(" and 6 more"), "{said:?}");
     }
 }

@@ -10,8 +10,9 @@ use crate::config::{Config, key};
 use crate::model::offset::LogId;
 use crate::model::window::Hour;
 use crate::node::DataDir;
-use crate::node::rebuild::{RebuildJob, prepare};
+use crate::node::rebuild::{RebuildJob, ReplayChoice, prepare};
 use crate::recompute::rebuild::RebuildReport;
+use crate::recompute::rebuild::settled::SettledAgain;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -23,6 +24,9 @@ use crate::recompute::rebuild::RebuildReport;
 Stop the servers and move the old store away first. An interrupted rebuild continues when it
 is run again; until it is done, no server starts on its store. Use the servers' configuration:
 the limits of de-duplication and series decide again about records that were not archived yet.
+
+Replays that were served are served again. Lost are those that were being built, the way back of
+those that were applied, and the list of who did what.
 
 The archive does not hold, and so the new store lacks: whether a quarantined event was released
 or discarded after it was archived (it is quarantined again), and what has expired.
@@ -44,6 +48,9 @@ pub(super) struct RebuildArgs {
     /// Id of a log that this one continues, as after a migration: its objects are used, too
     #[arg(long, value_name = "ID")]
     former_log: Vec<String>,
+    /// Leave replays out: what ingest made is then served on their days
+    #[arg(long)]
+    without_replays: bool,
     /// Read the archive only; the server applies the rest of the log when it starts
     #[arg(long)]
     archive_only: bool,
@@ -58,13 +65,15 @@ pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<()> {
         args.data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     let former = args.former_log.iter().map(|id| log_id(id)).collect::<anyhow::Result<Vec<_>>>()?;
-    let prepared = prepare(&config, &DataDir::new(&config.data.dir), &former, args.allow_expired)?;
+    let replays = if args.without_replays { ReplayChoice::LeaveOut } else { ReplayChoice::Restore };
+    let data = DataDir::new(&config.data.dir);
+    let prepared = prepare(&config, &data, &former, args.allow_expired, replays)?;
     if args.dry_run {
         println!("{}", if args.json { planned_json(&prepared) } else { planned(&prepared) });
         return Ok(());
     }
     let watch = Stopwatch::start();
-    let bar = indicatif::ProgressBar::new(prepared.plans.iter().map(|plan| plan.records()).sum());
+    let bar = indicatif::ProgressBar::new(prepared.records());
     let bar = bar.with_style(super::bar_style("records"));
     let report = prepared.run(&config, args.archive_only, &mut |done| bar.set_position(done))?;
     bar.finish_and_clear();
@@ -122,8 +131,9 @@ fn planned(prepared: &RebuildJob) -> String {
     let shards = prepared.plans.len();
     format!(
         "{table}\nwould rebuild {} of {shards} shards from {objects} objects and {records} \
-         records{goes_on}",
-        prepared.location()
+         records{goes_on}{}",
+        prepared.location(),
+        replays_line(prepared).map_or(String::new(), |line| format!("\n{line}"))
     )
 }
 
@@ -139,8 +149,38 @@ fn planned_json(prepared: &RebuildJob) -> String {
         })
     };
     serde_json::json!({"dry_run": true, "place": prepared.location(), "goes_on": prepared.resumes,
+        "replays": replay_numbers(prepared), "replays_lost": lost_numbers(prepared),
         "shards": prepared.plans.iter().map(shard).collect::<Vec<_>>()})
     .to_string()
+}
+
+fn replay_numbers(prepared: &RebuildJob) -> Vec<u64> {
+    prepared.replays.generations().map(|id| id.0).collect()
+}
+
+fn lost_numbers(prepared: &RebuildJob) -> Vec<u64> {
+    prepared.replays.lost.iter().map(|id| id.0).collect()
+}
+
+/// What becomes of replays; `None` if there were none.
+fn replays_line(prepared: &RebuildJob) -> Option<String> {
+    let list =
+        |numbers: Vec<u64>| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let (served, lost) = (replay_numbers(prepared), lost_numbers(prepared));
+    let mut parts = Vec::new();
+    if !served.is_empty() {
+        parts.push(format!(
+            "served as before: replays {}, without the way back of their applies",
+            list(served)
+        ));
+    }
+    if !lost.is_empty() {
+        parts.push(format!(
+            "lost: replays {}, which were being built, or kept for an undo",
+            list(lost)
+        ));
+    }
+    (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
 fn json(report: &RebuildReport, prepared: &RebuildJob, seconds: f64) -> String {
@@ -155,11 +195,15 @@ fn json(report: &RebuildReport, prepared: &RebuildJob, seconds: f64) -> String {
             "aggregated": aggregated,
             "deduplicated": deduplicated,
             "quarantined": quarantined,
+            "released": report.settled.released,
+            "discarded": report.settled.discarded,
         },
         "objects_without_decisions": report.undecided,
         "objects_without_checksum": report.unsealed,
         "objects_left_aside": report.unused,
         "damaged": report.damaged,
+        "replays": replay_numbers(prepared),
+        "replays_lost": lost_numbers(prepared),
         "incomplete_before": report.incomplete_before.map(time),
         "seconds": seconds,
     })
@@ -183,12 +227,16 @@ fn text(report: &RebuildReport, prepared: &RebuildJob, seconds: f64) -> String {
         ),
     ];
     if quarantined > 0 {
-        lines.push(
-            "set aside: whether such an event was released or given up after it was archived is \
-             not known; all of them wait, see `rollmill quarantine list`"
-                .to_owned(),
-        );
+        let SettledAgain { released, discarded, .. } = report.settled;
+        lines.push(format!(
+            "of those set aside, {released} are released and {discarded} discarded as before; the \
+             others wait, see `rollmill quarantine list --all`"
+        ));
     }
+    lines.extend(report.settled.refused.iter().map(|event| {
+        format!("was released, and waits again because this build cannot count it: {event}")
+    }));
+    lines.extend(replays_line(prepared));
     if let Some(before) = report.incomplete_before {
         lines.push(format!(
             "not complete: windows before {}, because records that may have touched them have \

@@ -93,7 +93,7 @@ pub(super) fn run(args: &RulesArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads a file of rules. Fails with all of its mistakes, which is wrong usage.
-fn load(file: &Path) -> anyhow::Result<RuleSet> {
+pub(super) fn load(file: &Path) -> anyhow::Result<RuleSet> {
     let shown = file.display();
     let opened = std::fs::File::open(file).with_context(|| format!("cannot read {shown}"))?;
     let mut bytes = Vec::new();

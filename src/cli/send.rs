@@ -15,7 +15,7 @@ mod run;
 mod sniff;
 mod sources;
 mod split;
-mod stop_signal;
+pub(super) mod stop_signal;
 mod table;
 mod times;
 

@@ -6,6 +6,17 @@ use jiff::tz::TimeZone;
 use crate::clock::Millis;
 use crate::model::event::{millis_of, parse_rfc3339, saturating_millis};
 
+/// A time zone and its IANA name.
+#[derive(Debug, Clone)]
+pub(super) struct NamedZone(pub(super) String, pub(super) TimeZone);
+
+/// The zone of an IANA name; fails if there is none.
+pub(super) fn zone(name: &str) -> Result<NamedZone, String> {
+    TimeZone::get(name)
+        .map(|zone| NamedZone(name.to_owned(), zone))
+        .map_err(|_| "no such time zone".to_owned())
+}
+
 /// Parses a time into milliseconds since 1970. It may be RFC 3339, milliseconds, a date or time in
 /// `tz`, `now`, or an age such as `-7d`.
 ///

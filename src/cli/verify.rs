@@ -16,7 +16,8 @@ use crate::model::rollup::RollupFigures;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::node::{DataDir, offline};
 use crate::recompute::verify::{
-    RowDifference, UnverifiableWindows, VerifyError, VerifyReport, VerifySources, verify,
+    GenerationCheck, RowDifference, UnverifiableWindows, VerifyError, VerifyReport, VerifySources,
+    verify,
 };
 
 /// Attempts, because the server may release log records that it has archived during one.
@@ -35,6 +36,7 @@ Exit code 0: every row equals its records, to the bit, and the rest of the store
 1: something differs, is damaged, or could not be read. 3: there are rows, but none could be
 compared.
 
+Replays are recomputed under their rules, those that are being filled as far as they are.
 Shards whose records cannot all be read are named; the others are verified. Windows whose raw
 events have expired (archive.keep) are reported as not verifiable, not as a difference.")]
 pub(super) struct VerifyArgs {
@@ -125,6 +127,8 @@ fn json(report: &VerifyReport, seconds: f64) -> String {
             "tenant": d.series.series.tenant,
             "metric": d.series.series.metric,
             "labels": d.series.series.labels,
+            "replay": d.written_by.map_or(0, |(generation, _)| generation.0),
+            "writer": d.written_by.map(|(_, writer)| writer.to_string()),
             "hour": time(d.hour),
             "stored": figures(&d.stored),
             "recomputed": figures(&d.recomputed),
@@ -148,6 +152,7 @@ fn json(report: &VerifyReport, seconds: f64) -> String {
         "damages": damages,
         "accounting_compared": report.accounting_compared,
         "rows": report.rows,
+        "replays": report.generations.iter().map(json_of_check).collect::<Vec<_>>(),
         "records": report.records,
         "shards": report.shards,
         "seconds": seconds,
@@ -159,9 +164,49 @@ fn json(report: &VerifyReport, seconds: f64) -> String {
     .to_string()
 }
 
+fn json_of_check(check: &GenerationCheck) -> serde_json::Value {
+    let unfilled = check.unfilled.iter().map(|of| {
+        serde_json::json!({
+            "shard": of.shard.0,
+            "cursor": of.progress.map(|at| at.cursor),
+            "cut": of.progress.map(|at| at.cut),
+        })
+    });
+    serde_json::json!({
+        "replay": check.generation.0,
+        "rows": check.rows,
+        "unfilled": unfilled.collect::<Vec<_>>(),
+    })
+}
+
+/// What was compared of replays, one line for each.
+fn text_of_checks(checks: &[GenerationCheck], leaving: u64) -> String {
+    let line = |check: &GenerationCheck| {
+        let mut line = format!("\nreplay {}: {} rows of its writers", check.generation, check.rows);
+        if !check.unfilled.is_empty() {
+            let (first, shards) = (&check.unfilled[0], check.unfilled.len());
+            let at = first.progress.map_or("has not begun".to_owned(), |at| {
+                format!("is filled up to record {} of {}", at.cursor, at.cut)
+            });
+            line += &format!(
+                "; NOT COMPLETE in {shards} shards, compared as far as it is there (shard {} {at})",
+                first.shard
+            );
+        }
+        line
+    };
+    let mut lines: String = checks.iter().map(line).collect();
+    if leaving > 0 {
+        lines += "\nnot compared: rows of replays that are being deleted";
+    }
+    lines
+}
+
 fn text(report: &VerifyReport, seconds: f64) -> String {
     let VerifyReport {
         rows,
+        generations,
+        leaving,
         records,
         shards,
         differences,
@@ -173,6 +218,7 @@ fn text(report: &VerifyReport, seconds: f64) -> String {
     } = report;
     let mut summary =
         format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
+    summary += &text_of_checks(generations, *leaving);
     if !accounting_compared {
         summary += "\nnot compared: the accounting, because not all records from the first one on \
                     were read";
@@ -230,7 +276,7 @@ fn text(report: &VerifyReport, seconds: f64) -> String {
 fn rows_that_differ(differences: &[RowDifference]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["hour", "tenant", "metric", "labels", "stored", "recomputed", ""]);
+    table.set_header(["hour", "tenant", "metric", "labels", "stored", "recomputed", "", ""]);
     for d in differences.iter().take(PRINTED) {
         let series = &d.series.series;
         let labels: Vec<String> =
@@ -239,7 +285,10 @@ fn rows_that_differ(differences: &[RowDifference]) -> comfy_table::Table {
             f.map_or("nothing".to_owned(), |f| format!("count {} sum {}", f.count, sum(&f)))
         };
         let what = if d.stored == d.recomputed { "only sketches differ" } else { "" };
-        let cells = [shown(&d.stored), shown(&d.recomputed), what.to_owned()];
+        let by = d
+            .written_by
+            .map_or(String::new(), |(generation, writer)| format!("replay {generation}, {writer}"));
+        let cells = [shown(&d.stored), shown(&d.recomputed), what.to_owned(), by];
         let row = [time(d.hour), series.tenant.clone(), series.metric.clone(), labels.join(" ")]
             .into_iter()
             .chain(cells);

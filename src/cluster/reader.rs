@@ -170,6 +170,10 @@ impl MeshReader {
     /// Drops calls to peers that hold nothing the query matches: the store has all of it. Only for
     /// windows that are closed, because announcements are up to a heartbeat old and current
     /// windows must not be.
+    ///
+    /// Announced windows are of all generations together: rules change neither the metric nor the
+    /// time of an event, so whatever a generation holds of a window is announced under that window.
+    /// A shard that holds nothing of it has no batch that could lack a generation there either.
     fn skip_empty_calls(
         &self,
         calls: &mut Vec<PeerCall>,
@@ -334,6 +338,7 @@ impl LiveReader for MeshReader {
                 overflow: question.overflow,
                 matchers: matchers.iter().map(MatcherText::from).collect(),
                 places,
+                generations: LiveRequest::generations_of(question.served),
             })
         };
         // Sent first, so that the peers work while this node reads its own shards.

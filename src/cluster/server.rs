@@ -83,11 +83,13 @@ impl MeshServer {
         let (tenant, metric) = (request.tenant.as_str(), request.metric.as_str());
         let (distinct, quantiles, overflow) =
             (request.distinct, request.quantiles, request.overflow);
+        let served = request.served()?;
         let question = LiveQuery {
             tenant,
             metric,
             from: Hour(request.from),
             to: Hour(request.to),
+            served: &served,
             distinct,
             quantiles,
             overflow,
@@ -135,7 +137,8 @@ impl MeshServer {
     }
 
     fn catalogue(&self, request: &CatalogueRequest) -> Result<PeerReply, CodecError> {
-        let question = request.query()?;
+        let others = request.others()?;
+        let question = request.query(&others)?;
         let mut left = self.max_answer;
         // One shard at a time: an answer that does not fit is dropped before the next shard is
         // read.

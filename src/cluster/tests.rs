@@ -1,5 +1,7 @@
 //! The reader against endpoints that answer correctly, wrongly, late or not at all.
 
+mod generations;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,15 +24,18 @@ use crate::actors::shard_table::ShardTable;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::batch::{RoutedSeries, ValidBatch, ValidEvent};
 use crate::model::decimal::Decimal;
+use crate::model::generation::MaintainedSet;
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
+use crate::model::served::ServedHours;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{LogAppender, LogIdentity, LogReader, ShardAssignment};
 use crate::persistence::store::ShardStore;
 use crate::persistence::store::memory::MemoryStore;
+use crate::shards::generations::{ActiveSet, AdoptedGenerations};
 use crate::shards::series::SeriesAdmission;
 use crate::shards::state::{AccountingQuery, LiveQuery, ShardInput, ShardLimits, ShardState};
 
@@ -55,6 +60,11 @@ fn limits() -> ShardLimits {
 /// A table that owns these shards, with 400 events applied and nothing flushed, and the
 /// checkpoints of the snapshot.
 fn slots(owned: &[u32]) -> (Arc<ShardTable>, Vec<ShardRead>) {
+    slots_under(owned, &MaintainedSet::default())
+}
+
+/// Like [`slots`], for shards that have adopted a set of generations.
+fn slots_under(owned: &[u32], set: &MaintainedSet) -> (Arc<ShardTable>, Vec<ShardRead>) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, clock.clone());
     for at in 0..400 {
@@ -77,14 +87,18 @@ fn slots(owned: &[u32]) -> (Arc<ShardTable>, Vec<ShardRead>) {
     }
     let store = MemoryStore::new();
     let slots = ShardTable::new(log.clone(), log.assignment(), clock);
+    let admitted: Vec<_> = set.ranges.iter().map(|range| (range.generation, vec![])).collect();
     let mut asked = Vec::new();
     for shard in (0..SHARDS).map(ShardId) {
         let claim = store.claim(shard, log.id(), 40 + u64::from(shard.0)).expect("claimed");
         asked.push((shard, Some(claim.checkpoint)));
         if owned.contains(&shard.0) {
             let admission = SeriesAdmission::limited(1_000, vec![]);
+            let set = Arc::new(ActiveSet::compile(set).expect("compiles"));
+            let adopted = AdoptedGenerations { set, admitted: admitted.clone() };
             let mut state =
-                ShardState::new(limits(), shard, &claim, vec![], admission, log.end(shard));
+                ShardState::new(limits(), shard, &claim, vec![], admission, log.end(shard))
+                    .with_generations(adopted, 1_000);
             state.step(
                 ShardInput::Records(&log.read(shard, 0, usize::MAX).expect("reads")),
                 &mut Vec::new(),
@@ -168,8 +182,12 @@ impl Pair {
     }
 
     async fn with(twist: Twist, max_answer: usize, delay: Duration) -> Self {
-        let (here, asked) = slots(&[0, 1]);
-        let (there, _) = slots(&[2, 3]);
+        Self::under(&MaintainedSet::default(), twist, max_answer, delay).await
+    }
+
+    async fn under(set: &MaintainedSet, twist: Twist, max_answer: usize, delay: Duration) -> Self {
+        let (here, asked) = slots_under(&[0, 1], set);
+        let (there, _) = slots_under(&[2, 3], set);
         let questions = Arc::new(AtomicUsize::new(0));
         let door =
             Twisted { server: server(&there, max_answer), twist, asked: questions.clone(), delay };
@@ -208,8 +226,9 @@ fn read(
     matchers: &[Matcher],
 ) -> (Rows, ShardResults) {
     let (tenant, metric, from) = ("acme", "views", Hour(i32::MIN));
-    let question =
-        LiveQuery { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
+    let served = &[ServedHours::ingest(from, to)];
+    let (distinct, quantiles, overflow) = (true, true, false);
+    let question = LiveQuery { tenant, metric, from, to, served, distinct, quantiles, overflow };
     let mut rows = Rows::new();
     let reports = reader.read(asked, &question, matchers, &mut |shard, info, hour, rollup| {
         rows.entry((shard.0, info.series.label("page").to_owned(), hour.0))
@@ -262,7 +281,8 @@ async fn pages(pair: &Pair, limit: usize) -> (BTreeSet<String>, Vec<Option<LiveE
     let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
     let listed = tokio::task::spawn_blocking(move || {
         let names = CatalogueNames::Values("page", Some("views"));
-        let question = CatalogueQuery { tenant: "acme", names, prefix: "/1", after: "/11", limit };
+        let (tenant, prefix, after) = ("acme", "/1", "/11");
+        let question = CatalogueQuery { tenant, names, prefix, after, limit, others: &[] };
         let mut pages = BTreeSet::new();
         let mut reports =
             reader.catalogue(&asked, &question, &mut |growth| pages.extend(growth.values.clone()));

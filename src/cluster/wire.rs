@@ -1,6 +1,10 @@
 //! The messages between nodes: a version byte, then MessagePack. Pure.
 //!
-//! A message of another version is refused with its number, never guessed at. Times travel as ages
+//! A message carries the least version that can say it: one that names a generation besides
+//! generation 0 is of version 4, everything else of version 3, byte for byte as before. So nodes of
+//! both releases understand each other until a replay is served, and what an older node would
+//! misread it refuses. A message of another version is refused with its number, never guessed at.
+//! Times travel as ages
 //! because the clocks of two nodes differ; the requester counts them back from the moment at which
 //! it sent the request.
 
@@ -19,8 +23,16 @@ use crate::actors::live::LiveError;
 use crate::model::CodecError;
 use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
 
-/// Version of all messages below; any change of theirs needs a new one.
-pub const VERSION: u8 = 3;
+/// The newest version; any change of the messages below needs a new one.
+pub const VERSION: u8 = 4;
+/// Version of messages that name no generation besides generation 0.
+const WITHOUT_GENERATIONS: u8 = 3;
+
+/// A message that knows the least version that can say it.
+pub trait WireMessage: Serialize {
+    /// The least version that can say this message.
+    fn version(&self) -> u8;
+}
 
 /// A request of one node to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +47,17 @@ pub enum PeerRequest {
     Catalogue(CatalogueRequest),
 }
 
+impl WireMessage for PeerRequest {
+    fn version(&self) -> u8 {
+        let names_generations = match self {
+            Self::Live(request) => !request.generations.is_empty(),
+            Self::Catalogue(request) => !request.others.is_empty(),
+            Self::Beat | Self::Accounting(_) => false,
+        };
+        if names_generations { VERSION } else { WITHOUT_GENERATIONS }
+    }
+}
+
 /// The reply to a request. One answer per shard asked.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +70,13 @@ pub enum PeerReply {
     Overloaded,
     /// The node does not accept the request; says why.
     Refused(String),
+}
+
+impl WireMessage for PeerReply {
+    // The asker knows which generations it has asked for.
+    fn version(&self) -> u8 {
+        WITHOUT_GENERATIONS
+    }
 }
 
 /// A shard with the exact position from which it is asked, or has answered.
@@ -167,8 +197,8 @@ pub struct ShardAnnouncement {
 ///
 /// # Errors
 /// If it cannot be serialised, which is a bug.
-pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
-    let mut bytes = vec![VERSION];
+pub fn encode<T: WireMessage>(message: &T) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = vec![message.version()];
     rmp_serde::encode::write(&mut bytes, message)
         .map_err(|e| CodecError::new("mesh message", e.to_string()))?;
     Ok(bytes)
@@ -180,13 +210,13 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
 /// If it has another version, or is malformed.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => {
+        Some((&(WITHOUT_GENERATIONS..=VERSION), body)) => {
             rmp_serde::from_slice(body).map_err(|e| CodecError::new("mesh message", e.to_string()))
         }
         Some((other, _)) => {
             let why = format!(
-                "it is of version {other}, this node speaks version {VERSION}: run the same \
-                 release on all nodes"
+                "it is of version {other}, this node speaks versions {WITHOUT_GENERATIONS} to \
+                 {VERSION}: run the same release on all nodes"
             );
             Err(CodecError::new("mesh message", why))
         }
@@ -228,7 +258,61 @@ mod tests {
             ShardAnswer { place, outcome: Ok(body) },
             ShardAnswer { place, outcome: Err(ShardFailure::Moved) },
         ]);
-        assert_eq!(decode::<PeerReply>(&encode(&reply).expect("encodes")), Ok(reply));
+        let bytes = encode(&reply).expect("encodes");
+        assert_eq!((bytes[0], decode::<PeerReply>(&bytes)), (3, Ok(reply)));
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    #[test]
+    fn golden_bytes_of_questions_with_and_without_generations() {
+        let text = |text: &str| text.to_owned();
+        let live = |generations| {
+            PeerRequest::Live(LiveRequest {
+                tenant: text("t"),
+                metric: text("m"),
+                from: 1,
+                to: 30,
+                distinct: false,
+                quantiles: true,
+                overflow: false,
+                matchers: Vec::new(),
+                places: Vec::new(),
+                generations,
+            })
+        };
+        let names = |others| {
+            let (prefix, after) = (text("p"), text(""));
+            let (tenant, values, places) = (text("t"), None, Vec::new());
+            let limit = 5;
+            PeerRequest::Catalogue(CatalogueRequest {
+                tenant,
+                values,
+                prefix,
+                after,
+                limit,
+                places,
+                others,
+            })
+        };
+        let (live_head, names_head) = ("81a44c697665", "81a9436174616c6f677565");
+        for (message, golden) in [
+            // As version 3 has always written them.
+            (live(Vec::new()), format!("03{live_head}99a174a16d011ec2c3c29090")),
+            (names(Vec::new()), format!("03{names_head}96a174c0a170a00590")),
+            (
+                live(vec![(1, 24, 0), (24, 30, 300)]),
+                format!("04{live_head}9aa174a16d011ec2c3c2909092930118009318 1ecd012c")
+                    .replace(' ', ""),
+            ),
+            (names(vec![(text("m"), 2)]), format!("04{names_head}97a174c0a170a005909192a16d02")),
+        ] {
+            let bytes = encode(&message).expect("encodes");
+            assert_eq!(hex(&bytes), golden);
+            assert_eq!(decode::<PeerRequest>(&bytes), Ok(message));
+        }
     }
 
     #[test]
@@ -255,7 +339,8 @@ mod tests {
             Matcher::NotRegex("page".to_owned(), regex("^(?:/[ab])$")),
         ] {
             let text = MatcherText::from(&matcher);
-            let back = decode::<MatcherText>(&encode(&text).expect("encodes"))
+            let bytes = rmp_serde::to_vec(&text).expect("encodes");
+            let back = rmp_serde::from_slice::<MatcherText>(&bytes)
                 .expect("decodes")
                 .compile()
                 .expect("compiles");
@@ -272,9 +357,12 @@ mod tests {
     #[test]
     fn another_version_and_garbage_are_refused_by_name() {
         let mut bytes = encode(&PeerRequest::Beat).expect("encodes");
-        bytes[0] = 4;
-        let why = decode::<PeerRequest>(&bytes).expect_err("refused").to_string();
-        assert!(why.contains("version 4") && why.contains("version 3"), "{why}");
+        for version in [2, 5] {
+            bytes[0] = version;
+            let why = decode::<PeerRequest>(&bytes).expect_err("refused").to_string();
+            let named = why.contains(&format!("version {version}"));
+            assert!(named && why.contains("versions 3 to 4"), "{why}");
+        }
         assert!(decode::<PeerRequest>(&[]).is_err());
         assert!(decode::<PeerRequest>(&[VERSION, 0xc1, 0xff]).is_err());
         let huge = [VERSION, 0x81, 0xa4, b'L', b'i', b'v', b'e', 0xdd, 0xff, 0xff, 0xff, 0xff];

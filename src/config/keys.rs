@@ -24,7 +24,7 @@ config! {
         /// Where HTTP and WebSocket are served. Without API keys only loopback addresses are taken.
         listen: String = "127.0.0.1:8080".to_owned();
         /// Pages that may send and read, `https://shop.example,http://localhost:3000`: their
-        /// origins as browsers name them. Empty: none.
+        /// origins as browsers name them. `*`: all, if the node has keys. Empty: none.
         cors_origins: OriginList = OriginList::default();
         /// Open connections. Those without a valid key share three quarters, and the oldest of them
         /// is evicted first; one of several tenants has a quarter.
@@ -92,8 +92,16 @@ config! {
         /// Bytes of one request, after decompression.
         max_body: ByteSize = mib(20), kib(1)..=gib(1);
         /// Bytes of requests being worked on; beyond it 503 with Retry-After. One of several
-        /// tenants has a quarter, beyond it 429.
+        /// tenants has a quarter, beyond it 429. Requests whose key stands in the body have a
+        /// quarter beside it, until the key is known.
         max_inflight: ByteSize = mib(256), mib(1)..=gib(64);
+    }
+    /// The collection endpoints of published SDKs.
+    collect: CollectConfig {
+        /// File that says which events of SDKs become which metric, and which properties become
+        /// labels: docs/reference/collect.md. It is the same on all nodes, and read again when it
+        /// changes. Empty: every event is taken by its name.
+        mapping_file: Option<PathBuf> = None;
     }
     /// What each tenant may use.
     tenants: TenantsConfig {
@@ -279,6 +287,28 @@ config! {
         redis_timeout: Duration = ms(10), ms(1)..=seconds(1);
         /// How long it keeps a cached part.
         redis_keep: Duration = days(7), seconds(1)..=days(365);
+    }
+    /// Replays: archived events counted again under other rules.
+    replay: ReplayConfig {
+        /// How long an apply can be undone: for this long what it replaced is still written.
+        keep: Duration = days(7), seconds(1)..=days(365);
+        /// Replays that may be written for one day of a metric at the same time, besides what was
+        /// ingested: those being built, served, and kept for an undo.
+        max_maintained: usize = 3, 1..=16;
+        /// Archived events that one node replays each second, all replays together. 0: as many as
+        /// it can.
+        max_rate: u64 = 0, 0..=1_000_000_000;
+        /// How long a replay may keep archive objects from expiring.
+        max_time: Duration = days(7), minutes(1)..=days(365);
+    }
+    /// Boards: saved panels of the dashboard.
+    boards: BoardsConfig {
+        /// Boards of one tenant.
+        max: usize = 200, 0..=100_000;
+        /// Bytes of one board, as JSON.
+        max_bytes: ByteSize = kib(64), kib(1)..=mib(1);
+        /// Panels of one board.
+        max_panels: usize = 32, 1..=1_000;
     }
     /// Limits of WebSocket connections and their subscriptions.
     ws: WebSocketConfig {

@@ -6,20 +6,34 @@ use super::values::{ConfigValue, ValueKind};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OriginList(pub Vec<String>);
 
+impl OriginList {
+    /// Stands for every origin.
+    pub const ANY: &str = "*";
+
+    /// Whether every origin is listed.
+    pub fn is_any(&self) -> bool {
+        self.0.iter().any(|origin| origin == Self::ANY)
+    }
+}
+
 impl ConfigValue for OriginList {
     const KIND: ValueKind = ValueKind::Text;
 
     fn parse(text: &str) -> Result<Self, String> {
         let checked = |origin: &str| {
-            if is_origin(origin) {
+            if origin == Self::ANY || is_origin(origin) {
                 return Ok(origin.to_owned());
             }
             Err(format!(
                 "{origin:?} is no origin: write https://shop.example or http://localhost:3000, in \
-                 small letters, without a path"
+                 small letters, without a path; or * alone, for all of them"
             ))
         };
-        list_items(text).map(checked).collect::<Result<_, _>>().map(Self)
+        let origins = Self(list_items(text).map(checked).collect::<Result<_, _>>()?);
+        if origins.is_any() && origins.0.len() > 1 {
+            return Err("* stands for every origin: write it alone, or list origins".to_owned());
+        }
+        Ok(origins)
     }
 
     fn text(&self) -> String {
@@ -79,8 +93,10 @@ mod tests {
             "https://shop.example,http://localhost:3000,http://[::1]:8080"
         );
         assert_eq!(OriginList::parse(""), Ok(OriginList::default()));
+        assert!(OriginList::parse(" * ").expect("all of them").is_any());
         for bad in [
-            "*",
+            "*,https://shop.example",
+            "https://*.example",
             "null",
             "shop.example",
             "https://",

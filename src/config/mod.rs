@@ -165,7 +165,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.node.roles != Roles::ALL && self.is_embedded() {
+        if !self.node.roles.serve_alone() && self.is_embedded() {
             mistakes.push(format!(
                 "node.roles = {:?}: the embedded log and SQLite belong to one process, so this \
                  node needs every role: leave the key out, or configure a log and a store that \
@@ -368,11 +368,15 @@ mod tests {
             mistakes[0].contains("node.roles") && mistakes[0].contains("every role"),
             "{mistakes:?}"
         );
+        assert!(load("node.roles = \"query, shards, gateway\"\n", &[]).is_ok(), "no replays");
         let ConfigErrors(mistakes) =
             load("node.roles = \"gateway,shard\"\n", &[]).expect_err("no such role");
         assert!(mistakes[0].contains("did you mean shards?"), "{mistakes:?}");
         assert_eq!(
-            load("node.roles = \"query, shards, gateway\"\n", &[]).expect("valid").node.roles,
+            load("node.roles = \"query, replay, shards, gateway\"\n", &[])
+                .expect("valid")
+                .node
+                .roles,
             Roles::ALL
         );
     }

@@ -13,28 +13,21 @@ pub struct Roles {
     pub shards: bool,
     /// Answers queries from store and live deltas.
     pub query: bool,
+    /// Fills generations from the archive: those of its own shards, and those that no other node
+    /// fills.
+    pub replay: bool,
 }
 
-const NAMES: [&str; 3] = ["gateway", "shards", "query"];
-
-/// A role that earlier releases accepted, although it did nothing.
-const REMOVED_ROLE: &str = "replay";
+const NAMES: [&str; 4] = ["gateway", "shards", "query", "replay"];
 
 impl Roles {
     /// All roles, the default.
-    pub const ALL: Roles = Roles { gateway: true, shards: true, query: true };
+    pub const ALL: Roles = Roles { gateway: true, shards: true, query: true, replay: true };
 
     /// Parses comma-separated names, in any order. Fails if a name is not a role (naming the
     /// nearest one), or if there is no name at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = list_items(text).collect();
-        // Has a message of its own, because old configuration files still name it.
-        if names.contains(&REMOVED_ROLE) {
-            return Err(format!(
-                "this release has no role {REMOVED_ROLE} (it did nothing in earlier ones): \
-                 leave it out"
-            ));
-        }
         if let Some(wrong) = names.iter().find(|name| !NAMES.contains(name)) {
             return Err(format!(
                 "no such role: {wrong}{}",
@@ -44,19 +37,30 @@ impl Roles {
         if names.is_empty() {
             return Err(format!("a node needs a role: {}", NAMES.join(", ")));
         }
-        let [gateway, shards, query] = NAMES.map(|name| names.contains(&name));
-        Ok(Self { gateway, shards, query })
+        let [gateway, shards, query, replay] = NAMES.map(|name| names.contains(&name));
+        Ok(Self { gateway, shards, query, replay })
     }
 
     /// The names of the roles, in a fixed order.
     pub fn names(self) -> Vec<&'static str> {
-        let has = [self.gateway, self.shards, self.query];
+        let has = [self.gateway, self.shards, self.query, self.replay];
         NAMES.into_iter().zip(has).filter_map(|(name, has)| has.then_some(name)).collect()
     }
 
     /// Whether the node reads or writes the store. A node that only accepts writes does not.
     pub fn needs_store(self) -> bool {
-        self.shards || self.query
+        self.shards || self.query || self.replay
+    }
+
+    /// Whether a node with these roles serves without others. Files of earlier releases name all
+    /// roles but the one that only replays need.
+    pub fn serve_alone(self) -> bool {
+        Roles { replay: true, ..self } == Roles::ALL
+    }
+
+    /// Whether the node reads or writes the archive.
+    pub fn needs_archive(self) -> bool {
+        self.shards || self.replay
     }
 }
 
@@ -80,15 +84,14 @@ mod tests {
     fn roles_are_named_in_any_order() {
         let roles = Roles::parse(" query, gateway,").expect("roles");
         assert_eq!((roles.names(), roles.needs_store()), (vec!["gateway", "query"], true));
-        assert_eq!(Roles::parse("gateway,shards,query"), Ok(Roles::ALL));
+        assert_eq!(Roles::parse("gateway,shards,query,replay"), Ok(Roles::ALL));
+        let replay = Roles::parse("replay").expect("a role");
+        assert_eq!((replay.needs_store(), replay.needs_archive()), (true, true));
         assert!(!Roles::parse("gateway").expect("a role").needs_store());
         assert_eq!(
             Roles::parse("gatway").unwrap_err(),
             "no such role: gatway; did you mean gateway?"
         );
-        assert!(
-            Roles::parse("gateway,shards,query,replay").unwrap_err().contains("no role replay")
-        );
-        assert!(Roles::parse(" , ").unwrap_err().contains("gateway, shards, query"));
+        assert!(Roles::parse(" , ").unwrap_err().contains("gateway, shards, query, replay"));
     }
 }

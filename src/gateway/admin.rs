@@ -168,7 +168,7 @@ pub(super) async fn expire(
 
 /// Reads a JSON body. It insists on the content type, because a page of another site cannot send
 /// that one to a server on loopback without a preflight.
-async fn json_body<T: serde::de::DeserializeOwned>(
+pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     gateway: &Arc<Gateway>,
     tenant: &Arc<str>,
     headers: &HeaderMap,

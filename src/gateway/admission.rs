@@ -13,6 +13,7 @@ use dashmap::DashMap;
 
 use super::error::ApiError;
 use crate::clock::Stopwatch;
+use crate::collect::SentRequest;
 use crate::config::TenantsConfig;
 
 struct TokenBucket {
@@ -35,6 +36,12 @@ impl<T> Events for Vec<T> {
 impl<B, T> Events for (B, Vec<T>) {
     fn count(&self) -> usize {
         self.1.len()
+    }
+}
+
+impl Events for SentRequest {
+    fn count(&self) -> usize {
+        self.events.len()
     }
 }
 

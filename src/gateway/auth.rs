@@ -1,6 +1,6 @@
 //! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer
 //! KEY`. Interfaces whose existing clients support nothing else also take a key as the
-//! password of `Authorization: Basic`.
+//! password of `Authorization: Basic`, or its user without a password, or in body or parameters.
 //!
 //! The tenant follows from the key alone. Without a keys file every request is tenant `default`
 //! with all scopes, and the node listens on loopback only.
@@ -23,6 +23,10 @@ pub const DEFAULT_TENANT: &str = "default";
 /// Allocated once: every request to a node without keys needs it.
 static OPEN_TENANT: LazyLock<Arc<str>> = LazyLock::new(|| DEFAULT_TENANT.into());
 const PREFIX_BYTES: usize = 11;
+/// With what every key begins.
+const KEY_START: &str = "rm_";
+/// The length of every key: its start, and 24 bytes in hexadecimal.
+const KEY_BYTES: usize = KEY_START.len() + 48;
 
 /// The API keys in force.
 #[derive(Debug, Clone)]
@@ -34,10 +38,30 @@ pub struct KeyTable {
 /// Builds a key from random bytes. Returns the plain key, which is shown once, its
 /// prefix, and its hash.
 pub fn new_key(random: [u8; 24]) -> (String, String, String) {
-    let plain = format!("rm_{}", hex(&random));
+    let plain = format!("{KEY_START}{}", hex(&random));
     let prefix = plain[..PREFIX_BYTES].to_owned();
     let hash = hash_key(&plain);
     (plain, prefix, hash)
+}
+
+/// Whether a text has the form of a key.
+fn is_key(text: &str) -> bool {
+    text.len() == KEY_BYTES && text.starts_with(KEY_START)
+}
+
+/// Overwrites a key in what is kept of a request, all but its prefix, so that no file holds it.
+/// What has not the form of a key stays: clients of a node without keys send any text.
+pub fn mask_key(kept: &mut [u8], key: &str) {
+    if !is_key(key) {
+        return;
+    }
+    let finder = memchr::memmem::Finder::new(key);
+    let mut from = 0;
+    while let Some(at) = finder.find(&kept[from..]) {
+        let end = from + at + key.len();
+        kept[from + at + PREFIX_BYTES..end].fill(b'*');
+        from = end;
+    }
 }
 
 /// The SHA-256 hash that the keys file stores, as hexadecimal.
@@ -107,7 +131,7 @@ impl KeyTable {
     }
 
     /// Like [`Self::authenticate`], but also accepts the key as the password of `Basic`,
-    /// with any user name.
+    /// with any user name, or as the user name without a password.
     ///
     /// # Errors
     /// 401 or 403, as [`Self::authenticate`] does.
@@ -120,32 +144,71 @@ impl KeyTable {
         let Some(credentials) = authorization(headers, "basic").filter(|_| !self.is_open()) else {
             return self.authenticate(headers, scope, now);
         };
-        let text =
-            STANDARD.decode(credentials).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        self.tenant_of(
-            text.as_deref().and_then(|text| text.split_once(':')).map(|(_, key)| key),
-            scope,
-            now,
-        )
+        self.tenant_of(basic_key(credentials).as_deref(), scope, now)
+    }
+
+    /// The tenant of a key that stands in a body or a parameter, because its clients put it there.
+    ///
+    /// # Errors
+    /// 401 or 403, as [`Self::authenticate`] does.
+    pub fn authenticate_key(
+        &self,
+        plain: Option<&str>,
+        scope: Scope,
+        now: i64,
+    ) -> Result<Arc<str>, ApiError> {
+        if self.is_open() {
+            return Ok(OPEN_TENANT.clone());
+        }
+        self.tenant_of(plain, scope, now)
     }
 
     /// The tenant of a valid key, whatever its scopes. Takes a bearer token or a `Basic` password.
     pub fn owner(&self, authorization: Option<&HeaderValue>, now: i64) -> Option<Arc<str>> {
-        let Some(keys) = self.keys.as_deref() else { return Some(OPEN_TENANT.clone()) };
+        if self.is_open() {
+            return Some(OPEN_TENANT.clone());
+        }
+        self.valid_key(authorization, now).map(|(_, tenant)| tenant.clone())
+    }
+
+    /// The prefix of a valid key, which names it without revealing it; `None` on a node without
+    /// keys.
+    pub fn key_prefix(&self, authorization: Option<&HeaderValue>, now: i64) -> Option<String> {
+        self.valid_key(authorization, now).map(|(key, _)| key.prefix.clone())
+    }
+
+    /// The scopes of a valid key; `None` on a node without keys.
+    pub fn scopes(&self, authorization: Option<&HeaderValue>, now: i64) -> Option<Vec<Scope>> {
+        self.valid_key(authorization, now).map(|(key, _)| key.scopes.clone())
+    }
+
+    /// The scopes of a valid key that is no header; `None` on a node without keys.
+    pub fn scopes_of_key(&self, plain: &str, now: i64) -> Option<Vec<Scope>> {
+        self.valid_plain_key(plain, now).map(|(key, _)| key.scopes.clone())
+    }
+
+    fn valid_key(
+        &self,
+        authorization: Option<&HeaderValue>,
+        now: i64,
+    ) -> Option<&(StoredKey, Arc<str>)> {
         let (scheme, credentials) = authorization?.to_str().ok()?.split_once(' ')?;
         let decoded;
         let plain = if scheme.eq_ignore_ascii_case("basic") {
-            decoded = String::from_utf8(STANDARD.decode(credentials.trim()).ok()?).ok()?;
-            decoded.split_once(':')?.1
+            decoded = basic_key(credentials.trim())?;
+            &decoded
         } else {
             credentials
         };
+        self.valid_plain_key(plain, now)
+    }
+
+    fn valid_plain_key(&self, plain: &str, now: i64) -> Option<&(StoredKey, Arc<str>)> {
+        let keys = self.keys.as_deref()?;
         let hash = hash_key(plain.trim());
         let found =
             keys.iter().find(|(key, _)| bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())));
-        found
-            .filter(|(key, _)| key.expires_ms.is_none_or(|at| at > now))
-            .map(|(_, tenant)| tenant.clone())
+        found.filter(|(key, _)| key.expires_ms.is_none_or(|at| at > now))
     }
 
     fn tenant_of(&self, plain: Option<&str>, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
@@ -194,6 +257,14 @@ impl KeyTable {
         }
         Ok(tenant.clone())
     }
+}
+
+/// The key in credentials of `Basic`: the password, or the user if there is no password, which is
+/// where Segment's clients put it.
+fn basic_key(credentials: &str) -> Option<String> {
+    let text = String::from_utf8(STANDARD.decode(credentials).ok()?).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some(if password.is_empty() { user } else { password }.to_owned())
 }
 
 /// The credentials of the header `Authorization`, if it uses this scheme.

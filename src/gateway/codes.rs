@@ -32,6 +32,8 @@ macro_rules! error_codes {
 error_codes! {
     400 "agg_invalid": "`agg` names an unknown aggregate, or one twice.";
     400 "all_invalid": "`all` is `true` or `false`.";
+    400 "board_id_invalid": "The id of a board in the address is none.";
+    400 "board_invalid": "The body is no board; the message names what is wrong.";
     400 "body_unreadable": "The body is no event, array or lines, or it is unclear where its \
         events end. Nothing was taken.";
     400 "by_invalid": "`by` names too many labels, one twice, or an impossible name.";
@@ -54,9 +56,14 @@ error_codes! {
     400 "path_invalid": "The path holds what is not UTF-8.";
     400 "place_invalid": "The body is not the JSON that this route takes; the message shows the \
         form.";
+    400 "precondition_invalid": "`If-Match` or `If-None-Match` is not as this route takes it.";
     400 "query_invalid": "A percent escape is broken or gives no UTF-8. In a subscription: \
         `query` is not an object of strings.";
     400 "range_empty": "`from` is not before `to`.";
+    400 "replay_invalid": "The metrics, the days or `after` are not valid; the message says \
+        what to send.";
+    400 "rows_invalid": "`rows` is `largest` or `all`.";
+    400 "rules_invalid": "The rules have mistakes; the message lists them.";
     400 "step_invalid": "`step` is unknown; the message lists the steps.";
     400 "time_invalid": "A time is neither RFC 3339 nor milliseconds since 1970.";
     400 "tz_invalid": "There is no such time zone.";
@@ -68,14 +75,21 @@ error_codes! {
     401 "unauthorized": "No key, an unknown one, or one that has expired.";
     403 "forbidden": "The key lacks the scope.";
     403 "origin_forbidden": "A page of another origin may not do this: see `server.cors_origins`.";
+    404 "board_not_found": "The tenant has no board of this id.";
     404 "no_such_subscription": "`unsubscribe` names an unknown subscription.";
     404 "not_found": "There is no such route or page.";
     404 "not_quarantined": "There is no such event in the quarantine.";
     404 "partition_not_found": "The series of an event decides on its partition: `POST \
         /topics/{topic}`.";
+    404 "replay_not_found": "The tenant has no replay of this number (any more).";
     404 "topic_not_found": "The topic cannot be a metric.";
     405 "method_not_allowed": "The route has no such method.";
     408 "body_timeout": "The body did not arrive within `server.body_timeout`.";
+    409 "replay_not_ready": "The replay cannot be applied yet; the message names the shards that \
+        it waits for.";
+    409 "replay_refused": "Another replay is in the way, or this one is in no state for it; \
+        the message says what has to happen first.";
+    412 "board_changed": "Somebody has changed the board, or it is not there: read it again.";
     413 "body_too_large": "Send less at once.";
     415 "content_type_unsupported": "Send `Content-Type: application/json`.";
     415 "unsupported_media_type": "Unknown content type or encoding; the message lists the known \
@@ -83,20 +97,27 @@ error_codes! {
     421 "host_unknown": "A node without keys answers only under its own names: pass the header \
         `Host` on.";
     422 "answer_too_large": "One figure of the answer is larger than a figure can be.";
+    422 "board_too_large": "The board has more panels or bytes than `boards.max_panels` or \
+        `boards.max_bytes`.";
     422 "not_releasable": "The event stays in the quarantine; the message says why.";
     422 "query_too_large": "The query alone needs more memory than a tenant may use \
         (`query.max_memory`): ask for less.";
     422 "records_invalid": "The records of a Kafka REST Proxy request cannot be taken; the \
         message says why.";
+    422 "too_many_boards": "The tenant has as many boards as `boards.max`: delete one.";
     422 "too_many_points": "The answer has more than `query.max_points` points: ask for a shorter \
         range or a longer step.";
     422 "too_many_series": "The query matches more than `query.max_series` series: ask for fewer.";
+    428 "precondition_required": "A change of a board says which version it is for: `If-Match`, \
+        or `If-None-Match: *`.";
     429 "rate_limited": "The tenant sends more than `tenants.max_events_per_second`: send the \
         same later.";
     429 "tenant_overloaded": "The tenant holds its part of a limit already: send the same later.";
     500 "internal": "A bug. The request changed nothing; the log of the server says more.";
     500 "store_invalid": "The store holds invalid data: run `rollmill verify`.";
     501 "transfer_encoding_unsupported": "`Transfer-Encoding` is `chunked` and nothing else.";
+    503 "body_timeout": "As 408, at PostHog's endpoints, whose browser client drops a batch after \
+        4xx.";
     503 "disk_failed": "The disk refused a write of the log for another reason. Nothing was \
         taken; the log of the node says why.";
     503 "disk_full": "The disk of the log is full, or read-only. It goes on by itself when there \
@@ -115,8 +136,12 @@ error_codes! {
     503 "query_timeout": "The query took longer than `query.timeout`: ask for less, or again.";
     503 "query_too_slow": "The store did not finish the question within `store.timeout`: ask for \
         less at once.";
+    503 "rate_limited": "As 429, at PostHog's endpoints, whose browser client drops a batch after \
+        4xx.";
     503 "starting": "The node waits for Kafka or PostgreSQL; the message names it.";
     503 "store_unavailable": "The store is away, or does not answer: ask again.";
+    503 "tenant_overloaded": "As 429, at PostHog's endpoints, whose browser client drops a batch \
+        after 4xx.";
     503 "too_many_connections": "The address has more than `server.max_connections_per_address` \
         connections.";
 }

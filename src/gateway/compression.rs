@@ -52,6 +52,20 @@ pub(super) fn max_concurrent() -> usize {
 
 /// Picks the client's preferred coding among those supported; zstd wins a tie.
 pub(super) fn negotiate(headers: &HeaderMap) -> Option<ContentCoding> {
+    match qualities(headers) {
+        (gzip, zstd) if zstd > 0.0 && zstd >= gzip => Some(ContentCoding::Zstd),
+        (gzip, _) if gzip > 0.0 => Some(ContentCoding::Gzip),
+        _ => None,
+    }
+}
+
+/// Whether the client takes what was packed with gzip beforehand.
+pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
+    qualities(headers).0 > 0.0
+}
+
+/// How much the client likes gzip and zstd; 0 is not at all.
+fn qualities(headers: &HeaderMap) -> (f32, f32) {
     let asked =
         headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let (mut gzip, mut zstd, mut any) = (None, None, None);
@@ -69,11 +83,7 @@ pub(super) fn negotiate(headers: &HeaderMap) -> Option<ContentCoding> {
         }
     }
     let quality = |named: Option<f32>| named.or(any).unwrap_or(0.0);
-    match (quality(gzip), quality(zstd)) {
-        (gzip, zstd) if zstd > 0.0 && zstd >= gzip => Some(ContentCoding::Zstd),
-        (gzip, _) if gzip > 0.0 => Some(ContentCoding::Gzip),
-        _ => None,
-    }
+    (quality(gzip), quality(zstd))
 }
 
 fn is_compressible(response: &Response) -> bool {
@@ -159,6 +169,8 @@ mod tests {
             let headers =
                 HeaderMap::from_iter([(header::ACCEPT_ENCODING, asked.parse().expect("a header"))]);
             assert_eq!(negotiate(&headers), coding, "{asked}");
+            let takes_gzip = coding.is_some() && !asked.starts_with("gzip;q=0,");
+            assert_eq!(accepts_gzip(&headers), takes_gzip, "{asked}");
         }
         assert_eq!(negotiate(&HeaderMap::new()), None);
     }

@@ -10,8 +10,9 @@ use crate::model::window::Millis;
 use crate::query::answer::{FigureValue, QueryOutput};
 use crate::query::error::QueryError;
 
-/// Most missing shards named in the header: every HTTP client accepts a header of that size.
-const MISSING: usize = 32;
+/// Most missing shards, and most parts of a replay, named in the header: every HTTP client accepts a
+/// header of that size.
+const NAMED: usize = 32;
 
 /// An answer as CSV, and what CSV has no place for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,8 +58,10 @@ pub(super) fn table(
     let bytes = writer.into_inner().map_err(write_failed)?;
     let csv = String::from_utf8(bytes).map_err(write_failed)?;
     let mut completeness = render::completeness(&answer.completeness);
-    completeness.more = completeness.missing.len().saturating_sub(MISSING) as u64;
-    completeness.missing.truncate(MISSING);
+    completeness.more = completeness.missing.len().saturating_sub(NAMED) as u64;
+    completeness.missing.truncate(NAMED);
+    completeness.more_generations = completeness.generations.len().saturating_sub(NAMED) as u64;
+    completeness.generations.truncate(NAMED);
     Ok(CsvAnswer { csv, completeness: serde_json::to_string(&completeness).map_err(write_failed)? })
 }
 

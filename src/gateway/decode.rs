@@ -35,6 +35,8 @@ pub enum BodyFormat {
 enum Encoding {
     Identity,
     Gzip,
+    /// Deflate in the format of zlib, which is what the name means in HTTP (RFC 9110).
+    Deflate,
     Zstd,
 }
 
@@ -50,15 +52,39 @@ impl BodyReservation {
         shares::reserve(&gateway.shares.inflight, tenant, 0).map(Self)
     }
 
+    /// A reservation of no bytes yet, for a body whose tenant is known only once it is read.
+    ///
+    /// # Errors
+    /// In theory those of [`shares::reserve`]; reserving nothing cannot fail.
+    pub(super) fn of_nobody(gateway: &Gateway) -> Result<Self, ApiError> {
+        shares::reserve(&gateway.shares.unidentified, &shares::NOBODY, 0).map(Self)
+    }
+
+    /// The largest that it may become while nothing else is in flight.
+    fn largest(&self) -> usize {
+        usize::try_from(self.0.pool().limits().per_tenant).unwrap_or(usize::MAX)
+    }
+
     /// Grows the reservation to `bytes`, if it is smaller. Fails with 429 or 503 if too many
-    /// bytes are in flight.
+    /// bytes are in flight, and with 413 if so many may never be.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
-        let more = (bytes as u64).saturating_sub(self.0.amount());
-        if more > 0 {
-            shares::grow(&mut self.0, more.next_multiple_of(STEP as u64))
-        } else {
-            Ok(())
+        let largest = self.largest();
+        if bytes > largest {
+            // A client told to retry would do so for ever.
+            return Err(ApiError::too_large(format!(
+                "the request takes {bytes} bytes of memory, and one may take {largest} (a part of \
+                 {}): send several",
+                self.0.pool().name
+            )));
         }
+        let more = (bytes as u64).saturating_sub(self.0.amount());
+        if more == 0 {
+            return Ok(());
+        }
+        let step = more.next_multiple_of(STEP as u64);
+        // A step beyond the largest could never be taken.
+        let room = (largest as u64).saturating_sub(self.0.amount());
+        shares::grow(&mut self.0, step.min(room))
     }
 
     /// Makes room for `more` bytes of a body of at most `max`, while `beside` further bytes are in
@@ -77,7 +103,8 @@ impl BodyReservation {
         if needed > whole.capacity() {
             // The first allocation is as large as the first piece: most bodies are small and arrive
             // in one.
-            let capacity = needed.max(2 * whole.capacity()).min(max);
+            let room = self.largest().saturating_sub(beside);
+            let capacity = needed.max((2 * whole.capacity()).min(room)).min(max);
             self.grow_to(beside + capacity)?;
             whole.reserve_exact(capacity - whole.len());
         }
@@ -114,6 +141,8 @@ fn unsupported(message: &str) -> ApiError {
     ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
 }
 
+const ENCODINGS: &str = "Content-Encoding is gzip, deflate or zstd, once";
+
 fn encoding_of(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
     let encoding = match named
@@ -123,14 +152,11 @@ fn encoding_of(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     {
         None | Some("" | "identity") => Encoding::Identity,
         Some("gzip" | "x-gzip") => Encoding::Gzip,
+        Some("deflate") => Encoding::Deflate,
         Some("zstd") => Encoding::Zstd,
-        Some(_) => return Err(unsupported("Content-Encoding is gzip or zstd, once")),
+        Some(_) => return Err(unsupported(ENCODINGS)),
     };
-    if named.next().is_some() {
-        Err(unsupported("Content-Encoding is gzip or zstd, once"))
-    } else {
-        Ok(encoding)
-    }
+    if named.next().is_some() { Err(unsupported(ENCODINGS)) } else { Ok(encoding) }
 }
 
 /// Receives and decompresses a body.
@@ -144,14 +170,40 @@ pub async fn read_body(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Bytes, BodyReservation), ApiError> {
-    let encoding = encoding_of(headers)?;
+    let reservation = BodyReservation::new(gateway, tenant)?;
+    read_body_into(gateway, tenant, headers, body, reservation, Sniffing::Off).await
+}
+
+/// Whether a body without `Content-Encoding` may be compressed nevertheless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sniffing {
+    /// The header says it.
+    Off,
+    /// A body that begins like gzip is: no JSON does.
+    Gzip,
+}
+
+/// Like [`read_body`], in memory that a reservation was made for already.
+pub(super) async fn read_body_into(
+    gateway: &Arc<Gateway>,
+    tenant: &Arc<str>,
+    headers: &HeaderMap,
+    body: Body,
+    reservation: BodyReservation,
+    sniffing: Sniffing,
+) -> Result<(Bytes, BodyReservation), ApiError> {
+    let mut encoding = encoding_of(headers)?;
     let deadline = gateway.deps.config.server.body_timeout;
-    let read =
-        tokio::time::timeout(deadline, collect(gateway, tenant, body)).await.map_err(|_| {
+    let read = tokio::time::timeout(deadline, collect(gateway, reservation, body)).await.map_err(
+        |_| {
             let message = format!("the body did not arrive within {} s", deadline.as_secs());
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
-        })?;
+        },
+    )?;
     let (packed, mut reservation) = read?;
+    if sniffing == Sniffing::Gzip && packed.starts_with(b"\x1f\x8b") {
+        encoding = Encoding::Gzip;
+    }
     if encoding == Encoding::Identity {
         return Ok((packed, reservation));
     }
@@ -167,7 +219,7 @@ pub async fn read_body(
 
 async fn collect(
     gateway: &Gateway,
-    tenant: &Arc<str>,
+    mut reservation: BodyReservation,
     mut body: Body,
 ) -> Result<(Bytes, BodyReservation), ApiError> {
     let max = gateway.deps.config.accept.max_body.in_memory();
@@ -176,7 +228,7 @@ async fn collect(
     if body.size_hint().lower() > max as u64 {
         return Err(body_too_large(max));
     }
-    let (mut whole, mut reservation) = (Vec::new(), BodyReservation::new(gateway, tenant)?);
+    let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| ApiError::unreadable(format!("the body broke off: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
@@ -211,6 +263,11 @@ fn decompress(
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
                 take_member(max, &mut decoder, packed.len(), &mut whole, reservation)?;
                 decoder.finish()
+            }
+            Encoding::Deflate => {
+                let mut decoder = flate2::bufread::ZlibDecoder::new(rest);
+                take_member(max, &mut decoder, packed.len(), &mut whole, reservation)?;
+                decoder.into_inner()
             }
             _ => {
                 let mut decoder = flate2::bufread::GzDecoder::new(rest);

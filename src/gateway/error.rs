@@ -9,6 +9,7 @@ use crate::api::error::ErrorAnswer;
 use crate::operate::service::OperateError;
 use crate::query::error::QueryError;
 use crate::query::request::InvalidRequest;
+use crate::telemetry;
 
 /// An error, as the client receives it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +157,26 @@ impl From<OperateError> for ApiError {
                 let message = format!("the event stays in the quarantine: {why}");
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_releasable", message)
             }
+            OperateError::NoReplay(why) => {
+                Self::new(StatusCode::NOT_FOUND, "replay_not_found", why)
+            }
+            OperateError::ReplayInvalid(why) => Self::bad("replay_invalid", why),
+            OperateError::RulesInvalid(why) => Self::bad("rules_invalid", why),
+            OperateError::NotReady(why) => Self::new(StatusCode::CONFLICT, "replay_not_ready", why),
+            OperateError::ReplayRefused(why) => {
+                Self::new(StatusCode::CONFLICT, "replay_refused", why)
+            }
+            OperateError::NoBoard(why) => Self::new(StatusCode::NOT_FOUND, "board_not_found", why),
+            OperateError::BoardInvalid(why) => Self::bad("board_invalid", why),
+            OperateError::BoardChanged(why) => {
+                Self::new(StatusCode::PRECONDITION_FAILED, "board_changed", why)
+            }
+            OperateError::BoardTooLarge(why) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "board_too_large", why)
+            }
+            OperateError::TooManyBoards(why) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "too_many_boards", why)
+            }
             OperateError::StoreUnavailable(why) => {
                 Self::unavailable("store_unavailable", format!("{why}; try again"), 1)
             }
@@ -166,19 +187,40 @@ impl From<OperateError> for ApiError {
     }
 }
 
+/// The code of an error, beside its answer: whatever shape an interface gives to that, the edge
+/// counts it by this.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AnsweredCode(pub(super) &'static str);
+
+/// Counts an answer with an error.
+pub(super) fn count_error(code: &'static str) {
+    metrics::counter!(telemetry::REQUEST_ERRORS, "code" => code).increment(1);
+}
+
+/// Sets the counter of every code to zero, so that `increase()` sees the first error.
+pub(super) fn start_counters() {
+    for known in codes::ERROR_CODES {
+        metrics::counter!(telemetry::REQUEST_ERRORS, "code" => known.code).increment(0);
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], self.body())
             .into_response();
-        if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        // HTTP requires this header with a 401.
-        if self.status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
+        response.extensions_mut().insert(AnsweredCode(self.code));
+        with_error_headers(response, self.retry_after)
     }
+}
+
+/// Adds what HTTP wants beside an error's status: when to try again, and with a 401 how to say who
+/// one is.
+pub(super) fn with_error_headers(mut response: Response, retry_after: Option<u64>) -> Response {
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }

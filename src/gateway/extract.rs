@@ -27,6 +27,23 @@ pub(super) fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
+/// Whether `Accept` asks for CSV: it names CSV and does not name JSON.
+pub(super) fn accepts_csv(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let kinds: Vec<&str> = accepted
+        .flat_map(|value| value.split(','))
+        .filter(|kind| {
+            !kind
+                .split(';')
+                .any(|parameter| matches!(parameter.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+        })
+        .filter_map(|kind| kind.split(';').next())
+        .map(str::trim)
+        .collect();
+    let names = |kind: &str| kinds.iter().any(|named| named.eq_ignore_ascii_case(kind));
+    names("text/csv") && !names("application/json")
+}
+
 /// The header `Idempotency-Key`; `None` if it is missing. Fails with 400 if it is empty, longer
 /// than 100 bytes or not ASCII.
 pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
@@ -48,27 +65,28 @@ pub(super) fn path_segment(path: Result<Path<String>, PathRejection>) -> Result<
 }
 
 /// Decodes a query string. Broken escapes and invalid UTF-8 are errors: a lenient decoder
-/// would guess, and answer a different question. Fails with 400, naming the parameter
-/// that does not decode.
+/// would guess, and answer a different question. So is the character NUL: no name or value has it,
+/// and PostgreSQL cannot be asked for it. Fails with 400, naming the parameter.
 pub(super) fn decode_query(RawQuery(query): QueryString) -> Result<ParamList, ApiError> {
     let query = query.unwrap_or_default();
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let decoded = pairs.map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        percent_decode(name).zip(percent_decode(value)).ok_or(pair)
+        let decoded = percent_decode(name).zip(percent_decode(value));
+        decoded.filter(|(name, value)| !name.contains('\0') && !value.contains('\0')).ok_or(pair)
     });
     decoded.collect::<Result<_, _>>().map_err(|pair| {
         let pair: String = pair.escape_debug().take(100).collect();
         let message = format!(
             "the parameter {pair} cannot be read: a % begins an escape, and escapes are those of \
-             UTF-8, as %C3%BC"
+             UTF-8, as %C3%BC, without the character NUL"
         );
         ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", message)
     })
 }
 
 /// Decodes percent escapes and `+`; `None` if an escape is broken or the result is not UTF-8.
-fn percent_decode(text: &str) -> Option<String> {
+pub(super) fn percent_decode(text: &str) -> Option<String> {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.bytes());
     while let Some(byte) = rest.next() {
         let mut digit = || char::from(rest.next()?).to_digit(16);

@@ -201,6 +201,20 @@ impl IngestRequest<'_> {
         Ok((events, refusals))
     }
 
+    /// The refusal of an event; counts and logs it.
+    pub fn refuse(&self, index: usize, id: Option<String>, error: EventError) -> RefusedEvent {
+        let code = error.code.name();
+        metrics::counter!(telemetry::EVENTS_REJECTED, "code" => code).increment(1);
+        tracing::debug!(
+            tenant = %self.tenant,
+            index,
+            code,
+            why = %error.message,
+            "an event was refused"
+        );
+        RefusedEvent { index, id, code: code.into(), message: error.message }
+    }
+
     /// Parses one event; `raw` is the range of the bytes that the log keeps.
     ///
     /// # Errors
@@ -211,18 +225,6 @@ impl IngestRequest<'_> {
         event: &[u8],
         raw: Range<usize>,
     ) -> Result<ValidEvent, RefusedEvent> {
-        let refuse = |id: Option<String>, error: EventError| {
-            metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
-            let code = error.code.name();
-            tracing::debug!(
-                tenant = %self.tenant,
-                index,
-                code,
-                why = %error.message,
-                "an event was refused"
-            );
-            RefusedEvent { index, id, code: error.code.name().into(), message: error.message }
-        };
         let max_bytes = self.gateway.deps.config.accept.max_event_bytes.in_memory();
         if raw.len() > max_bytes {
             let message = format!(
@@ -230,21 +232,32 @@ impl IngestRequest<'_> {
                 raw.len()
             );
             let error = EventError::new(EventErrorCode::EventTooLarge, message);
-            return Err(refuse(self.id_of_unreadable(index, event), error));
+            return Err(self.refuse(index, self.id_of_unreadable(index, event), error));
         }
         let fields = match self.format {
             BodyFormat::MessagePack => msgpack::event(event),
             _ => parse::json_event(event),
         };
         let fields = fields.map_err(|why| {
-            refuse(
-                self.id_of_unreadable(index, event),
-                EventError::new(EventErrorCode::EventUnreadable, why),
-            )
+            let error = EventError::new(EventErrorCode::EventUnreadable, why);
+            self.refuse(index, self.id_of_unreadable(index, event), error)
         })?;
+        self.read_fields(index, &fields, raw)
+    }
+
+    /// Validates one event that was parsed already.
+    ///
+    /// # Errors
+    /// The refusal of the event, which does not affect others.
+    pub fn read_fields(
+        &self,
+        index: usize,
+        fields: &EventFields<'_>,
+        raw: Range<usize>,
+    ) -> Result<ValidEvent, RefusedEvent> {
         // The id first, so that a refusal for any other field can name it.
-        let id = self.id(index, &fields.id).map_err(|error| refuse(None, error))?;
-        self.validate(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
+        let id = self.id(index, &fields.id).map_err(|error| self.refuse(index, None, error))?;
+        self.validate(fields, id.clone(), raw).map_err(|error| self.refuse(index, id, error))
     }
 
     /// The id of an event whose other fields are unreadable, so that the refusal can name it.

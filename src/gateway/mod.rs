@@ -8,13 +8,18 @@
 mod admin;
 pub mod admission;
 pub mod auth;
+mod beacon;
 mod blocking;
+mod boards;
 mod client_end;
 pub mod codes;
+mod collect;
 mod compression;
 mod connections;
 mod csv;
+mod dashboard;
 pub mod decode;
+pub mod diff_csv;
 pub mod error;
 mod extract;
 mod fair_pool;
@@ -28,8 +33,10 @@ pub mod origin_policy;
 mod pages;
 pub mod params;
 pub mod parse;
+mod prometheus;
 pub mod read_routes;
 pub mod render;
+mod replays;
 pub mod rest_proxy;
 mod route_metrics;
 pub mod routes;
@@ -49,9 +56,12 @@ use arc_swap::ArcSwap;
 
 use crate::actors::gateway::BatchSink;
 use crate::clock::Clock;
+use crate::collect::Mapping;
 use crate::config::{Config, millis};
 use crate::model::event::EventLimits;
-use crate::operate::service::{ExpiryService, QuarantineService, StatusService};
+use crate::operate::service::{
+    BoardService, ExpiryService, QuarantineService, ReplayService, StatusService,
+};
 use crate::query::service::QueryService;
 use crate::telemetry;
 
@@ -74,8 +84,14 @@ pub struct GatewayDeps {
     pub origin_policy: origin_policy::OriginPolicy,
     /// Lists and approves expiries.
     pub expiry: Arc<dyn ExpiryService>,
+    /// Starts, compares, applies, undoes and cancels replays.
+    pub replays: Arc<dyn ReplayService>,
+    /// Lists, shows, makes, changes and deletes boards.
+    pub boards: Arc<dyn BoardService>,
     /// API keys; the node swaps the table when the keys file changes.
     pub keys: Arc<ArcSwap<auth::KeyTable>>,
+    /// What becomes of the events of SDKs; the node swaps it when its file changes.
+    pub mapping: Arc<ArcSwap<Mapping>>,
     /// Source of every limit.
     pub config: Arc<Config>,
     /// Wall time, for timestamps and key expiry.
@@ -145,8 +161,11 @@ impl Gateway {
 
     /// Builds the gateway from its services.
     pub fn new(deps: GatewayDeps) -> Arc<Self> {
+        error::start_counters();
+        collect::start_counters();
         let config = &deps.config;
         let shares = shares::TenantShares::new(config, &deps.keys.load());
+        shares.start_counters();
         let (max, per_address) =
             (config.server.max_connections, config.server.max_connections_per_address);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

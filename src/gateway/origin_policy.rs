@@ -4,8 +4,8 @@
 //! Without keys, the loopback address is all that protects a node, and any page in a browser on
 //! this machine can send requests there. So `Host` must name the node itself, which stops DNS
 //! rebinding (a page whose own name resolves to 127.0.0.1), and `Origin` must be the node's own
-//! or one of `server.cors_origins`. With keys no check is needed: a browser never sends a
-//! bearer token by itself.
+//! or one of `server.cors_origins`, where `*` counts for nothing. With keys no check is needed: a
+//! browser never sends a bearer token by itself.
 
 use std::net::IpAddr;
 
@@ -13,6 +13,9 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
+
+use crate::config::OriginList;
+use crate::telemetry;
 
 use super::error::ApiError;
 use super::extract::IDEMPOTENCY_KEY;
@@ -38,8 +41,8 @@ impl OriginPolicy {
         Self { host: name_of(listen).unwrap_or_default().to_owned(), origins }
     }
 
-    /// The `Origin` header, if the configuration lists it.
-    pub(super) fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+    /// The `Origin` header, if the configuration lists it by name.
+    fn listed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         self.origins
             .iter()
@@ -47,11 +50,25 @@ impl OriginPolicy {
             .then(|| origin.clone())
     }
 
-    /// Whether a page sends this whose origin is not listed.
+    /// What a page may be answered as: its `Origin` if the configuration lists it, or `*` if all
+    /// are. A page shows nothing by that: what it reads needs a key.
+    pub(super) fn allowed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let any = || {
+            let by_page = headers.contains_key(header::ORIGIN);
+            (by_page && self.allows_any()).then(|| HeaderValue::from_static(OriginList::ANY))
+        };
+        self.listed_origin(headers).or_else(any)
+    }
+
+    fn allows_any(&self) -> bool {
+        self.origins.iter().any(|origin| origin == OriginList::ANY)
+    }
+
+    /// Whether a page sends this whose origin is not listed by name.
     pub(super) fn is_foreign_page(&self, headers: &HeaderMap) -> bool {
         let by_script = headers.contains_key(header::ORIGIN);
         let by_page = headers.get(&SEC_FETCH_SITE).is_some_and(|site| site.as_bytes() != b"none");
-        (by_script || by_page) && self.allowed_origin(headers).is_none()
+        (by_script || by_page) && self.listed_origin(headers).is_none()
     }
 
     /// Whether a host names the loopback address or the host that the node listens on.
@@ -86,9 +103,10 @@ impl OriginPolicy {
             return Err(ApiError::new(StatusCode::MISDIRECTED_REQUEST, "host_unknown", message));
         }
         // Static pages: they show nothing of the node.
-        if matches!(path, "/" | "/openapi.json")
+        if matches!(path, "/" | "/plain" | "/openapi.json")
             || path.starts_with("/docs/")
-            || self.allowed_origin(headers).is_some()
+            || path.starts_with("/assets/")
+            || self.listed_origin(headers).is_some()
         {
             return Ok(());
         }
@@ -108,22 +126,28 @@ impl OriginPolicy {
         }
         let message = "a page of another site may not use a node without keys: give it a key, see \
                        `rollmill keys`, or list the page's origin in server.cors_origins";
-        Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
+        Err(origin_forbidden(message))
     }
 
     /// Adds the CORS headers of an answer; `listed` is the allowed origin that asked.
     pub(super) fn add_cors_headers(&self, listed: Option<HeaderValue>, headers: &mut HeaderMap) {
-        if !self.origins.is_empty() {
+        if !self.origins.is_empty() && !self.allows_any() {
             headers.append(header::VARY, HeaderValue::from_static("origin"));
         }
         if let Some(origin) = listed {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             headers.insert(
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                HeaderValue::from_static("retry-after, rollmill-completeness"),
+                HeaderValue::from_static("retry-after, etag, rollmill-completeness"),
             );
         }
     }
+}
+
+/// 403: a page may not do this. Counts it.
+pub(super) fn origin_forbidden(message: &str) -> ApiError {
+    metrics::counter!(telemetry::CORS_REFUSED, "kind" => "request").increment(1);
+    ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message)
 }
 
 /// The host of `host` or `host:port`; an IPv6 address keeps its brackets.
@@ -198,6 +222,11 @@ pub(super) fn early_answer(gateway: &Gateway, request: &Request, listed: bool) -
         if is_open { gateway.deps.origin_policy.check_keyless(request) } else { Ok(()) }
     });
     match checked {
+        // The browser says nothing to the server of what it then keeps from the page.
+        Ok(()) if !listed && is_preflight(request) => {
+            metrics::counter!(telemetry::CORS_REFUSED, "kind" => "preflight").increment(1);
+            None
+        }
         // The REST Proxy interface has its own error shape.
         Err(error) if request.uri().path().starts_with("/topics/") => {
             Some(rest_proxy::refuse(error, request.headers()))
@@ -219,10 +248,11 @@ fn preflight(asked: &HeaderMap) -> Response {
     let mut set = |name: HeaderName, value: &'static str| {
         headers.insert(name, HeaderValue::from_static(value))
     };
-    set(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST");
+    set(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE");
     set(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        "authorization, content-type, content-encoding, idempotency-key",
+        "authorization, content-type, content-encoding, idempotency-key, if-match, if-none-match, \
+         x-retry-count",
     );
     set(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     if asked.contains_key(REQUEST_PRIVATE_NETWORK) {

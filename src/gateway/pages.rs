@@ -38,6 +38,7 @@ served! {
     "how-to/correct-and-erase.md",
     "how-to/damaged-log.md",
     "how-to/disk-full.md",
+    "how-to/grafana.md",
     "how-to/import-files.md",
     "how-to/lost-records.md",
     "how-to/move-from-embedded.md",
@@ -45,10 +46,12 @@ served! {
     "how-to/outages.md",
     "how-to/put-a-balancer-in-front.md",
     "how-to/quarantine.md",
+    "how-to/query-in-the-terminal.md",
     "how-to/query-the-archive.md",
     "how-to/query-with-sql.md",
     "how-to/read-the-status.md",
     "how-to/rebuild-a-store.md",
+    "how-to/reprocess.md",
     "how-to/rolling-upgrade.md",
     "how-to/run-a-node.md",
     "how-to/run-in-containers.md",
@@ -56,20 +59,24 @@ served! {
     "how-to/run-on-postgresql.md",
     "how-to/secure-a-node.md",
     "how-to/send-from-an-application.md",
+    "how-to/send-from-an-sdk.md",
     "how-to/share-a-node.md",
     "how-to/stopped-shard.md",
     "how-to/store-the-archive.md",
+    "how-to/use-the-dashboard.md",
     "how-to/verify.md",
     "how-to/wrong-clock.md",
     "reference/api.md",
     "reference/archive.md",
     "reference/cli.md",
+    "reference/collect.md",
     "reference/configuration.md",
     "reference/data-directory.md",
     "reference/errors.md",
     "reference/kafka.md",
     "reference/metrics.md",
     "reference/performance.md",
+    "reference/promql.md",
     "reference/rules.md",
     "start/concepts.md",
     "start/quickstart.md",
@@ -90,12 +97,17 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// Answers `/` with the overview page.
-pub(super) async fn index(q: QueryString) -> Result<Response, ApiError> {
+/// Answers `/plain` with the overview page.
+pub(super) async fn plain(q: QueryString) -> Result<Response, ApiError> {
     checked_params(q, &[])?;
+    Ok(overview())
+}
+
+/// The overview page, which needs no script.
+pub(super) fn overview() -> Response {
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
-    Ok(([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY.clone())], INDEX)
-        .into_response())
+    ([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY.clone())], INDEX)
+        .into_response()
 }
 
 /// Answers `/docs/{page}` as plain text, which every browser shows.

@@ -12,7 +12,7 @@ use crate::model::window::{HOUR_MS, Millis};
 const NEAR: f64 = 0.75;
 /// The start of the year 9999 in milliseconds, so that every step still ends within the calendar.
 /// Its negative bounds the past.
-const LAST: Millis = 253_370_764_800_000;
+pub(super) const LAST: Millis = 253_370_764_800_000;
 /// The last time that RFC 3339 can write, in milliseconds: the end of the year 9999 at the
 /// westernmost offset. People write it for "no end", so it is taken, as [`LAST`].
 const END: Millis = 253_402_300_799_999 + 24 * HOUR_MS;

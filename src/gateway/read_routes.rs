@@ -210,6 +210,7 @@ pub fn query_request(
             .get("by")
             .map(|by| list(by).map(str::to_owned).collect())
             .unwrap_or_default(),
+        per_series: false,
         matchers: matcher_syntax::parse(matchers)
             .map_err(|why| ApiError::bad("where_invalid", format!("where: {why}")))?,
         limit: params.get("limit").map(limit).transpose()?,

@@ -9,6 +9,7 @@ use crate::api::timestamp;
 use crate::model::budget::AbortReason;
 use crate::model::decimal::write_units;
 use crate::model::rollup::Rollup;
+use crate::model::served::ServedHours;
 use crate::model::window::Millis;
 use crate::query::answer::{FigureValue, QueryOutput};
 use crate::query::completeness::QueryCompleteness;
@@ -59,6 +60,12 @@ pub fn update(
     hash.update(&out.as_bytes()[head.len()..figures]);
     hash.update(&[u8::from(answer.completeness.is_partial())]);
     hash.update(&answer.completeness.overflow.unwrap_or(0).to_be_bytes());
+    for piece in &answer.completeness.generations {
+        let ServedHours { from, to, generation } = piece;
+        [i64::from(from.0), i64::from(to.0), generation.0 as i64]
+            .iter()
+            .for_each(|number| hash.update(&number.to_be_bytes()));
+    }
     Ok((out, hash.digest128()))
 }
 
@@ -129,12 +136,19 @@ pub fn completeness(of: &QueryCompleteness) -> api::completeness::Completeness {
             reason: missing.reason.to_owned(),
             behind_ms: missing.behind_ms,
         };
+    let generation = |piece: &ServedHours| api::completeness::ServedGeneration {
+        generation: piece.generation.0,
+        from: timestamp(piece.from.start()),
+        to: timestamp(piece.to.start()),
+    };
     api::completeness::Completeness {
         partial: of.is_partial(),
         shards: of.shards as u32,
         missing: of.missing.iter().map(missing).collect(),
         more: 0,
         overflow: of.overflow,
+        generations: of.generations.iter().map(generation).collect(),
+        more_generations: 0,
         as_of: timestamp(of.as_of),
     }
 }

@@ -9,20 +9,21 @@ use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use tracing::{Instrument, Span};
 
 use super::auth::Scope;
 use super::connections::ClientConnection;
 use super::csv::CsvAnswer;
-use super::error::ApiError;
+use super::error::{AnsweredCode, ApiError};
 use super::extract::{
-    GatewayState, QueryString, checked_params, decode_query, idempotency_of, json, path_segment,
+    GatewayState, QueryString, accepts_csv, checked_params, decode_query, idempotency_of, json,
+    path_segment,
 };
 use super::route_metrics::RouteMetrics;
 use super::{
-    Gateway, admin, auth, compression, decode, ingest, limits, origin_policy, pages, read_routes,
-    rest_proxy, shares, ws,
+    Gateway, admin, auth, beacon, boards, collect, compression, dashboard, decode, error, ingest,
+    limits, origin_policy, pages, prometheus, read_routes, replays, rest_proxy, shares, ws,
 };
 use crate::clock::Stopwatch;
 use crate::query::error::QueryError;
@@ -44,15 +45,30 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/archive/flush", post(admin::archive_flush))
         .route("/v1/archive/expiry", get(admin::expiry))
         .route("/v1/archive/expiry", post(admin::expire))
+        .route("/v1/replays", get(replays::list))
+        .route("/v1/replays", post(replays::start))
+        .route("/v1/replays/{id}", get(replays::show))
+        .route("/v1/replays/{id}/diff", get(replays::diff))
+        .route("/v1/replays/{id}/apply", post(replays::apply))
+        .route("/v1/replays/{id}/undo", post(replays::undo))
+        .route("/v1/replays/{id}/cancel", post(replays::cancel))
+        .route("/v1/boards", get(boards::list))
+        .route("/v1/boards/{id}", get(boards::show))
+        .route("/v1/boards/{id}", put(boards::put))
+        .route("/v1/boards/{id}", delete(boards::delete))
         .route("/topics/{topic}", post(rest_proxy::produce))
         .route("/topics/{topic}/partitions/{id}", post(rest_proxy::produce_to_partition))
+        .merge(prometheus::routes())
         .route("/healthz", get(|q: QueryString| async { checked_params(q, &[]).map(|_| "ok\n") }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(prometheus))
+        .route("/metrics", get(own_metrics))
         .route("/openapi.json", get(openapi))
-        .route("/", get(pages::index))
+        .route("/", get(dashboard::index))
+        .route("/assets/{name}", get(dashboard::asset))
+        .route("/plain", get(pages::plain))
         .route("/docs/{page}", get(pages::doc))
         .route("/docs/{kind}/{page}", get(pages::doc_by_kind))
+        .merge(collect::routes())
         .fallback(|| async {
             ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route: see /openapi.json")
         })
@@ -95,6 +111,9 @@ impl RequestMetrics {
     fn end(self, metrics: &RouteMetrics, mut response: Response) -> Response {
         let route = self.route.as_ref().map_or("unknown", MatchedPath::as_str);
         metrics.count(route, response.status(), self.watch.elapsed());
+        if let Some(AnsweredCode(code)) = response.extensions_mut().remove() {
+            error::count_error(code);
+        }
         response
             .headers_mut()
             .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -104,8 +123,13 @@ impl RequestMetrics {
 
 /// The one middleware around every route: request metrics, ownership of the connection, origin
 /// checks, compression, and reservation of answer bytes.
-async fn edge_middleware(State(gateway): GatewayState, request: Request, next: Next) -> Response {
+async fn edge_middleware(
+    State(gateway): GatewayState,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let counted = RequestMetrics::begin(&request);
+    beacon::key_from_address(&mut request);
     let authorization = request.headers().get(header::AUTHORIZATION);
     let tenant = gateway.deps.keys.load().owner(authorization, gateway.deps.clock.now());
     if let (Some(tenant), Some(connection)) =
@@ -146,9 +170,7 @@ async fn edge_middleware(State(gateway): GatewayState, request: Request, next: N
 /// case.
 async fn run_for_client(gateway: &Gateway, request: Request, next: Next) -> Response {
     let connection = match request.extensions().get::<Arc<ClientConnection>>() {
-        Some(connection) if matches!(*request.method(), Method::GET | Method::HEAD) => {
-            connection.clone()
-        }
+        Some(connection) if is_read(&request) => connection.clone(),
         _ => return next.run(request).await,
     };
     tokio::select! {
@@ -157,6 +179,12 @@ async fn run_for_client(gateway: &Gateway, request: Request, next: Next) -> Resp
             ApiError::from(QueryError::Abandoned).into_response()
         }
     }
+}
+
+/// Whether a request changes nothing. Clients of Prometheus send their queries as forms.
+fn is_read(request: &Request) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        || request.uri().path().starts_with(prometheus::PREFIX)
 }
 
 /// One span per request, so that a log line says for which. At debug, because a busy node answers
@@ -188,6 +216,16 @@ impl Gateway {
         self.deps.keys.load().owner(Some(authorization), self.deps.clock.now()).is_some()
     }
 
+    /// The tenant of a key that a client puts into the body or a parameter, if it may write.
+    ///
+    /// # Errors
+    /// 401 for a missing or invalid key, 403 if it lacks the scope.
+    pub fn tenant_of_key(&self, key: Option<&str>) -> Result<Arc<str>, ApiError> {
+        let keys = self.deps.keys.load();
+        self.shares.update_tenants(&keys);
+        keys.authenticate_key(key, Scope::Write, self.deps.clock.now())
+    }
+
     /// Like [`Self::tenant`], for clients that can send a key only as the password of `Basic`.
     ///
     /// # Errors
@@ -202,7 +240,7 @@ impl Gateway {
         {
             let message =
                 "a page may not use a password: send the key as Authorization: Bearer KEY";
-            return Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message));
+            return Err(origin_policy::origin_forbidden(message));
         }
         keys.authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
@@ -217,7 +255,9 @@ async fn post_events(
     let (head, body) = request.into_parts();
     let headers = &head.headers;
     let tenant = gateway.tenant(headers, Scope::Write)?;
-    checked_params(q, &[])?;
+    if !checked_params(q, &[beacon::KEY])?.is_empty() {
+        beacon::check(&gateway, &head)?;
+    }
     let is_listed = gateway.deps.origin_policy.allowed_origin(headers).is_some();
     let format = decode::format_of(headers, is_listed)?;
     let idempotency = idempotency_of(headers)?;
@@ -280,23 +320,6 @@ async fn query(
 
 /// Header that carries the completeness of a CSV answer.
 const COMPLETENESS: HeaderName = HeaderName::from_static("rollmill-completeness");
-
-/// Whether `Accept` asks for CSV: it names CSV and does not name JSON.
-fn accepts_csv(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let kinds: Vec<&str> = accepted
-        .flat_map(|value| value.split(','))
-        .filter(|kind| {
-            !kind
-                .split(';')
-                .any(|parameter| matches!(parameter.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
-        })
-        .filter_map(|kind| kind.split(';').next())
-        .map(str::trim)
-        .collect();
-    let names = |kind: &str| kinds.iter().any(|named| named.eq_ignore_ascii_case(kind));
-    names("text/csv") && !names("application/json")
-}
 
 async fn list_metrics(
     State(gateway): GatewayState,
@@ -377,7 +400,7 @@ async fn ready(State(gateway): GatewayState, query: QueryString) -> Result<Respo
     }
 }
 
-async fn prometheus(
+async fn own_metrics(
     State(gateway): GatewayState,
     headers: HeaderMap,
     q: QueryString,

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::connections::{ClientConnection, ConnectionTable, DisconnectReason, count_disconnect};
-use super::error::ApiError;
+use super::error::{ApiError, count_error};
 use super::socket::ClientSocket;
 use super::write_timeout::WriteTimeout;
 use super::{Gateway, routes};
@@ -164,7 +164,9 @@ async fn accept(
 fn refuse(stream: &TcpStream) {
     let message = "your address has too many connections (server.max_connections_per_address): \
                    close some, or retry";
-    let body = ApiError::unavailable("too_many_connections", message, 1).body();
+    let error = ApiError::unavailable("too_many_connections", message, 1);
+    count_error(error.code);
+    let body = error.body();
     let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: \
                 application/json\r\nretry-after: 1\r\nconnection: close";
     let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());

@@ -5,8 +5,8 @@
 //! in use, both with `Retry-After`.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, HttpBody};
@@ -23,6 +23,9 @@ use crate::telemetry;
 /// Smaller answers are not counted: each connection holds at most one.
 const SMALL_ANSWER: u64 = 4 * 1024;
 
+/// Who holds what is read before its key is known. No tenant has an empty name.
+pub(super) static NOBODY: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
+
 /// Every pool that tenants share.
 pub struct TenantShares {
     single_tenant: Arc<AtomicBool>,
@@ -32,6 +35,9 @@ pub struct TenantShares {
     pub query_memory: Arc<SharePool>,
     /// `accept.max_inflight`: bytes of requests that are read or wait for the log.
     pub inflight: Arc<SharePool>,
+    /// A quarter of `accept.max_inflight`, beside it: bytes of requests whose key stands in the
+    /// body, until it is known. Strangers can fill it, and only it.
+    pub unidentified: Arc<SharePool>,
     /// `server.max_answers`: bytes of answers that are not taken yet.
     pub answers: Arc<SharePool>,
     /// `server.max_connections`: connections on which a valid key came in.
@@ -49,6 +55,12 @@ impl TenantShares {
             queries: shares(key!(query.max_concurrent), config.query.max_concurrent),
             query_memory: shares(key!(query.max_memory), config.query.max_memory.in_memory()),
             inflight: shares(key!(accept.max_inflight), config.accept.max_inflight.in_memory()),
+            unidentified: SharePool::new(
+                key!(accept.max_inflight),
+                config.accept.max_inflight.in_memory() as u64 / 4,
+                // One holder has all of it.
+                Arc::new(AtomicBool::new(true)),
+            ),
             answers: shares(key!(server.max_answers), config.server.max_answers.in_memory()),
             connections: shares(key!(server.max_connections), config.server.max_connections),
             subscriptions: shares(key!(ws.max_all_subscriptions), config.ws.max_all_subscriptions),
@@ -76,6 +88,15 @@ impl TenantShares {
             &self.connections,
             &self.subscriptions,
         ]
+    }
+
+    /// Sets the counters of refusals to zero, so that `increase()` sees the first one.
+    pub fn start_counters(&self) {
+        for shares in self.all() {
+            for by in [BY_TENANT, BY_TOTAL] {
+                count_refused(shares.name, by, 0);
+            }
+        }
     }
 
     /// Exports the usage of every pool as a gauge.
@@ -169,10 +190,10 @@ fn refused(shares: &SharePool, exceeded: ShareExceeded) -> ApiError {
         ShareExceeded::Own => {
             let message =
                 format!("the tenant uses all that one may have of {name} ({each}): retry");
-            ("tenant", ApiError::busy("tenant_overloaded", message, 1))
+            (BY_TENANT, ApiError::busy("tenant_overloaded", message, 1))
         }
         ShareExceeded::Total => (
-            "total",
+            BY_TOTAL,
             ApiError::unavailable(
                 "overloaded",
                 format!("all of {name} is in use on this node: retry"),
@@ -180,6 +201,15 @@ fn refused(shares: &SharePool, exceeded: ShareExceeded) -> ApiError {
             ),
         ),
     };
-    metrics::counter!(telemetry::SHARES_REFUSED, "limit" => name, "by" => by).increment(1);
+    count_refused(name, by, 1);
     error
+}
+
+/// The tenant has all of its part.
+const BY_TENANT: &str = "tenant";
+/// All tenants together have all there is.
+const BY_TOTAL: &str = "total";
+
+fn count_refused(limit: &'static str, by: &'static str, requests: u64) {
+    metrics::counter!(telemetry::SHARES_REFUSED, "limit" => limit, "by" => by).increment(requests);
 }

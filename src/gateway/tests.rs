@@ -1,13 +1,18 @@
 //! Tests of the gateway through its router and through real sockets, with fakes of the log and the
 //! query engine.
 
+mod boards;
 mod browsers;
+mod collect;
+mod dashboard;
 mod half_close;
 mod heads;
 mod hostile;
 mod interface;
 mod matrix;
 mod neighbours;
+mod prometheus;
+mod replays;
 mod rest_proxy;
 mod shares;
 mod sockets;
@@ -40,6 +45,7 @@ use crate::clock::ManualClock;
 use crate::config::{ByteSize, Config};
 use crate::model::batch::ValidBatch;
 use crate::model::budget::QueryBudget;
+use crate::model::query_charge::QueryCharge;
 use crate::model::window::Hour;
 use crate::operate::service::{
     ExpiryService, OperateError, QuarantineScope, QuarantineService, StatusService,
@@ -52,7 +58,6 @@ use crate::query::answer::{LabelValuesPage, MetricsPage, PageRequest, QueryOutpu
 use crate::query::completeness::QueryCompleteness;
 use crate::query::error::QueryError;
 use crate::query::groups::SeriesGroup;
-use crate::query::memory_charge::QueryCharge;
 use crate::query::request::QueryRequest;
 use crate::query::service::QueryService;
 use crate::query::without_role::NoQueries;
@@ -231,7 +236,10 @@ fn deps(log: Option<Arc<Log>>, config: Config, keys: KeyTable) -> GatewayDeps {
         quarantine: Arc::new(FakeQuarantine),
         origin_policy: OriginPolicy::new("", vec![]),
         expiry: Arc::new(FakeStatus),
+        replays: replays::service(),
+        boards: boards::service(),
         keys: Arc::new(ArcSwap::from_pointee(keys)),
+        mapping: Arc::default(),
         config: Arc::new(config),
         clock: ManualClock::at(NOW),
         shard_count: 64,
@@ -256,6 +264,8 @@ async fn a_node_answers_for_its_roles_alone() {
         KeyTable::open(),
     );
     (deps.queries, deps.quarantine) = (Arc::new(NoQueries), Arc::new(NoStore));
+    deps.replays = Arc::new(NoStore);
+    deps.boards = Arc::new(NoStore);
     let gateway = Gateway::new(deps);
     for _ in 0..3 {
         let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
@@ -272,6 +282,10 @@ async fn a_node_answers_for_its_roles_alone() {
         "/v1/labels/a/values",
         "/v1/accounting",
         "/v1/quarantine",
+        "/v1/replays",
+        "/v1/replays/1/diff",
+        "/v1/boards",
+        "/v1/boards/1",
     ] {
         let (status, answer, retry) =
             call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;

@@ -10,6 +10,7 @@
 mod close;
 mod inbound;
 mod message;
+mod subscription;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,15 +31,16 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::close::{CloseReason, close_frame};
 use self::inbound::{MAX_REQUEST, MessageAction, append, read};
+use self::subscription::{
+    OutgoingMessage, Subscription, SubscriptionUpdate, UnsentGuard, UpdateOutcome, failed_update,
+};
 use super::auth::Scope;
 use super::codes::{GOING_AWAY, INTERNAL, POLICY, TRY_LATER, UNSUPPORTED};
 use super::connections::ClientConnection;
 use super::error::ApiError;
 use super::{Gateway, extract, read_routes, shares};
-use crate::api::error::ErrorAnswer;
 use crate::clock::Stopwatch;
 use crate::model::budget::QueryBudget;
-use crate::model::share::ShareLease;
 use crate::query::service::QueryService;
 
 /// Read buffer per connection, in bytes.
@@ -53,23 +55,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Subprotocol by which a browser sends a key, because a script cannot set headers on a WebSocket.
 const BEARER: &str = "bearer";
-
-struct Subscription {
-    params: Vec<(String, String)>,
-    /// Hash of the last update; the update itself may be large.
-    last: Option<u128>,
-    _slot: Option<ShareLease>,
-    running: bool,
-    generation: u64,
-}
-
-/// Counts an update as unsent, and its bytes as held, until dropped.
-type UnsentGuard = (Arc<()>, Option<ShareLease>);
-/// A message, and for an update the guard that counts it.
-type OutgoingMessage = (Message, Option<UnsentGuard>);
-/// Name and generation of a subscription; its update, with a hash of the part whose change makes
-/// an update worth sending.
-type SubscriptionUpdate = (String, u64, Result<(String, u128), ApiError>);
 
 struct WsSession {
     gateway: Arc<Gateway>,
@@ -462,10 +447,15 @@ impl WsSession {
             return Ok(());
         };
         subscription.running = false;
+        let mut outcome = UpdateOutcome::Sent;
         let (update, hash) = match answer {
             // Overloaded: the next tick tries again.
-            Err(error) if error.retry_after.is_some() => return Ok(()),
+            Err(error) if error.retry_after.is_some() => {
+                UpdateOutcome::Delayed.count();
+                return Ok(());
+            }
             Err(error) => {
+                outcome = UpdateOutcome::Failed;
                 let update = failed_update(&name, &error);
                 let hash = xxhash_rust::xxh3::xxh3_128(update.as_bytes());
                 (update, hash)
@@ -473,6 +463,7 @@ impl WsSession {
             Ok(answer) => answer,
         };
         if subscription.last == Some(hash) {
+            UpdateOutcome::Unchanged.count();
             return Ok(());
         }
         subscription.last = Some(hash);
@@ -490,8 +481,10 @@ impl WsSession {
         let Ok(held) = held else {
             // No memory for it now: forgets the hash, so that the next tick sends it.
             subscription.last = None;
+            UpdateOutcome::Delayed.count();
             return Ok(());
         };
+        outcome.count();
         let unsent = (self.unsent.clone(), held);
         self.send(Message::Text(update.into()), Some(unsent)).await
     }
@@ -520,17 +513,4 @@ impl WsSession {
         }
         self.start_updates()
     }
-}
-
-/// Renders an error as an update of a subscription.
-fn failed_update(name: &str, error: &ApiError) -> String {
-    #[derive(serde::Serialize)]
-    struct FailedUpdate<'a> {
-        update: &'a str,
-        #[serde(flatten)]
-        error: ErrorAnswer,
-    }
-    let update = FailedUpdate { update: name, error: ErrorAnswer::new(error.code, &error.message) };
-    // Serialising a plain struct cannot fail.
-    serde_json::to_string(&update).unwrap_or_default()
 }

@@ -38,6 +38,7 @@ use crate::node::backends::{self, TopicTarget};
 use crate::node::migration_marker::MigrationMarker;
 use crate::node::{DataDir, lock, offline};
 use crate::persistence::log::kafka::topic;
+use crate::persistence::store::SnapshotSource;
 use crate::persistence::store::postgres::PostgresStore;
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::StoreCounts;
@@ -151,6 +152,8 @@ pub struct MigrationReport {
     pub object_bytes: u64,
     /// Row counts of the embedded store.
     pub extent: StoreCounts,
+    /// Numbers of the replays that have rows.
+    pub replays: Vec<u64>,
     /// Name of the target topic.
     pub topic: String,
     /// Id of the Kafka cluster.
@@ -263,6 +266,8 @@ fn report(
     topic: &TopicTarget,
     cluster: String,
 ) -> anyhow::Result<MigrationReport> {
+    let store = SqliteStore::open_read_only(source.data.store())?;
+    let book = store.snapshot()?.generation_book()?;
     Ok(MigrationReport {
         outcome: MigrationOutcome::Done,
         source: source.data.root().display().to_string(),
@@ -273,7 +278,8 @@ fn report(
         unarchived: state.unarchived,
         objects: state.manifest.len() as u64,
         object_bytes: state.manifest.iter().map(|row| row.bytes).sum(),
-        extent: SqliteStore::open_read_only(source.data.store())?.counts()?,
+        extent: store.counts()?,
+        replays: book.generations().keys().map(|id| id.0).collect(),
         topic: topic.connection.topic.clone(),
         cluster,
         log: None,

@@ -21,7 +21,8 @@ use crate::model::offset::{LogId, ShardId};
 use crate::node::backends::TopicTarget;
 use crate::node::{DataDir, backends, lock, offline};
 use crate::persistence::log::kafka::topic;
-use crate::persistence::store::postgres::StoreContents;
+use crate::persistence::store::SnapshotSource;
+use crate::persistence::store::postgres::{PostgresStore, StoreContents};
 
 /// The result of a move, or of a dry run.
 #[derive(Debug, Clone)]
@@ -98,12 +99,26 @@ pub fn run(
             report.to = None;
             return Ok(report);
         }
+        check_replays(&store)?;
         progress(MigrationStep::Quiesce, 0, before.unflushed.max(before.unarchived));
         let state = quiesce_and_fill(old, &data, &topic, identity, progress)?;
         store.switch_log(current, to, &state.ends)?;
     }
     open_topic(old, &topic, identity, to, progress)?;
     Ok(report)
+}
+
+/// Refuses while a replay is being built: the records that it reads belong to the old topic.
+fn check_replays(store: &PostgresStore) -> anyhow::Result<()> {
+    let book = store.snapshot()?.generation_book()?;
+    let mut built = book.generations().keys().filter(|id| book.is_built(**id));
+    match built.next() {
+        None => Ok(()),
+        Some(id) => bail!(
+            "replay {id} is being built: apply or cancel it first (`rollmill replay apply {id}`, \
+             `rollmill replay cancel {id}`)"
+        ),
+    }
 }
 
 fn check_pair(old: &Config, new: &Config) -> anyhow::Result<()> {

@@ -136,7 +136,7 @@ async fn drain(
     let shards::ShardsRole { handle, children } =
         shards::role(config, &ports, &slots, &census, &shard_limits)?;
     // Without archive maintenance: nothing must be moved or expire meanwhile.
-    let [supervisor, archiver, _] = children;
+    let [supervisor, archiver, ..] = children;
     let (root, mut ended) =
         tree::start(vec![supervisor, archiver], limits::restarts(config), clock).await?;
     let pulse = handle.start_ticker(config, &slots);

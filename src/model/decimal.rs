@@ -46,9 +46,9 @@ impl Decimal {
     pub fn units(self) -> i128 {
         self.0
     }
-    /// The nearest double; for the axes of a plot, never for sums.
+    /// The nearest double, as [`units_to_f64`]; never to add up.
     pub fn to_f64(self) -> f64 {
-        self.0 as f64 / UNITS_PER_ONE as f64
+        units_to_f64(self.0)
     }
 
     /// Parses a JSON number or a decimal string: `[+-]digits[.digits][(e|E)[+-]digits]`. Fractions
@@ -169,6 +169,16 @@ fn divide_wide(a: i128, b: i128, c: i128) -> Option<i128> {
     Some(if negative { -magnitude } else { magnitude })
 }
 
+/// Units of 10^-9 as a double. Exact if a double can hold the number: units alone may need more than
+/// its 53 bits where the number does not.
+pub fn units_to_f64(units: i128) -> f64 {
+    if units.unsigned_abs() < 1 << 53 {
+        return units as f64 / UNITS_PER_ONE as f64;
+    }
+    let (whole, rest) = (units / UNITS_PER_ONE, units % UNITS_PER_ONE);
+    whole as f64 + rest as f64 / UNITS_PER_ONE as f64
+}
+
 /// Divides units by a positive count, rounded half-even to 9 digits. Euclidean, so that negative
 /// sums round like positive ones.
 pub fn divide_half_even(sum: i128, count: i128) -> i128 {
@@ -197,6 +207,24 @@ pub fn write_units(units: i128, out: &mut impl std::fmt::Write) -> std::fmt::Res
     Ok(())
 }
 
+/// Parses what [`write_units`] writes: plain digits, at most 9 of them behind the point. `None` for
+/// anything else, and beyond 128 bits.
+pub fn parse_units(text: &str) -> Option<i128> {
+    let (is_negative, magnitude) = match text.strip_prefix('-') {
+        Some(magnitude) => (true, magnitude),
+        None => (false, text),
+    };
+    let (whole, fraction) = magnitude.split_once('.').unwrap_or((magnitude, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || fraction.len() > FRACTION_DIGITS || !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    let fraction: i128 = format!("{fraction:0<FRACTION_DIGITS$}").parse().ok()?;
+    let sign = if is_negative { -1 } else { 1 };
+    let whole = whole.parse::<i128>().ok()?.checked_mul(sign * UNITS_PER_ONE)?;
+    whole.checked_add(sign * fraction)
+}
+
 impl std::fmt::Display for Decimal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write_units(self.0, f)
@@ -209,6 +237,29 @@ mod tests {
 
     fn units(text: &str) -> Result<i128, DecimalError> {
         Decimal::parse(text).map(Decimal::units)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for units in [0, 1, -1, 1_500_000_000, -999_999_999, i128::MAX, i128::MIN, i128::MIN + 1] {
+            let mut text = String::new();
+            write_units(units, &mut text).expect("memory");
+            assert_eq!(parse_units(&text), Some(units), "{text}");
+        }
+        for text in [
+            "",
+            "-",
+            ".5",
+            "1e3",
+            "+1",
+            "1.0000000001",
+            "1.-5",
+            "--1",
+            "1_0",
+            "9".repeat(40).as_str(),
+        ] {
+            assert_eq!(parse_units(text), None, "{text}");
+        }
     }
 
     #[test]

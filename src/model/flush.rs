@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::generation::{GenerationId, MaintainedSet};
 use super::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use super::outcome::OutcomeNote;
 use super::rollup::Rollup;
@@ -104,6 +105,154 @@ pub struct FlushBatch {
     pub outcomes: OutcomeNote,
     /// Append time of the last record; `None` if the range is empty.
     pub appended: Option<Millis>,
+    /// Version of the [`MaintainedSet`] that the range was folded under. Part of the
+    /// compare-and-set, with [`FlushGuard`].
+    pub set: u64,
+    /// The set that the records behind the range are folded under, if it is another one.
+    pub adopts: Option<SetAdoption>,
+    /// What the range was folded without, because the shard dies of it.
+    pub abandons: Option<Abandonment>,
+    /// What the range adds to the generations of its set besides generation 0: those that it
+    /// touched, by number.
+    pub generations: Vec<GenerationDeltas>,
+}
+
+/// A shard adopts a set of generations: behind the flush, records are folded under it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAdoption {
+    /// The version that the shard writes under from then on.
+    pub version: u64,
+    /// Generations that are new to the shard. The end of the flush is their cut: records below it
+    /// are filled in from the archive.
+    pub begun: Vec<GenerationId>,
+}
+
+/// A shard gives up generations that are not served: it dies of an event with them, and has not
+/// without them. Their rows lack the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abandonment {
+    /// The generations, at least one.
+    pub generations: Vec<GenerationId>,
+    /// Offset of the record with the event.
+    pub offset: Offset,
+    /// Index of the event in the record.
+    pub index: u32,
+    /// When the record was received.
+    pub at: Millis,
+}
+
+impl Abandonment {
+    /// Why they are given up, for people.
+    pub fn reason(&self, shard: ShardId) -> String {
+        format!(
+            "shard {shard} died each time it applied event {} of the record at offset {}, and does \
+             not without this replay: its rules fail on this event",
+            self.index, self.offset
+        )
+    }
+}
+
+/// What one transaction adds to the rows of one writer of a generation.
+#[derive(Debug, Clone, Default)]
+pub struct GenerationDeltas {
+    /// The generation, never 0.
+    pub generation: GenerationId,
+    /// Deltas in the order of [`FlushBatch::deltas`].
+    pub deltas: Vec<Delta>,
+    /// Series that this writer sees for the first time, each with the offset of its admission.
+    pub admitted: Vec<(Arc<SeriesInfo>, Offset)>,
+    /// Events that the rules dropped, by metric and day.
+    pub dropped: Vec<DroppedEvents>,
+    /// What each rule did and could not do, ascending by rule. Empty without rules.
+    pub rules: Vec<RuleEvents>,
+    /// Of a fill: the events of its range that were set aside and released before, ascending. They
+    /// are counted, and part of its compare-and-set. A flush has none.
+    pub released: Vec<(Offset, u32)>,
+}
+
+impl GenerationDeltas {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.deltas.is_empty()
+            && self.admitted.is_empty()
+            && self.dropped.is_empty()
+            && self.rules.is_empty()
+    }
+}
+
+/// Events of a metric that the rules of a generation dropped, on one UTC day of event time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct DroppedEvents {
+    pub tenant: String,
+    pub metric: String,
+    pub day: i32,
+    pub events: u64,
+}
+
+/// Events to which a rule of a generation did one thing, or which it left as they were for one
+/// reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleEvents {
+    /// Number of the rule in its set, from 0.
+    pub rule: u32,
+    /// [`RuleEvents::DROPPED`], [`RuleEvents::CHANGED`], or the name of the reason. A text, because
+    /// a store may hold reasons of a newer release.
+    pub outcome: String,
+    /// How many.
+    pub events: u64,
+}
+
+impl RuleEvents {
+    /// The rule dropped them.
+    pub const DROPPED: &str = "dropped";
+    /// The rule changed them.
+    pub const CHANGED: &str = "changed";
+}
+
+/// Which archived records a fill covers. Guarded by a compare-and-set on the cursor of
+/// (generation, shard), which must be at `range.from`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct FillGuard {
+    pub generation: GenerationId,
+    pub shard: ShardId,
+    pub log: LogId,
+    /// The records folded into the batch; never beyond the cut.
+    pub range: OffsetRange,
+    /// Drawn by the filler when it starts, so that no two transactions have one revision.
+    pub nonce: u64,
+}
+
+impl FillGuard {
+    /// The revision of every day that this transaction writes; see [`FlushGuard::revision`].
+    pub fn revision(&self) -> u64 {
+        let FillGuard { generation, shard, log, range, nonce } = self;
+        digest(&[
+            b"fill",
+            &log.0,
+            &shard.0.to_be_bytes(),
+            &numbers([range.from, range.to, generation.0, *nonce]),
+        ])
+    }
+}
+
+/// How far a shard's archived records are folded into a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FillProgress {
+    /// The log that the offsets belong to.
+    pub log: LogId,
+    /// Exclusive end of what is filled in; what lies behind is the live writer's.
+    pub cut: Offset,
+    /// Next record to fold, at most `cut`.
+    pub cursor: Offset,
+}
+
+impl FillProgress {
+    /// Whether nothing is left to fold.
+    pub fn is_complete(&self) -> bool {
+        self.cursor >= self.cut
+    }
 }
 
 /// The growth of one rollup since the last flush.
@@ -219,8 +368,8 @@ pub struct QuarantineRow {
     /// When its record was received.
     pub received: Millis,
     pub reason: String,
-    /// An operator gave the event up. The row stays, because recomputing must leave the event out,
-    /// but it can no longer be released.
+    /// An operator gave the event up. The row stays until its record expires, because recomputing
+    /// must leave the event out, but it can no longer be released.
     pub discarded: bool,
     /// The event as a record of one event, in the record format, so that a release can fold it.
     pub record: Vec<u8>,
@@ -236,6 +385,9 @@ pub struct Claim {
     pub attempts: u32,
     /// Events above the checkpoint that were being applied alone when the shard crashed.
     pub suspects: Vec<SuspectEvent>,
+    /// The set that the shard writes under, adopted in an earlier flush; a shard without a
+    /// checkpoint begins with the newest.
+    pub set: MaintainedSet,
 }
 
 /// An event that was being applied alone when its shard crashed.

@@ -92,6 +92,33 @@ fn trimmed(text: &[u8], from: usize, mut to: usize) -> Range<usize> {
     from..to
 }
 
+/// Marks the bytes of a word that are this one: the lowest mark is right, those above may not be.
+fn marks(word: u64, byte: u8) -> u64 {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let zeros = word ^ (ONES * u64::from(byte));
+    zeros.wrapping_sub(ONES) & !zeros & (ONES << 7)
+}
+
+/// The first quote or backslash from `at` on. Most strings are short: eight bytes are looked at
+/// together, because byte by byte the end of each would be a branch that cannot be predicted.
+fn quote_or_backslash(text: &[u8], mut at: usize) -> Option<usize> {
+    while let Some(word) = text.get(at..)?.first_chunk::<8>() {
+        let word = u64::from_le_bytes(*word);
+        let found = marks(word, b'"') | marks(word, b'\\');
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    text[at..].iter().position(|b| matches!(b, b'"' | b'\\')).map(|found| at + found)
+}
+
+/// Whether a string has an escape.
+pub fn has_escape(string: &[u8]) -> bool {
+    let (words, rest) = string.as_chunks::<8>();
+    words.iter().any(|word| marks(u64::from_le_bytes(*word), b'\\') != 0) || rest.contains(&b'\\')
+}
+
 /// The closing quote of the string whose opening quote is at `from`.
 fn string_end(text: &[u8], from: usize) -> Option<usize> {
     let mut at = from + 1;
@@ -102,7 +129,7 @@ fn string_end(text: &[u8], from: usize) -> Option<usize> {
         {
             at += CHUNK_BYTES;
         }
-        at += text.get(at..)?.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+        at = quote_or_backslash(text, at)?;
         if text[at] == b'"' {
             return Some(at);
         }
@@ -263,13 +290,35 @@ impl<'a> JsonMembers<'a> {
         let end = value_end(self.text, start, false)?;
         match self.text[end] {
             b',' => self.at = skip_space(self.text, end + 1),
-            b'}' => self.ended = true,
+            b'}' => (self.at, self.ended) = (end, true),
             _ => {
                 let why = "a bracket closes none";
                 return Err(ScanError { at: end, part_start: begun, why });
             }
         }
         Ok(trimmed(self.text, start, end))
+    }
+
+    /// The elements of the array that begins at `start`, and the end of the array. Stops as
+    /// [`elements`] does, and does not go on then.
+    fn array(
+        &mut self,
+        begun: usize,
+        start: usize,
+        max: usize,
+    ) -> Result<Vec<Range<usize>>, ScanError> {
+        let (found, end) = elements(self.text, start, max)?;
+        let at = skip_space(self.text, end);
+        match self.text.get(at) {
+            _ if found.len() > max => self.ended = true,
+            Some(b',') => self.at = skip_space(self.text, at + 1),
+            Some(b'}') => (self.at, self.ended) = (at, true),
+            _ => {
+                let why = "a comma or a brace is expected";
+                return Err(ScanError { at, part_start: begun, why });
+            }
+        }
+        Ok(found)
     }
 
     fn member(&mut self) -> Result<JsonMember, ScanError> {
@@ -292,10 +341,102 @@ impl Iterator for JsonMembers<'_> {
     }
 }
 
+/// An object that holds a list, and what else was asked for of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectWithList {
+    /// The values of the members asked for, in that order; `None` for those that are missing.
+    pub members: Vec<Option<Range<usize>>>,
+    /// The elements of the list, at most one more than the limit; `None` if there is no such array.
+    pub elements: Option<Vec<Range<usize>>>,
+}
+
+/// Scans the object that begins at `from` and is followed by white space only: the elements of its
+/// member `list`, and the members `names`. Each byte is scanned once. If there are more than `max`
+/// elements, what follows them is not looked at. Fails if the parts cannot be separated, or one of
+/// them is there twice.
+pub fn object_with_list(
+    text: &[u8],
+    from: usize,
+    list: &str,
+    names: &[&str],
+    max: usize,
+) -> Result<ObjectWithList, ScanError> {
+    let mut found = ObjectWithList { members: vec![None; names.len()], elements: None };
+    let mut members = JsonMembers::of(text, from);
+    while !members.ended {
+        let (name, start) = members.name()?;
+        let plain = &text[name.start + 1..name.end - 1];
+        let twice =
+            ScanError { at: name.start, part_start: name.start, why: "a name is there twice" };
+        if plain == list.as_bytes() && text.get(start) == Some(&b'[') {
+            let elements = members.array(name.start, start, max)?;
+            let too_many = elements.len() > max;
+            if found.elements.replace(elements).is_some() {
+                return Err(twice);
+            }
+            if too_many {
+                return Ok(found);
+            }
+            continue;
+        }
+        let value = members.value(name.start, start)?;
+        if let Some(at) = names.iter().position(|wanted| plain == wanted.as_bytes())
+            && found.members[at].replace(value).is_some()
+        {
+            return Err(twice);
+        }
+    }
+    match skip_space(text, members.at + 1) {
+        at if at < text.len() => {
+            Err(ScanError { at, part_start: at, why: "something stands behind the end" })
+        }
+        _ => Ok(found),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_list_and_members_are_found_in_one_pass() {
+        let scan = |text: &str, max| {
+            object_with_list(text.as_bytes(), 0, "batch", &["a", "key"], max).map(|found| {
+                let shown = |range: Range<usize>| text[range].to_owned();
+                let elements: Option<Vec<_>> =
+                    found.elements.map(|elements| elements.into_iter().map(shown).collect());
+                let members: Vec<_> =
+                    found.members.into_iter().map(|member| member.map(shown)).collect();
+                (elements, members)
+            })
+        };
+        let text = r#"{"x":{"key":1},"key" : "k" , "batch":[ {"a":[1]} , 2 ] ,"a":[3]} "#;
+        assert_eq!(
+            scan(text, 9),
+            Ok((
+                Some(vec![r#"{"a":[1]}"#.to_owned(), "2".to_owned()]),
+                vec![Some("[3]".to_owned()), Some(r#""k""#.to_owned())]
+            ))
+        );
+        assert_eq!(scan("{}", 9), Ok((None, vec![None, None])));
+        assert_eq!(scan(r#"{"batch":{}}"#, 9), Ok((None, vec![None, None])));
+        assert_eq!(scan(r#"{"batch":[]}"#, 9), Ok((Some(vec![]), vec![None, None])));
+        let cut = scan(r#"{"batch":[1,2,3,4"#, 1).expect("too many is seen at once");
+        assert_eq!(cut.0.map(|elements| elements.len()), Some(2));
+        for broken in [
+            r#"{"batch":[1]"#,
+            r#"{"batch":[1] "a":1}"#,
+            r#"{"batch":[1]}]"#,
+            r#"{"batch":[1],"batch":[2]}"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":1"#,
+            r#"{"a":1]"#,
+            "{",
+        ] {
+            assert!(scan(broken, 9).is_err(), "{broken}");
+        }
+    }
 
     fn split(text: &str) -> Result<Vec<&str>, ScanError> {
         elements(text.as_bytes(), 0, 100)
@@ -405,6 +546,23 @@ mod tests {
                 prop_assert_eq!(found, Some(expected.as_str()));
             }
             prop_assert_eq!(element(text.as_bytes(), 0, array.len()), None);
+        }
+
+        #[test]
+        fn quotes_and_backslashes_are_found_where_they_are(
+            bytes in proptest::collection::vec(
+                prop_oneof![
+                    4 => any::<u8>(),
+                    1 => prop_oneof![Just(b'"'), Just(b'\\'), Just(b'#'), Just(b']'), Just(0xa2)],
+                ],
+                0..60,
+            ),
+            at in 0_usize..70,
+        ) {
+            let from = bytes.get(at..).unwrap_or_default();
+            let expected = from.iter().position(|b| matches!(b, b'"' | b'\\')).map(|n| at + n);
+            prop_assert_eq!(quote_or_backslash(&bytes, at), expected);
+            prop_assert_eq!(has_escape(from), from.contains(&b'\\'));
         }
 
         #[test]

@@ -1,5 +1,6 @@
 //! Rows of the archive manifest, and the names of archive objects.
 
+use super::generation::GenerationId;
 use super::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use super::outcome::OutcomeNote;
 use super::series::SeriesId;
@@ -65,6 +66,8 @@ impl ArchiveFloor {
 pub struct RangeDecisions {
     /// The series that the shard admitted in the range, each with the offset of its admission.
     pub admitted: Vec<(SeriesId, Offset)>,
+    /// The series that the shard's live writers of other generations admitted in the range.
+    pub generations: Vec<(GenerationId, SeriesId, Offset)>,
     /// The quarantined events as (offset, index, discarded): whether an operator had given the
     /// event up by then.
     pub quarantined: Vec<(Offset, u32, bool)>,

@@ -32,6 +32,11 @@ impl Matcher {
         self.matches_value(series.label(self.label()))
     }
 
+    /// Whether it has a regular expression.
+    pub fn is_regex(&self) -> bool {
+        matches!(self, Matcher::Regex(..) | Matcher::NotRegex(..))
+    }
+
     /// Whether the label matches if it has this value; empty if it is missing.
     pub fn matches_value(&self, found: &str) -> bool {
         match self {

@@ -6,6 +6,7 @@
 //! are pinned by golden bytes in their tests.
 
 pub mod batch;
+pub mod board;
 pub mod budget;
 pub mod clock;
 pub mod decimal;
@@ -13,6 +14,11 @@ pub mod distinct;
 pub mod event;
 pub mod expiry;
 pub mod flush;
+pub mod generation;
+pub mod generation_book;
+pub mod generation_keeping;
+pub mod generation_status;
+pub mod json_member;
 pub mod json_scan;
 pub mod manifest;
 pub mod matcher;
@@ -21,10 +27,16 @@ pub mod msgpack_reader;
 pub mod offset;
 pub mod outcome;
 pub mod quantiles;
+pub mod query_charge;
 pub mod record;
+pub mod release;
+pub mod replay_document;
 pub mod rollup;
 pub mod series;
+pub mod served;
+pub mod settled_document;
 pub mod share;
+pub mod stored_json;
 pub mod suggest;
 pub mod window;
 

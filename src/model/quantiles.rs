@@ -79,10 +79,16 @@ impl QuantileSketch {
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
         let count: u64 = self.0.iter().map(|bucket| bucket.count).sum();
         let rank = ((q * count as f64).ceil() as u64).clamp(1, count.max(1));
+        self.value_at(rank - 1)
+    }
+
+    /// The value that `rank` values are not larger than, in ascending order, within 1 %. `None` if
+    /// there are not that many. Not clamped, as [`Self::quantile`].
+    pub fn value_at(&self, rank: u64) -> Option<Decimal> {
         let mut below = 0;
         let found = self.0.iter().find(|bucket| {
             below += bucket.count;
-            below >= rank
+            below > rank
         });
         found.map(|bucket| Decimal::from_units(middle_of(bucket.index)))
     }

@@ -78,9 +78,23 @@ impl Rollup {
     /// A quantile of the values within 1 %, clamped to the minimum and the maximum; `None` if
     /// there are no values.
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
-        let found = self.quantiles.quantile(q)?;
+        self.quantiles.quantile(q).map(|found| self.clamped(found))
+    }
+
+    /// The value of a rank, from 0 on, in ascending order, within 1 %; the first and the last are
+    /// exact. `None` if there are not that many values.
+    pub fn value_at(&self, rank: u64) -> Option<Decimal> {
+        let figures = &self.figures;
+        match rank {
+            0 => figures.min,
+            last if last + 1 == figures.value_count => figures.max,
+            rank => self.quantiles.value_at(rank).map(|found| self.clamped(found)),
+        }
+    }
+
+    fn clamped(&self, found: Decimal) -> Decimal {
         let found = self.figures.min.map_or(found, |min| found.max(min));
-        Some(self.figures.max.map_or(found, |max| found.min(max)))
+        self.figures.max.map_or(found, |max| found.min(max))
     }
 
     /// Appends the canonical bytes, which `verify` compares: count and value count (u64), sum

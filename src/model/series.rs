@@ -100,14 +100,8 @@ impl Series {
 
     /// The canonical bytes of the series.
     pub fn key(&self) -> Vec<u8> {
-        let mut key = Vec::with_capacity(64);
-        put(&mut key, &self.tenant);
-        put(&mut key, &self.metric);
-        for (name, value) in &self.labels {
-            put(&mut key, name);
-            put(&mut key, value);
-        }
-        key
+        let labels = self.labels.iter().map(|(name, value)| (&**name, &**value));
+        key_of(&self.tenant, &self.metric, labels)
     }
 
     /// Parses canonical bytes. Fails if they are cut off, not UTF-8, or not canonical (labels out
@@ -154,6 +148,22 @@ impl Series {
 /// The value of one of these labels; a missing label reads as empty.
 pub fn label_of<'a>(labels: &'a [(String, String)], name: &str) -> &'a str {
     labels.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
+}
+
+/// The canonical bytes of the series that has these labels, ascending by name and none empty.
+pub fn key_of<'l>(
+    tenant: &str,
+    metric: &str,
+    labels: impl Iterator<Item = (&'l str, &'l str)>,
+) -> Vec<u8> {
+    let mut key = Vec::with_capacity(64);
+    put(&mut key, tenant);
+    put(&mut key, metric);
+    for (name, value) in labels {
+        put(&mut key, name);
+        put(&mut key, value);
+    }
+    key
 }
 
 fn put(key: &mut Vec<u8>, s: &str) {

@@ -8,7 +8,13 @@ use crate::actors::archiver::ArchiveLimits;
 use crate::config::{Config, millis};
 use crate::gateway::origin_policy::OriginPolicy;
 use crate::model::expiry::ExpiryRules;
+use crate::model::generation_keeping::KeepingLimits;
+use crate::operate::boards::BoardLimits;
+use crate::operate::replays::ReplayLimits;
 use crate::query::engine::QueryLimits;
+use crate::recompute::fold::FoldRules;
+use crate::recompute::replay::node::ReplayTiming;
+use crate::recompute::replay::shard_replay::FillLimits;
 use crate::shards::series::MetricNameRegistry;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
@@ -76,10 +82,73 @@ pub(crate) fn expiry(config: &Config) -> ExpiryRules {
     ExpiryRules { grace_ms: ExpiryRules::DEFAULT_GRACE_MS, max_at_once: config.expiry.max_at_once }
 }
 
+/// Bytes of deltas that one replay holds before it commits them. A transaction of that size takes
+/// well under a second, so a flush never waits long for its rows.
+const REPLAY_DELTA_BYTES: usize = 16 << 20;
+/// Records after which a replay commits: a restart repeats no more.
+const REPLAY_RECORDS: u64 = 100_000;
+/// Replays that read at a time: each holds an object, and more would not be faster.
+const REPLAYS_AT_ONCE: usize = 4;
+/// A shard of another node is filled here if its cursor stands still for this long: longer than a
+/// restart of that node, and than most waits for a late flush.
+const REPLAY_IDLE_MS: i64 = 60_000;
+/// Added to two intervals of flushes: how long a flush itself may take.
+const FLUSH_MARGIN_MS: i64 = 2_000;
+
+pub(crate) fn replay(config: &Config, shard_count: u32) -> FillLimits {
+    FillLimits {
+        max_delta_bytes: REPLAY_DELTA_BYTES,
+        max_records: REPLAY_RECORDS,
+        max_series: max_series(config, shard_count),
+        fold: FoldRules {
+            dedup_horizon_ms: millis(config.dedup.horizon),
+            dedup_max_ids: config.dedup.max_ids,
+            max_delta_bytes: REPLAY_DELTA_BYTES,
+            shard_count,
+        },
+    }
+}
+
+pub(crate) fn replay_timing(config: &Config) -> ReplayTiming {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    ReplayTiming {
+        late_after_ms: millis(config.flush.interval).saturating_mul(2) + FLUSH_MARGIN_MS,
+        idle_after_ms: REPLAY_IDLE_MS,
+        max_rate: config.replay.max_rate,
+        at_once: cores.min(REPLAYS_AT_ONCE),
+    }
+}
+
 pub(crate) fn upkeep(config: &Config) -> MaintenanceLimits {
     MaintenanceLimits {
         cold_after_ms: millis(config.archive.cold_after),
         keep_ms: millis(config.archive.keep),
         expiry: expiry(config),
+        replay_hold_ms: millis(config.replay.max_time),
+    }
+}
+
+pub(crate) fn replays(config: &Config, shard_count: u32) -> ReplayLimits {
+    ReplayLimits {
+        shard_count,
+        max_maintained: config.replay.max_maintained,
+        keep_ms: millis(config.replay.keep),
+    }
+}
+
+/// How large boards may be, and how many a tenant may have.
+pub(crate) fn boards(config: &Config) -> BoardLimits {
+    let boards = &config.boards;
+    BoardLimits {
+        boards: boards.max,
+        bytes: boards.max_bytes.in_memory(),
+        panels: boards.max_panels,
+    }
+}
+
+pub(crate) fn keeping(config: &Config) -> KeepingLimits {
+    KeepingLimits {
+        keep_ms: millis(config.replay.keep),
+        query_ms: millis(config.query.timeout.max(config.query.deadline)),
     }
 }

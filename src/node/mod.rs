@@ -7,11 +7,13 @@ pub mod backends;
 pub(crate) mod continuity;
 mod descriptors;
 mod disk;
+pub mod files;
 mod gateway;
 mod gauges;
 pub mod keys;
 pub(crate) mod limits;
 pub mod lock;
+mod mapping;
 mod mesh;
 pub mod migration_marker;
 pub mod offline;
@@ -20,10 +22,12 @@ pub mod permissions;
 mod query;
 mod readiness;
 pub mod rebuild;
+mod replay;
 pub(crate) mod shards;
 mod signals;
 mod start;
 pub mod tree;
+pub mod watched_file;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +43,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::files::NodeFiles;
 use self::gauges::MetricsRenderer;
 use self::readiness::Readiness;
 use crate::actors::shard_table::ShardTable;
@@ -117,7 +122,12 @@ pub fn serve_with(config: &Config, faults: TestFaults) -> anyhow::Result<()> {
 /// Everything that `serve` would refuse about the addresses, files and secrets that this
 /// configuration names, although each key is valid by itself. Contacts no server.
 pub fn refusals(config: &Config) -> Vec<String> {
-    let checks = [keys::load(config).map(drop), mesh::check(config), backends::check(config)];
+    let checks = [
+        keys::load(config).map(drop),
+        mapping::load(config).map(drop),
+        mesh::check(config),
+        backends::check(config),
+    ];
     checks.into_iter().filter_map(Result::err).map(|why| format!("{why:#}")).collect()
 }
 
@@ -135,12 +145,12 @@ pub struct NodePorts {
 
 async fn run(config: &Config, data: &DataDir, faults: TestFaults) -> anyhow::Result<()> {
     let started = Stopwatch::start();
-    let keys = keys::load(config)?;
+    let files = NodeFiles::load(config)?;
     mesh::check(config)?;
-    let listener = listen(config, keys.is_open()).await?;
+    let listener = listen(config, files.keys.value.load().is_open()).await?;
     let mut stopped = std::pin::pin!(signals::stop_signal());
     signals::outlive_file_limits()?;
-    let _reloading = signals::reload_at_hangup(&keys)?;
+    let _reloading = signals::reload_at_hangup(&files)?;
     // In a select with the signal: start-up can wait long for a dependency, and must be stoppable.
     let ports = tokio::select! {
         ports = open_backends::open(config, data, &listener) => ports?,
@@ -149,7 +159,7 @@ async fn run(config: &Config, data: &DataDir, faults: TestFaults) -> anyhow::Res
             return signal;
         }
     };
-    let mut node = Node::start(config, ports, keys, listener, faults).await?;
+    let mut node = Node::start(config, ports, files, listener, faults).await?;
     let (address, startup_ms) = (node.address, started.elapsed().as_millis() as u64);
     let (data, roles) = (data.root().display(), config.node.roles.names().join(","));
     tracing::info!(%address, %data, roles, startup_ms, "serving");

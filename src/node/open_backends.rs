@@ -154,7 +154,8 @@ fn open_all(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let roles = config.node.roles;
     // Makes no request yet, so mistakes in its configuration abort before any waiting.
-    let archive = if roles.shards { Some(backends::archive(config, data)?) } else { None };
+    let needs_archive = roles.needs_archive();
+    let archive = if needs_archive { Some(backends::archive(config, data)?) } else { None };
     // The store before the log: joining Kafka's group makes this node an owner of shards, which
     // must not wait for a store then.
     let shared = if roles.needs_store() && config.store.url.is_some() {

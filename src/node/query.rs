@@ -1,5 +1,5 @@
-//! The query role: the engine over store and live deltas, quarantine, expiry, and a periodic probe
-//! of the store.
+//! The query role: the engine over store and live deltas, quarantine, expiry, replays, and a
+//! periodic probe of the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +11,20 @@ use futures::future::BoxFuture;
 use super::{NodePorts, backends, limits};
 use crate::actors::live::LiveReader;
 use crate::config::Config;
+use crate::operate::boards::StoreBoards;
 use crate::operate::expiry::StoreExpiry;
 use crate::operate::quarantine::StoreQuarantine;
-use crate::operate::service::{ExpiryService, QuarantineService};
+use crate::operate::replays::{StoreReplays, UndecidableDays};
+use crate::operate::service::{
+    BoardService, ExpiryService, FillWaits, OperateError, QuarantineService, ReplayService,
+};
 use crate::operate::without_store::NoStore;
-use crate::persistence::store::SnapshotSource;
+use crate::persistence::archive::Archive;
+use crate::persistence::store::{RollupStore, SnapshotSource};
 use crate::query::engine::QueryEngine;
 use crate::query::service::QueryService;
 use crate::query::without_role::NoQueries;
+use crate::recompute::replay::undecided::{hidden_objects, undecidable_days};
 use crate::shards::state::ShardLimits;
 
 /// Interval between probes of the store.
@@ -32,6 +38,8 @@ pub(super) struct QueryRole {
     pub service: Arc<dyn QueryService>,
     pub quarantine: Arc<dyn QuarantineService>,
     pub expiry: Arc<dyn ExpiryService>,
+    pub replays: Arc<dyn ReplayService>,
+    pub boards: Arc<dyn BoardService>,
     /// Whether the store answered the last probe.
     pub store: Arc<AtomicBool>,
     /// Keeps `store` up to date; None without the role.
@@ -42,10 +50,14 @@ pub(super) fn role(
     ports: &NodePorts,
     live: Arc<dyn LiveReader>,
     shard_limits: ShardLimits,
+    waits: Arc<dyn FillWaits>,
 ) -> anyhow::Result<QueryRole> {
     let store = ports.store.clone().context("the role query needs a store")?;
     let reachable = Arc::new(AtomicBool::new(true));
     let second = backends::shared_cache(config)?;
+    let horizon_ms = shard_limits.dedup_horizon_ms;
+    let archive = ports.archive.clone();
+    let find_undecidable = archive.map(|archive| undecidable(store.clone(), archive, horizon_ms));
     Ok(QueryRole {
         service: QueryEngine::with_shared_cache(
             store.clone(),
@@ -56,8 +68,37 @@ pub(super) fn role(
         ),
         quarantine: StoreQuarantine::new(store.clone(), shard_limits),
         expiry: StoreExpiry::new(store.clone()),
+        replays: StoreReplays::new(
+            store.clone(),
+            find_undecidable,
+            ports.clock.clone(),
+            limits::replays(config, ports.log.shard_count()),
+            waits,
+        ),
+        boards: StoreBoards::new(store.clone(), ports.clock.clone(), limits::boards(config)),
         probe: Some(Box::pin(probe(store, reachable.clone()))),
         store: reachable,
+    })
+}
+
+/// Days of whose events store and archive cannot say what became of them. `horizon_ms` is the
+/// configured `dedup.horizon`.
+fn undecidable(
+    store: Arc<dyn RollupStore>,
+    archive: Arc<dyn Archive>,
+    horizon_ms: i64,
+) -> UndecidableDays {
+    Arc::new(move |days, budget| {
+        let mut snapshot = store.snapshot_for(budget)?;
+        let hidden = hidden_objects(&mut *snapshot, days, horizon_ms)?;
+        // Objects are read without it.
+        drop(snapshot);
+        undecidable_days(&*archive, &hidden).map_err(|why| {
+            OperateError::ReplayRefused(format!(
+                "an object of these days cannot be read, so it is not known whether they can be \
+                 replayed: {why}"
+            ))
+        })
     })
 }
 
@@ -68,6 +109,8 @@ pub(super) fn absent() -> QueryRole {
         service: Arc::new(NoQueries),
         quarantine: Arc::new(NoStore),
         expiry: Arc::new(NoStore),
+        replays: Arc::new(NoStore),
+        boards: Arc::new(NoStore),
         store,
         probe: None,
     }

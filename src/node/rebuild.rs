@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 
 use super::lock::{self, DataLock};
 use super::{DataDir, TestFaults, backends, limits, offline};
+use crate::actors::settled_documents::ListedSettlements;
 use crate::config::{Config, millis};
 use crate::model::offset::LogId;
 use crate::persistence::archive::Archive;
@@ -20,7 +21,9 @@ use crate::persistence::store::postgres::{DatabaseState, PostgresOptions, Postgr
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::recompute::fold::FoldRules;
 use crate::recompute::rebuild::plan::ShardPlan;
-use crate::recompute::rebuild::{self, RebuildReport, StoreRebuild};
+use crate::recompute::rebuild::replays::{self, ServedReplays};
+use crate::recompute::rebuild::{self, RebuildReport, StoreRebuild, settled};
+use crate::recompute::replay::shard_replay::ReplaySources;
 
 /// The fraction of `flush.max_delta_bytes` that may be in memory: one shard is rebuilt at a time.
 const SHARE_OF_DELTAS: u64 = 16;
@@ -32,6 +35,10 @@ pub struct RebuildJob {
     log: Arc<dyn LogReader>,
     /// The history of every shard, in order.
     pub plans: Vec<ShardPlan>,
+    /// The replays that are brought back.
+    pub replays: ServedReplays,
+    /// What was decided about events that were set aside.
+    settled: ListedSettlements,
     /// Whether an interrupted attempt will be resumed.
     pub resumes: bool,
     _lock: DataLock,
@@ -40,6 +47,15 @@ pub struct RebuildJob {
 enum RebuildTarget {
     Sqlite { place: PathBuf, beside: PathBuf },
     Postgres(PostgresOptions),
+}
+
+/// What becomes of replays that were served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayChoice {
+    /// They are brought back.
+    Restore,
+    /// Generation 0 is served on their days again.
+    LeaveOut,
 }
 
 /// Checks that the configuration has a log, an archive and no store, that no process serves
@@ -53,6 +69,7 @@ pub fn prepare(
     data: &DataDir,
     former: &[LogId],
     allow_expired: bool,
+    replays: ReplayChoice,
 ) -> anyhow::Result<RebuildJob> {
     if config.kafka.brokers.is_none() && !data.log().is_dir() {
         bail!(
@@ -67,7 +84,15 @@ pub fn prepare(
     let archive = offline::archive(config, data)?;
     let log = offline::log(config, data).map_err(|why| anyhow::anyhow!(why))?;
     let plans = rebuild::plan(archive.as_ref(), log.as_ref(), former, allow_expired)?;
-    Ok(RebuildJob { target, archive, log, plans, resumes, _lock })
+    let logs: Vec<LogId> = std::iter::once(log.id()).chain(former.iter().copied()).collect();
+    let replays = match replays {
+        ReplayChoice::LeaveOut => ServedReplays::default(),
+        ReplayChoice::Restore => {
+            ServedReplays::read(archive.as_ref(), &logs, log.shard_count(), nonce()?)?
+        }
+    };
+    let settled = settled::read(archive.as_ref(), &logs)?;
+    Ok(RebuildJob { target, archive, log, plans, replays, settled, resumes, _lock })
 }
 
 impl RebuildJob {
@@ -77,6 +102,11 @@ impl RebuildJob {
             RebuildTarget::Sqlite { place, .. } => place.display().to_string(),
             RebuildTarget::Postgres(_) => "the database of store.url".to_owned(),
         }
+    }
+
+    /// Records to fold: those of the shards, and those that are filled into replays.
+    pub fn records(&self) -> u64 {
+        self.plans.iter().map(ShardPlan::records).sum::<u64>() + self.replays.records()
     }
 
     /// Builds the store. `progress` receives the number of records done.
@@ -90,33 +120,10 @@ impl RebuildJob {
         archive_only: bool,
         progress: &mut dyn FnMut(u64),
     ) -> anyhow::Result<RebuildReport> {
-        let nonce =
-            getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
-        let shards = limits::shard(config, self.log.shard_count(), TestFaults::default());
-        let (dedup_horizon_ms, dedup_max_ids) = (shards.dedup_horizon_ms, shards.dedup_max_ids);
-        let max_delta_bytes = (config.flush.max_delta_bytes.bytes() / SHARE_OF_DELTAS) as usize;
-        let run = |store: &dyn RebuildStore, progress: &mut dyn FnMut(u64)| {
-            let rebuild = StoreRebuild {
-                store,
-                archive: self.archive.as_ref(),
-                log: self.log.as_ref(),
-                rules: FoldRules {
-                    dedup_horizon_ms,
-                    dedup_max_ids,
-                    max_delta_bytes,
-                    shard_count: self.log.shard_count(),
-                },
-                max_series: limits::max_series(config, self.log.shard_count()),
-                metric_names: limits::census(config),
-                max_ahead_ms: millis(config.accept.max_ahead),
-                nonce,
-            };
-            rebuild.run(&self.plans, archive_only, progress)
-        };
         match &self.target {
             RebuildTarget::Sqlite { place, beside } => {
                 let store = SqliteStore::open_rebuilding(beside)?;
-                let report = run(store.as_ref(), progress)?;
+                let report = self.build(&store, config, archive_only, progress)?;
                 // Complete before it is renamed: whatever has the name of the store counts as
                 // whole. Closing the last connection checkpoints the WAL into the file.
                 store.finish_rebuild()?;
@@ -126,12 +133,54 @@ impl RebuildJob {
             }
             RebuildTarget::Postgres(options) => {
                 let store = PostgresStore::open_rebuilding(options)?;
-                let report = run(store.as_ref(), progress)?;
+                let report = self.build(&store, config, archive_only, progress)?;
                 store.finish_rebuild()?;
                 Ok(report)
             }
         }
     }
+
+    fn build<S: RebuildStore>(
+        &self,
+        store: &Arc<S>,
+        config: &Config,
+        archive_only: bool,
+        progress: &mut dyn FnMut(u64),
+    ) -> anyhow::Result<RebuildReport> {
+        let shard_count = self.log.shard_count();
+        let shards = limits::shard(config, shard_count, TestFaults::default());
+        let rebuild = StoreRebuild {
+            store: store.as_ref(),
+            archive: self.archive.as_ref(),
+            log: self.log.as_ref(),
+            rules: FoldRules {
+                dedup_horizon_ms: shards.dedup_horizon_ms,
+                dedup_max_ids: shards.dedup_max_ids,
+                max_delta_bytes: (config.flush.max_delta_bytes.bytes() / SHARE_OF_DELTAS) as usize,
+                shard_count,
+            },
+            max_series: limits::max_series(config, shard_count),
+            metric_names: limits::census(config),
+            max_ahead_ms: millis(config.accept.max_ahead),
+            nonce: nonce()?,
+            replays: &self.replays,
+        };
+        let mut report = rebuild.run(&self.plans, archive_only, progress)?;
+        report.damaged.extend(self.settled.damaged.iter().cloned());
+        report.settled = settled::settle(store.as_ref(), &self.settled.settled, &shards)?;
+        let sources = ReplaySources {
+            store: store.clone(),
+            archive: self.archive.clone(),
+            limits: limits::replay(config, shard_count),
+        };
+        let before: u64 = self.plans.iter().map(ShardPlan::records).sum();
+        replays::fill(&self.replays, &sources, nonce()?, &mut |done| progress(before + done))?;
+        Ok(report)
+    }
+}
+
+fn nonce() -> anyhow::Result<u64> {
+    getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))
 }
 
 impl RebuildTarget {

@@ -1,5 +1,5 @@
 //! The shards role: actors for the shards that the log assigns to this node, their ticker, the
-//! archiver, and archive maintenance.
+//! archiver, archive maintenance, and the keeper of generations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,16 @@ use super::tree::{self, ShardsSupervisorRef};
 use super::{NodePorts, limits};
 use crate::actors::archive_maintenance::{ArchiveMaintenance, DamagedObjects, ExpiryChecks};
 use crate::actors::archiver::{ArchiveDelays, Archiver};
+use crate::actors::generation_documents::GenerationDocuments;
+use crate::actors::generation_keeper::GenerationKeeper;
+use crate::actors::set_watch::SetWatch;
 use crate::actors::shard::ShardActor;
 use crate::actors::shard_ports::{MetricNameLoader, ShardPorts};
 use crate::actors::shard_table::ShardTable;
 use crate::actors::ticker::{self, ShardRefs};
 use crate::config::{Config, millis};
+use crate::persistence::archive::Archive;
+use crate::persistence::store::GenerationStore;
 use crate::shards::series::MetricNameRegistry;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
@@ -30,8 +35,9 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 pub(crate) struct ShardsRole {
     /// Controls the shards at runtime.
     pub handle: ShardsHandle,
-    /// The shards' supervisor, the archiver, and archive maintenance.
-    pub children: [ChildSpec; 3],
+    /// The shards' supervisor, the archiver, archive maintenance, the keeper of generations and the
+    /// watch of their set.
+    pub children: [ChildSpec; 5],
 }
 
 /// Controls the shards of a running node.
@@ -50,7 +56,9 @@ pub(crate) fn role(
     let store = ports.store.clone().context("the role shards needs a store")?;
     let archive = ports.archive.clone().context("the role shards needs an archive")?;
     let (log, clock) = (ports.log.clone(), ports.clock.clone());
+    let keeper = keeper(config, ports, store.clone(), archive.clone());
     let refs: ShardRefs = tree::empty_refs(log.shard_count() as usize);
+    let watch = SetWatch { store: store.clone(), table: slots.clone(), refs: refs.clone() };
     let shard_ports = ShardPorts {
         shard: crate::model::offset::ShardId(0),
         log: log.clone(),
@@ -73,8 +81,7 @@ pub(crate) fn role(
         relinquish: Arc::new(move |shards| leaving.relinquish(shards)),
         table: slots.clone(),
         refs: refs.clone(),
-        // A shard that keeps failing must not take the node down: its supervisor retries on its
-        // own.
+        // A shard that keeps failing does not end the node: its supervisor retries on its own.
         policy: RestartPolicy { escalates: false, ..limits::restarts(config) },
         refused_delay_ms: millis(config.shards.refused_delay),
         handover,
@@ -102,9 +109,22 @@ pub(crate) fn role(
         delays: ArchiveDelays::default(),
     };
     let place = ShardsSupervisorRef::default();
-    let children =
-        [tree::shards(spec, place.clone()), tree::archiver(archiver), tree::upkeep(upkeep)];
+    let shards = tree::shards(spec, place.clone());
+    let (archiver, upkeep) = (tree::archiver(archiver), tree::upkeep(upkeep));
+    let children = [shards, archiver, upkeep, keeper, tree::set_watch(watch)];
     Ok(ShardsRole { handle: ShardsHandle { place, refs, handover }, children })
+}
+
+fn keeper(
+    config: &Config,
+    ports: &NodePorts,
+    store: Arc<dyn GenerationStore>,
+    archive: Arc<dyn Archive>,
+) -> ChildSpec {
+    let (clock, shard_count) = (ports.clock.clone(), ports.log.shard_count());
+    let documents = GenerationDocuments { store: store.clone(), archive, log: ports.log.id() };
+    let limits = limits::keeping(config);
+    tree::keeper(GenerationKeeper { store, clock, shard_count, limits, documents })
 }
 
 impl ShardsHandle {

@@ -4,7 +4,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use super::keys;
+use super::files::NodeFiles;
 
 /// Completes at SIGTERM or SIGINT.
 pub(super) async fn stop_signal() -> anyhow::Result<()> {
@@ -24,18 +24,19 @@ pub(super) fn outlive_file_limits() -> anyhow::Result<()> {
         .context("cannot listen for SIGXFSZ")
 }
 
-/// Reloads the keys file at each SIGHUP, the signal that operators and their tools send for that.
+/// Reloads the files of the configuration at each SIGHUP, the signal that operators and their tools
+/// send for that.
 /// Handling it also keeps the node running when its terminal is closed.
-pub(super) fn reload_at_hangup(keys: &keys::ApiKeys) -> anyhow::Result<JoinHandle<()>> {
+pub(super) fn reload_at_hangup(files: &NodeFiles) -> anyhow::Result<JoinHandle<()>> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-    let reload = keys.reload();
+    let reloads = files.reloads();
     Ok(tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             tracing::info!(
-                "SIGHUP: the keys file is read again; everything else in the configuration takes \
-                 a restart"
+                "SIGHUP: the files of keys and of the mapping are read again; everything else in \
+                 the configuration takes a restart"
             );
-            reload.notify_one();
+            reloads.iter().for_each(|reload| reload.notify_one());
         }
     }))
 }

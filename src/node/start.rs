@@ -7,12 +7,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::files::NodeFiles;
 use super::gateway::{self, GatewayRole};
 use super::gauges::Gauges;
-use super::keys::ApiKeys;
 use super::mesh::{self, MeshRole};
 use super::query::{self, QueryRole};
 use super::readiness::Readiness;
+use super::replay;
 use super::shards::{self, ShardsHandle, ShardsRole};
 use super::{Node, NodePorts, TestFaults, disk, limits, name, tree};
 use crate::actors::clock_watch;
@@ -21,6 +22,7 @@ use crate::actors::shard_table::ShardTable;
 use crate::clock::Stopwatch;
 use crate::config::{Config, millis};
 use crate::gateway::{Gateway, GatewayDeps, server};
+use crate::operate::service::{FillWaits, NoFills};
 use crate::operate::status::{NoPeers, PeerStatusSource, StatusReporter};
 use crate::shards::series::MetricNameRegistry;
 use crate::supervision::supervisor::ChildSpec;
@@ -33,7 +35,7 @@ impl Node {
     pub async fn start(
         config: &Config,
         ports: NodePorts,
-        keys: ApiKeys,
+        files: NodeFiles,
         listener: TcpListener,
         faults: TestFaults,
     ) -> anyhow::Result<Self> {
@@ -43,17 +45,18 @@ impl Node {
         if let Some(mesh) = &roles.mesh {
             mesh.publish_status(status.clone());
         }
-        let edge = roles.edge(config, &ports, &keys, &ready, status);
-        let NodeRoles { gateway, shards, mesh, query, table, .. } = roles;
+        let edge = roles.edge(config, &ports, &files, &ready, status);
+        let NodeRoles { gateway, shards, mesh, query, replay, table, .. } = roles;
         let (handle, shard_children) =
             shards.map(|shards| (shards.handle, shards.children)).unzip();
         let mut children: Vec<ChildSpec> = Vec::new();
         children.extend(gateway.map(|gateway| gateway.child));
         children.extend(mesh.map(|mesh| mesh.child));
         children.extend(shard_children.into_iter().flatten());
+        children.extend(replay);
         let (root, tree_ended) =
             tree::start(children, limits::restarts(config), ports.clock.clone()).await?;
-        let tasks = spawn_tasks(config, &ports, keys, query, handle.as_ref(), &table);
+        let tasks = spawn_tasks(config, &ports, files, query, handle.as_ref(), &table);
         let (stop, stopping) = watch::channel(false);
         let address = listener.local_addr().context("cannot read the listening address")?;
         // Last: until here the listener's backlog holds connections that nobody could answer.
@@ -82,6 +85,7 @@ struct NodeRoles {
     shards: Option<ShardsRole>,
     mesh: Option<MeshRole>,
     query: QueryRole,
+    replay: Option<ChildSpec>,
     table: Arc<ShardTable>,
     metric_names: Arc<MetricNameRegistry>,
 }
@@ -107,12 +111,18 @@ impl NodeRoles {
         // Without a mesh, queries see this node's own shards only.
         let live =
             mesh.as_ref().map_or(table.clone() as Arc<dyn LiveReader>, |mesh| mesh.live.clone());
+        let (replay, waits) = if roles.replay {
+            let (replays, waits) = replay::role(config, ports, &table)?;
+            (Some(replays), waits)
+        } else {
+            (None, Arc::new(NoFills) as Arc<dyn FillWaits>)
+        };
         let query = if roles.query {
-            query::role(config, ports, live, shard_limits)?
+            query::role(config, ports, live, shard_limits, waits)?
         } else {
             query::absent()
         };
-        Ok(Self { gateway, shards, mesh, query, table, metric_names })
+        Ok(Self { gateway, shards, mesh, query, replay, table, metric_names })
     }
 
     fn readiness(&mut self, config: &Config, ports: &NodePorts) -> Arc<Readiness> {
@@ -155,7 +165,7 @@ impl NodeRoles {
         &self,
         config: &Config,
         ports: &NodePorts,
-        keys: &ApiKeys,
+        files: &NodeFiles,
         ready: &Arc<Readiness>,
         status: Arc<StatusReporter>,
     ) -> Arc<Gateway> {
@@ -169,7 +179,10 @@ impl NodeRoles {
             queries: self.query.service.clone(),
             quarantine: self.query.quarantine.clone(),
             expiry: self.query.expiry.clone(),
-            keys: keys.table.clone(),
+            replays: self.query.replays.clone(),
+            boards: self.query.boards.clone(),
+            keys: files.keys.value.clone(),
+            mapping: files.mapping.value.clone(),
             origin_policy: limits::origin_policy(config),
             config: Arc::new(config.clone()),
             clock: ports.clock.clone(),
@@ -186,18 +199,16 @@ impl NodeRoles {
 fn spawn_tasks(
     config: &Config,
     ports: &NodePorts,
-    keys: ApiKeys,
+    files: NodeFiles,
     query: QueryRole,
     shards: Option<&ShardsHandle>,
     table: &Arc<ShardTable>,
 ) -> Vec<JoinHandle<()>> {
     let store = ports.store.clone().map(|store| store as _);
     let disk = disk::DiskWatch::new(config, ports.log.clone(), store);
-    let mut tasks = vec![
-        tokio::spawn(keys.watch()),
-        tokio::spawn(disk.run()),
-        tokio::spawn(clock_watch::run(ports.clock.clone())),
-    ];
+    let mut tasks =
+        vec![tokio::spawn(disk.run()), tokio::spawn(clock_watch::run(ports.clock.clone()))];
+    tasks.extend(files.watch());
     tasks.extend(shards.map(|shards| shards.start_ticker(config, table)));
     tasks.extend(query.probe.map(tokio::spawn));
     tasks

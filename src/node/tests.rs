@@ -2,6 +2,7 @@
 //! nodes.
 
 mod moves;
+mod replays;
 mod roles;
 mod stopped;
 
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::{Node, NodePorts, TestFaults, keys};
+use super::files::NodeFiles;
+use super::{Node, NodePorts, TestFaults};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::model::decimal::Decimal;
@@ -50,7 +52,7 @@ impl Cluster {
         let ports = NodePorts {
             log: log.clone(),
             store: roles.needs_store().then_some(store),
-            archive: roles.shards.then(|| self.archive.clone() as _),
+            archive: roles.needs_archive().then(|| self.archive.clone() as _),
             clock: Arc::new(SystemClock),
             render_metrics: Arc::new(String::new),
         };
@@ -58,7 +60,7 @@ impl Cluster {
         Node::start(
             config,
             ports,
-            keys::load(config).expect("no keys"),
+            NodeFiles::load(config).expect("no files"),
             listener,
             TestFaults::default(),
         )

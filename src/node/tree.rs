@@ -8,11 +8,15 @@ use ractor::{Actor, ActorRef};
 use crate::actors::archive_maintenance::ArchiveMaintenance;
 use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
+use crate::actors::generation_keeper::GenerationKeeper;
+use crate::actors::set_watch::SetWatch;
 use crate::actors::shard::ShardActor;
 use crate::actors::ticker::ShardRefs;
 use crate::clock::Clock;
 use crate::cluster::membership::MeshActor;
+use crate::recompute::replay::actor::ReplayActor;
 use crate::supervision::policy::RestartPolicy;
+use crate::supervision::replays::{ReplaysSpec, ReplaysSupervisor};
 use crate::supervision::shards::{ShardsMessage, ShardsSpec, ShardsSupervisor};
 use crate::supervision::supervisor::{
     ChildSpawner, ChildSpec, Supervisor, SupervisorMessage, SupervisorSpec,
@@ -129,6 +133,27 @@ pub fn archiver(archiver: Archiver) -> ChildSpec {
 /// The archive maintenance actor, which has no callers.
 pub fn upkeep(upkeep: ArchiveMaintenance) -> ChildSpec {
     actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {})
+}
+
+/// The keeper of generations, which has no callers.
+pub fn keeper(keeper: GenerationKeeper) -> ChildSpec {
+    actor_child("keeper", "keeper of replays".to_owned(), keeper, |_| {})
+}
+
+/// The actor that tells shards which generations to write; it has no callers.
+pub fn set_watch(watch: SetWatch) -> ChildSpec {
+    actor_child("set_watch", "watch of the generations".to_owned(), watch, |_| {})
+}
+
+/// The actor of one replay.
+pub fn replay(replay: ReplayActor) -> ChildSpec {
+    let (generation, shard) = replay.key;
+    actor_child("replay", format!("replay {generation} of shard {shard}"), replay, |_| {})
+}
+
+/// The supervisor of all replays.
+pub fn replays(spec: ReplaysSpec) -> ChildSpec {
+    actor_child("replays", "replays".to_owned(), ReplaysSupervisor(spec), |_| {})
 }
 
 /// The mesh actor. Its failures do not escalate: a node that has lost the others still takes writes

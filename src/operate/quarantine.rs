@@ -1,7 +1,7 @@
 //! The quarantine: listing, releasing and discarding events.
 //!
-//! An event is either counted or quarantined, never both, because merging its delta and deleting
-//! its row are one transaction of the store, which also moves accounting and revisions. Its id
+//! An event is either counted or quarantined, never both, because merging it and marking its row
+//! are one transaction of the store, which also moves accounting and revisions. Its id
 //! stays in de-duplication, so a client's retry does not count in addition to a release. A tenant's
 //! key reaches the events of that tenant only. Records that no build could read belong to no
 //! tenant; operators see that they exist, not what they contain. A call that fails has changed
@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use super::service::{OperateError, QuarantineScope, QuarantineService};
+use crate::actors::release_fold::{ReleaseFoldError, fold_release};
 use crate::api::quarantine::{
     DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName,
     UnderstoodEvent,
@@ -19,13 +20,16 @@ use crate::model::budget::QueryBudget;
 use crate::model::flush::QuarantineRow;
 use crate::model::offset::ShardId;
 use crate::model::record;
+use crate::model::release::ReleasedEvent;
 use crate::model::series::Series;
-use crate::persistence::store::{AuditSnapshot, QuarantineStore};
-use crate::shards::release;
+use crate::persistence::store::{AuditSnapshot, QuarantineStore, StoreError};
 use crate::shards::state::ShardLimits;
 
 /// Most events in one answer; the rest is only counted.
 const MAX_LISTED: usize = 1_000;
+/// How often a release is decided anew because a fill has passed its event meanwhile. Each
+/// generation of the shard can do so once, and few are filled at a time.
+const MAX_TURNS: u32 = 16;
 
 /// Quarantine of a store.
 pub struct StoreQuarantine {
@@ -69,6 +73,19 @@ impl StoreQuarantine {
             None => Err(not_quarantined(place, "is not in the quarantine (any more)")),
         }
     }
+
+    /// What the event adds to generation 0, and to each generation whose writer has passed it.
+    fn fold(
+        &self,
+        row: &QuarantineRow,
+        budget: &QueryBudget,
+    ) -> Result<ReleasedEvent, OperateError> {
+        let mut snapshot = self.store.snapshot_for(budget)?;
+        fold_release(&mut *snapshot, &self.limits, row).map_err(|why| match why {
+            ReleaseFoldError::Store(why) => why.into(),
+            ReleaseFoldError::Event(why) => OperateError::NotReleasable(why.to_string()),
+        })
+    }
 }
 
 fn place_of(row: &QuarantineRow) -> EventPlace {
@@ -99,19 +116,23 @@ impl QuarantineService for StoreQuarantine {
         budget: &QueryBudget,
     ) -> Result<ReleaseAnswer, OperateError> {
         let row = self.pending_row(scope, place, budget)?;
-        // The snapshot is complete for this event: everything admitted at or below its offset was
-        // committed before its own row, or with it.
-        let admissions = self.store.snapshot_for(budget)?.admissions(row.shard)?;
-        let batch = release::fold(&self.limits, &row, admissions)
-            .map_err(|why| OperateError::NotReleasable(why.to_string()))?;
-        // The store settles an event once; of two operators at the same time
-        // the second gets `false`.
-        let at = (row.shard, row.offset, row.index);
-        if !self.store.settle_quarantine(at.0, at.1, at.2, Some(&batch), Some(budget))? {
-            return Err(not_quarantined(place, "was settled meanwhile"));
+        for turn in 1.. {
+            let event = self.fold(&row, budget)?;
+            // The store settles an event once; of two operators at the same time
+            // the second gets `false`.
+            let at = (row.shard, row.offset, row.index);
+            match self.store.settle_quarantine(at.0, at.1, at.2, Some(&event), Some(budget)) {
+                // A fill has passed the event, or the shard has adopted another set.
+                Err(StoreError::Refused { .. }) if turn < MAX_TURNS => {}
+                Err(why) => return Err(why.into()),
+                Ok(false) => return Err(not_quarantined(place, "was settled meanwhile")),
+                Ok(true) => {
+                    let counted_in = event.deltas.first().map(|d| name_of(&d.series.series));
+                    return Ok(ReleaseAnswer { released: place, counted_in });
+                }
+            }
         }
-        let counted_in = batch.deltas.first().map(|delta| name_of(&delta.series.series));
-        Ok(ReleaseAnswer { released: place, counted_in })
+        Err(StoreError::Refused { shard: row.shard }.into())
     }
 
     fn discard(

@@ -1,10 +1,17 @@
 //! Services that the gateway calls on behalf of operators. They block, so the gateway calls them
 //! outside its event loop.
 
+use std::collections::BTreeMap;
+
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
+use crate::api::boards::{BoardInfo, BoardsAnswer};
 use crate::api::quarantine::{DiscardAnswer, EventPlace, QuarantineAnswer, ReleaseAnswer};
+use crate::api::replays::{Replay, ReplayDiff, ReplaysAnswer, StartReplay};
 use crate::api::status::StatusAnswer;
+use crate::model::board::BoardId;
 use crate::model::budget::QueryBudget;
+use crate::model::generation::GenerationId;
+use crate::model::offset::ShardId;
 use crate::persistence::store::StoreError;
 
 /// Why a call failed. The gateway maps it to a code and a status.
@@ -24,6 +31,36 @@ pub enum OperateError {
     /// This release cannot count the event.
     #[error("{0}")]
     NotReleasable(String),
+    /// The tenant has no such replay.
+    #[error("{0}")]
+    NoReplay(String),
+    /// What is asked of a replay makes no sense: metrics, days, or where a part begins.
+    #[error("{0}")]
+    ReplayInvalid(String),
+    /// The rules have mistakes.
+    #[error("{0}")]
+    RulesInvalid(String),
+    /// It cannot be applied yet; the message says who is waited for.
+    #[error("{0}")]
+    NotReady(String),
+    /// It cannot be done, or not now; the message says until when.
+    #[error("{0}")]
+    ReplayRefused(String),
+    /// The tenant has no such board.
+    #[error("{0}")]
+    NoBoard(String),
+    /// It is no board.
+    #[error("{0}")]
+    BoardInvalid(String),
+    /// It has more panels or bytes than boards may have.
+    #[error("{0}")]
+    BoardTooLarge(String),
+    /// The tenant has as many as it may have.
+    #[error("{0}")]
+    TooManyBoards(String),
+    /// Somebody has changed it meanwhile.
+    #[error("{0}")]
+    BoardChanged(String),
     /// The store cannot be reached, or the outcome is unknown. Repeating the call is safe: it
     /// reports if the work is done already.
     #[error("{0}")]
@@ -104,6 +141,181 @@ pub trait ExpiryService: Send + Sync {
     /// # Errors
     /// Fails without the query role, if the store fails, or when the budget is used up.
     fn approve(&self, budget: &QueryBudget) -> Result<ExpiryGoesOnAnswer, OperateError>;
+}
+
+/// Who does something to a replay.
+#[allow(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayActor {
+    pub tenant: std::sync::Arc<str>,
+    /// The prefix of a key, for the audit list.
+    pub by: String,
+}
+
+/// What the fills of this node wait for. Fills of other nodes are known to those only.
+pub trait FillWaits: Send + Sync {
+    /// By shard, for people; a shard whose fill waits for nothing outside is left out.
+    fn waits(&self, id: GenerationId) -> BTreeMap<ShardId, String>;
+}
+
+/// Stands in on nodes that fill nothing.
+pub struct NoFills;
+
+impl FillWaits for NoFills {
+    fn waits(&self, _: GenerationId) -> BTreeMap<ShardId, String> {
+        BTreeMap::new()
+    }
+}
+
+/// Which part of a difference is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DiffRequest {
+    /// `next` of the part before; `None` is the first part.
+    pub after: Option<String>,
+    /// So many rows with the largest changes; `None` is all rows, in order.
+    pub largest: Option<usize>,
+}
+
+/// Replays. A tenant's key sees and changes that tenant's replays only. Everything fails without
+/// the query role, if the store fails, and when the budget is used up.
+pub trait ReplayService: Send + Sync {
+    /// The tenant's replays, and what was done to them.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn list(&self, tenant: &str, budget: &QueryBudget) -> Result<ReplaysAnswer, OperateError>;
+    /// One replay.
+    ///
+    /// # Errors
+    /// [`OperateError::NoReplay`], and see the trait.
+    fn show(&self, tenant: &str, id: u64, budget: &QueryBudget) -> Result<Replay, OperateError>;
+    /// Starts a replay.
+    ///
+    /// # Errors
+    /// If the request is invalid, a day cannot be replayed, or another replay is in the way; and
+    /// see the trait.
+    fn start(
+        &self,
+        who: &ReplayActor,
+        request: &StartReplay,
+        budget: &QueryBudget,
+    ) -> Result<Replay, OperateError>;
+    /// Serves a replay on its days.
+    ///
+    /// # Errors
+    /// [`OperateError::NotReady`], if it is served or leaves, and see the trait.
+    fn apply(
+        &self,
+        who: &ReplayActor,
+        id: u64,
+        budget: &QueryBudget,
+    ) -> Result<Replay, OperateError>;
+    /// Puts back what the apply replaced.
+    ///
+    /// # Errors
+    /// If there is nothing to undo, another one was applied since, and see the trait.
+    fn undo(
+        &self,
+        who: &ReplayActor,
+        id: u64,
+        budget: &QueryBudget,
+    ) -> Result<Replay, OperateError>;
+    /// Gives up a replay that is not served.
+    ///
+    /// # Errors
+    /// If it is served or leaves already, and see the trait.
+    fn cancel(
+        &self,
+        who: &ReplayActor,
+        id: u64,
+        budget: &QueryBudget,
+    ) -> Result<Replay, OperateError>;
+    /// A part of the difference between a replay and what is served on its days.
+    ///
+    /// # Errors
+    /// [`OperateError::NoReplay`], if `after` is not the `next` of a part, and see the trait.
+    fn diff(
+        &self,
+        tenant: &str,
+        id: u64,
+        request: &DiffRequest,
+        budget: &QueryBudget,
+    ) -> Result<ReplayDiff, OperateError>;
+}
+
+/// Who changes a board.
+#[allow(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoardAuthor {
+    pub tenant: std::sync::Arc<str>,
+    /// The prefix of a key.
+    pub by: String,
+}
+
+/// Which boards of a list are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoardPage {
+    /// Those with greater ids.
+    pub after: String,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Which board a change is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BoardVersion {
+    /// One that there is not.
+    New,
+    /// The one of this version.
+    Is(u64),
+}
+
+/// Boards: saved panels. A tenant's key sees and changes that tenant's boards only. Everything
+/// fails without the query role, if the store fails, and when the budget is used up.
+pub trait BoardService: Send + Sync {
+    /// A page of the tenant's boards, ascending by id.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn list(
+        &self,
+        tenant: &str,
+        page: &BoardPage,
+        budget: &QueryBudget,
+    ) -> Result<BoardsAnswer, OperateError>;
+    /// The version and the document of a board.
+    ///
+    /// # Errors
+    /// [`OperateError::NoBoard`], and see the trait.
+    fn show(
+        &self,
+        tenant: &str,
+        id: &BoardId,
+        budget: &QueryBudget,
+    ) -> Result<(u64, String), OperateError>;
+    /// Makes or replaces a board by the JSON of a request.
+    ///
+    /// # Errors
+    /// If it is no board or too large, if the tenant has too many,
+    /// [`OperateError::BoardChanged`], and see the trait.
+    fn put(
+        &self,
+        author: &BoardAuthor,
+        id: &BoardId,
+        change: (BoardVersion, &[u8]),
+        budget: &QueryBudget,
+    ) -> Result<BoardInfo, OperateError>;
+    /// Deletes the board of a version.
+    ///
+    /// # Errors
+    /// [`OperateError::NoBoard`], [`OperateError::BoardChanged`], and see the trait.
+    fn delete(
+        &self,
+        tenant: &str,
+        id: &BoardId,
+        version: u64,
+        budget: &QueryBudget,
+    ) -> Result<(), OperateError>;
 }
 
 /// Status of nodes and shards.

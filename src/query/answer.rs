@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::completeness::QueryCompleteness;
 use super::groups::SeriesGroup;
-use super::memory_charge::QueryCharge;
 use super::request::{Aggregate, QueryRequest};
 use crate::actors::catalogue::{CatalogueNames, CatalogueQuery};
 use crate::model::budget::{AbortReason, QueryBudget};
 use crate::model::decimal::{Decimal, divide_half_even};
+use crate::model::query_charge::QueryCharge;
 use crate::model::rollup::Rollup;
 use crate::model::window::Millis;
 use crate::persistence::store::MetricInfo;
@@ -155,6 +155,7 @@ impl PageRequest {
             prefix: &self.prefix,
             after: &self.after,
             limit: self.limit + 1,
+            others: &[],
         }
     }
 

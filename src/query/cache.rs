@@ -1,7 +1,7 @@
-//! Cache of query results per complete UTC day, keyed by revision.
+//! Cache of query results per complete UTC day, keyed by generation and revision.
 //!
-//! A flush changes the revision of every (tenant, metric, UTC day) that it writes, in its own
-//! transaction, and a query reads the revisions in its own snapshot. A part is found under its
+//! A flush changes the revision of every (tenant, metric, generation, UTC day) that it writes, in
+//! its own transaction, and a query reads the revisions in its own snapshot. A part is found under its
 //! revision only, so it is never stale: a late event makes it unreachable. Live deltas are merged
 //! afterwards and never cached. LRU eviction. Behind the cache of the process there may be one that
 //! nodes share; whatever that loses is read from the store again.
@@ -9,8 +9,8 @@
 use std::sync::Arc;
 
 use super::groups::{DayPart, SeriesGroup};
-use super::part::PartName;
-use super::request::QueryRequest;
+use super::part::{DayRevision, PartName, PartSource};
+use crate::model::generation::GenerationId;
 use crate::persistence::cache::SharedCache;
 use crate::telemetry;
 
@@ -23,6 +23,7 @@ const BATCH: usize = 16;
 struct CacheKey {
     tenant: String,
     query: String,
+    generation: GenerationId,
     day: i32,
     revision: u64,
 }
@@ -59,53 +60,32 @@ impl DayCache {
         Self { shared: shared.filter(|_| local.is_some()), local }
     }
 
-    /// Looks up days in order, given as (day, revision).
+    /// Looks up days in order.
     pub(super) fn look_up<'a>(
         &'a self,
-        tenant: &'a str,
-        request: &'a QueryRequest,
-        days: &'a [(i32, u64)],
+        of: PartSource<'a>,
+        days: &'a [DayRevision],
     ) -> DayLookup<'a> {
-        DayLookup { cache: self, tenant, request, days, found: Vec::new().into_iter() }
+        DayLookup { cache: self, of, days, found: Vec::new().into_iter() }
     }
 
     /// Stores the result of a day in both caches.
-    pub(super) fn put(
-        &self,
-        tenant: &str,
-        request: &QueryRequest,
-        day: i32,
-        revision: u64,
-        part: CachedPart,
-    ) {
+    pub(super) fn put(&self, of: PartSource<'_>, day: DayRevision, part: CachedPart) {
         if let Some(shared) = &self.shared {
-            let name = PartName::new(tenant, request, day, revision);
+            let name = PartName::new(of, day);
             shared.put(name.public(), name.encode(&part));
         }
-        self.insert_local(tenant, request, day, revision, part);
+        self.insert_local(of, day, part);
     }
 
-    fn insert_local(
-        &self,
-        tenant: &str,
-        request: &QueryRequest,
-        day: i32,
-        revision: u64,
-        part: CachedPart,
-    ) {
+    fn insert_local(&self, of: PartSource<'_>, day: DayRevision, part: CachedPart) {
         if let Some(local) = &self.local {
-            local.insert(key(tenant, request, day, revision), part);
+            local.insert(key(of, day), part);
         }
     }
 
-    fn get_local(
-        &self,
-        tenant: &str,
-        request: &QueryRequest,
-        day: i32,
-        revision: u64,
-    ) -> Option<CachedPart> {
-        let found = self.local.as_ref()?.get(&key(tenant, request, day, revision));
+    fn get_local(&self, of: PartSource<'_>, day: DayRevision) -> Option<CachedPart> {
+        let found = self.local.as_ref()?.get(&key(of, day));
         let outcome = if found.is_some() { "hit" } else { "miss" };
         metrics::counter!(telemetry::QUERY_CACHE, "outcome" => outcome).increment(1);
         found
@@ -113,15 +93,8 @@ impl DayCache {
 
     /// The cached parts of `days`: from the process first, then the misses in one request to the
     /// shared cache. Revision 0 means the day has no rows and nothing to look up.
-    fn get_batch(
-        &self,
-        tenant: &str,
-        request: &QueryRequest,
-        days: &[(i32, u64)],
-    ) -> Vec<Option<CachedPart>> {
-        let local = |(day, revision): &(i32, u64)| {
-            if *revision == 0 { None } else { self.get_local(tenant, request, *day, *revision) }
-        };
+    fn get_batch(&self, of: PartSource<'_>, days: &[DayRevision]) -> Vec<Option<CachedPart>> {
+        let local = |day: &DayRevision| if day.1 == 0 { None } else { self.get_local(of, *day) };
         let mut found: Vec<Option<CachedPart>> = days.iter().map(local).collect();
         let Some(shared) = &self.shared else { return found };
         let missing: Vec<usize> =
@@ -129,10 +102,7 @@ impl DayCache {
         if missing.is_empty() {
             return found;
         }
-        let names: Vec<PartName> = missing
-            .iter()
-            .map(|at| PartName::new(tenant, request, days[*at].0, days[*at].1))
-            .collect();
+        let names: Vec<PartName> = missing.iter().map(|at| PartName::new(of, days[*at])).collect();
         let answers = shared.get(&names.iter().map(PartName::public).collect::<Vec<_>>());
         for ((at, name), bytes) in missing.into_iter().zip(&names).zip(answers) {
             let decoded = bytes.map(|bytes| name.decode(&bytes));
@@ -146,7 +116,7 @@ impl DayCache {
             // again.
             if let Some(Ok(part)) = decoded {
                 let part = Arc::new(part);
-                self.insert_local(tenant, request, days[at].0, days[at].1, part.clone());
+                self.insert_local(of, days[at], part.clone());
                 found[at] = Some(part);
             }
         }
@@ -158,9 +128,8 @@ impl DayCache {
 /// not all in memory at once.
 pub(super) struct DayLookup<'a> {
     cache: &'a DayCache,
-    tenant: &'a str,
-    request: &'a QueryRequest,
-    days: &'a [(i32, u64)],
+    of: PartSource<'a>,
+    days: &'a [DayRevision],
     found: std::vec::IntoIter<Option<CachedPart>>,
 }
 
@@ -170,12 +139,13 @@ impl DayLookup<'_> {
         if self.found.len() == 0 {
             let (now, later) = self.days.split_at(self.days.len().min(BATCH));
             self.days = later;
-            self.found = self.cache.get_batch(self.tenant, self.request, now).into_iter();
+            self.found = self.cache.get_batch(self.of, now).into_iter();
         }
         self.found.next().flatten()
     }
 }
 
-fn key(tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> CacheKey {
-    CacheKey { tenant: tenant.to_owned(), query: request.cache_key.clone(), day, revision }
+fn key(of: PartSource<'_>, (day, revision): DayRevision) -> CacheKey {
+    let (tenant, query) = (of.tenant.to_owned(), of.request.cache_key.clone());
+    CacheKey { tenant, query, generation: of.generation, day, revision }
 }

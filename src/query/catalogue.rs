@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::actors::catalogue::CatalogueGrowth;
+use crate::actors::catalogue::{CatalogueGrowth, CatalogueNames, CatalogueQuery};
+use crate::model::generation::{GenerationId, Pointer};
+use crate::model::generation_book::GenerationBook;
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::Hour;
 use crate::persistence::store::MetricInfo;
@@ -14,13 +16,70 @@ pub(super) struct MetricCatalogue {
     /// Metrics whose overflow series has been counted. Every shard may admit it, but
     /// it is one series.
     overflow: BTreeSet<String>,
+    /// The most series that a generation besides generation 0 has of a metric.
+    others: BTreeMap<String, u64>,
+}
+
+/// The generations besides generation 0 that the tenant's pointers name of the metrics that a
+/// query of the catalogue is about, by metric.
+pub(super) fn other_generations<'b>(
+    book: &'b GenerationBook,
+    query: &CatalogueQuery<'_>,
+) -> Vec<(&'b str, GenerationId)> {
+    let is_asked = |metric: &str| match query.names {
+        CatalogueNames::Metrics => query.contains(metric),
+        CatalogueNames::Values(_, only) => only.is_none_or(|only| only == metric),
+    };
+    // Of a page of names, no later ones can be on it.
+    let limit = match query.names {
+        CatalogueNames::Metrics => query.limit,
+        CatalogueNames::Values(..) => usize::MAX,
+    };
+    let generations = |pointer: &Pointer| -> BTreeSet<GenerationId> {
+        pointer.pieces().iter().map(|piece| piece.generation).collect()
+    };
+    let asked = book.pointers(query.tenant).filter(|(metric, _)| is_asked(metric)).take(limit);
+    asked
+        .flat_map(|(metric, pointer)| {
+            generations(pointer).into_iter().map(|generation| (metric.as_str(), generation))
+        })
+        .collect()
+}
+
+fn add_hours(metric: &mut MetricInfo, first: Option<Hour>, last: Option<Hour>) {
+    metric.first = metric.first.into_iter().chain(first).min();
+    metric.last = metric.last.into_iter().chain(last).max();
 }
 
 impl MetricCatalogue {
     /// Starts from what the store has.
     pub(super) fn stored(metrics: Vec<MetricInfo>) -> Self {
+        let has_overflow =
+            |info: &&MetricInfo| info.labels.iter().any(|label| label == OVERFLOW_LABEL.0);
+        let overflow = metrics.iter().filter(has_overflow).map(|info| info.metric.clone());
+        let overflow = overflow.collect();
         let metrics = metrics.into_iter().map(|info| (info.metric.clone(), info)).collect();
-        Self { metrics, overflow: BTreeSet::new() }
+        Self { metrics, overflow, others: BTreeMap::new() }
+    }
+
+    /// Whether the first `limit` metrics of the store may hold this one: behind a full page only
+    /// later ones come.
+    pub(super) fn reaches(&self, metric: &str, limit: usize) -> bool {
+        let last = self.metrics.last_key_value().map(|(last, _)| last.as_str());
+        self.metrics.len() < limit || last.is_some_and(|last| metric <= last)
+    }
+
+    /// Unites a metric with what a generation besides generation 0 has of it. Labels and hours are
+    /// united. How many series are in both is unknown, so the larger number of series counts.
+    pub(super) fn unite(&mut self, info: MetricInfo) {
+        let most = self.others.entry(info.metric.clone()).or_default();
+        *most = info.series.max(*most);
+        let Some(metric) = self.metrics.get_mut(&info.metric) else {
+            self.metrics.insert(info.metric.clone(), MetricInfo { series: 0, ..info });
+            return;
+        };
+        add_labels(metric, &info.labels);
+        add_hours(metric, info.first, info.last);
     }
 
     /// Adds what a shard holds above its checkpoint.
@@ -41,33 +100,34 @@ impl MetricCatalogue {
                 self.metrics.insert(name.clone(), none);
             }
             let Some(metric) = self.metrics.get_mut(name) else { continue };
-            let stored = metric.labels.iter().any(|label| label == OVERFLOW_LABEL.0);
-            let overflows = new.overflow && self.overflow.insert(name.clone()) && !stored;
+            let overflows = new.overflow && self.overflow.insert(name.clone());
             metric.series += new.series + u64::from(overflows);
-            for label in &new.labels {
-                if let Err(at) = metric.labels.binary_search(label) {
-                    metric.labels.insert(at, label.clone());
-                }
-            }
-            if let Some((first, last)) = new.hours {
-                let wider = |bound: Option<Hour>, hour, pick: fn(Hour, Hour) -> Hour| {
-                    Some(bound.map_or(hour, |at| pick(at, hour)))
-                };
-                (metric.first, metric.last) =
-                    (wider(metric.first, first, Hour::min), wider(metric.last, last, Hour::max));
-            }
+            add_labels(metric, &new.labels);
+            let (first, last) = new.hours.unzip();
+            add_hours(metric, first, last);
         }
     }
 
     pub(super) fn metrics(self) -> impl Iterator<Item = MetricInfo> {
-        self.metrics.into_values()
+        let others = self.others;
+        self.metrics.into_values().map(move |info| {
+            let most = others.get(&info.metric).copied().unwrap_or(0);
+            MetricInfo { series: info.series.max(most), ..info }
+        })
+    }
+}
+
+fn add_labels<'l>(metric: &mut MetricInfo, labels: impl IntoIterator<Item = &'l String>) {
+    for label in labels {
+        if let Err(at) = metric.labels.binary_search(label) {
+            metric.labels.insert(at, label.clone());
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::catalogue::{CatalogueNames, CatalogueQuery};
     use crate::model::flush::SeriesInfo;
     use crate::model::series::{Series, SeriesId};
     use crate::shards::state::CatalogueEntry;
@@ -97,6 +157,7 @@ mod tests {
             prefix: "",
             after: "",
             limit: 10,
+            others: &[],
         };
         let overflow = info("m", &[OVERFLOW_LABEL]);
         let (mut one, mut other) = (CatalogueGrowth::default(), CatalogueGrowth::default());

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::actors::live::{LiveError, ShardFreshness, ShardRead, ShardResults};
 use crate::invariants::{Invariant, check};
 use crate::model::offset::ShardId;
+use crate::model::served::ServedHours;
 use crate::model::window::Millis;
 
 /// A shard that the answer lacks or that has fallen behind.
@@ -32,6 +33,8 @@ pub struct QueryCompleteness {
     /// Events whose labels were dropped at the series limit; None if the query does
     /// not depend on labels.
     pub overflow: Option<u64>,
+    /// The hours of the range in which another generation than 0 is served, ascending.
+    pub generations: Vec<ServedHours>,
     stale_checkpoint: bool,
 }
 
@@ -63,6 +66,7 @@ impl QueryCompleteness {
             shards: reads.len(),
             stale_checkpoint: false,
             overflow: None,
+            generations: Vec::new(),
         };
         completeness.missing = unreported(reads, reports);
         for &(shard, report) in reports {
@@ -103,6 +107,12 @@ impl QueryCompleteness {
     /// Sets the number of events whose labels were dropped at the series limit.
     pub(crate) fn with_overflow(self, overflow: Option<u64>) -> Self {
         Self { overflow, ..self }
+    }
+
+    /// Notes what was served in the range of the query.
+    pub(super) fn with_generations(self, mut served: Vec<ServedHours>) -> Self {
+        served.retain(|piece| !piece.generation.is_ingest());
+        Self { generations: served, ..self }
     }
 
     /// Whether the answer lacks anything.

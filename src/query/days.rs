@@ -94,7 +94,8 @@ fn read_concurrently<'p>(
     days: &[(i32, u64)],
 ) -> Option<Vec<GroupSet<'p>>> {
     let mut snapshot = extra().ok()??;
-    let revisions = snapshot.revisions(query.tenant, query.metric, range(days)).ok()?;
+    let revisions =
+        snapshot.revisions(query.tenant, query.metric, query.generation, range(days)).ok()?;
     if !days.iter().map(|(_, revision)| *revision).eq(revisions) {
         return None;
     }
@@ -133,6 +134,7 @@ mod tests {
     use super::*;
     use crate::model::budget::QueryBudget;
     use crate::model::flush::{Delta, FlushBatch, FlushGuard, SeriesInfo};
+    use crate::model::generation::GenerationId;
     use crate::model::offset::{LogId, OffsetRange, ShardId};
     use crate::model::rollup::Rollup;
     use crate::model::series::{Series, SeriesId};
@@ -167,7 +169,8 @@ mod tests {
         let (request, _) = crate::gateway::read_routes::query_request(&params, 8_640_000_000)
             .unwrap_or_else(|e| panic!("{e}"));
         let mut snapshot = first.query_snapshot(&QueryBudget::default()).expect("a view");
-        let revisions = snapshot.revisions("t", "m", 0..of).expect("revisions");
+        let revisions =
+            snapshot.revisions("t", "m", GenerationId::INGEST, 0..of).expect("revisions");
         let days: Vec<(i32, u64)> = (0..of).zip(revisions).collect();
         let (from, to, matchers) = (Hour(0), Hour(0), &[][..]);
         let (tenant, metric, distinct, quantiles, max_series) = ("t", "m", false, false, 10);
@@ -181,6 +184,7 @@ mod tests {
             quantiles,
             max_series,
             budget: None,
+            generation: GenerationId::INGEST,
         };
         let (budget, max_points) = (QueryBudget::default(), None);
         let cost = MergeLimits { budget: &budget, max_points };

@@ -7,25 +7,26 @@ use std::sync::Arc;
 use super::accounting::{AccountingLedger, AccountingOutput};
 use super::answer::{LabelValuesPage, MetricsPage, PageRequest, QueryOutput};
 use super::cache::DayCache;
-use super::catalogue::MetricCatalogue;
+use super::catalogue::{MetricCatalogue, other_generations};
 use super::completeness::QueryCompleteness;
-use super::days::{self, first_hour};
 use super::error::QueryError;
 use super::groups::{GroupSet, MergeLimits};
 use super::request::QueryRequest;
 use super::service::QueryService;
-use super::steps::TimeStep;
+use super::stored::StoredReader;
 use crate::actors::catalogue::{CatalogueGrowth, CatalogueNames, CatalogueQuery};
 use crate::actors::live::{LiveReader, ShardRead};
 use crate::clock::{Clock, Stopwatch};
 use crate::model::budget::{AbortReason, QueryBudget};
 use crate::model::flush::SeriesInfo;
+use crate::model::generation::GenerationId;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
+use crate::model::served::{ServedHours, check_pieces, served_hours};
 use crate::model::window::Hour;
 use crate::persistence::cache::SharedCache;
 use crate::persistence::store::{
-    CheckpointSnapshot, MetricInfo, QuerySnapshot, QuerySource, RollupQuery, StoreError,
+    CheckpointSnapshot, MetricInfo, QuerySnapshot, QuerySource, StoreError,
 };
 use crate::shards::state::{AccountingQuery, LiveQuery};
 use crate::telemetry;
@@ -42,18 +43,6 @@ pub struct QueryLimits {
     pub cache_bytes: u64,
 }
 
-/// Target number of points in the days that are read together and merged afterwards. Large enough
-/// that a long range with few groups is one read; small enough that days with many groups are not
-/// in memory at the same time.
-const PART_POINTS: usize = 50_000;
-/// By which factor the number of days per read may grow from one read to the next: the first days
-/// may be sparser than the rest.
-const MORE_DAYS: usize = 8;
-
-/// Longer ranges are read without the day cache: no store holds that many days, and every day
-/// costs a revision look-up.
-const MAX_DAYS: i64 = 4_000;
-
 /// Answers queries from the store and the shards' live deltas.
 pub struct QueryEngine {
     store: Arc<dyn QuerySource>,
@@ -61,14 +50,6 @@ pub struct QueryEngine {
     clock: Arc<dyn Clock>,
     limits: QueryLimits,
     cache: DayCache,
-}
-
-/// The UTC days that lie entirely within the hours and before `today`; empty if there are more than
-/// [`MAX_DAYS`].
-fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
-    let from = first.0.div_euclid(24) + i32::from(first.0.rem_euclid(24) != 0);
-    let to = end.0.div_euclid(24).min(today);
-    if to <= from || i64::from(to) - i64::from(from) > MAX_DAYS { 0..0 } else { from..to }
 }
 
 impl QueryEngine {
@@ -121,8 +102,6 @@ impl QueryEngine {
         if answer.points() > max {
             return Err(QueryError::TooManyPoints { max });
         }
-        let outcome = if answer.completeness.is_partial() { "partial" } else { "complete" };
-        metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
         Ok(answer)
     }
 
@@ -151,10 +130,24 @@ impl QueryEngine {
         let mut snapshot = self.store.query_snapshot(budget).map_err(failed)?;
         // Checkpoints and rollups come from the same snapshot: this is what makes the sum exact.
         let reads = self.shard_reads(&mut *snapshot).map_err(failed)?;
-        self.add_stored(tenant, request, &mut *snapshot, &mut groups).map_err(failed)?;
-        // Released before shards are reads: a slow shard must not hold a connection of the store.
+        // The pointer too: whatever is applied meanwhile, the answer is of this one alone.
+        let book = snapshot.generation_book().map_err(failed)?;
+        let pointer = book.pointer(tenant, &request.metric);
+        let served = served_hours(pointer, request.first_hour(), request.end_hour());
+        check_pieces(&served, request.first_hour(), request.end_hour());
+        let stored = StoredReader {
+            store: &*self.store,
+            cache: &self.cache,
+            tenant,
+            request,
+            max_series: self.limits.max_series,
+            today: Hour::of(self.clock.now()).day(),
+        };
+        stored.add(&served, &mut *snapshot, &mut groups).map_err(failed)?;
+        // Released before shards are read: a slow shard must not hold a connection of the store.
         drop(snapshot);
-        let completeness = self.add_live(tenant, request, &reads, &mut groups);
+        let completeness = self.add_live(tenant, request, (&reads, &served), &mut groups);
+        let completeness = completeness.with_generations(served);
         match budget.abort_reason() {
             Some(why) => Err(self.ended(why)),
             None => Ok((groups, completeness)),
@@ -176,101 +169,11 @@ impl QueryEngine {
         Ok(reads)
     }
 
-    /// Adds the stored part of the answer: complete days from the cache or the store, the hours
-    /// before and after them from the store.
-    fn add_stored(
-        &self,
-        tenant: &str,
-        request: &QueryRequest,
-        snapshot: &mut dyn QuerySnapshot,
-        groups: &mut GroupSet<'_>,
-    ) -> Result<(), StoreError> {
-        let (first, end) = (request.first_hour(), request.end_hour());
-        let days = whole_days(first, end, Hour::of(self.clock.now()).day());
-        if days.is_empty() {
-            return days::fold(
-                snapshot,
-                &self.rollup_query(tenant, request, groups.limits().budget, first, end),
-                request,
-                groups,
-            );
-        }
-        let revisions = snapshot.revisions(tenant, &request.metric, days.clone())?;
-        let cost = groups.limits();
-        let query =
-            |from: Hour, to: Hour| self.rollup_query(tenant, request, cost.budget, from, to);
-        // Days of a longer step share buckets, so their points do not add up to those of the
-        // answer.
-        let of_days = MergeLimits {
-            max_points: cost.max_points.filter(|_| request.step == TimeStep::Hours(1)),
-            ..cost
-        };
-        days::fold(snapshot, &query(first, first_hour(days.start)), request, groups)?;
-        // Consecutive uncached days are read together, as many as keep the points of one read near
-        // PART_POINTS. Ungrouped queries have one group, so their days need no probing.
-        let mut uncached: Vec<(i32, u64)> = Vec::new();
-        let mut at_once = if request.group_by.is_empty() { usize::MAX } else { 1 };
-        let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
-        let mut parts = self.cache.look_up(tenant, request, &wanted);
-        // The extra element at the end flushes what is still in `uncached`; its revision 0 matches
-        // no day.
-        for (day, revision) in wanted.iter().copied().chain([(days.end, 0)]) {
-            let cached = parts.next_part();
-            if revision > 0 && cached.is_none() {
-                uncached.push((day, revision));
-                if uncached.len() < at_once {
-                    continue;
-                }
-            }
-            let extra = || self.store.query_snapshot_at_once(cost.budget);
-            let read =
-                days::read(snapshot, &extra, &query(first, end), (request, of_days), &uncached)?;
-            if !read.is_empty() {
-                let points = read.iter().map(GroupSet::points).sum::<usize>().div_ceil(read.len());
-                at_once = (PART_POINTS / points.max(1)).clamp(1, at_once.saturating_mul(MORE_DAYS));
-            }
-            for ((day, revision), mut part) in uncached.drain(..).zip(read) {
-                if part.failed.is_some() {
-                    groups.failed = part.failed.take();
-                    return Ok(());
-                }
-                let part = Arc::new(part.into_part());
-                groups.merge_part(&part);
-                self.cache.put(tenant, request, day, revision, part);
-            }
-            if let Some(part) = cached {
-                groups.merge_part(&part);
-            }
-        }
-        days::fold(snapshot, &query(first_hour(days.end), end), request, groups)
-    }
-
-    fn rollup_query<'q>(
-        &self,
-        tenant: &'q str,
-        request: &'q QueryRequest,
-        budget: &'q QueryBudget,
-        from: Hour,
-        to: Hour,
-    ) -> RollupQuery<'q> {
-        RollupQuery {
-            tenant,
-            metric: &request.metric,
-            matchers: &request.matchers,
-            from,
-            to,
-            distinct: request.wants_distinct(),
-            quantiles: request.wants_quantiles(),
-            max_series: self.limits.max_series,
-            budget: Some(budget),
-        }
-    }
-
     fn add_live(
         &self,
         tenant: &str,
         request: &QueryRequest,
-        reads: &[ShardRead],
+        (reads, served): (&[ShardRead], &[ServedHours]),
         groups: &mut GroupSet<'_>,
     ) -> QueryCompleteness {
         let now = self.clock.now();
@@ -279,6 +182,7 @@ impl QueryEngine {
             metric: &request.metric,
             from: request.first_hour(),
             to: request.end_hour(),
+            served,
             distinct: request.wants_distinct(),
             quantiles: request.wants_quantiles(),
             overflow: request.overflow.is_some(),
@@ -291,21 +195,25 @@ impl QueryEngine {
     }
 
     /// The names of a page: `stored` reads them from the snapshot, `add` merges those that shards
-    /// hold and have not flushed yet. Retries once if a checkpoint turned stale in between.
+    /// hold and have not flushed yet. Both are told which generations besides generation 0 the
+    /// tenant's pointers name. Retries once if a checkpoint turned stale in between.
     fn names<T>(
         &self,
         query: &CatalogueQuery<'_>,
-        stored: impl Fn(&mut dyn QuerySnapshot) -> Result<T, StoreError>,
+        stored: impl Fn(&mut dyn QuerySnapshot, &[(&str, GenerationId)]) -> Result<T, StoreError>,
         add: impl Fn(&mut T, &CatalogueGrowth),
         budget: &QueryBudget,
     ) -> Result<(T, QueryCompleteness), StoreError> {
         let read = || {
             let mut snapshot = self.store.query_snapshot(budget)?;
             let reads = self.shard_reads(&mut *snapshot)?;
-            let mut names = stored(&mut *snapshot)?;
+            let book = snapshot.generation_book()?;
+            let others = other_generations(&book, query);
+            let mut names = stored(&mut *snapshot, &others)?;
             drop(snapshot);
-            let now = self.clock.now();
-            let reports = self.live.catalogue(&reads, query, &mut |growth| add(&mut names, growth));
+            let (now, query) = (self.clock.now(), CatalogueQuery { others: &others, ..*query });
+            let reports =
+                self.live.catalogue(&reads, &query, &mut |growth| add(&mut names, growth));
             Ok((names, QueryCompleteness::of(&reads, &reports, now, self.limits.stale_after_ms)))
         };
         let (names, completeness) = read()?;
@@ -351,6 +259,12 @@ impl QueryService for QueryEngine {
         let watch = Stopwatch::start();
         let answer = self.answer(tenant, request, budget);
         metrics::histogram!(telemetry::QUERY_SECONDS).record(watch.elapsed().as_secs_f64());
+        let outcome = match &answer {
+            Ok(answer) if answer.completeness.is_partial() => "partial",
+            Ok(_) => "complete",
+            Err(_) => "refused",
+        };
+        metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
         answer
     }
 
@@ -362,8 +276,19 @@ impl QueryService for QueryEngine {
     ) -> Result<MetricsPage, QueryError> {
         let page = request.store_page(budget);
         let query = request.catalogue_query(tenant, CatalogueNames::Metrics);
-        let stored = |snapshot: &mut dyn QuerySnapshot| {
-            Ok(MetricCatalogue::stored(snapshot.metrics(tenant, &page)?))
+        let stored = |snapshot: &mut dyn QuerySnapshot, others: &[(&str, GenerationId)]| {
+            let mut catalogue = MetricCatalogue::stored(snapshot.metrics(tenant, &page)?);
+            for (metric, generation) in others {
+                if budget.abort_reason().is_some() {
+                    return Err(StoreError::QueryEnded);
+                }
+                if catalogue.reaches(metric, page.limit)
+                    && let Some(info) = snapshot.generation_metric(tenant, metric, *generation)?
+                {
+                    catalogue.unite(info);
+                }
+            }
+            Ok(catalogue)
         };
         let found = self.names(&query, stored, MetricCatalogue::add, budget);
         let (catalogue, completeness) = found.map_err(|error| self.failed(error, budget))?;
@@ -381,10 +306,9 @@ impl QueryService for QueryEngine {
     ) -> Result<LabelValuesPage, QueryError> {
         let page = request.store_page(budget);
         let query = request.catalogue_query(tenant, CatalogueNames::Values(name, metric));
-        let stored = |snapshot: &mut dyn QuerySnapshot| {
-            let values: BTreeSet<String> =
-                snapshot.label_values(tenant, name, metric, &page)?.into_iter().collect();
-            Ok(values)
+        let stored = |snapshot: &mut dyn QuerySnapshot, others: &[(&str, GenerationId)]| {
+            let values = snapshot.label_values(tenant, name, metric, others, &page)?;
+            Ok(values.into_iter().collect::<BTreeSet<String>>())
         };
         let add = |values: &mut BTreeSet<String>, growth: &CatalogueGrowth| {
             values.extend(growth.values.iter().cloned())

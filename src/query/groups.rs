@@ -14,17 +14,17 @@ use std::sync::Arc;
 use foldhash::fast::{FixedState, RandomState};
 use hashbrown::HashTable;
 
-use super::memory_charge::QueryCharge;
 use super::rank::{self, RankValue};
 use super::request::{Aggregate, QueryRequest, SeriesOrder};
 use super::steps::TimeStep;
 use crate::model::budget::QueryBudget;
 use crate::model::flush::SeriesInfo;
+use crate::model::query_charge::QueryCharge;
 use crate::model::rollup::Rollup;
-use crate::model::series::SeriesId;
+use crate::model::series::{Series, SeriesId};
 use crate::model::window::{Hour, Millis};
 
-/// The values of the `by` labels, in the order of the request.
+/// The values of the `by` labels, in the order of the request; or all labels of a series.
 pub type GroupKey = Vec<String>;
 
 /// One series of an answer: a group with its points.
@@ -157,12 +157,7 @@ impl<'a> GroupSet<'a> {
         let group = match self.by_series.get(&series.id) {
             Some(&group) => group,
             None => {
-                let key = self
-                    .request
-                    .group_by
-                    .iter()
-                    .map(|name| series.series.label(name).to_owned())
-                    .collect();
+                let key = group_key(self.request, &series.series);
                 let group = self.group(Cow::Owned(key));
                 self.by_series.insert(series.id, group);
                 self.charge.add_bytes(SERIES_BYTES);
@@ -262,6 +257,14 @@ impl<'a> GroupSet<'a> {
         groups.truncate(request.limit.unwrap_or(usize::MAX));
         (groups, self.charge)
     }
+}
+
+fn group_key(request: &QueryRequest, series: &Series) -> GroupKey {
+    if request.per_series {
+        let parts = series.labels.iter().flat_map(|(name, value)| [name, value]);
+        return parts.cloned().collect();
+    }
+    request.group_by.iter().map(|name| series.label(name).to_owned()).collect()
 }
 
 fn heap_bytes(rollup: &Rollup) -> usize {

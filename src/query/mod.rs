@@ -13,12 +13,12 @@ mod days;
 pub mod engine;
 pub mod error;
 pub mod groups;
-pub mod memory_charge;
 mod part;
 mod rank;
 pub mod request;
 pub mod service;
 pub mod steps;
+mod stored;
 pub mod without_role;
 
 #[cfg(test)]

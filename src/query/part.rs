@@ -1,7 +1,7 @@
 //! The binary form of a cached day, for the shared cache. Pure.
 //!
 //! The name and the authentication code of a part are derived from everything it depends on:
-//! tenant, query, day, revision, the version of this format and of Rollmill. Revisions identify the
+//! tenant, query, generation, day, revision, the version of this format and of Rollmill. Revisions identify the
 //! write itself and cannot be guessed. Hence somebody with access to the cache alone can neither
 //! tell what a name stands for nor forge bytes that pass. Bytes that pass were written by a node of
 //! this store for this very part; everything else is a miss.
@@ -10,30 +10,45 @@ use super::groups::{DayPart, SeriesGroup};
 use super::request::QueryRequest;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
+use crate::model::generation::GenerationId;
 use crate::model::rollup::{Rollup, RollupFigures};
 
 /// Format version. Layout: version (1 byte), authentication code (16 bytes), body. The body: events
 /// of the overflow series (u64), number of groups (u32), then the groups. A group: number of labels
 /// (u32), each with its length (u32); number of points (u32), each with its start (i64) and its
 /// rollup in canonical bytes. All integers are big-endian.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const CODE_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + CODE_BYTES;
+
+/// A day of rows and its revision.
+pub(super) type DayRevision = (i32, u64);
+
+/// What the parts of some days are results of. A flush gives all generations that it writes the
+/// same revision, so a revision says nothing without its generation.
+#[allow(missing_docs, reason = "the names say it")]
+#[derive(Clone, Copy)]
+pub(super) struct PartSource<'a> {
+    pub tenant: &'a str,
+    pub request: &'a QueryRequest,
+    pub generation: GenerationId,
+}
 
 /// The secret key of a part, from which its public name and its authentication code derive.
 pub(super) struct PartName([u8; 32]);
 
 impl PartName {
-    /// Derives the key from a tenant's query, a day and the day's revision.
-    pub(super) fn new(tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> Self {
+    /// Derives the key from what the part is the result of.
+    pub(super) fn new(of: PartSource<'_>, (day, revision): DayRevision) -> Self {
         let mut material = Vec::new();
-        for text in [env!("CARGO_PKG_VERSION"), tenant, request.cache_key.as_str()] {
+        for text in [env!("CARGO_PKG_VERSION"), of.tenant, of.request.cache_key.as_str()] {
             material.extend((text.len() as u64).to_be_bytes());
             material.extend(text.bytes());
         }
+        material.extend(of.generation.0.to_be_bytes());
         material.extend(day.to_be_bytes());
         material.extend(revision.to_be_bytes());
-        Self(blake3::derive_key("rollmill 2026 query part, version 2", &material))
+        Self(blake3::derive_key("rollmill 2026 query part, version 3", &material))
     }
 
     /// The name under which the shared cache stores the part.
@@ -147,6 +162,10 @@ mod tests {
         crate::gateway::read_routes::query_request(&params, 0).expect("a request").0
     }
 
+    fn source(request: &QueryRequest) -> PartSource<'_> {
+        PartSource { tenant: "acme", request, generation: GenerationId::INGEST }
+    }
+
     fn part() -> DayPart {
         let mut full = Rollup::default();
         (0..300).for_each(|n| full.add(Some(Decimal::from_units(n * n)), Some(n as u64)));
@@ -171,14 +190,16 @@ mod tests {
     #[test]
     fn parts_come_back_and_only_under_their_name() {
         let (by_a, by_b) = (request("a"), request("b"));
-        let name = PartName::new("acme", &by_a, 5, 77);
+        let of = source(&by_a);
+        let name = PartName::new(of, (5, 77));
         let bytes = name.encode(&part());
         assert!(same(&name.decode(&bytes).expect("decodes"), &part()));
         let others = [
-            PartName::new("acm", &by_a, 5, 77),
-            PartName::new("acme", &by_b, 5, 77),
-            PartName::new("acme", &by_a, 6, 77),
-            PartName::new("acme", &by_a, 5, 78),
+            PartName::new(PartSource { tenant: "acm", ..of }, (5, 77)),
+            PartName::new(PartSource { request: &by_b, ..of }, (5, 77)),
+            PartName::new(PartSource { generation: GenerationId(1), ..of }, (5, 77)),
+            PartName::new(of, (6, 77)),
+            PartName::new(of, (5, 78)),
         ];
         for other in others {
             assert_ne!(other.public(), name.public());
@@ -192,7 +213,8 @@ mod tests {
 
     #[test]
     fn every_damaged_or_missing_byte_is_found() {
-        let name = PartName::new("acme", &request("a"), 5, 77);
+        let request = request("a");
+        let name = PartName::new(source(&request), (5, 77));
         let bytes = name.encode(&part());
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();

@@ -79,6 +79,9 @@ pub struct QuerySpec {
     pub aggregates: Vec<Aggregate>,
     /// Names of the labels to group by.
     pub group_by: Vec<String>,
+    /// Whether every series is a group of its own, whose key is its labels: name, value, name,
+    /// value and so on. `group_by` is empty then.
+    pub per_series: bool,
     /// Filters on labels; a series must pass all of them.
     pub matchers: Vec<Matcher>,
     /// Maximum number of series in the answer; all if None.
@@ -99,6 +102,7 @@ pub struct QueryRequest {
     pub tz: TimeZone,
     pub aggregates: Vec<Aggregate>,
     pub group_by: Vec<String>,
+    pub per_series: bool,
     pub matchers: Vec<Matcher>,
     pub limit: Option<usize>,
     pub order: SeriesOrder,
@@ -132,8 +136,8 @@ impl QuerySpec {
     /// # Errors
     /// If the range is empty, the steps do not fit the zone, or aggregates or labels are invalid.
     pub fn check(self) -> Result<QueryRequest, InvalidRequest> {
-        let Self { metric, from, to, step, tz, aggregates, group_by, matchers, limit, order } =
-            self;
+        let Self { metric, from, to, step, tz, aggregates, group_by, .. } = self;
+        let Self { per_series, matchers, limit, order, .. } = self;
         if from >= to {
             return Err(InvalidRequest::EmptyRange);
         }
@@ -149,13 +153,22 @@ impl QuerySpec {
         let whole_range = (step == TimeStep::All).then_some(from);
         let cache_key = format!(
             "{:?}",
-            (&metric, &matchers, &group_by, step, tz.iana_name(), sketches, whole_range)
+            (
+                &metric,
+                &matchers,
+                &group_by,
+                per_series,
+                step,
+                tz.iana_name(),
+                sketches,
+                whole_range
+            )
         );
         // Events above the series limit lose their labels. A query that depends on labels also
         // reports how many events that concerns.
         let mut names =
             group_by.iter().map(String::as_str).chain(matchers.iter().map(Matcher::label));
-        let labelled = names.any(|name| name != OVERFLOW_LABEL.0);
+        let labelled = per_series || names.any(|name| name != OVERFLOW_LABEL.0);
         let overflow = labelled
             .then(|| [Matcher::Equal(OVERFLOW_LABEL.0.to_owned(), OVERFLOW_LABEL.1.to_owned())]);
         Ok(QueryRequest {
@@ -166,6 +179,7 @@ impl QuerySpec {
             tz,
             aggregates,
             group_by,
+            per_series,
             matchers,
             limit,
             order,

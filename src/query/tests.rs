@@ -2,6 +2,7 @@
 //! between the queries.
 
 mod cost;
+mod generations;
 mod honest;
 mod second_cache;
 

@@ -3,11 +3,13 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::model::flush::{FlushBatch, FlushGuard, LogRecord};
 use crate::model::offset::Offset;
 use crate::model::window::Millis;
 use crate::shards::driver::{ShardCommand, ShardDriver, ShardEvent, ShardNotice, StepContext};
+use crate::shards::generations::ActiveSet;
 use crate::shards::state::ShardLimits;
 
 /// Records applied between two checks for due commits; bounds how far a batch overshoots its limit.
@@ -84,6 +86,21 @@ pub(super) fn apply<E>(
         if driver.state().next() >= end {
             return Ok(());
         }
+    }
+}
+
+/// Commits what is open, in a flush by which the shard adopts a set of generations.
+pub(super) fn adopt<E>(
+    driver: &mut ShardDriver,
+    set: Arc<ActiveSet>,
+    commit: &mut CommitFn<'_, E>,
+) -> Result<(), FoldError<E>> {
+    let (version, end) = (set.version(), driver.state().next());
+    handle(driver, ShardEvent::NewestSet(set), end, commit)?;
+    handle(driver, ShardEvent::Drain, end, commit)?;
+    match driver.state().set().version() == version {
+        true => Ok(()),
+        false => Err(FoldError::Stopped(format!("set {version} is not adopted at offset {end}"))),
     }
 }
 

@@ -7,5 +7,8 @@
 
 pub mod continuity;
 pub mod fold;
+#[cfg(test)]
+mod generation_world;
 pub mod rebuild;
+pub mod replay;
 pub mod verify;

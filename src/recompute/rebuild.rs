@@ -6,17 +6,24 @@
 //! older releases, records not archived yet), the shard decides again under the current limits.
 //!
 //! Every batch is an ordinary flush behind its compare-and-set, so a killed rebuild resumes from
-//! its checkpoints and counts nothing twice. What only the store knew is not reconstructed: an
-//! event that was released or discarded after its object was written is back in quarantine.
+//! its checkpoints and counts nothing twice. Replays that were served are brought back from what the
+//! archive says about them ([`replays`]). What only the store knew is not reconstructed: an
+//! event that was released or discarded after its object was written waits for [`settled`].
 
+#[cfg(test)]
+mod generation_tests;
 pub mod plan;
+pub mod replays;
+pub mod settled;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use self::plan::ShardPlan;
+use self::replays::ServedReplays;
 use super::fold::{self, FoldError, FoldRules};
 use crate::model::flush::{Claim, LogRecord, RecentIds};
+use crate::model::generation::MaintainedSet;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, ShardRestore};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
@@ -25,6 +32,7 @@ use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{LogError, LogReader};
 use crate::persistence::store::{RebuildStore, StoreError};
 use crate::shards::driver::ShardDriver;
+use crate::shards::generations::ActiveSet;
 use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
 use crate::shards::state::ShardState;
 
@@ -88,6 +96,12 @@ pub enum RebuildError {
         /// The first record that may contain the event.
         next: Offset,
     },
+    /// What was served of replays cannot be brought back.
+    #[error(
+        "{why}; mend that and run the command again, or add --without-replays: generation 0, what \
+         ingest made, is then served on their days"
+    )]
+    Replays { why: String },
 }
 
 fn remedy(error: &ArchiveError) -> &'static str {
@@ -119,6 +133,9 @@ pub struct StoreRebuild<'a> {
     pub max_ahead_ms: i64,
     /// Random; distinguishes this rebuild's epochs from those of any other owner.
     pub nonce: u64,
+    /// The replays that were served, whose live writers write again from their cuts on. What lies
+    /// below is filled in afterwards, by [`replays::fill`].
+    pub replays: &'a ServedReplays,
 }
 
 /// What a rebuild did.
@@ -132,13 +149,15 @@ pub struct RebuildReport {
     pub records: (u64, u64),
     /// Events counted into rollups, dropped as duplicates, and quarantined.
     pub events: [u64; 3],
+    /// Events that people had settled, and that were settled again.
+    pub settled: settled::SettledAgain,
     /// Objects of an older release, which do not record admissions.
     pub undecided: u64,
     /// Objects of an older release, which carry no checksum.
     pub unsealed: u64,
     /// Objects listed but not used.
     pub unused: u64,
-    /// Paths of unused objects that are damaged; their records were found elsewhere.
+    /// Damaged objects, whose records were found elsewhere, and damaged documents.
     pub damaged: Vec<String>,
     /// The first window that no expired record can have touched; None if nothing has expired.
     pub incomplete_before: Option<Hour>,
@@ -185,6 +204,7 @@ impl StoreRebuild<'_> {
         let unused = plans.iter().map(|plan| plan.unused).sum();
         let mut report =
             RebuildReport { shards: plans.len() as u64, unused, ..RebuildReport::default() };
+        self.replays.begin(self.store)?;
         let mut done = 0;
         let mut plans = plans.to_vec();
         for plan in &mut plans {
@@ -202,6 +222,7 @@ impl StoreRebuild<'_> {
             }
         }
         if archive_only {
+            self.replays.check_adopted(self.store)?;
             return Ok(report);
         }
         // Only after all archives: a series that several shards write to belongs to the shard that
@@ -212,6 +233,7 @@ impl StoreRebuild<'_> {
                 progress(done);
             })?;
         }
+        self.replays.check_adopted(self.store)?;
         Ok(report)
     }
 }
@@ -240,6 +262,8 @@ struct ShardRebuild<'a> {
     /// Folded objects whose records are not all flushed yet, in order. An object is recorded in the
     /// store only after its records are.
     unsettled: Vec<FoldedObject>,
+    /// Where the shard adopts which set of generations, ascending.
+    adoptions: Vec<(Offset, Arc<ActiveSet>)>,
 }
 
 /// An object whose records the driver has applied.
@@ -270,7 +294,9 @@ impl<'a> ShardRebuild<'a> {
         let same =
             plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
         at.archived = same.last().map_or(start, |(_, row)| row.range.to);
-        let shard = Self { rebuild, plan, report, checkpoint: at, unsettled: Vec::new() };
+        let adoptions = rebuild.replays.adoptions(rebuild.store, plan.shard, start)?;
+        let shard =
+            Self { rebuild, plan, report, checkpoint: at, unsettled: Vec::new(), adoptions };
         shard.restore(shard.restored())?;
         Ok(shard)
     }
@@ -299,16 +325,15 @@ impl<'a> ShardRebuild<'a> {
             }
             progress(link.name.range.len());
         }
-        // The last objects can be recorded only after all their records are flushed.
-        self.apply(&mut driver, &[], true)?;
-        self.record_folded()?;
         // All archived records have expired, so the log alone tells where the floor is.
         if self.plan.start > 0 && self.plan.chain.is_empty() {
             let first = self.rebuild.log.read(self.plan.shard, self.plan.start, 1)?;
             let floor = first.first().map(|record| self.floor(record.appended, record.received));
             self.restore(ShardRestore { floor, ..self.restored() })?;
         }
-        Ok(())
+        // The last objects can be recorded only after all their records are flushed.
+        self.apply(&mut driver, &[], true)?;
+        self.record_folded()
     }
 
     fn fold_object(
@@ -328,6 +353,10 @@ impl<'a> ShardRebuild<'a> {
         self.report.records.0 += range.to - range.from.max(driver.state().next()).min(range.to);
         let expired = self.plan.start > 0 && range.from == self.plan.start;
         let floor = expired.then(|| self.floor(found.row.appended.0, found.row.received.1));
+        if floor.is_some() && !self.adoptions.is_empty() {
+            // Before a generation begins: nothing below is to be filled into it.
+            self.restore(ShardRestore { floor, ..self.restored() })?;
+        }
         self.apply(driver, &found.records, false)?;
         self.unsettled.push(FoldedObject {
             row: found.row,
@@ -421,7 +450,13 @@ impl<'a> ShardRebuild<'a> {
             self.checkpoint.appended =
                 self.rebuild.log.appended_below(shard, self.checkpoint.next)?;
         }
-        let claim = Claim { checkpoint: self.checkpoint, attempts: 1, suspects: Vec::new() };
+        let adopted = self.rebuild.replays.adopted(store, shard)?;
+        let claim = Claim {
+            checkpoint: self.checkpoint,
+            attempts: 1,
+            suspects: Vec::new(),
+            set: MaintainedSet::default(),
+        };
         let limits = self.rebuild.rules.limits();
         // The rules that the lost store had recorded are lost with it. The configuration decides
         // instead, and that is recorded for the next owner.
@@ -431,23 +466,53 @@ impl<'a> ShardRebuild<'a> {
             rules.record(from, rule);
         }
         let recent = RecentIds { rules, blocks: store.recent_ids(shard, i64::MIN)? };
-        Ok(ShardState::new(limits, shard, &claim, recent, admission, self.checkpoint.next).into())
+        let next = self.checkpoint.next;
+        let state = ShardState::new(limits, shard, &claim, recent, admission, next)
+            .with_generations(adopted, self.rebuild.max_series);
+        Ok(state.into())
     }
 
-    /// Applies the records above the driver's position and flushes what is due; all
-    /// of it with `drain`.
+    /// Applies the records above the driver's position and flushes what is due; all of it with
+    /// `drain`. Adopts the sets of generations where the shard did.
     fn apply(
         &mut self,
         driver: &mut ShardDriver,
         records: &[LogRecord],
         drain: bool,
     ) -> Result<(), RebuildError> {
+        let mut rest = records;
+        while let Some((at, set)) = self.next_adoption(driver) {
+            let below = rest.partition_point(|record| record.offset < at);
+            self.fold(driver, |driver, commit| fold::apply(driver, &rest[..below], drain, commit))?;
+            if driver.state().next() < at {
+                return Ok(());
+            }
+            self.fold(driver, |driver, commit| fold::adopt(driver, set, commit))?;
+            rest = &rest[below..];
+        }
+        self.fold(driver, |driver, commit| fold::apply(driver, rest, drain, commit))
+    }
+
+    fn next_adoption(&self, driver: &ShardDriver) -> Option<(Offset, Arc<ActiveSet>)> {
+        let adopted = driver.state().set().version();
+        self.adoptions.iter().find(|(_, set)| set.version() > adopted).cloned()
+    }
+
+    /// Has the driver fold, and flushes what it commits.
+    fn fold(
+        &mut self,
+        driver: &mut ShardDriver,
+        run: impl FnOnce(
+            &mut ShardDriver,
+            &mut fold::CommitFn<'_, StoreError>,
+        ) -> Result<(), FoldError<StoreError>>,
+    ) -> Result<(), RebuildError> {
         let (store, shard, next) = (self.rebuild.store, self.plan.shard, driver.state().next());
         let (at, events) = (&mut self.checkpoint, &mut self.report.events);
         // A poison event panics here as it would in a shard. The panic is caught so that the
         // message can name the record; the driver is not used afterwards.
         let folded = catch_unwind(AssertUnwindSafe(|| {
-            fold::apply(driver, records, drain, &mut |guard, batch, forget| {
+            run(driver, &mut |guard, batch, forget| {
                 store.flush(guard, batch, forget)?;
                 (at.next, at.appended) = (guard.range.to, batch.appended.or(at.appended));
                 for row in &batch.accounting {

@@ -13,6 +13,9 @@
 //! The rest is checked too: the accounting against the counts of the fold ([`ledger`]), the outcomes
 //! in the archive against those of the fold ([`outcomes`]), the catalogue, counts and checksums by [`StoreInspection::check`].
 //!
+//! Generations besides generation 0 are recomputed under their rules, writer by writer, from the
+//! events that the fold counts ([`generations`]).
+//!
 //! Records below the archive floor have expired. The windows that they touched are reported as
 //! unverifiable, and so are those touched within one horizon after them, where an event may repeat
 //! the id of an expired one.
@@ -20,20 +23,27 @@
 //! [`StoreInspection::check`]: crate::persistence::store::StoreInspection::check
 
 mod comparison;
+mod generations;
 mod ledger;
 mod outcomes;
 mod report;
 mod shard_fold;
 mod sources;
 mod store_view;
+mod stored_row;
 
+#[cfg(test)]
+mod generation_tests;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
 use self::comparison::Comparison;
-pub use self::report::{RowDifference, UnverifiableWindows, VerifyReport};
+use self::generations::GenerationComparison;
+pub use self::report::{
+    GenerationCheck, RowDifference, UnfilledShard, UnverifiableWindows, VerifyReport,
+};
 use self::shard_fold::fold_shard;
 pub use self::sources::{VerifyError, VerifySources};
 use self::store_view::StoreView;
@@ -68,6 +78,7 @@ pub fn verify(
     let (hours, unverifiable) = view.above_floors(hours, log.as_ref(), horizon_ms)?;
     damages.append(&mut view.damages);
     let rows = std::mem::take(&mut view.rows);
+    let others = GenerationComparison::new(std::mem::take(&mut view.generations), hours.clone());
     let histories = view.histories(sources.only);
     let shards = histories.len() as u64;
     let report = VerifyReport {
@@ -77,9 +88,11 @@ pub fn verify(
         damages,
         ..VerifyReport::default()
     };
-    let mut comparison = Comparison::new(report, rows, log.shard_count(), sources.only.is_none());
+    let mut comparison =
+        Comparison::new(report, rows, others, log.shard_count(), sources.only.is_none());
     for (done, history) in (1..).zip(&histories) {
-        match fold_shard(sources, log.as_ref(), history, &hours) {
+        let folded = fold_shard(sources, log.as_ref(), history, &hours, comparison.generations());
+        match folded {
             Ok(fold) => comparison.add_shard(history.shard, fold),
             Err(why) if why.is_shard_error() => {
                 comparison.add_unverified(history.shard, why.to_string());

@@ -1,14 +1,14 @@
-//! What a rule does to an event, and why it sometimes cannot.
+//! What a rule does to an event.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use super::labels::RuleLabels;
 use super::pointer::JsonPointer;
 use super::properties::{PropertyReader, PropertyValue};
-use crate::model::decimal::{Decimal, DecimalError};
-use crate::model::event::{check_label, check_label_count, check_user};
+use super::refused_action::RefusedAction;
+use crate::model::decimal::Decimal;
+use crate::model::event::check_user;
 use crate::model::record::user_hash;
-use crate::model::series::label_of;
 
 /// What a rule does. Each rule does one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,59 +42,10 @@ pub(super) enum Action {
     },
 }
 
-/// Why an action left an event as it was. The names are part of the output of `rollmill rules try`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RefusedAction {
-    /// The property is missing or null.
-    PropertyMissing,
-    /// The property is an object, an array or bytes, or a number that no value could have.
-    PropertyInvalid,
-    /// The property is no decimal number.
-    NotANumber,
-    /// The value would be beyond ±10^18.
-    ValueOutOfRange,
-    /// The event has no value to scale.
-    NoValue,
-    /// The text is too long for a label, or holds a control character.
-    LabelInvalid,
-    /// The event has as many labels as an event may have.
-    TooManyLabels,
-    /// The text is too long for a user.
-    UserInvalid,
-}
-
-impl RefusedAction {
-    /// Every reason.
-    pub const ALL: [Self; 8] = [
-        Self::PropertyMissing,
-        Self::PropertyInvalid,
-        Self::NotANumber,
-        Self::ValueOutOfRange,
-        Self::NoValue,
-        Self::LabelInvalid,
-        Self::TooManyLabels,
-        Self::UserInvalid,
-    ];
-
-    /// The reason's name in output.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::PropertyMissing => "property_missing",
-            Self::PropertyInvalid => "property_invalid",
-            Self::NotANumber => "not_a_number",
-            Self::ValueOutOfRange => "value_out_of_range",
-            Self::NoValue => "no_value",
-            Self::LabelInvalid => "label_invalid",
-            Self::TooManyLabels => "too_many_labels",
-            Self::UserInvalid => "user_invalid",
-        }
-    }
-}
-
 /// The fields of an event that rules change.
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
-    pub(super) labels: Cow<'a, [(String, String)]>,
+    pub(super) labels: RuleLabels<'a>,
     pub(super) value: Option<Decimal>,
     pub(super) user: Option<u64>,
 }
@@ -110,25 +61,37 @@ impl Action {
         }
     }
 
+    /// Whether it does the same to all events of a series.
+    pub(super) fn reads_only_labels(&self) -> bool {
+        match self {
+            Self::Drop | Self::SetLabel { .. } | Self::RemoveLabel(_) | Self::MapLabel { .. } => {
+                true
+            }
+            Self::SetLabelFrom { .. }
+            | Self::SetValue(_)
+            | Self::SetUser(_)
+            | Self::ScaleValue { .. } => false,
+        }
+    }
+
     /// Changes the fields. Returns whether anything changed. Fails without changing anything if the
     /// result would be no valid event. Expects an action other than [`Self::Drop`], which changes
     /// no field.
-    pub(super) fn change(
-        &self,
-        fields: &mut Fields<'_>,
-        properties: &mut PropertyReader<'_>,
+    pub(super) fn change<'a>(
+        &'a self,
+        fields: &mut Fields<'a>,
+        properties: &mut PropertyReader<'a>,
     ) -> Result<bool, RefusedAction> {
         match self {
             Self::Drop => Ok(false),
-            Self::SetLabel { label, value } => set_label(&mut fields.labels, label, value),
+            Self::SetLabel { label, value } => fields.labels.set(label, value.into()),
             Self::SetLabelFrom { label, property } => {
                 let found = properties.get(property).ok_or(RefusedAction::PropertyMissing)?;
-                let text = found.text().ok_or(RefusedAction::PropertyInvalid)?;
-                set_label(&mut fields.labels, label, &text)
+                fields.labels.set(label, found.text().ok_or(RefusedAction::PropertyInvalid)?)
             }
-            Self::RemoveLabel(label) => set_label(&mut fields.labels, label, ""),
-            Self::MapLabel { label, values } => match values.get(label_of(&fields.labels, label)) {
-                Some(value) => set_label(&mut fields.labels, label, value),
+            Self::RemoveLabel(label) => fields.labels.set(label, "".into()),
+            Self::MapLabel { label, values } => match values.get(fields.labels.get(label)) {
+                Some(value) => fields.labels.set(label, value.into()),
                 None => Ok(false),
             },
             Self::SetValue(property) => {
@@ -151,15 +114,6 @@ impl Action {
     }
 }
 
-impl From<DecimalError> for RefusedAction {
-    fn from(error: DecimalError) -> Self {
-        match error {
-            DecimalError::Syntax => Self::NotANumber,
-            DecimalError::OutOfRange => Self::ValueOutOfRange,
-        }
-    }
-}
-
 /// A property as a value, read as the gateway reads an event's value: a number, or a text that is
 /// one.
 fn decimal(property: &PropertyValue<'_>) -> Result<Decimal, RefusedAction> {
@@ -174,26 +128,4 @@ fn replace<T: PartialEq>(field: &mut T, new: T) -> bool {
     let is_new = *field != new;
     *field = new;
     is_new
-}
-
-/// Sets a label, or removes it if the value is empty. Copies the labels only if they change. The
-/// labels are ascending by name, before and after.
-fn set_label(
-    labels: &mut Cow<'_, [(String, String)]>,
-    name: &str,
-    value: &str,
-) -> Result<bool, RefusedAction> {
-    if label_of(labels, name) == value {
-        return Ok(false);
-    }
-    check_label(name, value).map_err(|_| RefusedAction::LabelInvalid)?;
-    match labels.binary_search_by(|(label, _)| label.as_str().cmp(name)) {
-        Ok(at) if value.is_empty() => drop(labels.to_mut().remove(at)),
-        Ok(at) => labels.to_mut()[at].1 = value.to_owned(),
-        Err(at) => {
-            check_label_count(labels.len() + 1).map_err(|_| RefusedAction::TooManyLabels)?;
-            labels.to_mut().insert(at, (name.to_owned(), value.to_owned()));
-        }
-    }
-    Ok(true)
 }

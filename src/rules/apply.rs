@@ -1,12 +1,13 @@
 //! Applies rules to one event. Total: every event has an outcome, and its labels, value and user are
 //! always ones that the gateway would accept.
 
-use std::borrow::Cow;
-
 use super::RuleSet;
-use super::action::{Action, Fields, RefusedAction};
+use super::action::{Action, Fields};
+use super::labels::RuleLabels;
 use super::properties::PropertyReader;
+use super::refused_action::RefusedAction;
 use crate::model::decimal::Decimal;
+use crate::model::flush::RuleEvents;
 use crate::model::window::Millis;
 
 /// An event as rules see it.
@@ -33,12 +34,12 @@ pub enum RuleOutcome<'a> {
     Kept(KeptEvent<'a>),
 }
 
-/// The fields of an event behind the rules. Borrowed unless a rule changed a label.
+/// The fields of an event behind the rules.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptEvent<'a> {
     /// Ascending by name, without empty values.
-    pub labels: Cow<'a, [(String, String)]>,
+    pub labels: RuleLabels<'a>,
     pub value: Option<Decimal>,
     pub user: Option<u64>,
 }
@@ -50,7 +51,10 @@ pub struct RuleCount {
     pub matched: u64,
     /// Of these, those that the rule dropped or changed.
     pub changed: u64,
-    /// Of these, those that it had to leave as they were, in the order of [`RefusedAction::ALL`].
+    /// Of the changed ones, those that it dropped.
+    pub dropped: u64,
+    /// Of the matched ones, those that it had to leave as they were, in the order of
+    /// [`RefusedAction::ALL`].
     refused: [u64; RefusedAction::ALL.len()],
 }
 
@@ -76,13 +80,35 @@ impl RuleCounts {
         &self.0
     }
 
+    /// What occurred, for the store: by rule, and by outcome only what is not zero.
+    pub fn events(&self) -> Vec<RuleEvents> {
+        let of_rule = |(count, rule): (&RuleCount, u32)| {
+            let did = [
+                (RuleEvents::DROPPED, count.dropped),
+                (RuleEvents::CHANGED, count.changed - count.dropped),
+            ];
+            let refused = count.refused().map(|(why, events)| (why.name(), events));
+            let all = did.into_iter().filter(|(_, events)| *events > 0).chain(refused);
+            all.map(|(outcome, events)| RuleEvents { rule, outcome: outcome.to_owned(), events })
+                .collect::<Vec<_>>()
+        };
+        self.0.iter().zip(0..).flat_map(of_rule).collect()
+    }
+
     /// Adds what the same rules did elsewhere.
     pub fn add(&mut self, other: &Self) {
-        self.grow(other.0.len());
-        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
-            mine.matched += theirs.matched;
-            mine.changed += theirs.changed;
-            mine.refused.iter_mut().zip(theirs.refused).for_each(|(mine, theirs)| *mine += theirs);
+        self.add_times(other, 1);
+    }
+
+    /// Adds what the same rules did to one event, for so many events to which they did the same.
+    pub fn add_times(&mut self, one: &Self, events: u64) {
+        self.grow(one.0.len());
+        for (mine, one) in self.0.iter_mut().zip(&one.0) {
+            mine.matched += events * one.matched;
+            mine.changed += events * one.changed;
+            mine.dropped += events * one.dropped;
+            let refused = mine.refused.iter_mut().zip(one.refused);
+            refused.for_each(|(mine, one)| *mine += events * one);
         }
     }
 
@@ -94,13 +120,13 @@ impl RuleCounts {
 }
 
 impl RuleSet {
-    /// Applies the rules in their order; each sees what those before it made. Allocates only to
-    /// change a label, or to unescape a text of the properties.
-    pub fn apply<'a>(&self, event: &RuleEvent<'a>, counts: &mut RuleCounts) -> RuleOutcome<'a> {
+    /// Applies the rules in their order; each sees what those before it made. Allocates only a list
+    /// of changed labels, and to unescape a text of the properties.
+    pub fn apply<'a>(&'a self, event: &RuleEvent<'a>, counts: &mut RuleCounts) -> RuleOutcome<'a> {
         counts.grow(self.rules.len());
         let mut properties = PropertyReader::new(event.raw);
-        let mut fields =
-            Fields { labels: Cow::Borrowed(event.labels), value: event.value, user: event.user };
+        let labels = RuleLabels::Unchanged(event.labels);
+        let mut fields = Fields { labels, value: event.value, user: event.user };
         for (rule, count) in self.rules.iter().zip(&mut counts.0) {
             let condition = &rule.condition;
             if !condition.holds(&fields.labels, fields.user, event.time, &mut properties) {
@@ -109,6 +135,7 @@ impl RuleSet {
             count.matched += 1;
             if rule.action == Action::Drop {
                 count.changed += 1;
+                count.dropped += 1;
                 return RuleOutcome::Dropped;
             }
             match rule.action.change(&mut fields, &mut properties) {

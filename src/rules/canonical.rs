@@ -34,12 +34,19 @@ impl RuleSet {
 
     /// The hash of the rules; equal for all files that say the same.
     pub fn hash(&self) -> RulesHash {
+        RulesHash::of_canonical(&self.canonical_json())
+    }
+}
+
+impl RulesHash {
+    /// The hash of rules that are canonical already, which need not be compiled for it.
+    pub fn of_canonical(text: &str) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&INTERPRETER_VERSION.to_be_bytes());
-        hasher.update(self.canonical_json().as_bytes());
+        hasher.update(text.as_bytes());
         let mut hash = [0; 16];
         hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        RulesHash(hash)
+        Self(hash)
     }
 }
 

@@ -2,12 +2,12 @@
 
 use regex::Regex;
 
+use super::labels::RuleLabels;
 use super::pointer::JsonPointer;
 use super::properties::{PropertyReader, PropertyValue};
 use crate::model::decimal::Decimal;
 use crate::model::matcher::Matcher;
 use crate::model::record::user_hash;
-use crate::model::series::label_of;
 use crate::model::window::Millis;
 
 /// Everything that has to hold. Empty, it holds for every event.
@@ -20,6 +20,15 @@ pub(super) struct Condition {
     pub(super) from: Option<Millis>,
     /// Last millisecond, exclusive.
     pub(super) to: Option<Millis>,
+}
+
+impl Condition {
+    /// The number of regular expressions.
+    pub(super) fn regexes(&self) -> usize {
+        let labels = self.labels.iter().filter(|matcher| matcher.is_regex()).count();
+        let is_regex = |test: &&PropertyTest| matches!(test.comparison, Comparison::Regex(..));
+        labels + self.properties.iter().filter(is_regex).count()
+    }
 }
 
 /// A comparison of one property.
@@ -91,10 +100,16 @@ impl UserTest {
 }
 
 impl Condition {
+    /// Whether it is the same for all events of a series.
+    pub(super) fn reads_only_labels(&self) -> bool {
+        let Self { labels: _, properties, user, from, to } = self;
+        properties.is_empty() && user.is_none() && from.is_none() && to.is_none()
+    }
+
     /// Whether all of it holds. What costs least is asked first.
     pub(super) fn holds(
         &self,
-        labels: &[(String, String)],
+        labels: &RuleLabels<'_>,
         user: Option<u64>,
         time: Millis,
         properties: &mut PropertyReader<'_>,
@@ -102,7 +117,7 @@ impl Condition {
         self.from.is_none_or(|from| time >= from)
             && self.to.is_none_or(|to| time < to)
             && self.user.as_ref().is_none_or(|test| test.holds(user))
-            && self.labels.iter().all(|m| m.matches_value(label_of(labels, m.label())))
+            && self.labels.iter().all(|m| m.matches_value(labels.get(m.label())))
             && self.properties.iter().all(|test| test.holds(properties))
     }
 }

@@ -10,22 +10,27 @@ mod apply;
 mod canonical;
 mod condition;
 mod document;
+mod labels;
 mod mistakes;
 mod pointer;
 mod properties;
 mod read;
+mod refused_action;
+mod shared;
 #[cfg(test)]
 mod tests;
 
-pub use action::RefusedAction;
 pub use apply::{KeptEvent, RuleCount, RuleCounts, RuleEvent, RuleOutcome};
 pub use canonical::RulesHash;
 pub use document::RulesFormat;
+pub use labels::RuleLabels;
 pub use mistakes::{RuleMistake, RuleMistakes};
-pub use pointer::MAX_POINTER_BYTES;
+pub use pointer::{JsonPointer, MAX_POINTER_BYTES, PointerStep};
+pub use properties::{PropertyValue, json_value};
 pub use read::{
     MAX_FILE_BYTES, MAX_LIST, MAX_NAME_BYTES, MAX_PROPERTY_TESTS, MAX_REGEXES, MAX_RULES,
 };
+pub use refused_action::RefusedAction;
 
 use action::Action;
 use condition::Condition;
@@ -57,6 +62,19 @@ impl RuleSet {
     /// The names of the rules, each different.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.rules.iter().map(|rule| rule.name.as_str())
+    }
+
+    /// The number of regular expressions, in matchers and comparisons.
+    pub fn regexes(&self) -> usize {
+        self.rules.iter().map(|rule| rule.condition.regexes()).sum()
+    }
+
+    /// Whether what the rules do to an event follows from the labels of its series alone, so that
+    /// it is the same for all events of a series. Without rules it is.
+    pub fn read_only_labels(&self) -> bool {
+        self.rules
+            .iter()
+            .all(|rule| rule.condition.reads_only_labels() && rule.action.reads_only_labels())
     }
 
     /// Whether any rule reads properties, and so the raw bytes of events.

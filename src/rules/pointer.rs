@@ -1,26 +1,32 @@
 //! JSON pointers (RFC 6901) into the properties of an event.
 
+use crate::model::json_member::MemberName;
+
 /// Longest pointer, in bytes.
 pub const MAX_POINTER_BYTES: usize = 256;
 
 /// A pointer, split into its steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct JsonPointer {
+pub struct JsonPointer {
     text: String,
     steps: Vec<PointerStep>,
 }
 
 /// One step down: into an object by name, into an array by number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PointerStep {
-    pub(super) name: String,
+pub struct PointerStep {
+    /// The name of a member.
+    pub name: MemberName,
     /// `None` if the name is no number of an element.
-    pub(super) number: Option<usize>,
+    pub number: Option<usize>,
 }
 
 impl JsonPointer {
-    /// Parses a pointer. Fails with what is wrong, for people.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Parses a pointer.
+    ///
+    /// # Errors
+    /// What is wrong, for people: a missing `/`, an unknown escape, or too many bytes.
+    pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > MAX_POINTER_BYTES {
             return Err(format!("a pointer has at most {MAX_POINTER_BYTES} bytes"));
         }
@@ -39,11 +45,12 @@ impl JsonPointer {
     }
 
     /// The pointer as it was written.
-    pub(super) fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         &self.text
     }
 
-    pub(super) fn steps(&self) -> &[PointerStep] {
+    /// The steps from the outermost value down.
+    pub fn steps(&self) -> &[PointerStep] {
         &self.steps
     }
 }
@@ -65,7 +72,7 @@ fn step(text: &str) -> Option<PointerStep> {
     let is_number =
         name.bytes().all(|b| b.is_ascii_digit()) && (name == "0" || !name.starts_with('0'));
     let number = is_number.then(|| name.parse().ok()).flatten();
-    Some(PointerStep { name, number })
+    Some(PointerStep { name: MemberName::new(name), number })
 }
 
 #[cfg(test)]
@@ -77,7 +84,7 @@ mod tests {
         let names = |text: &str| -> Vec<String> {
             let pointer = JsonPointer::parse(text).expect("a pointer");
             assert_eq!(pointer.text(), text);
-            pointer.steps().iter().map(|step| step.name.clone()).collect()
+            pointer.steps().iter().map(|step| step.name.as_str().to_owned()).collect()
         };
         assert_eq!(names(""), [""; 0]);
         assert_eq!(names("/"), [""]);

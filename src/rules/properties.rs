@@ -9,32 +9,35 @@ use std::borrow::Cow;
 
 use super::pointer::{JsonPointer, PointerStep};
 use crate::model::decimal::{Decimal, DecimalError};
+use crate::model::json_member::is_name;
 use crate::model::json_scan::{self, JsonMembers};
 use crate::model::msgpack_reader::{MsgpackReader, Token};
 
 /// A property that is there.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum PropertyValue<'a> {
+pub enum PropertyValue<'a> {
+    /// A string, unescaped.
     Text(Cow<'a, str>),
     /// As it was written; from MessagePack, as the gateway writes it.
     Number(Cow<'a, str>),
+    /// `true` or `false`.
     Bool(bool),
     /// An object, an array or bytes.
     Other,
 }
 
-impl PropertyValue<'_> {
+impl<'a> PropertyValue<'a> {
     /// The property as the text of a label or a user. Numbers in the one shortest spelling, so that
     /// JSON and MessagePack give the same text. `None` for [`Self::Other`], and for numbers that no
     /// value could have.
-    pub(super) fn text(&self) -> Option<Cow<'_, str>> {
+    pub fn text(self) -> Option<Cow<'a, str>> {
         match self {
-            Self::Text(text) => Some(Cow::Borrowed(text)),
-            Self::Bool(value) => Some(Cow::Borrowed(if *value { "true" } else { "false" })),
-            Self::Number(text) => match Decimal::parse(text) {
+            Self::Text(text) => Some(text),
+            Self::Bool(value) => Some(Cow::Borrowed(if value { "true" } else { "false" })),
+            Self::Number(text) => match Decimal::parse(&text) {
                 Ok(number) => Some(Cow::Owned(number.to_string())),
                 // Such numbers are ids, and ids are texts.
-                Err(DecimalError::OutOfRange) if is_whole(text) => Some(Cow::Borrowed(text)),
+                Err(DecimalError::OutOfRange) if is_whole(&text) => Some(text),
                 Err(_) => None,
             },
             Self::Other => None,
@@ -101,25 +104,6 @@ fn json_properties(raw: &[u8], start: usize) -> Option<&[u8]> {
     Some(&raw[at..])
 }
 
-/// Whether a quoted name of JSON is this one.
-fn is_name(quoted: &[u8], name: &str) -> bool {
-    match quoted.strip_prefix(b"\"").and_then(|quoted| quoted.strip_suffix(b"\"")) {
-        Some(plain) if !plain.contains(&b'\\') => plain == name.as_bytes(),
-        _ => serde_json::from_slice::<String>(quoted).is_ok_and(|unescaped| unescaped == name),
-    }
-}
-
-fn json_member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let mut found = None;
-    for member in JsonMembers::of(object, 0) {
-        let member = member.ok()?;
-        if is_name(&object[member.name], name) {
-            found = Some(member.value);
-        }
-    }
-    found.map(|value| &object[value])
-}
-
 fn json<'a>(from: &'a [u8], steps: &[PointerStep]) -> Option<PropertyValue<'a>> {
     let Some((first, rest)) = steps.split_first() else {
         return json_value(&from[json_scan::value(from, 0)?]);
@@ -134,13 +118,15 @@ fn json<'a>(from: &'a [u8], steps: &[PointerStep]) -> Option<PropertyValue<'a>> 
 /// One step down from the value that `at` begins with.
 fn json_step<'a>(at: &'a [u8], step: &PointerStep) -> Option<&'a [u8]> {
     match at.first()? {
-        b'{' => json_member(at, &step.name),
+        b'{' => step.name.last_value(at).map(|value| &at[value]),
         b'[' => json_scan::element(at, 0, step.number?).map(|element| &at[element]),
         _ => None,
     }
 }
 
-fn json_value(at: &[u8]) -> Option<PropertyValue<'_>> {
+/// The value that these bytes are, without white space around it; `None` for null, and for what is
+/// no JSON.
+pub fn json_value(at: &[u8]) -> Option<PropertyValue<'_>> {
     let text = || std::str::from_utf8(at).ok();
     match at.first()? {
         b'"' if at.contains(&b'\\') => {
@@ -178,7 +164,7 @@ fn message_pack<'a>(mut at: &'a [u8], steps: &[PointerStep]) -> Option<PropertyV
     for step in steps {
         let mut reader = MsgpackReader::new(at);
         at = match reader.token().ok()? {
-            Token::Map(_) => message_pack_member(at, &step.name)?,
+            Token::Map(_) => message_pack_member(at, step.name.as_str())?,
             Token::Array(count) => {
                 let number = step.number.filter(|number| *number < count as usize)?;
                 for _ in 0..number {

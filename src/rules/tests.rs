@@ -70,7 +70,7 @@ fn applied(rules: &RuleSet) -> (Option<Kept>, RuleCounts) {
     let kept = match rules.apply(&sample.event(), &mut counts) {
         RuleOutcome::Dropped => None,
         RuleOutcome::Kept(kept) => Some((
-            kept.labels.into_owned(),
+            kept.labels.to_owned(),
             kept.value.map(|value| value.to_string()).unwrap_or_default(),
             kept.user,
         )),

@@ -1,103 +1,38 @@
-//! The open batch of deltas, and how it is frozen for the flush.
+//! The open batch: everything applied since the last flush began, and how it is frozen for the
+//! flush.
 
-use std::sync::Arc;
-
-use foldhash::fast::FixedState;
-use hashbrown::hash_map::Entry;
-use hashbrown::{HashMap, HashSet};
-
-use super::series::SeriesAdmission;
-use super::state::LiveQuery;
-use crate::model::CodecError;
-use crate::model::decimal::Decimal;
+use super::delta_table::{DeltaTable, MetricWindows};
+use super::generations::OpenGeneration;
 use crate::model::flush::{
-    AccountingDelta, DedupBlock, Delta, FlushBatch, QuarantineRow, SeriesInfo,
+    AccountingDelta, DedupBlock, FlushBatch, GenerationDeltas, QuarantineRow,
 };
+use crate::model::generation::GenerationId;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::outcome::{OutcomeNote, UncountedEvent};
-use crate::model::rollup::Rollup;
-use crate::model::series::{Series, SeriesId, metric_hash};
 use crate::model::window::{Hour, Millis};
 
-/// Estimated bytes of a delta without its sketches, including its share of the maps.
-const DELTA_BYTES: usize = 256;
-/// Estimated bytes of a series entry, including its share of the maps.
-const SERIES_BYTES: usize = 256;
-
-/// The `(metric hash, hour)` pairs for which a batch holds deltas; the hash is [`metric_hash`].
-pub type MetricWindows = HashSet<(u64, Hour), FixedState>;
-
-#[derive(Debug)]
-struct OpenDelta {
-    series: u32,
-    hour: Hour,
-    rollup: Rollup,
-}
-
-/// What a batch knows about a series id. The key was checked against the id.
-#[derive(Debug)]
-pub enum SeriesLookup {
-    /// Index of the series in this batch, or of the overflow series that stands in for it.
-    InBatch(u32),
-    /// The series was in the batch that was frozen last.
-    InPreviousBatch(Arc<SeriesInfo>),
-    /// Neither batch has the series.
-    Unknown,
-}
-
-/// The series of the batch that was frozen last.
-#[derive(Debug, Default)]
-struct PreviousBatch {
-    series: Vec<Arc<SeriesInfo>>,
-    slots: HashMap<SeriesId, u32, FixedState>,
-}
+/// Estimated bytes of a quarantine row without its record.
+const QUARANTINE_BYTES: usize = 256;
 
 /// Everything applied since the last flush began.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OpenBatch {
     from: Offset,
-    /// Lets a series that occurs again reuse the parsed entry of the previous batch.
-    previous: PreviousBatch,
-    series: Vec<Arc<SeriesInfo>>,
-    slots: HashMap<SeriesId, u32, FixedState>,
-    deltas: Vec<OpenDelta>,
-    by_series_hour: HashMap<(u32, Hour), u32, FixedState>,
-    /// Indices into `deltas`, by [`metric_hash`].
-    by_metric: HashMap<u64, Vec<u32>, FixedState>,
-    windows: MetricWindows,
-    admitted: Vec<(Arc<SeriesInfo>, Offset)>,
+    deltas: DeltaTable,
+    /// What the batch adds to other generations; those that it touched.
+    generations: Vec<(GenerationId, OpenGeneration)>,
     ids: Vec<(Millis, Vec<u128>)>,
     accounting: Vec<AccountingDelta>,
     quarantined: Vec<QuarantineRow>,
     outcomes: OutcomeNote,
+    /// Estimated bytes of ids, quarantine rows and outcomes.
     bytes: usize,
 }
 
 impl OpenBatch {
     /// Creates an empty batch that starts at `from`.
     pub fn new(from: Offset) -> Self {
-        Self::following(from, PreviousBatch::default())
-    }
-
-    /// Creates an empty batch with capacity for as many series as the previous batch had.
-    fn following(from: Offset, before: PreviousBatch) -> Self {
-        let room = before.series.len();
-        Self {
-            from,
-            previous: before,
-            series: Vec::with_capacity(room),
-            slots: HashMap::with_capacity_and_hasher(room, FixedState::default()),
-            deltas: Vec::with_capacity(room),
-            by_series_hour: HashMap::with_capacity_and_hasher(room, FixedState::default()),
-            by_metric: HashMap::default(),
-            windows: MetricWindows::default(),
-            admitted: Vec::new(),
-            ids: Vec::new(),
-            accounting: Vec::new(),
-            quarantined: Vec::new(),
-            outcomes: OutcomeNote::default(),
-            bytes: 0,
-        }
+        Self { from, ..Self::default() }
     }
 
     /// First offset of the batch (inclusive).
@@ -107,110 +42,38 @@ impl OpenBatch {
 
     /// Estimated memory use in bytes; flushing and credit are decided on it.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        let others = self.generations.iter().map(|(_, open)| open.bytes());
+        self.bytes + self.deltas.bytes() + others.sum::<usize>()
     }
 
-    /// Looks up a series by its id.
-    ///
-    /// # Errors
-    /// Fails if `id` is not the hash of `key`. The check is made even for series that are already
-    /// known, so that the verdict does not depend on what the batch happens to hold.
-    pub fn look_up(&self, id: SeriesId, key: &[u8]) -> Result<SeriesLookup, CodecError> {
-        if let Some(&slot) = self.slots.get(&id) {
-            // For an overflow slot the stored key is that of the overflow series, so `key`
-            // has to be hashed.
-            if !self.series[slot as usize].series.has_key(key) {
-                check_key(id, key)?;
-            }
-            return Ok(SeriesLookup::InBatch(slot));
-        }
-        let before = self.previous.slots.get(&id).map(|&slot| &self.previous.series[slot as usize]);
-        match before.filter(|info| info.id == id && info.series.has_key(key)) {
-            Some(info) => Ok(SeriesLookup::InPreviousBatch(info.clone())),
-            None => check_key(id, key).map(|()| SeriesLookup::Unknown),
-        }
+    /// The deltas of generation 0.
+    pub fn deltas(&self) -> &DeltaTable {
+        &self.deltas
     }
 
-    /// Index of a series, or of the overflow series that stands in for it. `key` must hash
-    /// to `id` (see [`OpenBatch::look_up`]).
-    ///
-    /// # Errors
-    /// Fails if the key does not decode.
-    pub fn series_slot(
-        &mut self,
-        (id, key): (SeriesId, &[u8]),
-        known: &SeriesLookup,
-        admission: &mut SeriesAdmission,
-        offset: Offset,
-    ) -> Result<u32, CodecError> {
-        let info = match known {
-            SeriesLookup::InBatch(slot) => return Ok(*slot),
-            SeriesLookup::InPreviousBatch(info) => info.clone(),
-            SeriesLookup::Unknown => Arc::new(SeriesInfo { id, series: Series::from_key(key)? }),
-        };
-        // The lookups are made once per record, and a record may list the same series twice.
-        let Entry::Vacant(place) = self.slots.entry(id) else { return Ok(self.slots[&id]) };
-        let is_known = admission.is_admitted(id, offset);
-        if is_known || admission.try_admit(id, &info.series, offset) {
-            let slot = place.insert(self.series.len() as u32);
-            let slot = *slot;
-            self.insert(info, (!is_known).then_some(offset));
-            return Ok(slot);
-        }
-        let overflow = admission.overflow_series(&info.series, offset);
-        let slot = self.overflow_slot(&overflow, admission, offset);
-        // A refusal may still turn into an admission when recorded admissions or metric names
-        // decide, and the overflow series may change. Only a final refusal may be cached
-        // in the slot map.
-        if admission.refusals_are_final(offset) {
-            self.slots.insert(id, slot);
-        }
-        Ok(slot)
+    /// The deltas of generation 0, to add to them.
+    pub fn deltas_mut(&mut self) -> &mut DeltaTable {
+        &mut self.deltas
     }
 
-    fn overflow_slot(
-        &mut self,
-        overflow: &Series,
-        admission: &mut SeriesAdmission,
-        offset: Offset,
-    ) -> u32 {
-        let id = SeriesId::of_key(&overflow.key());
-        if let Some(&slot) = self.slots.get(&id) {
-            return slot;
-        }
-        let new = !admission.is_admitted(id, offset) && admission.try_admit(id, overflow, offset);
-        let slot = self
-            .insert(Arc::new(SeriesInfo { id, series: overflow.clone() }), new.then_some(offset));
-        self.slots.insert(id, slot);
-        slot
+    /// What the batch adds to another generation, if it touched it.
+    pub fn generation(&self, id: GenerationId) -> Option<&OpenGeneration> {
+        self.generations.iter().find(|(known, _)| *known == id).map(|(_, open)| open)
     }
 
-    fn insert(&mut self, info: Arc<SeriesInfo>, admitted_at: Option<Offset>) -> u32 {
-        if let Some(offset) = admitted_at {
-            self.admitted.push((info.clone(), offset));
-        }
-        self.series.push(info);
-        self.bytes += SERIES_BYTES;
-        (self.series.len() - 1) as u32
+    /// What the batch adds to other generations.
+    pub fn generations(&self) -> impl Iterator<Item = (GenerationId, &OpenGeneration)> {
+        self.generations.iter().map(|(id, open)| (*id, open))
     }
 
-    /// Adds one event to the delta of its series and hour.
-    pub fn add(&mut self, slot: u32, hour: Hour, value: Option<Decimal>, user: Option<u64>) {
-        let next = self.deltas.len() as u32;
-        let at = *self.by_series_hour.entry((slot, hour)).or_insert(next);
-        if at == next {
-            let series = &self.series[slot as usize].series;
-            let metric = metric_hash(&series.tenant, &series.metric);
-            self.windows.insert((metric, hour));
-            self.by_metric.entry(metric).or_default().push(at);
-            self.deltas.push(OpenDelta { series: slot, hour, rollup: Rollup::default() });
-            self.bytes += DELTA_BYTES;
-        }
-        let rollup = &mut self.deltas[at as usize].rollup;
-        let before = rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes();
-        rollup.add(value, user);
-        self.bytes +=
-            (rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()).saturating_sub(before);
+    /// What the batch adds to another generation.
+    pub fn generation_mut(&mut self, id: GenerationId) -> &mut OpenGeneration {
+        let known = self.generations.iter().position(|(known, _)| *known == id);
+        let at = known.unwrap_or_else(|| {
+            self.generations.push((id, OpenGeneration::default()));
+            self.generations.len() - 1
+        });
+        &mut self.generations[at].1
     }
 
     /// Records an id for the de-duplication block that is stored with the flush.
@@ -247,24 +110,14 @@ impl OpenBatch {
         change(&mut self.accounting[at]);
     }
 
-    /// Windows for which the batch holds deltas.
+    /// Windows for which the batch holds deltas, of whatever generation.
     pub fn windows(&self) -> &MetricWindows {
-        &self.windows
+        self.deltas.windows()
     }
 
     /// Takes the windows out; the batch is about to be frozen.
     pub fn take_windows(&mut self) -> MetricWindows {
-        std::mem::take(&mut self.windows)
-    }
-
-    /// Series that were first admitted in this batch.
-    pub fn admitted(&self) -> impl Iterator<Item = &Arc<SeriesInfo>> {
-        self.admitted.iter().map(|(info, _)| info)
-    }
-
-    /// Series and hour of every delta.
-    pub fn series_windows(&self) -> impl Iterator<Item = (&Series, Hour)> {
-        self.deltas.iter().map(|delta| (&self.series[delta.series as usize].series, delta.hour))
+        self.deltas.take_windows()
     }
 
     /// Accounting rows of the batch, one per tenant and hour of receipt.
@@ -281,184 +134,45 @@ impl OpenBatch {
 
     /// Adds an event to the quarantine rows of the flush.
     pub fn quarantine(&mut self, row: QuarantineRow) {
-        self.bytes += row.record.len() + DELTA_BYTES;
+        self.bytes += row.record.len() + QUARANTINE_BYTES;
         self.quarantined.push(row);
     }
 
     /// Freezes the batch: returns it in the form that the store takes, rows in key order, and the
-    /// empty batch that follows. `last` is the append time of the last record in `range`.
-    pub fn freeze(self, range: OffsetRange, last: Option<Millis>) -> (FlushBatch, Self) {
-        let series = self.series;
-        let mut deltas: Vec<Delta> = self
-            .deltas
-            .into_iter()
-            .map(|d| Delta {
-                series: series[d.series as usize].clone(),
-                hour: d.hour,
-                rollup: d.rollup,
-            })
-            .collect();
-        // Key order lets readers find a metric by binary search
-        // (`visit_frozen`) without another index.
-        deltas.sort_unstable_by(|a, b| key_of(a).cmp(&key_of(b)));
+    /// empty batch that follows. `last` is the append time of the last record in `range`, `set` the
+    /// version of the set that the batch was folded under.
+    pub fn freeze(self, range: OffsetRange, last: Option<Millis>, set: u64) -> (FlushBatch, Self) {
+        let ((deltas, admitted), behind) = self.deltas.freeze();
+        let mut following = Self { deltas: behind, ..Self::new(range.to) };
+        let mut generations = Vec::with_capacity(self.generations.len());
+        for (generation, open) in self.generations {
+            let (frozen, behind) = open.freeze(generation);
+            following.generations.push((generation, behind));
+            generations.push(frozen);
+        }
+        generations.retain(|frozen: &GenerationDeltas| !frozen.is_empty());
+        generations.sort_unstable_by_key(|frozen| frozen.generation);
         let appended = self.ids.first().zip(self.ids.last()).map(|(first, last)| (first.0, last.0));
         let dedup = appended.map(|appended| DedupBlock { range, appended, runs: self.ids });
-        let behind = Self::following(range.to, PreviousBatch { series, slots: self.slots });
         let batch = FlushBatch {
             deltas,
-            admitted: self.admitted,
+            admitted,
             dedup,
             accounting: self.accounting,
             quarantined: self.quarantined,
             outcomes: self.outcomes,
             appended: last,
+            set,
+            adopts: None,
+            abandons: None,
+            generations,
         };
-        (batch, behind)
+        (batch, following)
     }
 
-    /// Visits the deltas that match the query.
-    pub fn visit(
-        &self,
-        query: &LiveQuery<'_>,
-        matches: &mut dyn FnMut(&Series) -> bool,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-    ) {
-        let metric = metric_hash(query.tenant, query.metric);
-        let deltas =
-            self.by_metric.get(&metric).into_iter().flatten().map(|&at| &self.deltas[at as usize]);
-        for delta in deltas.filter(|d| query.from <= d.hour && d.hour < query.to) {
-            let info = &self.series[delta.series as usize];
-            if is_wanted(query, &info.series) && matches(&info.series) {
-                visit(info, delta.hour, &delta.rollup);
-            }
-        }
-    }
-}
-
-fn check_key(id: SeriesId, key: &[u8]) -> Result<(), CodecError> {
-    if SeriesId::of_key(key) == id {
-        Ok(())
-    } else {
-        Err(CodecError::new("series", format!("id {id} is not the hash of its key")))
-    }
-}
-
-fn is_wanted(query: &LiveQuery<'_>, series: &Series) -> bool {
-    series.tenant == query.tenant && series.metric == query.metric
-}
-
-fn key_of(delta: &Delta) -> (&str, &str, Hour, SeriesId) {
-    (&delta.series.series.tenant, &delta.series.series.metric, delta.hour, delta.series.id)
-}
-
-/// Visits the deltas of a frozen batch that match the query.
-pub fn visit_frozen(
-    batch: &FlushBatch,
-    query: &LiveQuery<'_>,
-    matches: &mut dyn FnMut(&Series) -> bool,
-    visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-) {
-    let first = (query.tenant, query.metric, query.from);
-    let from = batch.deltas.partition_point(|d| {
-        (d.series.series.tenant.as_str(), d.series.series.metric.as_str(), d.hour) < first
-    });
-    let wanted = batch.deltas[from..]
-        .iter()
-        .take_while(|d| is_wanted(query, &d.series.series) && d.hour < query.to);
-    for delta in wanted.filter(|d| matches(&d.series.series)) {
-        visit(&delta.series, delta.hour, &delta.rollup);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keyed(page: &str) -> (SeriesId, Vec<u8>) {
-        let key = Series::new("t", "views", [("page".to_owned(), page.to_owned())]).key();
-        (SeriesId::of_key(&key), key)
-    }
-
-    fn range(from: Offset, to: Offset) -> OffsetRange {
-        OffsetRange { from, to }
-    }
-
-    fn slot(
-        open: &mut OpenBatch,
-        id: SeriesId,
-        key: &[u8],
-        admission: &mut SeriesAdmission,
-        at: Offset,
-    ) -> Result<u32, CodecError> {
-        let known = open.look_up(id, key)?;
-        open.series_slot((id, key), &known, admission, at)
-    }
-
-    #[test]
-    fn an_id_with_the_key_of_another_series_is_refused_in_every_batch() {
-        let ((id, key), (second, second_key)) = (keyed("a"), keyed("b"));
-        // The limit has room for one series; the second goes to the overflow series.
-        let mut admission = SeriesAdmission::limited(1, Vec::new());
-        let mut open = OpenBatch::new(0);
-        for at in 0..4 {
-            for (id, right, wrong) in [(id, &key, &second_key), (second, &second_key, &key)] {
-                assert!(
-                    slot(&mut open, id, wrong, &mut admission, at).is_err(),
-                    "before it is known, record {at}"
-                );
-                let place = slot(&mut open, id, right, &mut admission, at).expect("its own key");
-                assert!(
-                    slot(&mut open, id, wrong, &mut admission, at).is_err(),
-                    "when it is known, record {at}"
-                );
-                assert_eq!(slot(&mut open, id, right, &mut admission, at), Ok(place));
-                open.add(place, Hour(7), None, None);
-            }
-            if at % 2 == 1 {
-                let (frozen, behind) = open.freeze(range(at - 1, at + 1), None);
-                assert_eq!(
-                    frozen
-                        .deltas
-                        .iter()
-                        .map(|delta| delta.rollup.figures.count)
-                        .collect::<Vec<_>>(),
-                    [2, 2]
-                );
-                open = behind;
-            }
-        }
-    }
-
-    #[test]
-    fn a_series_that_a_record_names_twice_has_one_place() {
-        let (mut admission, mut open) =
-            (SeriesAdmission::limited(10, Vec::new()), OpenBatch::new(0));
-        let (id, key) = keyed("a");
-        let known = [open.look_up(id, &key), open.look_up(id, &key)]
-            .map(|known| known.expect("its own key"));
-        let places = known.map(|known| {
-            open.series_slot((id, &key), &known, &mut admission, 0).expect("it decodes")
-        });
-        assert_eq!((places, open.series.len(), open.admitted.len()), ([0, 0], 1, 1));
-    }
-
-    #[test]
-    fn a_series_that_comes_again_is_kept_once() {
-        let mut admission = SeriesAdmission::limited(10, Vec::new());
-        let mut open = OpenBatch::new(0);
-        let mut kept: Vec<Arc<SeriesInfo>> = Vec::new();
-        for at in 0..3 {
-            let (id, key) = keyed("a");
-            let place = slot(&mut open, id, &key, &mut admission, at).expect("its own key");
-            open.add(place, Hour(7), None, None);
-            let (frozen, behind) = open.freeze(range(at, at + 1), None);
-            assert_eq!(
-                (behind.from(), behind.bytes(), frozen.admitted.len()),
-                (at + 1, 0, usize::from(at == 0))
-            );
-            kept.push(frozen.deltas[0].series.clone());
-            open = behind;
-        }
-        assert!(kept.windows(2).all(|pair| Arc::ptr_eq(&pair[0], &pair[1])));
+    /// Drops what the batch would have had of generations that `is_written` denies; the batch is
+    /// empty.
+    pub fn retain_generations(&mut self, is_written: impl Fn(GenerationId) -> bool) {
+        self.generations.retain(|(id, _)| is_written(*id));
     }
 }

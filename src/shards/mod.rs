@@ -8,8 +8,12 @@
 
 pub mod batch;
 pub mod dedup;
+pub mod delta_table;
 pub mod driver;
+pub mod fill;
+pub mod generations;
 pub mod immutable_queue;
+pub mod live_query;
 pub mod poison;
 pub mod release;
 pub mod series;

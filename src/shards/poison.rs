@@ -54,9 +54,40 @@ pub fn mode_for(attempts: u32) -> ApplyMode {
     }
 }
 
-/// Whether an event is quarantined: the shard died [`DEATHS`] times while it was applied alone.
+/// What to do with an event that is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoisonStep {
+    /// Apply it.
+    Apply,
+    /// Apply it to what is served, and not to generations that are only built: their rules may be
+    /// what the shard dies of.
+    ApplyToServed,
+    /// Quarantine it.
+    SetAside,
+}
+
+/// Decides about an event. `unserved` says whether the shard writes generations that nobody reads.
+///
+/// A shard that flushes without them has not shown that they were the reason, unless the flush is
+/// of an event that it was sure to die of. So this start comes where the event would be set aside,
+/// and not before the shard closes in: a few kills from outside cost no replay (ADR 41).
+pub fn poison_step(
+    suspects: &[SuspectEvent],
+    offset: Offset,
+    index: u32,
+    unserved: bool,
+) -> PoisonStep {
+    let suspect = suspects.iter().find(|s| (s.offset, s.index) == (offset, index));
+    match suspect.map_or(0, |suspect| suspect.deaths) {
+        0..DEATHS => PoisonStep::Apply,
+        DEATHS if unserved => PoisonStep::ApplyToServed,
+        _ => PoisonStep::SetAside,
+    }
+}
+
+/// Whether the shard died at least [`DEATHS`] times while an event was applied alone.
 pub fn is_poison(suspects: &[SuspectEvent], offset: Offset, index: u32) -> bool {
-    suspects.iter().any(|s| (s.offset, s.index) == (offset, index) && s.deaths >= DEATHS)
+    poison_step(suspects, offset, index, false) == PoisonStep::SetAside
 }
 
 #[cfg(test)]
@@ -69,6 +100,7 @@ mod tests {
     use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
     use crate::model::rollup::Rollup;
     use crate::model::series::{Series, SeriesId};
+    use crate::model::served::ServedHours;
     use crate::model::window::Hour;
     use crate::shards::series::SeriesAdmission;
     use crate::shards::state::{LiveQuery, ShardEffect, ShardInput, ShardLimits, ShardState};
@@ -89,6 +121,22 @@ mod tests {
                 ApplyMode::Isolating
             ]
         );
+    }
+
+    #[test]
+    fn what_nobody_reads_is_left_out_once_before_an_event_is_set_aside() {
+        let step = |deaths, unserved| {
+            let suspects = [SuspectEvent { offset: 5, index: 1, deaths }];
+            assert_eq!(poison_step(&suspects, 5, 2, unserved), PoisonStep::Apply);
+            poison_step(&suspects, 5, 1, unserved)
+        };
+        for unserved in [false, true] {
+            assert_eq!(step(DEATHS - 1, unserved), PoisonStep::Apply);
+            assert_eq!(step(DEATHS + 1, unserved), PoisonStep::SetAside);
+            assert_eq!(step(u32::MAX, unserved), PoisonStep::SetAside, "as it was recorded");
+        }
+        assert_eq!(step(DEATHS, true), PoisonStep::ApplyToServed);
+        assert_eq!(step(DEATHS, false), PoisonStep::SetAside);
     }
 
     const LOG: LogId = LogId([1; 16]);
@@ -161,7 +209,12 @@ mod tests {
                 epoch: Epoch { counter: 1, nonce: 1 },
                 appended: None,
             };
-            Claim { checkpoint, attempts: self.attempts, suspects: self.suspects.clone() }
+            Claim {
+                checkpoint,
+                attempts: self.attempts,
+                suspects: self.suspects.clone(),
+                set: Default::default(),
+            }
         }
 
         /// One life of the shard; returns whether it got through. It dies where a poison
@@ -222,6 +275,7 @@ mod tests {
                 metric: "m",
                 from: Hour(0),
                 to: Hour(1),
+                served: &[ServedHours::ingest(Hour(0), Hour(1))],
                 distinct: false,
                 quantiles: false,
                 overflow: false,

@@ -8,5 +8,6 @@
 
 pub mod ownership;
 pub mod policy;
+pub mod replays;
 pub mod shards;
 pub mod supervisor;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use crate::rng::Rng;
 
@@ -11,6 +11,7 @@ pub const FIRST_HOUR: u64 = 438_288;
 pub const HOURS: u64 = 48;
 pub const METRICS: u64 = 4;
 pub const PAGES: u64 = 25;
+pub const DAYS: usize = (HOURS / 24) as usize;
 
 /// One event as the client knows it.
 pub struct Event {
@@ -68,13 +69,39 @@ impl Expected {
     }
 }
 
+/// Numbers of events, told apart by what replays do with them.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Counts([[[u64; 2]; DAYS]; METRICS as usize]);
+
+impl Counts {
+    fn add(&mut self, event: &Event) {
+        let day = ((event.hour - FIRST_HOUR) / 24) as usize;
+        self.0[event.metric as usize][day][usize::from(is_odd(event.page))] += 1;
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.as_flattened().as_flattened().iter().sum()
+    }
+
+    /// The events of a metric and day: all, or those of odd pages only.
+    pub fn of(&self, metric: u64, day: usize, only_odd: bool) -> u64 {
+        let [even, odd] = self.0[metric as usize][day];
+        if only_odd { odd } else { even + odd }
+    }
+}
+
+/// Whether a page is one of those that stay when a replay drops pages.
+pub fn is_odd(page: u64) -> bool {
+    page % 2 == 1
+}
+
 #[derive(Default)]
 pub struct Ledger {
     /// Expected rollups by (metric, page, hour).
     rows: Mutex<BTreeMap<(u64, u64, u64), Expected>>,
     /// (time of the acknowledgement in ms, events acknowledged by then).
-    acks: Mutex<Vec<(i64, u64)>>,
-    sent: AtomicU64,
+    acks: Mutex<Vec<(i64, Counts)>>,
+    sent: Mutex<Counts>,
     pub retries: AtomicU64,
     /// Number of 503 and 429 answers.
     pub refused: AtomicU64,
@@ -86,7 +113,8 @@ pub struct Ledger {
 impl Ledger {
     /// Records events before they are first sent.
     pub fn record_sent(&self, events: &[Event]) {
-        self.sent.fetch_add(events.len() as u64, Ordering::SeqCst);
+        let mut sent = self.sent.lock().expect("ledger");
+        events.iter().for_each(|event| sent.add(event));
     }
 
     /// Records events after their first acknowledgement. The clock is read under the lock: if a
@@ -99,27 +127,28 @@ impl Ledger {
         }
         let mut acks = self.acks.lock().expect("ledger");
         let now = now();
-        let (last, before) = acks.last().copied().unwrap_or((now, 0));
+        let (last, mut counts) = acks.last().copied().unwrap_or((now, Counts::default()));
         assert!(
             last <= now,
             "the machine's clock went back by {} ms: this run proves nothing",
             last - now
         );
-        acks.push((now, before + events.len() as u64));
+        events.iter().for_each(|event| counts.add(event));
+        acks.push((now, counts));
     }
 
-    pub fn acked_before(&self, time: i64) -> u64 {
+    pub fn acked_before(&self, time: i64) -> Counts {
         let acks = self.acks.lock().expect("ledger");
         let below = acks.partition_point(|(at, _)| *at < time);
-        below.checked_sub(1).map_or(0, |at| acks[at].1)
+        below.checked_sub(1).map_or_else(Counts::default, |at| acks[at].1)
     }
 
     pub fn acked_total(&self) -> u64 {
-        self.acks.lock().expect("ledger").last().map_or(0, |(_, total)| *total)
+        self.acks.lock().expect("ledger").last().map_or(0, |(_, counts)| counts.total())
     }
 
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::SeqCst)
+    pub fn sent(&self) -> Counts {
+        *self.sent.lock().expect("ledger")
     }
 
     pub fn rows(&self) -> BTreeMap<(u64, u64, u64), Expected> {

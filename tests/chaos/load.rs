@@ -17,8 +17,11 @@ use crate::rng::Rng;
 /// much of this time.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Pause of a slow client.
+const SLOW: Duration = Duration::from_millis(20);
+
 /// An agent with this request timeout.
-fn within(time: Duration) -> ureq::Agent {
+pub fn within(time: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(time))
@@ -26,7 +29,7 @@ fn within(time: Duration) -> ureq::Agent {
         .into()
 }
 
-fn impatient() -> ureq::Agent {
+pub fn impatient() -> ureq::Agent {
     within(Duration::from_secs(5))
 }
 
@@ -36,7 +39,7 @@ pub fn client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &A
     send_until(
         number,
         seed,
-        Sender { agent: impatient(), urls, at: number as usize },
+        Sender { agent: impatient(), urls, at: number as usize, pause: Duration::ZERO },
         ledger,
         stop,
     );
@@ -48,10 +51,21 @@ pub fn patient_client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, 
     send_until(
         number,
         seed,
-        Sender { agent: within(Duration::from_secs(50)), urls, at: number as usize },
+        Sender {
+            agent: within(Duration::from_secs(50)),
+            urls,
+            at: number as usize,
+            pause: Duration::ZERO,
+        },
         ledger,
         stop,
     );
+}
+
+/// Like [`client`], with pauses that leave the processors to something else.
+pub fn slow_client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &AtomicBool) {
+    let sender = Sender { agent: impatient(), urls, at: number as usize, pause: SLOW };
+    send_until(number, seed, sender, ledger, stop);
 }
 
 fn send_until(number: u64, seed: u64, mut sender: Sender<'_>, ledger: &Ledger, stop: &AtomicBool) {
@@ -70,6 +84,7 @@ fn send_until(number: u64, seed: u64, mut sender: Sender<'_>, ledger: &Ledger, s
             0 => (format!("[{}]", lines.join(",")), "application/json"),
             _ => (lines.join("\n"), "application/x-ndjson"),
         };
+        std::thread::sleep(sender.pause);
         ledger.record_sent(&events);
         sender.until_acked(&body, kind, ledger);
         ledger.record_acked(&events, now);
@@ -86,6 +101,8 @@ struct Sender<'a> {
     agent: ureq::Agent,
     urls: &'a [String],
     at: usize,
+    /// Between two batches.
+    pause: Duration,
 }
 
 impl Sender<'_> {
@@ -150,7 +167,7 @@ pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, stats: &ReadS
             ReadResult::None => stats.unanswered.fetch_add(1, Ordering::SeqCst),
             ReadResult::Partial => stats.partial.fetch_add(1, Ordering::SeqCst),
             ReadResult::Complete { counted, as_of } => {
-                let (least, most) = (ledger.acked_before(as_of), ledger.sent());
+                let (least, most) = (ledger.acked_before(as_of).total(), ledger.sent().total());
                 assert!(
                     least <= counted,
                     "a complete answer has {counted} events, {least} were acknowledged before its \
@@ -215,7 +232,7 @@ pub fn range() -> String {
 
 /// The first complete answer of any node that passes. Panics after three minutes with the last
 /// answer.
-fn await_answer(urls: &[String], path: &str, pass: impl Fn(&Value) -> bool) -> Value {
+pub fn await_answer(urls: &[String], path: &str, pass: impl Fn(&Value) -> bool) -> Value {
     let (agent, deadline) =
         (within(Duration::from_secs(30)), Instant::now() + Duration::from_secs(180));
     for url in urls.iter().cycle() {

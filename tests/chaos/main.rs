@@ -22,6 +22,7 @@ mod postgres;
 mod proxy;
 #[path = "../support/redis.rs"]
 mod redis_server;
+mod replays;
 #[path = "../support/rng.rs"]
 mod rng;
 #[path = "../support/s3.rs"]

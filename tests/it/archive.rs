@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::{PATIENCE, Server};
 
 /// Python with DuckDB, as installed by `make tools`.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/bin/python");
     let python = std::env::var_os("ROLLMILL_TEST_PYTHON").map_or(default, PathBuf::from);
     assert!(

@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output, Stdio};
 
+use parquet::file::reader::{FileReader, SerializedFileReader};
+
 use crate::support::{Server, free_port};
 
 fn command(args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -22,6 +24,13 @@ fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let output = command(args, env);
     let text = |bytes| String::from_utf8(bytes).expect("text");
     (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// What a command prints, which must succeed.
+fn run_bytes(args: &[&str]) -> Vec<u8> {
+    let output = command(args, &[]);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 fn started() -> (tempfile::TempDir, Server) {
@@ -214,6 +223,25 @@ fn what_is_in_a_server_needs_no_http_client() {
             && csv.contains(",DE,0.0004\n"),
         "{csv}"
     );
+    let parquet = run_bytes(
+        &[
+            &["query", "page_view", "--by", "country", "--agg", "count,sum", "--output", "parquet"]
+                [..],
+            &url,
+        ]
+        .concat(),
+    );
+    let reader = SerializedFileReader::new(bytes::Bytes::from(parquet)).expect("Parquet");
+    let rows = reader.get_row_iter(None).expect("rows").map(|row| row.expect("a row").to_string());
+    let rows: Vec<String> = rows.collect();
+    assert!(
+        rows.len() == 2
+            && rows[0].ends_with("country: \"DE\", count: 1, sum: 0.000400000}")
+            && rows[1].ends_with("country: \"FR\", count: 1, sum: 1234567.000000000}"),
+        "{rows:?}"
+    );
+    let hours = prints(&["accounting", "--from", "-1d", "--tz", "Asia/Kolkata"]);
+    assert!(hours.contains("+05:30"), "{hours}");
     let berlin =
         prints(&["query", "page_view", "--step", "1d", "--tz", "Europe/Berlin", "--from", "-1d"]);
     assert!(berlin.contains("T00:00:00+0"), "{berlin}");

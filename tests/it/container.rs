@@ -419,6 +419,30 @@ fn the_two_configurations_of_nginx_differ_in_addresses_alone() {
 }
 
 #[test]
+fn nginx_sends_every_write_to_where_it_is_retried() {
+    let nginx = read("docker/nginx.conf");
+    let writes = nginx.lines().find_map(|line| line.trim().strip_prefix("location ~ "));
+    let writes = writes.and_then(|rest| rest.strip_suffix(" {")).expect("the location of writes");
+    let writes = regex::Regex::new(writes).expect("a pattern");
+    let interface: serde_json::Value =
+        serde_json::from_str(&read("src/gateway/openapi.json")).expect("JSON");
+    let paths = interface["paths"].as_object().expect("paths");
+    let reads = ["/api/v1/", "/flags", "/decide", "/debug/", "/v1/quarantine", "/v1/archive"];
+    // A change of a replay is made once, and events of the Measurement Protocol may have no ids.
+    let once = ["/v1/replays", "/mp/collect"];
+    let elsewhere = |path: &str| reads.iter().chain(&once).any(|start| path.starts_with(start));
+    let posts = paths.iter().filter(|(_, methods)| methods.get("post").is_some());
+    let posts: Vec<&str> = posts.map(|(path, _)| path.as_str()).collect();
+    assert!(posts.len() > 30, "{posts:?}");
+    for path in posts {
+        assert_eq!(writes.is_match(path), !elsewhere(path), "{path}");
+    }
+    for path in ["/", "/v1/query", "/v1/ws", "/v1/boards/a", "/metrics", "/assets/e/"] {
+        assert!(!writes.is_match(path), "{path}");
+    }
+}
+
+#[test]
 fn nginx_takes_its_configuration() {
     let tools = root().join("data-sets/tools/bin/nginx");
     let installed = ["/usr/sbin/nginx", "/usr/bin/nginx"].map(PathBuf::from);

@@ -401,6 +401,143 @@ fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
     }
 }
 
+/// The archive on a disk of its own, and the log on another.
+struct ReplayDisks {
+    server: Server,
+    store: Disk,
+    archive: Disk,
+    _log: Disk,
+}
+
+fn replay(server: &Server, args: &[&str]) -> serde_json::Value {
+    let output = Server::cli(&[&["replay"], args, &["--json", "--url", &server.url]].concat());
+    let (out, err) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{args:?}: {err}");
+    serde_json::from_slice(out).unwrap_or_else(|why| panic!("{why}: {err}"))
+}
+
+fn shown(server: &Server, id: u64) -> serde_json::Value {
+    let (status, answer) = server.get(&format!("/v1/replays/{id}"));
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+/// Whether the fill of a shard says that it waits for this.
+fn waits_for(replay: &serde_json::Value, words: &str) -> bool {
+    assert_eq!(replay["state"], "building", "{replay}");
+    let mut shards = replay["progress"]["waits_for"].as_array().expect("shards").iter();
+    shards.any(|shard| shard["detail"].as_str().is_some_and(|why| why.contains(words)))
+}
+
+impl ReplayDisks {
+    /// A node that has flushed and archived 2,000 events, each with a number of its own as a
+    /// property; started again, so that the store's journal is empty.
+    fn start(dir: &Path, ledger: &mut Ledger) -> Option<Self> {
+        let data = dir.join("data");
+        let store = Disk::mount(data.clone(), "size=48m,mode=0700")?;
+        let archive = Disk::mount(data.join("archive"), "size=24m,mode=0700")?;
+        let log = Disk::mount(data.join("log"), "size=64m,mode=0700")?;
+        let server = Server::start(&data, SMALL);
+        for _ in 0..4 {
+            let events = (0..500).map(|_| {
+                ledger.sent += 1;
+                let n = ledger.sent;
+                format!(r#"{{"metric":"m","id":"{n}","properties":{{"number":"{n}"}}}}"#)
+            });
+            let events: Vec<String> = events.collect();
+            assert_eq!(server.post(&format!("[{}]", events.join(","))).0, 202);
+            ledger.acked = ledger.sent;
+        }
+        wait_until("everything is in the store", || server.accounted()[0] == ledger.acked);
+        let archived = Server::cli(&["archive", "flush", "--url", &server.url]);
+        assert!(archived.status.success(), "{}", String::from_utf8_lossy(&archived.stderr));
+        assert_eq!(server.stop(), Some(0));
+        Some(Self { server: Server::start(&data, SMALL), store, archive, _log: log })
+    }
+
+    /// Starts a replay of today in which each event is a series of its own, and later ones are too.
+    fn start_replay(&self, dir: &Path) -> u64 {
+        let rules = dir.join("rules.toml");
+        let text = "[[rule]]\nname = \"number\"\nset_label = { label = \"number\", property = \
+                    \"/number\" }\n";
+        std::fs::write(&rules, text).expect("written");
+        let rules = rules.display().to_string();
+        let args = ["start", "--metric", "m", "--from", "2026-01-01", "--rules", &rules];
+        replay(&self.server, &args)["id"].as_u64().expect("a number")
+    }
+
+    /// Ends the node, and checks its store and the rows of the replay against the records.
+    fn verified(self) {
+        let data = self.server.data.display().to_string();
+        assert_eq!(self.server.stop(), Some(0));
+        let verified = Server::cli(&["verify", "--json", "--data", &data]);
+        let said =
+            String::from_utf8_lossy(&[verified.stdout, verified.stderr].concat()).into_owned();
+        assert_eq!(verified.status.code(), Some(0), "{said}");
+        let report: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        assert!(report["replays"][0]["rows"].as_u64() >= Some(2_000), "{report}");
+    }
+}
+
+/// What ingest needs goes on; the replay waits, says why, and ends by itself when there is room.
+#[test]
+fn a_replay_waits_for_a_store_on_a_full_disk_and_ends_by_itself() {
+    let (dir, mut ledger) = (tempfile::tempdir().expect("a directory"), Ledger::default());
+    let Some(disks) = ReplayDisks::start(dir.path(), &mut ledger) else { return };
+    // Without the objects it begins, and gets no further: the store has its cuts before the disk
+    // is full.
+    let hidden = disks.archive.0.join("hidden");
+    std::fs::create_dir(&hidden).expect("a directory");
+    let objects = std::fs::read_dir(&disks.archive.0).expect("a directory");
+    let objects: Vec<PathBuf> = objects.map(|entry| entry.expect("an entry").path()).collect();
+    let is_of_objects =
+        |path: &PathBuf| !["hidden", "replays", "settled"].iter().any(|name| path.ends_with(name));
+    let objects: Vec<PathBuf> = objects.into_iter().filter(is_of_objects).collect();
+    assert!(!objects.is_empty());
+    for path in &objects {
+        std::fs::rename(path, hidden.join(path.file_name().expect("a name"))).expect("hidden");
+    }
+    let id = disks.start_replay(dir.path());
+    wait_until("it waits for an object", || waits_for(&shown(&disks.server, id), ".parquet"));
+    disks.store.fill();
+    for path in &objects {
+        std::fs::rename(hidden.join(path.file_name().expect("a name")), path).expect("back");
+    }
+    wait_until("it says that the disk is full", || waits_for(&shown(&disks.server, id), "full"));
+    assert_eq!(shown(&disks.server, id)["progress"]["events"]["left"], 2_000);
+    ledger.send_some(&disks.server);
+    ledger.check_counted(&disks.server);
+    disks.store.free();
+    wait_until("it is ready", || shown(&disks.server, id)["state"] == "ready");
+    replay(&disks.server, &["apply", &id.to_string()]);
+    ledger.send_some(&disks.server);
+    ledger.check_counted(&disks.server);
+    disks.verified();
+}
+
+#[test]
+fn a_replay_waits_for_an_archive_on_a_full_disk_and_ends_by_itself() {
+    let (dir, mut ledger) = (tempfile::tempdir().expect("a directory"), Ledger::default());
+    let Some(disks) = ReplayDisks::start(dir.path(), &mut ledger) else { return };
+    disks.archive.fill();
+    ledger.send_some(&disks.server);
+    wait_until("they are in the store", || disks.server.accounted()[0] == ledger.acked);
+    let id = disks.start_replay(dir.path());
+    wait_until("all that is archived is counted", || {
+        let replay = shown(&disks.server, id);
+        let events = &replay["progress"]["events"];
+        let counted = events["done"] == 2_000 && events["left"] == 0;
+        counted && events["unarchived_records"].as_u64() > Some(0)
+    });
+    assert!(waits_for(&shown(&disks.server, id), "the archive has not reached offset"));
+    assert!(log_of(&disks.server.data).contains("No space left on device"));
+    disks.archive.free();
+    wait_until("it is ready", || shown(&disks.server, id)["state"] == "ready");
+    replay(&disks.server, &["apply", &id.to_string()]);
+    ledger.check_counted(&disks.server);
+    disks.verified();
+}
+
 /// Starts a node with few file descriptors. Both the soft and the hard limit are set, so that it
 /// cannot raise its own.
 fn with_descriptors(data: &Path, port: u16, limits: &str, env: &[(&str, &str)]) -> Server {

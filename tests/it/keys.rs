@@ -101,7 +101,9 @@ fn keys_are_made_listed_and_revoked_while_the_server_runs() {
     assert_eq!(server.stop(), Some(0));
     let log = std::fs::read_to_string(data.with_extension("server.log")).expect("a log");
     assert!(
-        log.contains("keys file changed") && !log.contains(&writer) && !log.contains(&reader),
+        log.contains("changed and cannot be used")
+            && !log.contains(&writer)
+            && !log.contains(&reader),
         "{log}"
     );
 }

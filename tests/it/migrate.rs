@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rollmill::model::generation::GenerationId;
 use rollmill::model::offset::ShardId;
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::postgres::{PostgresOptions, PostgresStore};
@@ -78,11 +79,11 @@ impl MigrationCase {
         )
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    fn embedded(&self, more: &[(&str, &str)]) -> Server {
+    pub fn embedded(&self, more: &[(&str, &str)]) -> Server {
         Server::start(&self.data(), &[&NODE[..], more].concat())
     }
 
@@ -114,7 +115,7 @@ impl MigrationCase {
 
     /// Starts the migration and kills it `delay` after it announces this step. Returns whether it
     /// lived that long.
-    fn kill_at(&self, step: usize, delay: Duration) -> bool {
+    pub fn kill_at(&self, step: usize, delay: Duration) -> bool {
         let mut child = self
             .command(&[])
             .stdout(Stdio::null())
@@ -140,7 +141,7 @@ impl MigrationCase {
         Server::run(command, &data, port)
     }
 
-    fn node(&self) -> Server {
+    pub fn node(&self) -> Server {
         let mut node = self.spawn(&[]);
         node.wait_ready("gateway");
         node
@@ -165,14 +166,14 @@ impl MigrationCase {
         assert!(known.iter().any(|part| said.contains(part)), "{said}");
     }
 
-    fn verify(&self) -> Value {
+    pub fn verify(&self) -> Value {
         let output =
             Server::cli(&["verify", "--json", "--config", &self.config.display().to_string()]);
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    fn postgres(&self) -> std::sync::Arc<PostgresStore> {
+    pub fn postgres(&self) -> std::sync::Arc<PostgresStore> {
         let seconds = Duration::from_secs;
         let options = PostgresOptions {
             url: self.url.clone(),
@@ -287,10 +288,15 @@ fn rest(snapshot: &mut dyn StoreSnapshot) -> Vec<String> {
         format!(
             "{:?}",
             snapshot
-                .label_values("default", "page", Some("sales"), &NameRange::ALL)
+                .label_values("default", "page", Some("sales"), &[], &NameRange::ALL)
                 .expect("values")
         ),
-        format!("{:?}", snapshot.revisions("default", "sales", 15_000..21_000).expect("revisions")),
+        format!(
+            "{:?}",
+            snapshot
+                .revisions("default", "sales", GenerationId::INGEST, 15_000..21_000)
+                .expect("revisions")
+        ),
         format!(
             "{:?}",
             snapshot.accounting("default", Hour(i32::MIN), Hour(i32::MAX)).expect("accounting")

@@ -263,7 +263,7 @@ pub fn everything(store: &dyn ShardStore) -> Vec<String> {
     for what in [
         format!("{:?}", snapshot.accounting("default", always.0, always.1)),
         format!("{:?}", snapshot.metrics("default", &NameRange::ALL)),
-        format!("{:?}", snapshot.label_values("default", "dest", None, &NameRange::ALL)),
+        format!("{:?}", snapshot.label_values("default", "dest", None, &[], &NameRange::ALL)),
         format!("{:?}", snapshot.quarantine()),
     ] {
         assert!(what.starts_with("Ok"), "{what}");
@@ -302,7 +302,7 @@ pub fn rebuilt_over_kills(node: &ConfiguredNode, args: &[&str]) {
     assert!((0..3).any(|_| ended(node.cli(&args))), "{:?}", node.cli(&args));
 }
 
-fn moved_away(data: &Path) -> PathBuf {
+pub fn moved_away(data: &Path) -> PathBuf {
     let lost = data.join("lost");
     std::fs::create_dir(&lost).expect("a directory");
     for name in ["store.sqlite", "store.sqlite-wal", "store.sqlite-shm"] {

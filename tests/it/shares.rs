@@ -436,6 +436,7 @@ fn p99(mut acks: Vec<Duration>) -> Duration {
 
 #[test]
 fn a_tenant_at_its_worst_does_not_double_the_acknowledgements_of_another() {
+    let _measured = crate::machine::measured();
     let dir = tempfile::tempdir().expect("a directory");
     let world = Arc::new(TwoTenantNode::start(dir.path(), &MemoryCgroup(None)));
     world.fill();

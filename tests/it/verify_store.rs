@@ -164,9 +164,13 @@ fn a_flipped_bit_in_the_root_page_of_every_table_is_found() {
             places.extend([content + 1, (content + size) / 2, size - 1]);
         }
         for place in places {
+            // The number of the last metric gets smaller: a greater one passes over a number, which
+            // harms nothing.
+            let is_last_number = name == "sqlite_sequence" && place == size - 1;
+            let bit = if is_last_number { 1 << whole[at + place].ilog2() } else { 1 };
             let (code, said) = after(&data, |store| {
                 let mut bytes = whole.clone();
-                bytes[at + place] ^= 1;
+                bytes[at + place] ^= bit;
                 std::fs::write(store, bytes).expect("written");
             });
             flipped += 1;

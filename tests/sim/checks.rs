@@ -41,6 +41,7 @@ fn stored_rows(snapshot: &mut dyn QuerySnapshot) -> OracleRows {
     for tenant in TENANTS {
         let (from, to) = ALWAYS;
         let all = RollupQuery {
+            generation: rollmill::model::generation::GenerationId::INGEST,
             tenant,
             metric: METRIC,
             matchers: &[],
@@ -231,7 +232,10 @@ impl SimWorld {
             }
             self.archived[s] = (at.archived, start);
             let rows = snapshot.manifest(Some(shard)).expect("the double answers");
-            let mut next = 0;
+            let mut next = match self.expired {
+                true => rows.first().map_or(at.archived, |row| row.range.from),
+                false => 0,
+            };
             for (index, row) in rows.iter().enumerate() {
                 ensure(
                     Invariant::ArchiveTiles,
@@ -344,7 +348,7 @@ impl SimWorld {
     /// whatever leftovers of crashes the listing contains. This does not hold after a rollback of
     /// the store, because leftovers then carry decisions that no longer count.
     fn rebuild(&mut self) -> Result<(), Violation> {
-        if self.rolled_back || !self.rng.chance(200) {
+        if self.rolled_back || self.expired || !self.rng.chance(200) {
             return Ok(());
         }
         let (store, log) = (MemoryStore::rebuilding(), self.log.clone());
@@ -363,6 +367,7 @@ impl SimWorld {
             metric_names: MetricNameRegistry::new(100),
             max_ahead_ms: 0,
             nonce: 1,
+            replays: &rebuild::replays::ServedReplays::default(),
         };
         let plans = rebuild::plan(&*self.archive, &*log, &[], false);
         let report = plans.and_then(|plans| rebuild.run(&plans, false, &mut |_| ()));

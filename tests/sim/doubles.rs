@@ -7,23 +7,29 @@ use std::sync::{Arc, Mutex};
 
 use rollmill::model::budget::QueryBudget;
 use rollmill::model::flush::{
-    AccountingDelta, Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard, LogRecord, SeriesInfo,
+    AccountingDelta, Claim, DedupBlock, DedupRule, FillGuard, FlushBatch, FlushGuard,
+    GenerationDeltas, LogRecord, SeriesInfo,
 };
+use rollmill::model::generation::{GenerationId, Writer};
+use rollmill::model::generation_book::{GenerationBook, LeavingRange};
 use rollmill::model::manifest::{ManifestRow, RangeDecisions, ShardRestore, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::outcome::{Outcome, OutcomeNote, UncountedEvent, Verdict};
 use rollmill::model::record;
+use rollmill::model::release::ReleasedEvent;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::SeriesId;
+use rollmill::model::served::{ServedHours, served_hours};
 use rollmill::model::window::{Hour, Millis};
+use rollmill::persistence::archive::memory::MemoryArchive;
 use rollmill::persistence::archive::{
     Archive, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject,
 };
 use rollmill::persistence::store::memory::{self, MemoryStore, StoreWrite};
 use rollmill::persistence::store::{
-    CheckpointSnapshot, ExpiryTarget, ManifestStore, MetricInfo, NameRange, QuarantineStore,
-    QuerySnapshot, QuerySource, RebuildStore, RollupQuery, ShardStore, SnapshotSource, StoreDamage,
-    StoreError, StoreInspection, StoreSizes, StoreSnapshot,
+    AuditEntry, CheckpointSnapshot, ExpiryTarget, GenerationStore, ManifestStore, MetricInfo,
+    NameRange, QuarantineStore, QuerySnapshot, QuerySource, RebuildStore, RollupQuery, ShardStore,
+    SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes, StoreSnapshot,
 };
 
 use crate::plants::Plant;
@@ -49,6 +55,8 @@ pub struct FaultDice {
     pub stats: RunStats,
     /// Overrides the draw for the next flush.
     pub next_flush: Option<memory::StoreFault>,
+    /// Whether the next object is read by a filler.
+    pub filling: bool,
 }
 
 pub type SharedDice = Arc<Mutex<FaultDice>>;
@@ -82,11 +90,13 @@ impl SimStore {
                     StoreWrite::Flush => dice.rates.flush,
                     StoreWrite::MarkSuspect => dice.rates.mark,
                     StoreWrite::InsertManifestRow => dice.rates.manifest,
+                    StoreWrite::Generations | StoreWrite::Fill => dice.rates.flush,
                     StoreWrite::SetTier
                     | StoreWrite::ExpireObject
                     | StoreWrite::Expiry
                     | StoreWrite::SettleQuarantine
-                    | StoreWrite::Restore => 0,
+                    | StoreWrite::Restore
+                    | StoreWrite::Boards => 0,
                 };
                 let kinds = [
                     memory::StoreFault::Before,
@@ -134,7 +144,12 @@ impl SimStore {
                     ..guard
                 };
                 self.inner.flush(stay, batch, forget)?;
-                return self.inner.flush(guard, &FlushBatch::default(), forget);
+                let set = batch.adopts.as_ref().map_or(batch.set, |adopted| adopted.version);
+                return self.inner.flush(
+                    guard,
+                    &FlushBatch { set, ..FlushBatch::default() },
+                    forget,
+                );
             }
             (Some(Plant::IdsInSecondTransaction), _) => {
                 self.inner.flush(guard, &FlushBatch { dedup: None, ..batch.clone() }, forget)?;
@@ -142,7 +157,8 @@ impl SimStore {
                     range: OffsetRange { from: guard.range.to, to: guard.range.to },
                     ..guard
                 };
-                let ids = FlushBatch { dedup: batch.dedup.clone(), ..FlushBatch::default() };
+                let set = batch.adopts.as_ref().map_or(batch.set, |adopted| adopted.version);
+                let ids = FlushBatch { dedup: batch.dedup.clone(), set, ..FlushBatch::default() };
                 return if with_dice(&self.dice, |dice| dice.rng.chance(300)) {
                     Ok(())
                 } else {
@@ -159,6 +175,16 @@ impl SimStore {
             (Some(Plant::OutcomesNotNoted), _) => {
                 let silent = FlushBatch { outcomes: OutcomeNote::default(), ..batch.clone() };
                 return self.inner.flush(guard, &silent, forget);
+            }
+            (Some(Plant::CutAtFlushStart), _) if batch.adopts.is_some() => {
+                let OffsetRange { from, .. } = guard.range;
+                let start = FlushGuard { range: OffsetRange { from, to: from }, ..guard };
+                let (set, adopts) = (batch.set, batch.adopts.clone());
+                let adoption = FlushBatch { set, adopts, ..FlushBatch::default() };
+                self.inner.flush(start, &adoption, forget)?;
+                let set = batch.adopts.as_ref().map_or(batch.set, |adopted| adopted.version);
+                let rest = FlushBatch { set, adopts: None, ..batch.clone() };
+                return self.inner.flush(guard, &rest, forget);
             }
             (Some(Plant::IdsForgottenEarly), _) => forget = Millis::MAX,
             _ => {}
@@ -245,6 +271,14 @@ impl ShardStore for SimStore {
         self.inner.admitted_series(shard)
     }
 
+    fn generation_series(
+        &self,
+        generation: GenerationId,
+        writer: Writer,
+    ) -> Result<Vec<SeriesId>, StoreError> {
+        self.inner.generation_series(generation, writer)
+    }
+
     fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
         self.inner.metric_names()
     }
@@ -302,10 +336,45 @@ impl QuarantineStore for SimStore {
         shard: ShardId,
         offset: Offset,
         index: u32,
-        delta: Option<&FlushBatch>,
+        release: Option<&ReleasedEvent>,
         request: Option<&QueryBudget>,
     ) -> Result<bool, StoreError> {
-        self.inner.settle_quarantine(shard, offset, index, delta, request)
+        self.inner.settle_quarantine(shard, offset, index, release, request)
+    }
+}
+
+impl GenerationStore for SimStore {
+    fn swap_generations(
+        &self,
+        before: u64,
+        book: &GenerationBook,
+        entry: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError> {
+        self.inner.swap_generations(before, book, entry)
+    }
+
+    fn fill(&self, guard: &FillGuard, batch: &GenerationDeltas) -> Result<(), StoreError> {
+        match self.plant {
+            Some(Plant::FillCursorFirst) => {
+                self.inner.fill(guard, &GenerationDeltas::default())?;
+                let to = guard.range.to;
+                let behind = FillGuard { range: OffsetRange { from: to, to }, ..*guard };
+                self.inner.fill(&behind, batch)
+            }
+            Some(Plant::FillNotCompared) => {
+                let mut snapshot = self.inner.snapshot()?;
+                let progress = snapshot.fill_progress(guard.generation)?;
+                let at = progress.iter().find(|(shard, _)| *shard == guard.shard);
+                let from = at.map_or(guard.range.from, |(_, at)| at.cursor);
+                let range = OffsetRange { from, to: guard.range.to.max(from) };
+                self.inner.fill(&FillGuard { range, ..*guard }, batch)
+            }
+            _ => self.inner.fill(guard, batch),
+        }
+    }
+
+    fn delete_generation_rows(&self, of: &LeavingRange, max: usize) -> Result<u64, StoreError> {
+        self.inner.delete_generation_rows(of, max)
     }
 }
 
@@ -331,10 +400,12 @@ impl QuerySource for SimStore {
         query: &QueryBudget,
     ) -> Result<Box<dyn QuerySnapshot + '_>, StoreError> {
         let snapshot = self.inner.query_snapshot(query)?;
-        Ok(if self.plant == Some(Plant::RevisionsStand) {
-            Box::new(FrozenRevisions(snapshot))
-        } else {
-            snapshot
+        Ok(match self.plant {
+            Some(plant @ (Plant::RevisionsStand | Plant::PointerWithoutRevision)) => {
+                let revisions_stand = plant == Plant::RevisionsStand;
+                Box::new(PlantedSnapshot { inner: snapshot, revisions_stand })
+            }
+            _ => snapshot,
         })
     }
 
@@ -346,28 +417,39 @@ impl QuerySource for SimStore {
     }
 }
 
-/// A snapshot in which the revision of a day never exceeds 1.
-struct FrozenRevisions<'a>(Box<dyn QuerySnapshot + 'a>);
+/// A snapshot with a bug: the revision of a day never exceeds 1, or what is served is shown as if it
+/// were generation 0, under its revisions.
+struct PlantedSnapshot<'a> {
+    inner: Box<dyn QuerySnapshot + 'a>,
+    revisions_stand: bool,
+}
 
-impl CheckpointSnapshot for FrozenRevisions<'_> {
+impl CheckpointSnapshot for PlantedSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
-        self.0.checkpoints()
+        self.inner.checkpoints()
+    }
+
+    fn generation_book(&mut self) -> Result<Arc<GenerationBook>, StoreError> {
+        match self.revisions_stand {
+            true => self.inner.generation_book(),
+            false => Ok(Arc::default()),
+        }
     }
 }
 
-impl QuerySnapshot for FrozenRevisions<'_> {
+impl QuerySnapshot for PlantedSnapshot<'_> {
     fn revisions(
         &mut self,
         tenant: &str,
         metric: &str,
+        generation: GenerationId,
         days: Range<i32>,
     ) -> Result<Vec<u64>, StoreError> {
-        Ok(self
-            .0
-            .revisions(tenant, metric, days)?
-            .into_iter()
-            .map(|revision| revision.min(1))
-            .collect())
+        let mut revisions = self.inner.revisions(tenant, metric, generation, days)?;
+        if self.revisions_stand {
+            revisions.iter_mut().for_each(|revision| *revision = (*revision).min(1));
+        }
+        Ok(revisions)
     }
 
     fn rollups(
@@ -375,7 +457,15 @@ impl QuerySnapshot for FrozenRevisions<'_> {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
-        self.0.rollups(query, visit)
+        if self.revisions_stand {
+            return self.inner.rollups(query, visit);
+        }
+        let book = self.inner.generation_book()?;
+        let pointer = book.pointer(query.tenant, query.metric);
+        for ServedHours { from, to, generation } in served_hours(pointer, query.from, query.to) {
+            self.inner.rollups(&RollupQuery { from, to, generation, ..query.clone() }, visit)?;
+        }
+        Ok(())
     }
 
     fn metrics(
@@ -383,7 +473,7 @@ impl QuerySnapshot for FrozenRevisions<'_> {
         tenant: &str,
         page: &NameRange<'_>,
     ) -> Result<Vec<MetricInfo>, StoreError> {
-        self.0.metrics(tenant, page)
+        self.inner.metrics(tenant, page)
     }
 
     fn label_values(
@@ -391,9 +481,19 @@ impl QuerySnapshot for FrozenRevisions<'_> {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
+        others: &[(&str, GenerationId)],
         page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
-        self.0.label_values(tenant, name, metric, page)
+        self.inner.label_values(tenant, name, metric, others, page)
+    }
+
+    fn generation_metric(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        generation: GenerationId,
+    ) -> Result<Option<MetricInfo>, StoreError> {
+        self.inner.generation_metric(tenant, metric, generation)
     }
 
     fn accounting(
@@ -402,7 +502,7 @@ impl QuerySnapshot for FrozenRevisions<'_> {
         from: Hour,
         to: Hour,
     ) -> Result<Vec<AccountingDelta>, StoreError> {
-        self.0.accounting(tenant, from, to)
+        self.inner.accounting(tenant, from, to)
     }
 }
 
@@ -490,6 +590,7 @@ impl LightArchive {
 /// The archive as the simulation uses it.
 pub struct SimArchive {
     light: LightArchive,
+    documents: MemoryArchive,
     /// The double that writes real Parquet, used in a share of the schedules.
     parquet: Option<Arc<dyn Archive>>,
     store: Arc<SimStore>,
@@ -506,6 +607,7 @@ impl SimArchive {
     ) -> Arc<Self> {
         Arc::new(Self {
             light: LightArchive::default(),
+            documents: MemoryArchive::new(),
             parquet,
             store: store.clone(),
             dice: dice.clone(),
@@ -558,6 +660,24 @@ impl SimArchive {
     }
 }
 
+impl SimArchive {
+    /// What a filler reads: it may not reach the archive, and has planted bugs.
+    fn read_to_fill(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
+        let lost = with_dice(&self.dice, |dice| {
+            dice.filling = false;
+            dice.rng.chance(dice.rates.archive)
+        });
+        if lost {
+            return Err(ArchiveError::Unavailable(Fault::ArchiveDown.text().to_owned()));
+        }
+        let mut read = self.read_all(row)?;
+        if self.plant == Some(Plant::FillDecidesAnew) {
+            read.outcomes = read.outcomes.map(|noted| decide_anew(&read.records, &noted));
+        }
+        Ok(read)
+    }
+}
+
 impl Archive for SimArchive {
     fn write(
         &self,
@@ -605,6 +725,9 @@ impl Archive for SimArchive {
     }
 
     fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
+        if with_dice(&self.dice, |dice| dice.filling) {
+            return self.read_to_fill(row);
+        }
         let objects = self.light.0.lock().expect("one thread");
         match (objects.get(&row.path), &self.parquet) {
             (Some(object), _) if object.torn => {
@@ -655,6 +778,10 @@ impl Archive for SimArchive {
     fn remove(&self, path: &str, _: Tier) -> Result<(), ArchiveError> {
         self.light.0.lock().expect("one thread").remove(path);
         Ok(())
+    }
+
+    fn documents(&self) -> &dyn rollmill::persistence::archive::ArchiveDocuments {
+        self.documents.documents()
     }
 
     fn has_cold(&self) -> bool {

@@ -13,9 +13,11 @@ use rollmill::invariants::Invariant;
 use rollmill::model::budget::QueryBudget;
 use rollmill::model::decimal::{Decimal, write_units};
 use rollmill::model::flush::{AccountingDelta, SeriesInfo};
+use rollmill::model::generation::Pointer;
 use rollmill::model::matcher::Matcher;
 use rollmill::model::offset::ShardId;
 use rollmill::model::rollup::Rollup;
+use rollmill::model::served::{ServedHours, served_hours};
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::{QuerySource, ShardStore, StoreError};
 use rollmill::query::engine::{QueryEngine, QueryLimits};
@@ -24,6 +26,7 @@ use serde_json::value::RawValue;
 
 use crate::doubles::checkpoint;
 use crate::fold::{METRIC, OracleRows, TENANTS, merge, page_of, series, tenant_of};
+use crate::plants::Plant;
 use crate::report::{Fault, Violation, ensure};
 use crate::world::SimWorld;
 
@@ -35,6 +38,10 @@ struct ReadRouter {
     tables: Vec<Arc<ShardTable>>,
     chosen: Mutex<Vec<usize>>,
     meanwhile: Mutex<Option<PendingAction>>,
+    /// Planted: shards are always asked for generation 0.
+    asks_ingest: bool,
+    /// Planted: what the store serves in the place of generation 0.
+    hidden: Mutex<Option<Pointer>>,
 }
 
 impl LiveReader for ReadRouter {
@@ -53,6 +60,15 @@ impl LiveReader for ReadRouter {
             meanwhile();
         }
         let chosen = self.chosen.lock().expect("one thread");
+        let ingest = [ServedHours::ingest(question.from, question.to)];
+        let hidden = self.hidden.lock().expect("one thread");
+        let behind = served_hours(hidden.as_ref(), question.from, question.to);
+        let served = match (self.asks_ingest, hidden.is_some()) {
+            (true, _) => &ingest[..],
+            (_, true) => &behind[..],
+            _ => question.served,
+        };
+        let question = &LiveQuery { served, ..*question };
         let of = |one: &ShardRead| {
             self.tables[chosen[one.0.0 as usize]].read(&[*one], question, matchers, visit)
         };
@@ -101,11 +117,14 @@ impl SimEngine {
         store: Arc<dyn QuerySource>,
         slots: Vec<Arc<ShardTable>>,
         clock: Arc<dyn Clock>,
+        plant: Option<Plant>,
     ) -> Self {
         let router = Arc::new(ReadRouter {
             tables: slots,
             chosen: Mutex::default(),
             meanwhile: Mutex::default(),
+            asks_ingest: plant == Some(Plant::LiveAsksIngest),
+            hidden: Mutex::default(),
         });
         let limits = QueryLimits {
             max_points: 10_000,
@@ -174,6 +193,9 @@ impl SimWorld {
         let Some(engine) = &self.engine else { return Ok(()) };
         let (asked, router) = (engine.engine.clone(), engine.router.clone());
         *router.chosen.lock().expect("one thread") = nodes.clone();
+        let hidden = self.has_plant(Plant::PointerWithoutRevision);
+        let pointer = self.book().pointer(TENANTS[tenant], METRIC).cloned();
+        *router.hidden.lock().expect("one thread") = pointer.filter(|_| hidden);
         let sent = commit.map(|at| self.pending.remove(at));
         let before = sent.as_ref().and_then(|p| checkpoint(&*self.store, p.guard.shard));
         let outcome: Arc<Mutex<Option<Result<(), StoreError>>>> = Arc::default();
@@ -216,6 +238,9 @@ impl SimWorld {
             return Ok(());
         }
         self.hit(Fault::EngineComplete);
+        if self.serves_generation(tenant) {
+            self.hit(Fault::EngineServedGeneration);
+        }
         for (s, &n) in nodes.iter().enumerate() {
             let slot = self.nodes[n].table.entry(ShardId(s as u32));
             let applied = slot.read_state(|state| (state.epoch(), state.next()));
@@ -324,7 +349,8 @@ impl SimWorld {
             ensure(Invariant::HonestQueries, owned, || {
                 format!("complete, but node {n} does not own shard {s}")
             })?;
-            merge(&mut rows, &self.fold_at(s, at.map_or(0, |c| c.next), n).rows);
+            let fold = self.fold_at(s, at.map_or(0, |c| c.next), n);
+            merge(&mut rows, &self.as_served(s, tenant, &fold));
         }
         rows.retain(|(id, hour), _| {
             let plain = (0..12).find(|i| series(1)[*i].id == *id);

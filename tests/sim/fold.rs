@@ -27,6 +27,21 @@ pub struct SimEvent {
     pub poison: bool,
 }
 
+impl SimEvent {
+    /// Its value and the hash of its user.
+    pub fn figures(&self) -> (Option<Decimal>, Option<u64>) {
+        let user = if self.poison { Some(POISON.to_owned()) } else { self.user.map(users) };
+        let user = user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()));
+        (self.value.map(|v| Decimal::from_units(v.into())), user)
+    }
+}
+
+/// The id of the series of a page.
+pub fn series_id(tenant: usize, page: &str) -> SeriesId {
+    let at = PAGES.iter().position(|known| *known == page).expect("a known page");
+    series(1)[tenant * PAGES.len() + at].id
+}
+
 /// A record in the log. It has no events if its payload does not decode.
 #[derive(Debug, Clone)]
 pub struct LoggedRecord {
@@ -100,6 +115,8 @@ pub struct OracleFold {
     pub accounting: BTreeMap<(&'static str, i32), [u64; 3]>,
     pub quarantined: BTreeSet<EventPosition>,
     pub duplicates: BTreeSet<EventPosition>,
+    /// The events that were counted, by offset.
+    pub counted: Vec<(u64, SimEvent)>,
     pub events: u64,
     pub overflowed: u64,
     pub counted_again: u64,
@@ -175,6 +192,7 @@ impl OracleFold {
             return;
         }
         account[0] += 1;
+        self.counted.push((place.0, *event));
         let admitted = &mut self.admitted[tenant];
         let fits = admitted.contains(&event.series) || admitted.len() < rules.max_series;
         let row = if fits {
@@ -184,9 +202,7 @@ impl OracleFold {
             self.overflowed += 1;
             overflow_id(tenant)
         };
-        let user = if event.poison { Some(POISON.to_owned()) } else { event.user.map(users) };
-        let user = user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()));
-        let value = event.value.map(|v| Decimal::from_units(v.into()));
+        let (value, user) = event.figures();
         self.rows
             .entry((row, event.timestamp.div_euclid(HOUR_MS) as i32))
             .or_default()

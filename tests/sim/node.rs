@@ -11,6 +11,7 @@ use rollmill::actors::gap_reader::GapReader;
 use rollmill::actors::shard_ports::ShardPorts;
 use rollmill::actors::shard_table::ShardTable;
 use rollmill::model::flush::{FlushBatch, FlushGuard};
+use rollmill::model::generation_keeping::GenerationKeeping;
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::window::Millis;
 use rollmill::persistence::log::{LogIdentity, LogReader, LogRetention};
@@ -63,6 +64,8 @@ pub struct SimNode {
     pub shards: Vec<SimShard>,
     /// The shard that may isolate events.
     pub isolating: Option<usize>,
+    /// What the keeper of replays remembers.
+    pub keeping: GenerationKeeping,
 }
 
 /// A commit on its way to the store. It arrives even if its owner has died.
@@ -107,7 +110,7 @@ impl SimWorld {
         self.forget(n, s);
         let shell = &mut self.nodes[n].shards[s];
         (shell.alive, shell.starting) = (true, Some(ShardStartup::begin(config, false)));
-        self.start(n, s, |command| *command != StartupCommand::Load)?;
+        self.start(n, s, |command| !matches!(command, StartupCommand::Load { .. }))?;
         let claimed = self.nodes[n].shards[s]
             .starting
             .as_ref()
@@ -232,7 +235,12 @@ impl SimWorld {
     }
 
     /// Passes an event to the driver and performs its commands.
-    fn drive(&mut self, n: usize, s: usize, event: ShardEvent<'static>) -> Result<(), Violation> {
+    pub fn drive(
+        &mut self,
+        n: usize,
+        s: usize,
+        event: ShardEvent<'static>,
+    ) -> Result<(), Violation> {
         let mut commands = VecDeque::new();
         self.step_driver(n, s, event, &mut commands)?;
         while let Some(command) = commands.pop_front().filter(|_| self.nodes[n].shards[s].alive) {
@@ -434,6 +442,15 @@ impl SimWorld {
         });
         let shell = &self.nodes[pending.node].shards[pending.shard];
         let expected = shell.alive && shell.life == pending.life;
+        if let Some(adopted) = &pending.batch.adopts {
+            match &outcome {
+                Ok(()) => self.hit(Fault::SetAdopted),
+                Err(error) if error.outcome_unknown() => self.hit(Fault::AdoptionUnknown),
+                Err(_) => {}
+            }
+            let begun = adopted.begun.clone();
+            self.note_fill_starts(shard, &begun);
+        }
         if !expected {
             self.hit(Fault::CommitOutlivedOwner);
         }

@@ -8,7 +8,8 @@
 
 use std::sync::Arc;
 
-use rollmill::model::flush::{Claim, FlushBatch, FlushGuard};
+use rollmill::model::flush::{Claim, Delta, FlushBatch, FlushGuard};
+use rollmill::model::generation::GenerationId;
 use rollmill::model::offset::{OffsetRange, ShardId};
 use rollmill::model::window::Hour;
 use rollmill::persistence::log::LogReader;
@@ -48,7 +49,13 @@ impl Plant {
     /// Whether random schedules hit the bug once in ten thousand times, or never because their logs
     /// lose nothing. A written schedule or the walk shows it instead.
     pub fn is_rare(self) -> bool {
-        matches!(self, Plant::LoadNotChecked | Plant::ShortLogAccepted)
+        matches!(
+            self,
+            Plant::LoadNotChecked
+                | Plant::ShortLogAccepted
+                | Plant::MovedNotSaid
+                | Plant::PointerWithoutRevision
+        )
     }
 }
 
@@ -100,6 +107,22 @@ plants! {
     CaughtUpRemembered Node "a new owner inherits when its predecessor had caught up with the log",
     RecoveringNotSaid Node
         "a new owner that has not reached what the log held at its claim answers as if it had",
+    CutAtFlushStart Double
+        "a set is adopted outside the flush, in a transaction before it: the cut is at its start",
+    FillCursorFirst Double "the cursor of a fill moves in a transaction before its rows",
+    FillNotCompared Double "a fill does not compare the cursor",
+    GenerationAdmissionsNotLoaded Driver
+        "a new owner does not load what its generations have admitted",
+    FillDecidesAnew Double
+        "a fill decides which events are duplicates, by the ids of the object that it reads",
+    AppliedUnready Node "a generation is applied before all of it is filled in",
+    LiveAsksIngest Node "a query asks shards for generation 0, whatever is served",
+    MovedNotSaid Node
+        "a shard whose batches lack the generation that is asked for answers as if they had nothing",
+    PointerWithoutRevision Double
+        "an apply puts rows in the place of others, and the query cache knows them by one revision",
+    UndoLosesLate Driver "what an apply replaced is not written any more, late events included",
+    RowsLeaveEarly Node "rows are deleted while shards still write them",
     ReadsBehindIgnored Node "a shard that is behind reports now",
 }
 
@@ -143,6 +166,10 @@ impl SimWorld {
                 Some(Plant::AdmissionsNotLoaded),
                 StartupEvent::Load(Ok(LoadedShard { admitted, .. })),
             ) => admitted.clear(),
+            (
+                Some(Plant::GenerationAdmissionsNotLoaded),
+                StartupEvent::Load(Ok(LoadedShard { generations, .. })),
+            ) => generations.iter_mut().for_each(|(_, admitted)| admitted.clear()),
             (
                 Some(Plant::LoadNotChecked),
                 StartupEvent::Load(Ok(LoadedShard { checkpoint: stored, .. })),
@@ -203,10 +230,26 @@ impl SimWorld {
     }
 
     fn plant_in_batch(&self, batch: Arc<FlushBatch>) -> Arc<FlushBatch> {
-        if !self.has_plant(Plant::LateEventsDropped) {
-            return batch;
+        let mut dropped = match self.plant {
+            Some(Plant::LateEventsDropped | Plant::UndoLosesLate) => (*batch).clone(),
+            _ => return batch,
+        };
+        if self.has_plant(Plant::UndoLosesLate) {
+            let book = self.book();
+            let replaced = |tenant: &str, metric: &str, hour: Hour, of: GenerationId| {
+                let pointer = book.pointer(tenant, metric);
+                pointer.is_some_and(|pointer| !pointer.on(hour.day()).is_ingest())
+                    && (of.is_ingest() || !book.is_built(of) && !book.is_served(of))
+            };
+            let keeps = |of: GenerationId, delta: &Delta| {
+                let series = &delta.series.series;
+                !replaced(&series.tenant, &series.metric, delta.hour, of)
+            };
+            dropped.deltas.retain(|delta| keeps(GenerationId::INGEST, delta));
+            let others = dropped.generations.iter_mut();
+            others.for_each(|of| of.deltas.retain(|delta| keeps(of.generation, delta)));
+            return Arc::new(dropped);
         }
-        let mut dropped = (*batch).clone();
         let today = Hour::of(self.now).day();
         dropped.deltas.retain(|delta| delta.hour.day() >= today);
         Arc::new(dropped)

@@ -1,21 +1,27 @@
 //! Queries: one snapshot of the store, then the live deltas of each shard, with
 //! other steps in between.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use rollmill::actors::live::LiveReader;
+use rollmill::actors::live::{LiveError, LiveReader};
 use rollmill::invariants::Invariant;
+use rollmill::model::flush::SeriesInfo;
+use rollmill::model::generation::GenerationId;
+use rollmill::model::generation_book::Generation;
 use rollmill::model::offset::{Checkpoint, ShardId};
+use rollmill::model::rollup::Rollup;
 use rollmill::model::series::metric_hash;
+use rollmill::model::served::{ServedHours, generation_at, served_hours};
 use rollmill::model::window::Hour;
 use rollmill::persistence::log::LogReader;
 use rollmill::persistence::store::{RollupQuery, SnapshotSource};
 use rollmill::shards::state::{LiveQuery, ShardState};
 
-use crate::fold::{
-    EventPosition, METRIC, OracleFold, OracleRows, TENANTS, difference, merge, overflow_id, series,
-};
+use crate::doubles::with_dice;
+use crate::fold::{EventPosition, METRIC, OracleFold, OracleRows, TENANTS, difference, merge};
 use crate::plants::Plant;
+use crate::replay_checks::{Progress, is_of_tenant};
 use crate::report::{Fault, Violation, ensure};
 use crate::world::SimWorld;
 
@@ -42,6 +48,10 @@ pub struct SimQuery {
     pub checkpoints: Vec<Option<Checkpoint>>,
     rows: OracleRows,
     answers: Vec<Option<LiveAnswer>>,
+    /// What the pointer of the snapshot serves.
+    served: Vec<ServedHours>,
+    /// What the snapshot knows of these generations.
+    generations: BTreeMap<GenerationId, (Generation, Progress)>,
 }
 
 impl SimWorld {
@@ -85,7 +95,10 @@ impl SimWorld {
             checkpoints: vec![],
             rows: OracleRows::new(),
             answers: vec![],
+            served: vec![],
+            generations: BTreeMap::new(),
         };
+        self.read_pointer(&mut query);
         self.read_checkpoints(&mut query);
         self.read_rows(&mut query);
         self.add_trace(|| {
@@ -97,6 +110,18 @@ impl SimWorld {
         query
     }
 
+    fn read_pointer(&self, query: &mut SimQuery) {
+        let mut snapshot = self.store.snapshot().expect("the double answers");
+        let book = snapshot.generation_book().expect("the double answers");
+        let pointer = book.pointer(TENANTS[query.tenant], METRIC);
+        query.served = served_hours(pointer, Hour(query.from), Hour(query.to));
+        for piece in query.served.iter().filter(|piece| !piece.generation.is_ingest()) {
+            let id = piece.generation;
+            let progress = snapshot.fill_progress(id).expect("the double answers");
+            query.generations.insert(id, (book.generations()[&id].clone(), progress));
+        }
+    }
+
     fn read_checkpoints(&self, query: &mut SimQuery) {
         let found =
             self.store.snapshot().and_then(|mut s| s.checkpoints()).expect("the double answers");
@@ -105,24 +130,26 @@ impl SimWorld {
     }
 
     fn read_rows(&self, query: &mut SimQuery) {
-        let question = RollupQuery {
-            tenant: TENANTS[query.tenant],
-            metric: METRIC,
-            matchers: &[],
-            from: Hour(query.from),
-            to: Hour(query.to),
-            distinct: true,
-            quantiles: true,
-            max_series: 100,
-            budget: None,
-        };
         let mut rows = OracleRows::new();
         let mut snapshot = self.store.snapshot().expect("the double answers");
-        snapshot
-            .rollups(&question, &mut |info, hour, rollup| {
-                rows.entry((info.id, hour.0)).or_default().merge(&rollup)
-            })
-            .expect("the double answers");
+        for piece in &query.served {
+            let question = RollupQuery {
+                generation: piece.generation,
+                tenant: TENANTS[query.tenant],
+                metric: METRIC,
+                matchers: &[],
+                from: piece.from,
+                to: piece.to,
+                distinct: true,
+                quantiles: true,
+                max_series: 100,
+                budget: None,
+            };
+            let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup| {
+                rows.entry((info.id, hour.0)).or_default().merge(&rollup);
+            };
+            snapshot.rollups(&question, &mut visit).expect("the double answers");
+        }
         query.rows = rows;
     }
 
@@ -155,11 +182,14 @@ impl SimWorld {
         let checkpoint = query.checkpoints[s];
         let (from, to) = (Hour(query.from), Hour(query.to));
         let (tenant, metric) = (TENANTS[query.tenant], METRIC);
+        let ingest = [ServedHours::ingest(from, to)];
+        let asks_ingest = self.has_plant(Plant::LiveAsksIngest);
         let question = LiveQuery {
             tenant,
             metric,
             from,
             to,
+            served: if asks_ingest { &ingest } else { &query.served },
             distinct: true,
             quantiles: true,
             overflow: false,
@@ -168,7 +198,7 @@ impl SimWorld {
         let end = self.log.end(shard);
         let read = if self.nodes[n].paused {
             // A paused node does not answer in time.
-            Err(rollmill::actors::live::LiveError::Unavailable)
+            Err(LiveError::Unavailable)
         } else {
             let reports = self.nodes[n].table.read(
                 &[(shard, checkpoint)],
@@ -178,7 +208,23 @@ impl SimWorld {
                     rows.entry((info.id, hour.0)).or_default().merge(rollup);
                 },
             );
-            reports[0].1
+            let of_ingest = LiveQuery { served: &ingest, ..question };
+            match reports[0].1 {
+                Err(LiveError::StaleCheckpoint) if !query.generations.is_empty() => {
+                    let mut ignore = |_: ShardId, _: &Arc<SeriesInfo>, _: Hour, _: &Rollup| {};
+                    let asked = [(shard, checkpoint)];
+                    let table = &self.nodes[n].table;
+                    let moved = table.read(&asked, &of_ingest, &[], &mut ignore)[0].1;
+                    if moved.is_ok() {
+                        with_dice(&self.dice, |dice| dice.stats.hit(Fault::Moved));
+                    }
+                    match self.has_plant(Plant::MovedNotSaid) {
+                        true => moved,
+                        false => reports[0].1,
+                    }
+                }
+                answer => answer,
+            }
         };
         self.add_trace(|| format!("shard {s} on node {n} answers a query: {read:?}"));
         if read.is_ok() {
@@ -255,20 +301,27 @@ impl SimWorld {
     pub fn judge(&mut self, query: SimQuery) -> Result<(), Violation> {
         let complete = query.answers.iter().all(Option::is_some);
         self.hit(if complete { Fault::QueryComplete } else { Fault::QueryPartial });
+        if complete && !query.generations.is_empty() {
+            self.hit(Fault::QueryServedGeneration);
+        }
         let mut expected = OracleRows::new();
         for (s, answer) in query.answers.iter().enumerate() {
             let stored = query.checkpoints[s].map_or(0, |c| c.next);
-            merge(&mut expected, &self.fold_to(s, stored, answer.as_ref()).rows);
+            let fold = self.fold_to(s, stored, answer.as_ref());
+            merge(&mut expected, &self.served_rows(&query, s, &fold));
         }
         let tenant = query.tenant;
-        let mine = |id| {
-            id == overflow_id(tenant) || series(1)[tenant * 6..][..6].iter().any(|x| x.id == id)
-        };
-        expected.retain(|(id, hour), _| mine(*id) && query.from <= *hour && *hour < query.to);
+        expected.retain(|(id, hour), _| {
+            is_of_tenant(*id, tenant) && query.from <= *hour && *hour < query.to
+        });
         if expected != query.rows {
             let why = difference(&expected, &query.rows)
                 .unwrap_or_else(|| "the same bytes in another form".to_owned());
-            return ensure(Invariant::HonestQueries, false, || {
+            let promise = match query.generations.is_empty() {
+                true => Invariant::HonestQueries,
+                false => Invariant::OneGeneration,
+            };
+            return ensure(promise, false, || {
                 format!("store and live deltas are not the fold: {why}")
             });
         }
@@ -299,6 +352,22 @@ impl SimWorld {
             })?;
         }
         Ok(())
+    }
+
+    /// What a query has to show of a shard: of each hour the generation that its snapshot serves.
+    fn served_rows(&self, query: &SimQuery, s: usize, fold: &OracleFold) -> OracleRows {
+        if query.generations.is_empty() {
+            return fold.rows.clone();
+        }
+        let at = |hour: i32| generation_at(&query.served, Hour(hour));
+        let mut rows = fold.rows.clone();
+        rows.retain(|(_, hour), _| at(*hour) == Some(GenerationId::INGEST));
+        for (id, (generation, progress)) in &query.generations {
+            let mut part = self.rows_of_shard((*id, generation), progress, (s, fold));
+            part.retain(|(_, hour), _| at(*hour) == Some(*id));
+            merge(&mut rows, &part);
+        }
+        rows
     }
 
     /// The node that seems to own a shard and is running.

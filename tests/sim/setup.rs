@@ -33,6 +33,10 @@ pub struct SimSetup {
     pub resend: usize,
     pub late: usize,
     pub without_id: usize,
+    /// Per thousand steps: how often something is done about replays.
+    pub replay: usize,
+    /// Per thousand such steps that let an object expire.
+    pub expiry: usize,
     /// Whether queries also go through the real engine.
     pub engine: bool,
     /// Whether the archive's double writes real Parquet.
@@ -73,6 +77,8 @@ impl SimSetup {
             resend: 0,
             late: 0,
             without_id: 0,
+            replay: 0,
+            expiry: 0,
             engine: false,
             parquet: false,
             ..calm
@@ -134,6 +140,8 @@ impl SimSetup {
             resend: rate(rng, 400),
             late: rate(rng, 200),
             without_id: rate(rng, 150),
+            replay: if rng.chance(350) { rng.pick(&[100, 400, 700]) } else { 0 },
+            expiry: if rng.chance(150) { 500 } else { 0 },
             engine: rng.chance(80),
             parquet: rng.chance(1),
         };

@@ -8,7 +8,9 @@ use rollmill::actors::archiver::{ArchiveDelays, ArchiveLimits, Archiver};
 use rollmill::actors::shard_table::ShardTable;
 use rollmill::clock::ManualClock;
 use rollmill::invariants::Invariant;
-use rollmill::model::offset::{Epoch, LogId, ShardId};
+use rollmill::model::generation::GenerationId;
+use rollmill::model::generation_keeping::GenerationKeeping;
+use rollmill::model::offset::{Epoch, LogId, Offset, ShardId};
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::memory::MemoryArchive;
 use rollmill::persistence::log::memory::{self, MemoryLog};
@@ -24,6 +26,7 @@ use crate::fold::{EventPosition, LoggedRecord, OracleFold};
 use crate::node::{PendingCommit, SimNode, SimShard};
 use crate::plants::Plant;
 use crate::query::SimQuery;
+use crate::replay::SimFiller;
 use crate::report::{Fault, RunStats, Violation, ensure};
 use crate::rng::Rng;
 use crate::setup::SimSetup;
@@ -69,6 +72,13 @@ pub struct SimWorld {
     /// Archived offset and start of the log at the last check, by shard.
     pub archived: Vec<(u64, u64)>,
     pub query: Option<SimQuery>,
+    pub fillers: Vec<SimFiller>,
+    /// Where a fill began: at the cut, what the archive has lost before is left out.
+    pub fill_starts: BTreeMap<(GenerationId, ShardId), Offset>,
+    /// The highest number that a generation ever had.
+    pub last_generation: u64,
+    /// Whether an object of the archive has expired.
+    pub expired: bool,
     pub engine: Option<SimEngine>,
     trace: Option<Vec<String>>,
 }
@@ -120,6 +130,7 @@ impl SimWorld {
             rates: setup.rates,
             stats: RunStats::default(),
             next_flush: None,
+            filling: false,
         };
         let dice: SharedDice = Arc::new(Mutex::new(dice));
         let drawing = dice.clone();
@@ -154,13 +165,21 @@ impl SimWorld {
                 delays: ArchiveDelays::default(),
             };
             let shells = (0..setup.shards).map(|_| SimShard::default()).collect();
-            SimNode { table: slots, archiver, paused: false, shards: shells, isolating: None }
+            let keeping = GenerationKeeping::default();
+            SimNode {
+                table: slots,
+                archiver,
+                paused: false,
+                shards: shells,
+                isolating: None,
+                keeping,
+            }
         };
         let shards = setup.shards as usize;
         let nodes: Vec<SimNode> = (0..setup.nodes).map(node).collect();
         let all_slots = || nodes.iter().map(|node| node.table.clone()).collect();
         let engine =
-            setup.engine.then(|| SimEngine::new(store.clone(), all_slots(), clock.clone()));
+            setup.engine.then(|| SimEngine::new(store.clone(), all_slots(), clock.clone(), plant));
         Self {
             nodes,
             engine,
@@ -186,6 +205,10 @@ impl SimWorld {
             verified: vec![0; shards],
             archived: vec![(0, 0); shards],
             query: None,
+            fillers: Vec::new(),
+            fill_starts: BTreeMap::new(),
+            last_generation: 0,
+            expired: false,
             trace: traced.then(Vec::new),
             setup,
         }
@@ -206,6 +229,9 @@ impl SimWorld {
             self.count_step();
             self.pass_time();
             self.inject_trouble()?;
+            if self.rng.chance(self.setup.replay) {
+                self.step_replay()?;
+            }
             let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
             match self.rng.below(100) {
                 0..20 => self.run_client()?,
@@ -315,6 +341,8 @@ impl SimWorld {
         self.add_trace(|| "the store is as it was before".to_owned());
         self.store.put_back(backup);
         self.query = None;
+        self.fillers.clear();
+        self.fill_starts.clear();
         self.rolled_back = true;
         // The oracle starts over: what it has folded is not in the store any more.
         self.oracle.iter_mut().for_each(|fold| *fold = OracleFold::default());
@@ -327,6 +355,7 @@ impl SimWorld {
     fn crash_node(&mut self, n: usize) {
         self.hit(Fault::NodeCrash);
         self.nodes[n].paused = false;
+        self.nodes[n].keeping = GenerationKeeping::default();
         for s in 0..self.shards() {
             self.die(n, s, "its node crashed");
             self.nodes[n].table.entry(ShardId(s as u32)).drop_memory();
@@ -394,7 +423,9 @@ impl SimWorld {
                 }
             }
             self.run_archiver(survivor)?;
-            if self.settled(survivor) {
+            self.settle_replays(survivor)?;
+            if self.settled(survivor) && self.replays_settled() {
+                self.check_replays()?;
                 return Ok(());
             }
         }

@@ -24,11 +24,18 @@ pub struct Postgres {
 }
 
 /// Runs the server until standard input is closed, which happens when the test process ends, then
-/// stops it and removes the directory.
+/// stops it and removes the directory. When it is to be killed, the postmaster is stopped first, so
+/// that it starts no further process; a next server refuses to start while one of them is alive.
 const GUARD: &str = r#"
 "$BIN/postgres" -D "$DIR/data" -p "$PORT" -k "$DIR" >> "$DIR/log" 2>&1 &
 read -r word
-if [ "$word" = kill ]; then kill -KILL $! $(cat /proc/$!/task/$!/children); wait $!; exit; fi
+if [ "$word" = kill ]; then
+  kill -STOP $!
+  children=$(cat /proc/$!/task/$!/children)
+  kill -KILL $! $children; wait $!
+  for child in $children; do while [ -e /proc/$child/exe ]; do sleep 0.01; done; done
+  exit
+fi
 kill -QUIT $!; wait $!; rm -rf "$DIR""#;
 
 /// Small, quick to start, and durable.

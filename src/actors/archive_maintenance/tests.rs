@@ -19,8 +19,12 @@ const LOG: LogId = LogId([5; 16]);
 const DAY_MS: i64 = 24 * HOUR_MS;
 const NOW: Millis = 1_000 * DAY_MS;
 const EXPIRY: ExpiryRules = ExpiryRules { grace_ms: DAY_MS, max_at_once: 1_000 };
-const LIMITS: MaintenanceLimits =
-    MaintenanceLimits { cold_after_ms: 30 * DAY_MS, keep_ms: 365 * DAY_MS, expiry: EXPIRY };
+const LIMITS: MaintenanceLimits = MaintenanceLimits {
+    cold_after_ms: 30 * DAY_MS,
+    keep_ms: 365 * DAY_MS,
+    expiry: EXPIRY,
+    replay_hold_ms: 7 * DAY_MS,
+};
 const SHARDS: [ShardId; 2] = [ShardId(0), ShardId(1)];
 /// Age in days of each shard's objects: two expire, two move, two stay.
 const AGES: [i64; 6] = [500, 367, 364, 31, 29, 0];
@@ -80,6 +84,9 @@ impl Archive for Mortal {
     }
     fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError> {
         self.step(|| self.inner.remove(path, tier))
+    }
+    fn documents(&self) -> &dyn crate::persistence::archive::ArchiveDocuments {
+        self.inner.documents()
     }
     fn has_cold(&self) -> bool {
         self.inner.has_cold()

@@ -51,6 +51,9 @@ impl Archive for Leaving {
     fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError> {
         self.inner.remove(path, tier)
     }
+    fn documents(&self) -> &dyn crate::persistence::archive::ArchiveDocuments {
+        self.inner.documents()
+    }
     fn has_cold(&self) -> bool {
         self.inner.has_cold()
     }

@@ -246,6 +246,15 @@ impl ShardEntry {
     }
 }
 
+impl ShardEntry {
+    /// Requests an archive of what is committed below `to`, as soon as it is: a fill waits for it.
+    pub fn request_archive_below(&self, to: Offset) {
+        if to > self.archived() {
+            self.archive_requested.fetch_max(to, Ordering::AcqRel);
+        }
+    }
+}
+
 impl ArchiverEntry<'_> {
     /// The owner's epoch and the committed range that is not archived yet; `None` if there is none.
     /// All values are of one moment. If the owner changes while the archiver works with them, the

@@ -11,6 +11,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::model::flush::LogRecord;
 use crate::model::offset::{Checkpoint, LogId};
 use crate::model::record::{self, Record};
+use crate::model::served::ServedHours;
 use crate::model::window::Hour;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{AppendRequest, LogAppender, LogError, LogIdentity, ShardAssignment};
@@ -80,7 +81,7 @@ fn claim(next: Offset, counter: u64) -> Claim {
         epoch: Epoch { counter, nonce: counter },
         appended: None,
     };
-    Claim { checkpoint, attempts: 3, suspects: vec![] }
+    Claim { checkpoint, attempts: 3, suspects: vec![], set: Default::default() }
 }
 
 fn begin(slot: &ShardEntry, claim: &Claim) {
@@ -123,7 +124,8 @@ fn read(
     checkpoint: &Checkpoint,
 ) -> Result<ShardFreshness, LiveError> {
     let (from, to, distinct, quantiles, overflow) = (Hour(0), Hour(1), true, true, false);
-    let question = LiveQuery { tenant: "t", metric: "m", from, to, distinct, quantiles, overflow };
+    let (tenant, metric, served) = ("t", "m", &[ServedHours::ingest(from, to)]);
+    let question = LiveQuery { tenant, metric, from, to, served, distinct, quantiles, overflow };
     let mut reports =
         slots.read(&[(shard, Some(*checkpoint))], &question, &[], &mut |_, _, _, _| {});
     reports.remove(0).1

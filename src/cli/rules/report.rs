@@ -175,7 +175,7 @@ fn tried(rules: &RuleSet, event: PlainEvent, raw: &[u8], now: Millis) -> TriedEv
     let after = match rules.apply(&seen, &mut counts) {
         RuleOutcome::Dropped => None,
         RuleOutcome::Kept(kept) => {
-            Some(Fields { labels: kept.labels.into_owned(), value: kept.value, user: kept.user })
+            Some(Fields { labels: kept.labels.to_owned(), value: kept.value, user: kept.user })
         }
     };
     TriedEvent { metric, before, after, counts }

@@ -8,11 +8,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Whether a signal has requested a stop.
 #[derive(Debug, Clone, Default)]
-pub(super) struct StopSignal(Arc<AtomicBool>);
+pub(in crate::cli) struct StopSignal(Arc<AtomicBool>);
 
 impl StopSignal {
     /// Installs the handlers, which run on a thread of their own.
-    pub(super) fn listen() -> anyhow::Result<Self> {
+    pub(in crate::cli) fn listen() -> anyhow::Result<Self> {
         let stop = Self::default();
         let requested = stop.0.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -48,7 +48,7 @@ impl StopSignal {
         Ok(stop)
     }
 
-    pub(super) fn is_requested(&self) -> bool {
+    pub(in crate::cli) fn is_requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }

@@ -7,6 +7,7 @@ use crate::actors::catalogue::{
     CatalogueGrowth, CatalogueNames, CatalogueQuery, MAX_NAMES, NewMetric,
 };
 use crate::model::CodecError;
+use crate::model::generation::GenerationId;
 use crate::model::window::Hour;
 
 /// Asks for the names that some shards add to the catalogue.
@@ -24,7 +25,14 @@ pub struct CatalogueRequest {
     pub limit: u64,
     /// The shards, each with the position to answer from.
     pub places: Vec<ShardCheckpoint>,
+    /// Metrics, each with the number of a generation besides generation 0 that is served. Version
+    /// 3 can only say that there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<(String, u64)>,
 }
+
+/// Most generations of metrics that one request names, above what anybody serves.
+const MAX_OTHERS: usize = 32_768;
 
 impl CatalogueRequest {
     /// The request for these shards.
@@ -43,14 +51,30 @@ impl CatalogueRequest {
             after,
             limit: question.limit as u64,
             places,
+            others: question.others.iter().map(|(of, id)| ((*of).to_owned(), id.0)).collect(),
         }
     }
 
-    /// The query in the terms of the catalogue.
+    /// The generations that are served, in the terms of the catalogue.
+    ///
+    /// # Errors
+    /// If they are too many.
+    pub fn others(&self) -> Result<Vec<(&str, GenerationId)>, CodecError> {
+        if self.others.len() > MAX_OTHERS {
+            let why = format!("it names more than {MAX_OTHERS} generations");
+            return Err(CodecError::new("question", why));
+        }
+        Ok(self.others.iter().map(|(metric, id)| (metric.as_str(), GenerationId(*id))).collect())
+    }
+
+    /// The query in the terms of the catalogue, with what [`CatalogueRequest::others`] returned.
     ///
     /// # Errors
     /// If it asks for more names than a reply may hold.
-    pub fn query(&self) -> Result<CatalogueQuery<'_>, CodecError> {
+    pub fn query<'q>(
+        &'q self,
+        others: &'q [(&'q str, GenerationId)],
+    ) -> Result<CatalogueQuery<'q>, CodecError> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         if limit > MAX_NAMES {
             return Err(CodecError::new(
@@ -68,6 +92,7 @@ impl CatalogueRequest {
             prefix: &self.prefix,
             after: &self.after,
             limit,
+            others,
         })
     }
 }

@@ -6,12 +6,16 @@ use serde_bytes::ByteBuf;
 use super::{ShardCheckpoint, WireFreshness};
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
+use crate::model::generation::GenerationId;
 use crate::model::matcher::Matcher;
 use crate::model::rollup::{Rollup, RollupFigures};
+use crate::model::served::{ServedHours, covers};
 use crate::model::window::Hour;
 
 /// Memory limit of one compiled expression in bytes, the same as on the requesting node.
 const REGEX_BYTES: usize = 1 << 20;
+/// Most pieces of a range, above what any pointer has.
+const MAX_PIECES: usize = 4_096;
 
 /// A matcher: label name, then the value or the text of an anchored expression.
 #[allow(missing_docs, reason = "the names say it")]
@@ -75,6 +79,44 @@ pub struct LiveRequest {
     pub matchers: Vec<MatcherText>,
     /// The shards, each with the position to answer from.
     pub places: Vec<ShardCheckpoint>,
+    /// Covers the range: start and end of hours, and the number of the generation whose deltas are
+    /// wanted there. Empty asks for generation 0, which is what version 3 can say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generations: Vec<(i32, i32, u64)>,
+}
+
+impl LiveRequest {
+    /// The wire form of the pieces of a query.
+    pub fn generations_of(served: &[ServedHours]) -> Vec<(i32, i32, u64)> {
+        if served.iter().all(|piece| piece.generation.is_ingest()) {
+            return Vec::new();
+        }
+        served.iter().map(|piece| (piece.from.0, piece.to.0, piece.generation.0)).collect()
+    }
+
+    /// The pieces of the query.
+    ///
+    /// # Errors
+    /// If they do not cover the range, or are too many.
+    pub fn served(&self) -> Result<Vec<ServedHours>, CodecError> {
+        let (from, to) = (Hour(self.from), Hour(self.to));
+        if self.generations.is_empty() {
+            return Ok(if from < to { vec![ServedHours::ingest(from, to)] } else { Vec::new() });
+        }
+        if self.generations.len() > MAX_PIECES {
+            let why = format!("it has more than {MAX_PIECES} pieces");
+            return Err(CodecError::new("question", why));
+        }
+        let piece = |&(from, to, generation): &(i32, i32, u64)| {
+            let generation = GenerationId(generation);
+            ServedHours { from: Hour(from), to: Hour(to), generation }
+        };
+        let served: Vec<ServedHours> = self.generations.iter().map(piece).collect();
+        match covers(&served, from, to) {
+            true => Ok(served),
+            false => Err(CodecError::new("question", "its pieces do not cover its range")),
+        }
+    }
 }
 
 /// The live deltas of one shard.

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::super::error::ApiError;
 use super::super::parse;
 use crate::model::json_scan::{self, JsonMember, JsonMembers, ScanError};
+use crate::model::stored_json::check_stored_json;
 
 /// Decodes base64 with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -110,7 +111,7 @@ fn key_and_value(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
     }
     let value = sent.value.ok_or("a record without a value holds no event")?;
     let key = sent.key.map(RawValue::get);
-    key.map_or(Ok(()), |key| parse::check_stored_json("the key", key))?;
+    key.map_or(Ok(()), |key| check_stored_json("the key", key))?;
     Ok((key, value.get()))
 }
 

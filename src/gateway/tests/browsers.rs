@@ -16,7 +16,7 @@ fn listing(keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
     (Gateway::new(deps), log)
 }
 
-fn with_key() -> (String, KeyTable) {
+pub(super) fn with_key() -> (String, KeyTable) {
     let (plain, prefix, sha256) = new_key([7; 24]);
     let stored = StoredKey {
         prefix,
@@ -157,7 +157,7 @@ async fn a_page_of_another_site_may_not_use_a_node_without_keys() {
     }
     let on_80 = [("host", "localhost:80"), ("origin", "http://localhost")];
     assert_eq!(ask(&open, "POST", "/v1/events", &on_80, EVENT).await.0, 202);
-    for path in ["/", "/openapi.json", "/healthz"] {
+    for path in ["/", "/plain", "/openapi.json", "/healthz"] {
         let link = [host, ("sec-fetch-site", "cross-site")];
         assert_eq!(ask(&open, "GET", path, &link, "").await.0, 200, "a link to {path}");
     }
@@ -191,7 +191,7 @@ async fn listed_pages_ask_first_send_and_read() {
                     && said("vary").contains("origin")
             );
             assert!(
-                ["authorization", "content-type", "idempotency-key"]
+                ["authorization", "content-type", "idempotency-key", "x-retry-count"]
                     .iter()
                     .all(|h| said("access-control-allow-headers").contains(h))
             );
@@ -225,7 +225,7 @@ async fn listed_pages_ask_first_send_and_read() {
             );
             assert_eq!(
                 headers["access-control-expose-headers"],
-                "retry-after, rollmill-completeness"
+                "retry-after, etag, rollmill-completeness"
             );
         }
     }
@@ -275,6 +275,114 @@ async fn a_beacon_is_taken_as_text_from_listed_pages_alone() {
     assert_eq!(log.batches.lock().unwrap().len(), 1);
 }
 
+fn node_with(origins: &[&str], keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
+    let log = Arc::new(Log::default());
+    let mut deps = deps(Some(log.clone()), Config::defaults(), keys);
+    let origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
+    deps.origin_policy = OriginPolicy::new("127.0.0.1:8080", origins);
+    (Gateway::new(deps), log)
+}
+
+/// A key with these scopes, and a table of it alone.
+fn key_with(scopes: &[Scope]) -> (String, KeyTable) {
+    let (plain, prefix, sha256) = new_key([9; 24]);
+    let stored = StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes: scopes.to_vec(),
+        expires_ms: None,
+    };
+    (plain, KeyTable::of(KeysFile { keys: vec![stored] }))
+}
+
+#[tokio::test]
+async fn a_beacon_brings_a_key_that_may_only_write_in_its_address() {
+    let (key, keys) = key_with(&[Scope::Write]);
+    let (gateway, log) = node_with(&[PAGE], keys);
+    let beacon = [("host", "mill.example"), ("origin", PAGE), ("content-type", "text/plain")];
+    let with = |key: &str| format!("/v1/events?key={key}");
+    let (status, headers, answer) = ask(&gateway, "POST", &with(&key), &beacon, EVENT).await;
+    assert_eq!(status, 202, "{answer}");
+    assert_eq!(headers["access-control-allow-origin"], PAGE);
+    assert_eq!(log.batches.lock().unwrap().len(), 1);
+    let bearer = format!("Bearer {key}");
+    let twice = [&beacon[..], &[("authorization", bearer.as_str())]].concat();
+    for (path, headers, expected, code) in [
+        (with("rm_0"), &beacon[..], 401, "unauthorized"),
+        (with(""), &beacon[..], 401, "unauthorized"),
+        (with("%zz"), &beacon[..], 401, "unauthorized"),
+        (with("%0d%0ax"), &beacon[..], 401, "unauthorized"),
+        (format!("{}&key={key}", with(&key)), &beacon[..], 400, "parameter_repeated"),
+        (format!("{}&x=1", with(&key)), &beacon[..], 400, "parameter_unknown"),
+        (with(&key), &twice[..], 400, "header_repeated"),
+        // A page that is not listed may send, as anybody with the key may, but not as a beacon.
+        (
+            with(&key),
+            &[("host", "a"), ("origin", "https://evil.example"), ("content-type", "text/plain")],
+            415,
+            "unsupported_media_type",
+        ),
+        // Nowhere else does an address hold a key.
+        (format!("/v1/query?metric=m&key={key}"), &beacon[..], 401, "unauthorized"),
+    ] {
+        let method = if path.starts_with("/v1/query") { "GET" } else { "POST" };
+        let (status, _, answer) = ask(&gateway, method, &path, headers, EVENT).await;
+        assert_eq!(status, expected, "{path}: {answer}");
+        assert!(answer.contains(code) && !answer.contains(&key), "{path}: {answer}");
+    }
+    assert_eq!(log.batches.lock().unwrap().len(), 1);
+    // A key that may do more would be in the logs of proxies.
+    for scopes in [&[Scope::Write, Scope::Read][..], &[Scope::Write, Scope::Admin]] {
+        let (key, keys) = key_with(scopes);
+        let (gateway, log) = node_with(&[PAGE], keys);
+        let (status, _, answer) = ask(&gateway, "POST", &with(&key), &beacon, EVENT).await;
+        assert!(status == 403 && answer.contains("--scopes write"), "{answer}");
+        assert!(log.batches.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn every_origin_is_let_in_by_its_key_and_never_without_one() {
+    const ANYONE: &str = "https://anyone.example";
+    let (key, keys) = key_with(&[Scope::Write]);
+    let (gateway, log) = node_with(&["*"], keys);
+    let bearer = format!("Bearer {key}");
+    for origin in [ANYONE, "null"] {
+        let page = [("host", "mill.example"), ("origin", origin), ("sec-fetch-site", "cross-site")];
+        let preflight = [&page[..], &[("access-control-request-method", "POST")]].concat();
+        let (status, headers, _) = ask(&gateway, "OPTIONS", "/v1/events", &preflight, "").await;
+        assert_eq!((status, &headers["access-control-allow-origin"]), (204, &"*".parse().unwrap()));
+        assert!(headers.get("access-control-allow-credentials").is_none());
+        let sends = [&page[..], &[("authorization", bearer.as_str())]].concat();
+        assert_eq!(ask(&gateway, "POST", "/v1/events", &sends, EVENT).await.0, 202);
+        // The key in the page may write and read nothing; a page without it may do nothing.
+        assert_eq!(ask(&gateway, "GET", "/v1/query?metric=m", &sends, "").await.0, 403);
+        assert_eq!(ask(&gateway, "GET", "/v1/query?metric=m", &page, "").await.0, 401);
+        assert_eq!(ask(&gateway, "POST", "/v1/events", &page, EVENT).await.0, 401);
+        // A browser sends a stored password on its own.
+        let password = format!("Basic {}", base64(&format!("any:{key}")));
+        let stored = [&page[..], &[("authorization", password.as_str())]].concat();
+        assert_eq!(ask(&gateway, "POST", "/topics/m", &stored, EVENT).await.0, 403);
+    }
+    assert_eq!(log.batches.lock().unwrap().len(), 2);
+    // The node refuses this at its start. Even if it did not, no page would get in.
+    let (open, log) = node_with(&["*"], KeyTable::open());
+    for (method, path) in ROUTES {
+        for header in [("origin", ANYONE), ("origin", "null"), ("sec-fetch-site", "cross-site")] {
+            let headers = [("host", "localhost:8080"), header];
+            let (status, ..) = ask(&open, method, path, &headers, EVENT).await;
+            assert_eq!(status, 403, "{method} {path} {header:?}");
+        }
+    }
+    assert!(log.batches.lock().unwrap().is_empty());
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
 #[tokio::test]
 async fn the_page_for_people_leads_somewhere_and_allows_its_own_style_alone() {
     let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
@@ -285,7 +393,7 @@ async fn the_page_for_people_leads_somewhere_and_allows_its_own_style_alone() {
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, headers, String::from_utf8(body.to_vec()).unwrap())
     };
-    let (status, headers, page) = get("/").await;
+    let (status, headers, page) = get("/plain").await;
     let policy = headers["content-security-policy"].to_str().unwrap();
     assert!(
         status == 200 && policy.starts_with("default-src 'none'; style-src 'sha256-"),

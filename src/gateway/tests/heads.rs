@@ -214,8 +214,14 @@ async fn a_compressed_body_has_a_thousand_members_at_most() {
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
     let skippable = [&0x184d_2a50u32.to_le_bytes()[..], &0u32.to_le_bytes()].concat();
     let event = br#"{"metric":"m"}"#;
-    let cases: [(&str, Vec<u8>, Vec<u8>); 3] = [
+    let zlib = |bytes: &[u8]| {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let cases: [(&str, Vec<u8>, Vec<u8>); 4] = [
         ("gzip", gzip(b""), gzip(event)),
+        ("deflate", zlib(b""), zlib(event)),
         ("zstd", zstd(b""), zstd(event)),
         ("zstd", skippable, zstd(event)),
     ];
@@ -232,12 +238,18 @@ async fn a_compressed_body_has_a_thousand_members_at_most() {
         let mut request = post("application/json", [full.clone(), b"junk".to_vec()].concat());
         request.headers_mut().insert("content-encoding", coding.parse().unwrap());
         assert_eq!(call(&gateway, request).await.0.as_u16(), 400);
+        // A body that breaks off is no body, wherever it does.
+        for end in 1..full.len() {
+            let mut request = post("application/x-ndjson", full[..end].to_vec());
+            request.headers_mut().insert("content-encoding", coding.parse().unwrap());
+            assert_eq!(call(&gateway, request).await.0.as_u16(), 400, "{coding} {end}");
+        }
     }
     let halves = [gzip(&event[..5]), gzip(&event[5..])].concat();
     let mut request = post("application/json", halves);
     request.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
     assert_eq!(call(&gateway, request).await.0.as_u16(), 202);
-    assert_eq!(log.batches.lock().unwrap().len(), 7);
+    assert_eq!(log.batches.lock().unwrap().len(), 9);
 }
 
 #[tokio::test]

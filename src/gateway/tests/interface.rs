@@ -70,7 +70,38 @@ fn answers(
         "200",
         generator.subschema_for::<api::archive::ExpiryGoesOnAnswer>(),
     );
+    add_replays(generator, &mut of);
+    add_boards(generator, &mut of);
     of
+}
+
+fn add_replays(
+    generator: &mut schemars::SchemaGenerator,
+    of: &mut Vec<(&'static str, &'static str, &'static str, Value)>,
+) {
+    let list = generator.subschema_for::<api::replays::ReplaysAnswer>().to_value();
+    let one = generator.subschema_for::<api::replays::Replay>().to_value();
+    let diff = generator.subschema_for::<api::replays::ReplayDiff>().to_value();
+    of.push(("/v1/replays", "get", "200", list));
+    of.push(("/v1/replays", "post", "200", one.clone()));
+    of.push(("/v1/replays/{id}", "get", "200", one.clone()));
+    of.push(("/v1/replays/{id}/diff", "get", "200", diff));
+    of.push(("/v1/replays/{id}/apply", "post", "200", one.clone()));
+    of.push(("/v1/replays/{id}/undo", "post", "200", one.clone()));
+    of.push(("/v1/replays/{id}/cancel", "post", "200", one));
+}
+
+fn add_boards(
+    generator: &mut schemars::SchemaGenerator,
+    of: &mut Vec<(&'static str, &'static str, &'static str, Value)>,
+) {
+    let info = generator.subschema_for::<api::boards::BoardInfo>().to_value();
+    let list = generator.subschema_for::<api::boards::BoardsAnswer>().to_value();
+    of.push(("/v1/boards", "get", "200", list));
+    let board = generator.subschema_for::<api::boards::Board>().to_value();
+    of.push(("/v1/boards/{id}", "get", "200", board));
+    of.push(("/v1/boards/{id}", "put", "200", info.clone()));
+    of.push(("/v1/boards/{id}", "put", "201", info));
 }
 
 /// Writes the schemas of the API types into the interface.
@@ -81,6 +112,7 @@ fn with_types(mut interface: Value) -> Value {
         assert!(answer.is_object(), "{method} {path} {status} is not published");
         answer["content"]["application/json"] = serde_json::json!({ "schema": schema });
     }
+    let _request = generator.subschema_for::<api::replays::StartReplay>();
     let _error = generator.subschema_for::<api::error::ErrorAnswer>();
     let schemas: Map<String, Value> = generator.take_definitions(true);
     let published = interface["components"]["schemas"].as_object_mut().expect("schemas");

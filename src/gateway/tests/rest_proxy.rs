@@ -251,7 +251,7 @@ async fn overload_refuses_the_whole_request_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
+async fn the_key_is_a_bearer_or_stands_in_basic_here_and_not_everywhere() {
     let stored = |seed: u8, scope| {
         let (plain, prefix, sha256) = new_key([seed; 24]);
         (
@@ -287,6 +287,8 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
         format!("Bearer {writer}"),
         basic(&format!("any:{writer}")),
         basic(&format!(":{writer}")).replace("Basic", "bAsIc"),
+        // As Segment's clients send it.
+        basic(&format!("{writer}:")),
     ];
     for authorization in &good {
         assert_eq!(
@@ -302,11 +304,11 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
     }
     assert_eq!(
         log.batches.lock().unwrap().iter().filter(|batch| &*batch.tenant == "acme").count(),
-        6
+        8
     );
     let elsewhere = Some("https://elsewhere.test");
     for (authorization, origin, status, code) in [
-        (basic(&format!("{writer}:")), None, 401, 40_101),
+        (basic(&format!("{writer}:wrong")), None, 401, 40_101),
         (basic(&writer), None, 401, 40_101),
         ("Basic ***".to_owned(), None, 401, 40_101),
         (format!("Bearer any:{writer}"), None, 401, 40_101),

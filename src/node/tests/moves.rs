@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::actors::live::{LiveError, LiveReader, ShardFreshness};
 use crate::actors::shard_table::ShardTable;
+use crate::model::generation::GenerationId;
 use crate::model::offset::Checkpoint;
 use crate::model::rollup::Rollup;
+use crate::model::served::ServedHours;
 use crate::model::window::Hour;
 use crate::persistence::store::memory::{StoreFault, StoreWrite};
 use crate::persistence::store::{QuerySnapshot, RollupQuery};
@@ -40,6 +42,7 @@ fn live_count(
         metric: "m",
         from,
         to,
+        served: &[ServedHours::ingest(from, to)],
         distinct: false,
         quantiles: false,
         overflow: false,
@@ -82,6 +85,7 @@ fn stored(snapshot: &mut dyn QuerySnapshot) -> BTreeMap<(Series, Hour), Rollup> 
         quantiles: true,
         max_series: 1_000,
         budget: None,
+        generation: GenerationId::INGEST,
     };
     let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour, rollup| {
         assert!(

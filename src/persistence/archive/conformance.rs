@@ -9,7 +9,8 @@ use super::objects::{ObjectArchive, TierStore};
 use super::row::tests::sample;
 use super::server::{self, ConditionalPuts, S3Server};
 use super::*;
-use crate::model::outcome::{OutcomeNote, UncountedEvent, Verdict};
+use crate::model::generation::GenerationId;
+use crate::model::outcome::{Outcome, OutcomeNote, UncountedEvent, Verdict};
 
 const LOG: LogId = LogId([9; 16]);
 const SHARD: ShardId = ShardId(3);
@@ -19,7 +20,25 @@ fn records(range: std::ops::Range<u64>) -> Vec<LogRecord> {
     range.map(|offset| sample(offset, 4)).collect()
 }
 
+fn keeps_documents(archive: &dyn Archive) {
+    let documents = archive.documents();
+    let (at, text) = ("replays/log=1/a.json", Bytes::from_static(b"{}"));
+    assert_eq!(documents.list_documents("replays/log=1/"), Ok(vec![]));
+    assert_eq!(documents.read_document(at), Err(ArchiveError::Missing(at.to_owned())));
+    for _ in 0..2 {
+        documents.put_document(at, &text).expect("put, and once more");
+    }
+    documents.put_document("replays/log=1/b.json", &Bytes::from_static(b"[]")).expect("put");
+    documents.put_document("replays/log=11/a.json", &text).expect("of another log");
+    assert_eq!(documents.read_document(at), Ok(text));
+    let listed = documents.list_documents("replays/log=1/").expect("listed").into_iter();
+    let listed: Vec<_> = listed.map(|found| (found.path, found.bytes)).collect();
+    assert_eq!(listed, [(at.to_owned(), 2), ("replays/log=1/b.json".to_owned(), 2)]);
+    assert_eq!(archive.list(LOG, SHARD), Ok(vec![]), "no object of a shard");
+}
+
 fn passes_all(archive: &dyn Archive) {
+    keeps_documents(archive);
     let first = archive
         .write(LOG, SHARD, EPOCH, &records(0..5), &RangeDecisions::default())
         .expect("write");
@@ -64,6 +83,7 @@ fn passes_all(archive: &dyn Archive) {
     // Without its manifest row, the object itself says the same.
     let decisions = RangeDecisions {
         admitted: vec![(crate::model::series::SeriesId([5; 16]), 7)],
+        generations: vec![(GenerationId(2), crate::model::series::SeriesId([6; 16]), 6)],
         quarantined: vec![(6, 1, true)],
         outcomes: Some(outcomes.clone()),
     };
@@ -80,6 +100,14 @@ fn passes_all(archive: &dyn Archive) {
     );
     let read = archive.read_all(&decided);
     assert_eq!(read, Ok(ArchivedRecords { records: records(6..8), outcomes: Some(outcomes) }));
+    let mut events = 0;
+    for batch in archive.read_columns(&decided, RawEvents::Skip).expect("opens") {
+        let batch = batch.expect("a batch");
+        let uncounted = batch.outcomes.expect("outcomes");
+        let counted = uncounted.iter().filter(|outcome| **outcome == Outcome::Counted).count();
+        events += counted + usize::from(batch.raw.is_some());
+    }
+    assert_eq!(events, 6, "of eight, and no raw event");
     for object in &listed {
         let row = archive.examine(object).expect("examined").row;
         assert!([&first, &second, &newer].contains(&&row), "{row:?}");

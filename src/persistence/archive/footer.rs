@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
+use crate::model::generation::GenerationId;
 use crate::model::manifest::{ObjectName, RangeDecisions};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -176,6 +177,9 @@ impl ObjectFooter<'_> {
 struct WrittenDecisions {
     /// Series id (32 hexadecimal digits) and the offset that admitted it.
     admitted: Vec<(String, u64)>,
+    /// Generation, series id and offset; none in objects of before there were generations.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    generations: Vec<(u64, String, u64)>,
     /// Offset, event index, and whether the event was given up. The name is part of the format.
     set_aside: Vec<(u64, u32, bool)>,
 }
@@ -184,7 +188,10 @@ impl WrittenDecisions {
     fn of(decisions: &RangeDecisions) -> Self {
         let admitted =
             decisions.admitted.iter().map(|(id, offset)| (id.to_string(), *offset)).collect();
-        Self { admitted, set_aside: decisions.quarantined.clone() }
+        let generations = decisions.generations.iter();
+        let generations =
+            generations.map(|(of, id, offset)| (of.0, id.to_string(), *offset)).collect();
+        Self { admitted, generations, set_aside: decisions.quarantined.clone() }
     }
 
     fn decisions(self) -> Result<RangeDecisions, CodecError> {
@@ -199,7 +206,12 @@ impl WrittenDecisions {
             .iter()
             .map(|(digits, offset)| Ok((id(digits)?, *offset)))
             .collect::<Result<_, _>>()?;
-        Ok(RangeDecisions { admitted, quarantined: self.set_aside, outcomes: None })
+        let generations = self.generations.iter();
+        let generations = generations
+            .map(|(of, digits, offset)| Ok((GenerationId(*of), id(digits)?, *offset)))
+            .collect::<Result<_, CodecError>>()?;
+        let quarantined = self.set_aside;
+        Ok(RangeDecisions { admitted, generations, quarantined, outcomes: None })
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use super::columns::{ColumnBatches, RawEvents};
 use super::{
-    Archive, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject, decode_verified,
-    more_retryable, parquet, recover_object, verify_bytes,
+    Archive, ArchiveDocuments, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject,
+    decode_verified, more_retryable, open_columns, parquet, recover_object, verify_bytes,
 };
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
@@ -39,6 +40,15 @@ struct State {
 }
 
 impl State {
+    fn list(&self, prefix: &str) -> Vec<ObjectInfo> {
+        let found = self.objects.iter().filter(|((path, _), _)| path.starts_with(prefix));
+        let info = |((path, tier), (bytes, written)): (&(String, Tier), &(Bytes, Millis))| {
+            let (path, bytes) = (path.clone(), bytes.len() as u64);
+            ObjectInfo { path, bytes, written: *written, tier: *tier }
+        };
+        found.map(info).collect()
+    }
+
     /// Stores the object, or what the pending fault leaves of it.
     fn keep(&mut self, path: &str, tier: Tier, bytes: Bytes) -> Result<(), ArchiveError> {
         let fault = self.fault.take();
@@ -104,6 +114,41 @@ impl MemoryArchive {
         let state = self.lock();
         if state.down { Err(ArchiveError::Unavailable("it is down".to_owned())) } else { Ok(state) }
     }
+
+    /// Reads an object from the tier of its row, or else from the other one.
+    fn read_either<T>(
+        &self,
+        row: &ManifestRow,
+        decode: impl Fn(Bytes) -> Result<T, ArchiveError>,
+    ) -> Result<T, ArchiveError> {
+        let state = self.reachable()?;
+        let read = |tier: Tier| match state.objects.get(&(row.path.clone(), tier)) {
+            None if tier == Tier::Cold && row.tier == Tier::Cold && !state.cold => {
+                Err(ArchiveError::NoColdStore(row.path.clone()))
+            }
+            None => Err(ArchiveError::Missing(row.path.clone())),
+            Some((bytes, _)) => decode(bytes.clone()),
+        };
+        read(row.tier)
+            .or_else(|first| read(row.tier.other()).map_err(|second| more_retryable(first, second)))
+    }
+}
+
+impl ArchiveDocuments for MemoryArchive {
+    fn put_document(&self, path: &str, bytes: &Bytes) -> Result<(), ArchiveError> {
+        self.reachable()?.keep(path, Tier::Hot, bytes.clone())
+    }
+
+    fn list_documents(&self, folder: &str) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        Ok(self.reachable()?.list(folder))
+    }
+
+    fn read_document(&self, path: &str) -> Result<Bytes, ArchiveError> {
+        let state = self.reachable()?;
+        let found = state.objects.get(&(path.to_owned(), Tier::Hot));
+        let found = found.ok_or_else(|| ArchiveError::Missing(path.to_owned()));
+        found.map(|(bytes, _)| bytes.clone())
+    }
 }
 
 impl Archive for MemoryArchive {
@@ -121,16 +166,18 @@ impl Archive for MemoryArchive {
     }
 
     fn read_all(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
-        let state = self.reachable()?;
-        let read = |tier: Tier| match state.objects.get(&(row.path.clone(), tier)) {
-            None if tier == Tier::Cold && row.tier == Tier::Cold && !state.cold => {
-                Err(ArchiveError::NoColdStore(row.path.clone()))
-            }
-            None => Err(ArchiveError::Missing(row.path.clone())),
-            Some((bytes, _)) => decode_verified(bytes.clone(), row),
-        };
-        read(row.tier)
-            .or_else(|first| read(row.tier.other()).map_err(|second| more_retryable(first, second)))
+        self.read_either(row, |bytes| decode_verified(bytes, row))
+    }
+
+    fn read_columns(
+        &self,
+        row: &ManifestRow,
+        raw: RawEvents,
+    ) -> Result<ColumnBatches, ArchiveError> {
+        self.read_either(row, |bytes| {
+            verify_bytes(&bytes, row)?;
+            open_columns(bytes, row, raw)
+        })
     }
 
     fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
@@ -141,19 +188,16 @@ impl Archive for MemoryArchive {
     }
 
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
-        let prefix = ManifestRow::shard_prefix(log, shard);
-        let state = self.reachable()?;
-        let of_shard = state.objects.iter().filter(|((path, _), _)| path.starts_with(&prefix));
-        let info = |((path, tier), (bytes, written)): (&(String, Tier), &(Bytes, Millis))| {
-            let (path, bytes) = (path.clone(), bytes.len() as u64);
-            ObjectInfo { path, bytes, written: *written, tier: *tier }
-        };
-        Ok(of_shard.map(info).collect())
+        Ok(self.reachable()?.list(&ManifestRow::shard_prefix(log, shard)))
     }
 
     fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError> {
         self.reachable()?.objects.remove(&(path.to_owned(), tier));
         Ok(())
+    }
+
+    fn documents(&self) -> &dyn ArchiveDocuments {
+        self
     }
 
     fn has_cold(&self) -> bool {

@@ -11,6 +11,7 @@
 //! So an object is found at any moment, even through a manifest row that was read earlier.
 
 pub mod chain;
+pub mod columns;
 #[cfg(test)]
 mod conformance;
 mod footer;
@@ -24,6 +25,8 @@ mod row;
 mod server;
 
 use bytes::Bytes;
+
+use self::columns::{ColumnBatches, RawEvents};
 
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
@@ -78,6 +81,27 @@ pub struct ObjectInfo {
     pub tier: Tier,
 }
 
+/// Small documents beside the objects: what is decided about replays. They are in the hot store, and
+/// never expire. All methods block the calling thread.
+pub trait ArchiveDocuments: Send + Sync {
+    /// Puts a document, and reads it back. One that is there with the same bytes counts as put; the
+    /// name is made from the bytes, so other ones are what a failed attempt left, and are replaced.
+    ///
+    /// # Errors
+    /// If the storage fails, or does not keep it.
+    fn put_document(&self, path: &str, bytes: &Bytes) -> Result<(), ArchiveError>;
+    /// The documents under a folder, whose name ends with a slash, by path.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    fn list_documents(&self, folder: &str) -> Result<Vec<ObjectInfo>, ArchiveError>;
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Missing`] if it is not there, or if the storage fails.
+    fn read_document(&self, path: &str) -> Result<Bytes, ArchiveError>;
+}
+
 /// Raw events in object storage. All methods block the calling thread.
 pub trait Archive: Send + Sync + 'static {
     /// Writes consecutive records and the decisions about them as one object in the hot store,
@@ -111,6 +135,18 @@ pub trait Archive: Send + Sync + 'static {
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
         Ok(self.read_all(row)?.records)
     }
+    /// Reads an object by column, in batches of consecutive records. Tries the tier of the row
+    /// first, then the other one. Once it is open, all of it is at hand.
+    ///
+    /// # Errors
+    /// If neither tier has the object intact, or the storage fails.
+    fn read_columns(
+        &self,
+        row: &ManifestRow,
+        raw: RawEvents,
+    ) -> Result<ColumnBatches, ArchiveError> {
+        self.read_all(row).map(|read| columns::of_records(read, raw))
+    }
     /// Reads a listed object and derives its manifest row from it. For rebuilding a lost store.
     ///
     /// # Errors
@@ -126,6 +162,8 @@ pub trait Archive: Send + Sync + 'static {
     /// # Errors
     /// If the storage fails, or the tier is cold and no cold store is configured.
     fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError>;
+    /// The documents beside the objects.
+    fn documents(&self) -> &dyn ArchiveDocuments;
     /// Whether a cold store is configured.
     fn has_cold(&self) -> bool;
     /// Copies an object to the cold store and verifies the copy against the manifest row. Leaves
@@ -143,6 +181,21 @@ fn decode_verified(bytes: Bytes, row: &ManifestRow) -> Result<ArchivedRecords, A
     verify_bytes(&bytes, row)?;
     parquet::decode(bytes, row)
         .map_err(|error| ArchiveError::Corrupt { path: row.path.clone(), why: error.to_string() })
+}
+
+/// Opens the verified bytes of an object by column.
+fn open_columns(
+    bytes: Bytes,
+    row: &ManifestRow,
+    raw: RawEvents,
+) -> Result<ColumnBatches, ArchiveError> {
+    let path = row.path.clone();
+    let corrupt = move |error: CodecError| ArchiveError::Corrupt {
+        path: path.clone(),
+        why: error.to_string(),
+    };
+    let batches = parquet::ObjectColumns::open(bytes, row, raw).map_err(corrupt.clone())?;
+    Ok(Box::new(batches.map(move |batch| batch.map_err(corrupt.clone()))))
 }
 
 /// Checks size and CRC32C against the manifest row.

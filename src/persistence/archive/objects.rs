@@ -24,9 +24,10 @@ use object_store::{
 };
 use tokio::runtime::{Builder, Runtime};
 
+use super::columns::{ColumnBatches, RawEvents};
 use super::{
-    Archive, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject, decode_verified, location,
-    more_retryable, parquet, recover_object, verify_bytes,
+    Archive, ArchiveDocuments, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject,
+    decode_verified, location, more_retryable, open_columns, parquet, recover_object, verify_bytes,
 };
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{ManifestRow, RangeDecisions, Tier};
@@ -283,6 +284,25 @@ fn path(text: &str) -> Result<Path, ArchiveError> {
     })
 }
 
+impl ArchiveDocuments for ObjectArchive {
+    fn put_document(&self, text: &str, bytes: &Bytes) -> Result<(), ArchiveError> {
+        let (store, at, bytes) = (self.hot.clone(), path(text)?, bytes.clone());
+        self.block_on(async move { store.write(&at, &bytes).await })
+    }
+
+    fn list_documents(&self, folder: &str) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        let (store, at) = (self.hot.clone(), path(folder.trim_end_matches('/'))?);
+        let mut found = self.block_on(async move { store.list(&at, Tier::Hot).await })?;
+        found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    fn read_document(&self, text: &str) -> Result<Bytes, ArchiveError> {
+        let (store, at) = (self.hot.clone(), path(text)?);
+        self.block_on(async move { store.get(&at).await })
+    }
+}
+
 impl Archive for ObjectArchive {
     fn write(
         &self,
@@ -310,6 +330,15 @@ impl Archive for ObjectArchive {
         }
     }
 
+    fn read_columns(
+        &self,
+        row: &ManifestRow,
+        raw: RawEvents,
+    ) -> Result<ColumnBatches, ArchiveError> {
+        let (bytes, _) = self.bytes(row)?;
+        open_columns(bytes, row, raw)
+    }
+
     fn examine(&self, object: &ObjectInfo) -> Result<RecoveredObject, ArchiveError> {
         let (store, at) =
             (self.tier_store(object.tier, &object.path)?.clone(), path(&object.path)?);
@@ -334,6 +363,10 @@ impl Archive for ObjectArchive {
     fn remove(&self, text: &str, tier: Tier) -> Result<(), ArchiveError> {
         let (store, at) = (self.tier_store(tier, text)?.clone(), path(text)?);
         self.block_on(async move { store.remove(&at).await })
+    }
+
+    fn documents(&self) -> &dyn ArchiveDocuments {
+        self
     }
 
     fn has_cold(&self) -> bool {

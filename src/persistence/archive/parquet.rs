@@ -5,6 +5,10 @@
 //! and holds the decisions, so that a store can be rebuilt from a listing. The bytes are a function
 //! of these inputs and the records: neither a timestamp nor the library's version goes in.
 
+#[cfg(test)]
+mod column_tests;
+mod columns;
+mod pages;
 mod read;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -14,6 +18,7 @@ use std::collections::BTreeMap;
 
 use parquet::errors::ParquetError;
 
+pub use self::columns::ObjectColumns;
 pub use self::read::{ArchivedRecords, RecoveredObject, decode, examine};
 pub use self::write::encode;
 use super::footer::ObjectTimes;

@@ -9,11 +9,12 @@
 mod archive;
 mod catalogue;
 mod checkpoints;
+mod generations;
 mod rollups;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{StoreDamage, StoreError};
 use crate::model::expiry::ExpiryState;
@@ -83,6 +84,10 @@ pub(super) trait TableReader {
     /// Half-open ranges of hours that together cover all rollups and sketches. Each is as much as
     /// one statement should read.
     fn hour_ranges(&mut self) -> Result<Vec<(i64, i64)>, StoreError>;
+    /// Numbers of the metrics whose span in the catalogue may be wider than their rows.
+    fn metrics_with_wide_spans(&mut self) -> Result<BTreeSet<i64>, StoreError> {
+        Ok(BTreeSet::new())
+    }
     /// Called after a failed statement; fails if no further statement can run.
     fn recover(&mut self) -> Result<(), StoreError>;
 }
@@ -90,7 +95,7 @@ pub(super) trait TableReader {
 type TableCheck = fn(&mut dyn TableReader, &mut DamageCollector<'_>) -> Result<(), StoreError>;
 
 /// All checks, each with the table that is named if it cannot be read.
-const TABLE_CHECKS: [(&str, TableCheck); 12] = [
+const TABLE_CHECKS: [(&str, TableCheck); 13] = [
     ("series", catalogue::catalogue),
     ("rollups", rollups::orphan_rollups),
     ("sketches", rollups::orphan_sketches),
@@ -103,6 +108,7 @@ const TABLE_CHECKS: [(&str, TableCheck); 12] = [
     ("quarantine", checkpoints::quarantine),
     ("accounting", accounting),
     ("expiry", expiry),
+    ("generation_book", generations::generations),
 ];
 
 /// Runs all checks. Fails if a failed statement leaves the store unreadable

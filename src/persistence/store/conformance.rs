@@ -2,17 +2,21 @@
 //! run the same suite.
 
 mod archive;
+mod boards;
+mod generations;
 mod outcomes;
 mod quarantine;
 mod rollups;
 mod shards;
 mod sqlite_files;
+mod transfer;
 
 use std::sync::Arc;
 
 use super::*;
 use crate::model::decimal::Decimal;
 use crate::model::flush::{AccountingDelta, Delta};
+use crate::model::generation::GenerationId;
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, OffsetRange};
 use crate::model::rollup::Rollup;
@@ -60,6 +64,7 @@ fn query<'a>(matchers: &'a [Matcher]) -> RollupQuery<'a> {
         quantiles: true,
         max_series: 10,
         budget: None,
+        generation: GenerationId::INGEST,
     }
 }
 
@@ -93,13 +98,25 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
 }
 
 type Case = fn(&dyn RollupStore);
-const CASES: [Case; 6] = [
+const CASES: [Case; 18] = [
     rollups::rollups_and_guards,
     shards::claims_ids_and_archive,
     archive::two_times_and_what_is_noted_of_expiry,
     archive::tiers_and_floors,
     outcomes::notes_stay_until_they_are_archived,
     quarantine::quarantine,
+    generations::the_book_is_swapped_by_its_version_and_audited,
+    generations::shards_adopt_a_set_in_a_flush,
+    generations::rows::writers_of_a_generation_share_no_row,
+    generations::rows::an_hour_of_many_rows_comes_in_order,
+    generations::a_fill_owns_its_cursor,
+    generations::released::a_release_and_a_fill_count_an_event_once,
+    generations::abandoned::what_a_flush_abandons_is_given_up_with_it,
+    generations::ids_that_collide_are_refused,
+    generations::leaving::what_leaves_is_deleted_and_nothing_else,
+    generations::a_snapshot_shows_pointer_and_rows_of_one_moment,
+    boards::boards_change_by_their_version,
+    boards::one_of_many_changes_wins,
 ];
 
 #[test]

@@ -4,6 +4,7 @@
 //! is one object in memory; a list is weighed as if it shared nothing, so that the bound holds
 //! whichever lists are evicted.
 
+use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -137,15 +138,18 @@ pub(super) fn prefers_seeks(matched: usize, count: i64, query: &RollupQuery<'_>)
 pub(super) struct SeriesCollector<'q> {
     query: &'q RollupQuery<'q>,
     found: Vec<(i64, Arc<SeriesInfo>)>,
+    /// The collected ids; empty for generation 0, where no two series share one.
+    ids: HashSet<SeriesId>,
 }
 
 impl<'q> SeriesCollector<'q> {
     /// A collector for one query.
     pub(super) fn new(query: &'q RollupQuery<'q>) -> Self {
-        Self { query, found: Vec::new() }
+        Self { query, found: Vec::new(), ids: HashSet::new() }
     }
 
-    /// Adds a series if it matches. Fails with [`StoreError::TooManySeries`] at the first series
+    /// Adds a series if it matches. In a generation besides generation 0, the numbers that several
+    /// writers gave to a series count as one. Fails with [`StoreError::TooManySeries`] at the first series
     /// beyond the limit, and with [`StoreError::QueryEnded`] if the query was aborted.
     pub(super) fn offer(&mut self, no: i64, info: Arc<SeriesInfo>) -> Result<(), StoreError> {
         self.query.check_budget()?;
@@ -156,8 +160,17 @@ impl<'q> SeriesCollector<'q> {
         if !self.query.matchers.iter().all(|matcher| matcher.matches(&info.series)) {
             return Ok(());
         }
-        if self.found.len() >= self.query.max_series {
+        let is_ingest = self.query.generation.is_ingest();
+        if !is_ingest && self.ids.contains(&info.id) {
+            self.found.push((no, info));
+            return Ok(());
+        }
+        let collected = if is_ingest { self.found.len() } else { self.ids.len() };
+        if collected >= self.query.max_series {
             return Err(too_many_series(self.query));
+        }
+        if !is_ingest {
+            self.ids.insert(info.id);
         }
         // Series that a cached list holds are charged too: the cache may evict it while the query
         // runs.
@@ -177,6 +190,7 @@ mod tests {
     use super::*;
     use crate::invariants::tests::violations;
     use crate::model::budget::{AbortReason, QueryBudget};
+    use crate::model::generation::GenerationId;
     use crate::model::matcher::Matcher;
 
     fn info(n: i64) -> Arc<SeriesInfo> {
@@ -196,6 +210,7 @@ mod tests {
             quantiles: false,
             max_series,
             budget: None,
+            generation: GenerationId::INGEST,
         }
     }
 

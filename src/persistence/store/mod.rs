@@ -2,85 +2,50 @@
 //! all changed in the same transactions; split by capability.
 //!
 //! [`ShardStore`] is the shard owner's, [`ManifestStore`] the archiver's, [`QuarantineStore`] the
-//! operator's, [`RebuildStore`] and [`StoreInspection`] recompute's, [`QuerySource`] the query
-//! engine's. [`SnapshotSource`] is what they all read by, [`RollupStore`] their sum.
+//! operator's, [`BoardStore`] the dashboard's, [`RebuildStore`] and [`StoreInspection`]
+//! recompute's, [`QuerySource`] the query engine's. [`SnapshotSource`] is what they all read by,
+//! [`RollupStore`] their sum.
 //!
 //! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it) and [`memory`]
 //! (the test double). All methods block.
 
+mod abandon;
+mod boards;
 mod byte_columns;
 mod check;
 #[cfg(test)]
 mod conformance;
+mod error;
+mod hour_sort;
 mod matched_series;
 pub mod memory;
 pub mod postgres;
+mod series_scope;
 mod snapshot;
 pub mod sqlite;
 pub mod transfer;
 
+pub use boards::BoardStore;
+pub use error::{StoreError, random_nonce};
+pub use series_scope::SeriesScope;
 pub use snapshot::{
-    ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, QuerySnapshot, RollupBytesVisitor,
-    StoreSnapshot,
+    ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, GenerationRowVisitor, GenerationSnapshot,
+    QuerySnapshot, RollupBytesVisitor, StoreSnapshot,
 };
 
 use crate::model::budget::QueryBudget;
-use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard, SeriesInfo};
+use crate::model::flush::{
+    Claim, DedupBlock, DedupRule, FillGuard, FlushBatch, FlushGuard, GenerationDeltas, SeriesInfo,
+    SetAdoption,
+};
+use crate::model::generation::{GenerationId, Writer};
+use crate::model::generation_book::{GenerationBook, LeavingRange};
 use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
+use crate::model::release::ReleasedEvent;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-
-/// Why a call to the store failed. Callers first ask [`StoreError::outcome_unknown`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// The compare-and-set matched no row: another owner has the shard. Nothing was written.
-    #[error("refused: shard {shard} is not at the expected checkpoint and epoch any more")]
-    Refused {
-        /// The shard that the caller no longer owns.
-        shard: ShardId,
-    },
-    /// Certainly not applied. A retry may succeed.
-    #[error("the store failed, nothing was written: {0}")]
-    Failed(String),
-    /// Certainly not applied: the server is unreachable, or reports that it cannot serve
-    /// now. Recovers without intervention.
-    #[error("the store is away, nothing was written: {0}")]
-    Unavailable(String),
-    /// Certainly not applied: the statement exceeded its time limit. The server is up, and the same
-    /// statement would exceed it again.
-    #[error("it takes longer than it may, nothing was written: {0}")]
-    TooLong(String),
-    /// The transaction may or may not have been applied.
-    #[error("the outcome of the transaction is unknown: {0}")]
-    Unknown(String),
-    /// What is stored contradicts itself or this build. The message names it and says what to do.
-    #[error("the store is unusable: {0}")]
-    Invalid(String),
-    /// More series match than one query may read.
-    #[error(
-        "more than {max} series of metric {metric} match, the limit query.max_series: add label \
-         matchers or raise the limit"
-    )]
-    TooManySeries {
-        /// The metric of the query.
-        metric: String,
-        /// The limit that applies, `query.max_series`.
-        max: usize,
-    },
-    /// The query was aborted while it was being read; its [`QueryBudget`] says why.
-    #[error("the query has ended")]
-    QueryEnded,
-}
-
-impl StoreError {
-    /// Whether the transaction may have been applied. The shard then discards its state in memory
-    /// and reloads from the checkpoint.
-    pub fn outcome_unknown(&self) -> bool {
-        matches!(self, StoreError::Unknown(_))
-    }
-}
 
 /// Which rollups a query reads.
 #[derive(Debug, Clone)]
@@ -89,6 +54,8 @@ pub struct RollupQuery<'a> {
     pub tenant: &'a str,
     /// The metric to read; a query reads one.
     pub metric: &'a str,
+    /// The generation to read. Rows of several writers of one series are visited one by one.
+    pub generation: GenerationId,
     /// A series must satisfy all of them.
     pub matchers: &'a [Matcher],
     /// First hour to read.
@@ -303,13 +270,14 @@ pub trait ShardStore: SnapshotSource {
         from: Offset,
         rule: DedupRule,
     ) -> Result<(), StoreError>;
-    /// Writes one flush in one transaction: compare-and-set on (log, `range.from`, epoch), then
-    /// rows, catalogue, ids, accounting, quarantine, the note of what is not counted, and revisions.
-    /// The checkpoint moves to `range.to`; attempts and suspect are cleared. Blocks of ids appended before
-    /// `forget_ids_before` are deleted.
+    /// Writes one flush in one transaction: compare-and-set on (log, `range.from`, epoch, set),
+    /// then rows, catalogue, ids, accounting, quarantine, the note of what is not counted, revisions,
+    /// and what the flush adds to generations. The checkpoint moves to `range.to`, the set to the one that is adopted;
+    /// attempts and suspect are cleared. Blocks of ids appended before
+    /// `forget_ids_before` are deleted. The book gives up what the flush abandons.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] if the compare-and-set fails, [`StoreError::Invalid`] if two series
+    /// [`StoreError::Refused`] if the compare-and-set fails, or if what it abandons is served by now, [`StoreError::Invalid`] if two series
     /// share an id, or any failure to write.
     fn flush(
         &self,
@@ -334,6 +302,15 @@ pub trait ShardStore: SnapshotSource {
     /// # Errors
     /// If the store does not answer.
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError>;
+    /// The ids of the series that a writer of a generation has admitted, for the cardinality limit.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    fn generation_series(
+        &self,
+        generation: GenerationId,
+        writer: Writer,
+    ) -> Result<Vec<SeriesId>, StoreError>;
     /// Tenant and name of every metric, for the limit of names.
     ///
     /// # Errors
@@ -387,27 +364,79 @@ pub trait ManifestStore: SnapshotSource {
 
 /// Settles quarantined events.
 pub trait QuarantineStore: SnapshotSource {
-    /// Merges the delta of a quarantined event and deletes its row, or marks the row as discarded
-    /// if `delta` is `None`. `false` if no such row waits.
+    /// Merges a quarantined event and marks its row as released, or as discarded if `release` is
+    /// `None`. `false` if no such row waits. The row stays until the record of the event expires,
+    /// for fills that come to it later.
+    ///
+    /// The transaction holds the shard's checkpoint and cursors, and compares them with the basis
+    /// of the release, so that each generation counts the event once, whatever commits first.
     ///
     /// Even while the store does not answer, it fails soon after `request` has ended: with
     /// [`StoreError::QueryEnded`] if nothing was written, with [`StoreError::Unknown`] if the
     /// commit was under way.
     ///
     /// # Errors
+    /// [`StoreError::Refused`] if writers have moved since the basis was read,
     /// [`StoreError::Invalid`] if two series share an id, or any failure to write.
     fn settle_quarantine(
         &self,
         shard: ShardId,
         offset: Offset,
         index: u32,
-        delta: Option<&FlushBatch>,
+        release: Option<&ReleasedEvent>,
         request: Option<&QueryBudget>,
     ) -> Result<bool, StoreError>;
 }
 
+/// Changes generations and fills them. What shards write to them is part of
+/// [`ShardStore::flush`].
+pub trait GenerationStore: SnapshotSource {
+    /// Replaces the book of generations: compare-and-set on its version. `entry` joins the audit
+    /// list in the same transaction. `false`, and nothing happens, if the stored book is not of
+    /// version `before`.
+    ///
+    /// # Errors
+    /// Any failure to write.
+    fn swap_generations(
+        &self,
+        before: u64,
+        book: &GenerationBook,
+        entry: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError>;
+    /// Merges archived records below the cut into the rows of the writer (shard, fill): compare-
+    /// and-set on the cursor, which moves to `guard.range.to`.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if the cursor is elsewhere, the range lies beyond the cut, other
+    /// events of the range are released than the batch counts, or the shard does not write the
+    /// generation any more; or any failure to write.
+    fn fill(&self, guard: &FillGuard, batch: &GenerationDeltas) -> Result<(), StoreError>;
+    /// Deletes at most `max` rows of days that leave, with the catalogue, the cursors and the
+    /// counts that nothing needs any more. Returns how many; 0 if none are left.
+    ///
+    /// # Errors
+    /// Any failure to write.
+    fn delete_generation_rows(&self, of: &LeavingRange, max: usize) -> Result<u64, StoreError>;
+}
+
+/// An entry of the audit list of generations: what was done, by whom and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct AuditEntry {
+    pub generation: GenerationId,
+    pub tenant: String,
+    /// `start`, `apply`, `undo`, `cancel` or `give_up`.
+    pub action: String,
+    /// By the wall clock.
+    pub at: Millis,
+    /// The id of a key, or a name of a local command.
+    pub by: String,
+    /// For people: rows changed, or why it was given up.
+    pub note: String,
+}
+
 /// A store that is being rebuilt, which nothing else may use.
-pub trait RebuildStore: ShardStore + QuarantineStore {
+pub trait RebuildStore: ShardStore + QuarantineStore + GenerationStore {
     /// Writes what a rebuild knows of a shard besides its flushes, over what is stored. The
     /// checkpoint's `next` stays where flushes moved it.
     ///
@@ -433,9 +462,15 @@ pub trait StoreInspection: SnapshotSource {
 
 /// The whole port: for the composition root and the conformance suite. Everything else takes the
 /// part that it uses.
-pub trait RollupStore: ManifestStore + RebuildStore + StoreInspection + QuerySource {}
+pub trait RollupStore:
+    ManifestStore + RebuildStore + StoreInspection + QuerySource + GenerationStore + BoardStore
+{
+}
 
-impl<T: ManifestStore + RebuildStore + StoreInspection + QuerySource> RollupStore for T {}
+impl<T> RollupStore for T where
+    T: ManifestStore + RebuildStore + StoreInspection + QuerySource + GenerationStore + BoardStore
+{
+}
 
 /// A rebuild overwrites what is stored, so it never runs on a store that others may be using.
 fn not_being_rebuilt() -> StoreError {
@@ -456,6 +491,35 @@ fn other_log(shard: ShardId, expected: LogId, found: LogId) -> StoreError {
         "the checkpoint of shard {shard} belongs to log {expected}, but the log is {found}: start \
          with the log of this store, or with an empty store"
     ))
+}
+
+/// The book of generations does not have the set that a shard has adopted.
+pub(crate) fn unknown_set(shard: ShardId, version: u64) -> StoreError {
+    StoreError::Invalid(format!(
+        "shard {shard} writes under set {version} of generations, which the store does not have \
+         any more: restore the store from a backup, or rebuild it from the archive"
+    ))
+}
+
+/// A generation begins once in a shard: from then on there are rows behind its cursor.
+pub(crate) fn begun_twice(shard: ShardId, generation: GenerationId) -> StoreError {
+    StoreError::Invalid(format!(
+        "shard {shard} begins replay {generation} a second time, and would count its events twice: \
+         nothing was written. Cancel the replay and start it again"
+    ))
+}
+
+/// Refuses a flush that adopts a set that the book does not have: the store was rolled back since
+/// the owner of the shard heard of it.
+pub(crate) fn check_adoption(
+    book: &GenerationBook,
+    shard: ShardId,
+    adopts: Option<&SetAdoption>,
+) -> Result<(), StoreError> {
+    match adopts.is_none_or(|adopted| book.set(adopted.version).is_some()) {
+        true => Ok(()),
+        false => Err(StoreError::Refused { shard }),
+    }
 }
 
 fn too_many_series(query: &RollupQuery<'_>) -> StoreError {

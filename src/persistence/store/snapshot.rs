@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreError};
-use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
+use super::{AuditEntry, ExpiryRow, ExpiryTarget, MetricInfo, NameRange, RollupQuery, StoreError};
+use crate::model::flush::{
+    AccountingDelta, DedupRules, DroppedEvents, FillProgress, QuarantineRow, RuleEvents, SeriesInfo,
+};
+use crate::model::generation::{GenerationId, Writer};
+use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
+use crate::model::settled_document::SettledEvent;
 use crate::model::window::{Hour, Millis};
 
 /// Called with each rollup and its stored bytes.
@@ -20,11 +25,58 @@ pub type RollupBytesVisitor<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Roll
 pub trait CheckpointSnapshot {
     /// Checkpoints of all shards that were ever claimed.
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError>;
+    /// The book of generations, which says what is served. Parsed once for each version.
+    fn generation_book(&mut self) -> Result<Arc<GenerationBook>, StoreError>;
+}
+
+/// Called with each row of a generation: its writer, series and hour, and its stored bytes.
+pub type GenerationRowVisitor<'a> =
+    &'a mut dyn FnMut(Writer, &Arc<SeriesInfo>, Hour, Rollup, &[u8]) -> Result<(), StoreError>;
+
+/// How far generations are, and what they hold.
+pub trait GenerationSnapshot: CheckpointSnapshot {
+    /// The version of the set that each shard has adopted, of all shards that were ever claimed.
+    fn set_versions(&mut self) -> Result<Vec<(ShardId, u64)>, StoreError>;
+    /// The shards that have a cut for the generation, and how far each is filled.
+    fn fill_progress(
+        &mut self,
+        generation: GenerationId,
+    ) -> Result<Vec<(ShardId, FillProgress)>, StoreError>;
+    /// The cuts of one shard, by generation, and how far each is filled.
+    fn shard_fills(
+        &mut self,
+        shard: ShardId,
+    ) -> Result<Vec<(GenerationId, FillProgress)>, StoreError>;
+    /// Every stored row of a metric in a generation, ascending by hour, series id and writer. Rows
+    /// of generation 0 have the live writer of shard 0, whoever wrote them. `to` is exclusive.
+    fn generation_rows(
+        &mut self,
+        generation: GenerationId,
+        of: (&str, &str),
+        hours: (Hour, Hour),
+        visit: GenerationRowVisitor<'_>,
+    ) -> Result<(), StoreError>;
+    /// The series that a writer admitted, each with the offset of its first event.
+    fn generation_admissions(
+        &mut self,
+        generation: GenerationId,
+        writer: Writer,
+    ) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
+    /// Events that the rules of a generation dropped, by writer, metric and day.
+    fn dropped_events(
+        &mut self,
+        generation: GenerationId,
+    ) -> Result<Vec<(Writer, DroppedEvents)>, StoreError>;
+    /// What the rules of a generation did and could not do, summed over its writers: ascending by
+    /// rule and outcome.
+    fn rule_counts(&mut self, generation: GenerationId) -> Result<Vec<RuleEvents>, StoreError>;
+    /// The last entries of a tenant in the audit list, newest first.
+    fn audit_entries(&mut self, tenant: &str, limit: usize) -> Result<Vec<AuditEntry>, StoreError>;
 }
 
 /// What answers to queries are made of.
 pub trait QuerySnapshot: CheckpointSnapshot {
-    /// Revision of (tenant, metric, UTC day) for each day of the half-open range; 0 where nothing
+    /// Revision of (tenant, metric, generation, UTC day) for each day of the half-open range; 0 where nothing
     /// was written. It is [`FlushGuard::revision`] of the last flush that wrote to the day, or
     /// [`revision_after_release`] after a release. A number never repeats for different rows, not
     /// even after a restore, so that caches may outlive the process.
@@ -35,6 +87,7 @@ pub trait QuerySnapshot: CheckpointSnapshot {
         &mut self,
         tenant: &str,
         metric: &str,
+        generation: GenerationId,
         days: std::ops::Range<i32>,
     ) -> Result<Vec<u64>, StoreError>;
     /// Visits the matching rollups. Those of one series come in ascending or in descending hours;
@@ -44,18 +97,27 @@ pub trait QuerySnapshot: CheckpointSnapshot {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError>;
-    /// One page of the tenant's metrics, ascending.
+    /// One page of the tenant's metrics in generation 0, ascending.
     fn metrics(
         &mut self,
         tenant: &str,
         page: &NameRange<'_>,
     ) -> Result<Vec<MetricInfo>, StoreError>;
-    /// One page of the values of a label, ascending: of one metric, or of all.
+    /// The tenant's metric as a generation besides generation 0 has it; `None` if it has no rows.
+    fn generation_metric(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        generation: GenerationId,
+    ) -> Result<Option<MetricInfo>, StoreError>;
+    /// One page of the values of a label, ascending: of one metric, or of all, in generation 0,
+    /// and of these metrics in these other generations.
     fn label_values(
         &mut self,
         tenant: &str,
         name: &str,
         metric: Option<&str>,
+        others: &[(&str, GenerationId)],
         page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError>;
     /// Accounting rows of the tenant, by hour of receipt. `to` is exclusive.
@@ -122,11 +184,21 @@ pub trait AuditSnapshot: CheckpointSnapshot {
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
     /// Accounting rows of all tenants, by tenant and hour.
     fn ledger(&mut self) -> Result<Vec<AccountingDelta>, StoreError>;
-    /// The quarantined events of all tenants, discarded ones included.
+    /// The quarantined events of all tenants: those that wait, and those that were discarded.
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError>;
+    /// The events of a shard, as (offset, index), that were quarantined and then released, until
+    /// their records expire. Older releases did not keep them: an event that was quarantined, and
+    /// is in neither list, was released as well.
+    fn released_events(&mut self, shard: ShardId) -> Result<Vec<(Offset, u32)>, StoreError>;
+    /// The events of all shards that people have released or discarded and whose records have not
+    /// expired, by shard and place.
+    fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError>;
 }
 
 /// One consistent view of everything in the store.
-pub trait StoreSnapshot: QuerySnapshot + ArchiveSnapshot + AuditSnapshot {}
+pub trait StoreSnapshot:
+    QuerySnapshot + ArchiveSnapshot + AuditSnapshot + GenerationSnapshot
+{
+}
 
-impl<T: QuerySnapshot + ArchiveSnapshot + AuditSnapshot> StoreSnapshot for T {}
+impl<T: QuerySnapshot + ArchiveSnapshot + AuditSnapshot + GenerationSnapshot> StoreSnapshot for T {}

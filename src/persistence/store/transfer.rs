@@ -6,10 +6,14 @@
 
 use std::sync::Arc;
 
-use super::StoreError;
+use super::{AuditEntry, SeriesScope, StoreError};
+use crate::model::board::StoredBoard;
 use crate::model::flush::{
-    AccountingDelta, DedupBlock, DedupRule, QuarantineRow, SeriesInfo, SuspectEvent,
+    AccountingDelta, DedupBlock, DedupRule, DroppedEvents, FillProgress, QuarantineRow, RuleEvents,
+    SeriesInfo, SuspectEvent,
 };
+use crate::model::generation::{GenerationId, Writer};
+use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::outcome::OutcomeNote;
@@ -33,12 +37,34 @@ pub struct ShardRow {
     pub attempts: u32,
     /// The records whose outcomes the flushes have noted; `None` if an older release wrote all.
     pub noted: Option<OffsetRange>,
+    /// Version of the set of generations that it writes.
+    pub set_version: u64,
+}
+
+/// A row of the quarantine.
+#[allow(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuarantineEntry {
+    pub row: QuarantineRow,
+    /// It was released. The row waits for its record to expire, because a fill that comes to the
+    /// record counts the event.
+    pub released: bool,
+}
+
+/// How far the fill of a generation is in a shard.
+#[allow(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FillRow {
+    pub generation: GenerationId,
+    pub shard: ShardId,
+    pub progress: FillProgress,
 }
 
 /// The figures of a rollup, as stored.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FiguresRow {
+    pub scope: SeriesScope,
     pub series: SeriesId,
     pub hour: Hour,
     pub figures: RollupFigures,
@@ -48,6 +74,7 @@ pub struct FiguresRow {
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SketchesRow {
+    pub scope: SeriesScope,
     pub series: SeriesId,
     pub hour: Hour,
     pub distinct_users: Vec<u8>,
@@ -58,6 +85,7 @@ pub struct SketchesRow {
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevisionRow {
+    pub generation: GenerationId,
     pub tenant: String,
     pub metric: String,
     /// UTC day, in days since the Unix epoch.
@@ -69,13 +97,13 @@ pub struct RevisionRow {
 /// Rows of one kind. All series come before the rows that refer to them.
 #[derive(Debug, Clone)]
 pub enum TransferBatch {
-    /// Series that the shard admitted, each with the offset of its admission.
-    Series(ShardId, Vec<(Arc<SeriesInfo>, Offset)>),
-    /// Figures of rollups, all shards together.
+    /// Series that the shard admitted in a scope, each with the offset of its admission.
+    Series(ShardId, SeriesScope, Vec<(Arc<SeriesInfo>, Offset)>),
+    /// Figures of rollups, all shards and generations together.
     Figures(Vec<FiguresRow>),
-    /// Sketches of rollups, all shards together.
+    /// Sketches of rollups, all shards and generations together.
     Sketches(Vec<SketchesRow>),
-    /// Revisions of all tenants.
+    /// Revisions of all tenants and generations.
     Revisions(Vec<RevisionRow>),
     /// Blocks of ids of a shard, in log order.
     DedupBlocks(ShardId, Vec<DedupBlock>),
@@ -85,14 +113,26 @@ pub enum TransferBatch {
     DedupRules(ShardId, Vec<(Offset, DedupRule)>),
     /// Accounting as whole rows, not as growth.
     Accounting(Vec<AccountingDelta>),
-    /// Quarantined events, discarded ones too.
-    Quarantine(Vec<QuarantineRow>),
+    /// Quarantined events, also those that people have discarded or released.
+    Quarantine(Vec<QuarantineEntry>),
     /// The suspects of a shard, see [`SuspectEvent`].
     Suspects(ShardId, Vec<SuspectEvent>),
     /// Rows of the manifest, of all shards.
     Manifest(Vec<ManifestRow>),
     /// Archive floors of the shards that have one.
     ArchiveFloors(Vec<(ShardId, ArchiveFloor)>),
+    /// Boards, each with its tenant.
+    Boards(Vec<(String, StoredBoard)>),
+    /// The book of generations, if there ever was one.
+    Book(Arc<GenerationBook>),
+    /// How far the fills are, of all generations and shards.
+    Fills(Vec<FillRow>),
+    /// What the rules of generations have dropped, by writer.
+    Dropped(Vec<(GenerationId, Writer, DroppedEvents)>),
+    /// What each rule of generations has done, by writer.
+    RuleEvents(Vec<(GenerationId, Writer, RuleEvents)>),
+    /// The audit list of all tenants, the oldest entry first.
+    Audit(Vec<AuditEntry>),
     /// The checkpoints of all shards.
     Shards(Vec<ShardRow>),
 }
@@ -101,7 +141,7 @@ impl TransferBatch {
     /// The number of rows.
     pub fn len(&self) -> usize {
         match self {
-            TransferBatch::Series(_, rows) => rows.len(),
+            TransferBatch::Series(_, _, rows) => rows.len(),
             TransferBatch::Figures(rows) => rows.len(),
             TransferBatch::Sketches(rows) => rows.len(),
             TransferBatch::Revisions(rows) => rows.len(),
@@ -113,6 +153,12 @@ impl TransferBatch {
             TransferBatch::Suspects(_, rows) => rows.len(),
             TransferBatch::Manifest(rows) => rows.len(),
             TransferBatch::ArchiveFloors(rows) => rows.len(),
+            TransferBatch::Boards(rows) => rows.len(),
+            TransferBatch::Book(_) => 1,
+            TransferBatch::Fills(rows) => rows.len(),
+            TransferBatch::Dropped(rows) => rows.len(),
+            TransferBatch::RuleEvents(rows) => rows.len(),
+            TransferBatch::Audit(rows) => rows.len(),
             TransferBatch::Shards(rows) => rows.len(),
         }
     }
@@ -127,8 +173,12 @@ impl TransferBatch {
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreCounts {
+    /// Series of generation 0.
     pub series: u64,
+    /// Rollups of generation 0.
     pub rollups: u64,
+    /// Rollups of other generations.
+    pub replayed: u64,
     /// All rows of all batches.
     pub rows: u64,
 }

@@ -21,7 +21,7 @@ enum Mood {
     Short,
 }
 
-struct Shelf {
+pub(super) struct Shelf {
     kept: Mutex<HashMap<PartKey, Vec<u8>>>,
     mood: Mutex<Mood>,
     given: AtomicU64,
@@ -29,7 +29,7 @@ struct Shelf {
 }
 
 impl Shelf {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         let (kept, mood) = (Mutex::default(), Mutex::new(Mood::Faithful));
         Arc::new(Self { kept, mood, given: AtomicU64::new(0), largest_question: AtomicU64::new(0) })
     }
@@ -38,7 +38,7 @@ impl Shelf {
         *self.mood.lock().expect("no panic") = mood;
     }
 
-    fn given(&self) -> u64 {
+    pub(super) fn given(&self) -> u64 {
         self.given.load(Ordering::SeqCst)
     }
 }

@@ -9,6 +9,7 @@ use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::outcome::{OutcomeNote, UncountedEvent, Verdict};
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
+use crate::model::settled_document::{SettledDocument, SettledEvent, SettledName, Settlement};
 use crate::persistence::archive::ObjectInfo;
 use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::archive::parquet;
@@ -169,6 +170,7 @@ impl World {
             metric_names: MetricNameRegistry::new(100),
             max_ahead_ms: 3_600_000,
             nonce: 99,
+            replays: &ServedReplays::default(),
         };
         let mut last = 0;
         let report = rebuild.run(&plans, false, &mut |done| last = done)?;
@@ -401,6 +403,7 @@ fn a_log_that_continues_another_has_the_history_of_both() {
         metric_names: MetricNameRegistry::new(100),
         max_ahead_ms: 0,
         nonce: 1,
+        replays: &ServedReplays::default(),
     };
     rebuild.run(&plans, false, &mut |_| ()).expect("rebuilt");
     let mut snapshot = store.snapshot().expect("snapshot");
@@ -450,4 +453,63 @@ fn an_outcome_in_the_archive_that_the_records_do_not_give_is_named() {
             "object, offset 2, event 1: it says duplicate, the records give counted",
         ]
     );
+}
+
+/// A store rebuilt from an archive whose objects say that an event was set aside. The lost store
+/// counted it.
+fn rebuilt_without(place: (Offset, u32)) -> (World, Arc<MemoryStore>) {
+    let world = World::new(0);
+    for from in (0..RECORDS).step_by(5) {
+        let to = RECORDS.min(from + 5);
+        world.put(ShardId(1), from, to);
+        world.put_with(ShardId(0), from, to, |mut decisions| {
+            if (from..to).contains(&place.0) {
+                decisions.quarantined.push((place.0, place.1, false));
+            }
+            decisions
+        });
+    }
+    let store = MemoryStore::rebuilding();
+    world.rebuild(&store, false).expect("rebuilt");
+    (world, store)
+}
+
+fn put_settled(archive: &MemoryArchive, number: u64, place: (Offset, u32), settlement: Settlement) {
+    let events = vec![SettledEvent { offset: place.0, index: place.1, settlement }];
+    let bytes = SettledDocument { shard: 0, events }.encode().expect("encoded");
+    let path = SettledName::new(ShardId(0), number, &bytes).path(LOG);
+    archive.documents().put_document(&path, &bytes.into()).expect("put");
+}
+
+#[test]
+fn what_people_settled_is_settled_again() {
+    let place = (7, 1);
+    for last in [Settlement::Released, Settlement::Discarded] {
+        let (world, store) = rebuilt_without(place);
+        let lost = everything(&*world.store);
+        assert_ne!(everything(&*store), lost, "it waits");
+        // Of two decisions, as after a rollback of the store, the later one counts.
+        let first = match last {
+            Settlement::Released => Settlement::Discarded,
+            Settlement::Discarded => Settlement::Released,
+        };
+        put_settled(&world.archive, 9, place, first);
+        put_settled(&world.archive, 10, place, last);
+        put_settled(&world.archive, 11, (8, 0), Settlement::Released);
+        let found = settled::read(&world.archive, &[LOG]).expect("read");
+        let settle = || settled::settle(&*store, &found.settled, &RULES.limits()).expect("settled");
+        let done = settle();
+        match last {
+            Settlement::Released => {
+                assert_eq!((done.released, done.discarded), (1, 0));
+                assert_eq!(everything(&*store), lost, "to the byte");
+            }
+            Settlement::Discarded => {
+                assert_eq!((done.released, done.discarded), (0, 1));
+                let rows = store.snapshot().expect("snapshot").quarantine().expect("quarantine");
+                assert!(rows.len() == 1 && rows[0].discarded, "{rows:?}");
+            }
+        }
+        assert_eq!(settle(), settled::SettledAgain::default(), "once");
+    }
 }

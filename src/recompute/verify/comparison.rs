@@ -3,10 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::generations::{GenerationComparison, StoredGenerations};
 use super::ledger::RecomputedLedger;
 use super::report::{RowDifference, VerifyReport};
 use super::shard_fold::{FoldedShard, RecomputedRows};
-use super::store_view::{StoreView, StoredRow, digest};
+use super::store_view::StoreView;
+use super::stored_row::{StoredRow, digest};
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
@@ -20,6 +22,7 @@ pub(super) struct Comparison {
     /// Several shards may write to one overflow series, so its rows are compared only after
     /// all shards are folded.
     overflow: RecomputedRows,
+    generations: GenerationComparison,
     ledger: RecomputedLedger,
     folded: BTreeSet<ShardId>,
     shard_count: u32,
@@ -32,6 +35,7 @@ impl Comparison {
     pub(super) fn new(
         report: VerifyReport,
         rows: HashMap<(SeriesId, Hour), StoredRow>,
+        generations: GenerationComparison,
         shard_count: u32,
         all_shards: bool,
     ) -> Self {
@@ -39,11 +43,17 @@ impl Comparison {
             report,
             unmatched: rows,
             overflow: RecomputedRows::default(),
+            generations,
             ledger: RecomputedLedger::default(),
             folded: BTreeSet::new(),
             shard_count,
             all_shards,
         }
+    }
+
+    /// What is stored of other generations, for the folds.
+    pub(super) fn generations(&self) -> &StoredGenerations {
+        self.generations.stored()
     }
 
     /// Compares the rows of one shard.
@@ -56,6 +66,7 @@ impl Comparison {
         self.report.damages.extend(fold.damages);
         self.ledger.add(fold.from_start && self.all_shards, &fold.accounting);
         self.folded.insert(shard);
+        self.generations.add_shard(shard, fold.generations);
         for (key, (info, rollup)) in fold.rows {
             if info.series.is_overflow() {
                 let row = self.overflow.entry(key);
@@ -80,8 +91,9 @@ impl Comparison {
         for (key, (info, rollup)) in std::mem::take(&mut self.overflow) {
             self.compare(key, info, &rollup);
         }
-        let Self { mut report, unmatched, ledger, .. } = self;
+        let Self { mut report, unmatched, generations, ledger, .. } = self;
         let without_records = |((_, hour), row): ((SeriesId, Hour), StoredRow)| RowDifference {
+            written_by: None,
             series: row.info,
             hour,
             stored: Some(row.figures),
@@ -91,11 +103,12 @@ impl Comparison {
         if view.rows_unread {
             report.differences.clear();
         }
+        generations.finish(&mut report);
         report.accounting_compared = ledger.is_whole();
         report.damages.extend(ledger.compare(&view.accounting));
-        report
-            .differences
-            .sort_by(|a, b| (&a.series.series, a.hour).cmp(&(&b.series.series, b.hour)));
+        report.differences.sort_by(|a, b| {
+            (a.written_by, &a.series.series, a.hour).cmp(&(b.written_by, &b.series.series, b.hour))
+        });
         report
     }
 
@@ -120,6 +133,7 @@ impl Comparison {
             return;
         }
         self.report.differences.push(RowDifference {
+            written_by: None,
             series,
             hour: key.1,
             stored: stored.map(|row| row.figures),

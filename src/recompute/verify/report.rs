@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::model::flush::SeriesInfo;
+use crate::model::flush::{FillProgress, SeriesInfo};
+use crate::model::generation::{GenerationId, Writer};
 use crate::model::offset::ShardId;
 use crate::model::rollup::RollupFigures;
 use crate::model::window::Hour;
@@ -12,6 +13,8 @@ use crate::persistence::store::StoreDamage;
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct RowDifference {
+    /// The generation and who writes the row there; `None` for generation 0.
+    pub written_by: Option<(GenerationId, Writer)>,
     pub series: Arc<SeriesInfo>,
     pub hour: Hour,
     /// None if the store lacks the row.
@@ -20,16 +23,40 @@ pub struct RowDifference {
     pub recomputed: Option<RollupFigures>,
 }
 
+/// A generation besides generation 0 that was verified.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GenerationCheck {
+    /// The generation.
+    pub generation: GenerationId,
+    /// Stored rows that were compared, of both writers of each shard.
+    pub rows: u64,
+    /// Shards of which not everything is in it yet. What is there was compared.
+    pub unfilled: Vec<UnfilledShard>,
+}
+
+/// A shard whose records are not all in a generation yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnfilledShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// How far it is filled; `None` if it has not begun.
+    pub progress: Option<FillProgress>,
+}
+
 /// The outcome of a verification.
 #[derive(Debug, Clone, Default)]
 pub struct VerifyReport {
-    /// Stored rows in the range.
+    /// Stored rows of generation 0 in the range.
     pub rows: u64,
+    /// The other generations that are maintained.
+    pub generations: Vec<GenerationCheck>,
+    /// Days of generations that are being deleted. Their rows were not compared.
+    pub leaving: u64,
     /// Number of records folded, duplicates included.
     pub records: u64,
     /// Selected shards that have a checkpoint.
     pub shards: u64,
-    /// Rows that differ, by series and window.
+    /// Rows that differ, by generation, series and window.
     pub differences: Vec<RowDifference>,
     /// The windows of the range below the archive floor; None if there are none.
     pub unverifiable: Option<UnverifiableWindows>,
@@ -53,7 +80,8 @@ impl VerifyReport {
 
     /// Whether the range has rows, but none of them could be compared.
     pub fn compared_nothing(&self) -> bool {
-        self.rows == 0 && self.unverifiable.is_some_and(|not| not.rows > 0)
+        let others: u64 = self.generations.iter().map(|of| of.rows).sum();
+        self.rows + others == 0 && self.unverifiable.is_some_and(|not| not.rows > 0)
     }
 }
 
@@ -62,6 +90,6 @@ impl VerifyReport {
 pub struct UnverifiableWindows {
     /// The first window that was verified.
     pub before: Hour,
-    /// Stored rows in the windows before that.
+    /// Stored rows in the windows before that, of all generations.
     pub rows: u64,
 }

@@ -5,10 +5,12 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::generations::{FoldedGenerations, GenerationFold, StoredGenerations};
 use super::outcomes;
 use super::sources::{VerifyError, VerifySources};
 use super::store_view::ShardHistory;
 use crate::model::flush::{AccountingDelta, Claim, Delta, LogRecord, RecentIds, SeriesInfo};
+use crate::model::generation::MaintainedSet;
 use crate::model::manifest::{self, ManifestRow};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::outcome::OutcomeNote;
@@ -31,6 +33,7 @@ pub(super) type RecomputedRows = HashMap<(SeriesId, Hour), (Arc<SeriesInfo>, Rol
 #[derive(Default)]
 pub(super) struct FoldedShard {
     pub(super) rows: RecomputedRows,
+    pub(super) generations: FoldedGenerations,
     pub(super) records: u64,
     pub(super) accounting: Vec<AccountingDelta>,
     /// Events whose outcome in the archive is not that of the fold.
@@ -45,6 +48,7 @@ struct ShardFold<'a> {
     history: &'a ShardHistory<'a>,
     hours: &'a Range<Hour>,
     folded: FoldedShard,
+    generations: GenerationFold<'a>,
 }
 
 /// Folds the shard's records below its checkpoint, from the first one that can matter for `hours`.
@@ -53,8 +57,16 @@ pub(super) fn fold_shard(
     log: &dyn LogReader,
     history: &ShardHistory<'_>,
     hours: &Range<Hour>,
+    generations: &StoredGenerations,
 ) -> Result<FoldedShard, VerifyError> {
-    let mut fold = ShardFold { sources, log, history, hours, folded: FoldedShard::default() };
+    let mut fold = ShardFold {
+        sources,
+        log,
+        history,
+        hours,
+        folded: FoldedShard::default(),
+        generations: GenerationFold::new(generations, history.shard, hours),
+    };
     fold.check_complete()?;
     let (archived, until) = (history.checkpoint.archived, fold.until());
     let objects: Vec<&ManifestRow> =
@@ -78,6 +90,7 @@ pub(super) fn fold_shard(
         }
     }
     fold.fold_log(&mut driver)?;
+    fold.folded.generations = fold.generations.finish();
     Ok(fold.folded)
 }
 
@@ -147,7 +160,12 @@ impl ShardFold<'_> {
         let mut checkpoint = history.checkpoint;
         checkpoint.next = start;
         checkpoint.appended = before.max(history.floor.map(|floor| floor.appended));
-        let claim = Claim { checkpoint, attempts: 1, suspects: history.suspects.clone() };
+        let claim = Claim {
+            checkpoint,
+            attempts: 1,
+            suspects: history.suspects.clone(),
+            set: MaintainedSet::default(),
+        };
         let admission =
             SeriesAdmission::recorded(history.admissions.to_vec()).for_shard(self.shard());
         let recent = RecentIds { rules: history.rules.clone(), blocks: Vec::new() };
@@ -199,6 +217,8 @@ impl ShardFold<'_> {
             Ok::<(), Infallible>(())
         });
         applied.map_err(|why| self.incomplete(why.to_string()))?;
+        let folded = self.generations.fold(&records[..below], &noted);
+        folded.map_err(|why| self.incomplete(why))?;
         Ok(noted)
     }
 

@@ -2,25 +2,20 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::Arc;
 
+use super::generations::StoredGenerations;
 use super::report::UnverifiableWindows;
 use super::sources::VerifyError;
-use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo, SuspectEvent};
+use super::stored_row::{StoredRow, digest};
+use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SuspectEvent};
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
-use crate::model::rollup::RollupFigures;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 use crate::persistence::log::{LogError, LogReader};
-use crate::persistence::store::{MetricInfo, NameRange, SnapshotSource, StoreDamage, StoreError};
-
-/// A stored rollup. Its bytes are kept as a digest, because all rows of the range are in memory.
-pub(super) struct StoredRow {
-    pub(super) info: Arc<SeriesInfo>,
-    pub(super) figures: RollupFigures,
-    pub(super) digest: u128,
-}
+use crate::persistence::store::{
+    MetricInfo, NameRange, SnapshotSource, StoreDamage, StoreError, StoreSnapshot,
+};
 
 /// Everything that one snapshot says about the range.
 pub(super) struct StoreView {
@@ -33,6 +28,7 @@ pub(super) struct StoreView {
     /// Per checkpoint, in the same order.
     rules: Vec<DedupRules>,
     pub(super) rows: HashMap<(SeriesId, Hour), StoredRow>,
+    pub(super) generations: StoredGenerations,
     pub(super) accounting: Vec<AccountingDelta>,
     metrics: Vec<(String, MetricInfo)>,
     pub(super) damages: Vec<StoreDamage>,
@@ -89,6 +85,8 @@ impl StoreView {
             damages.push(StoreDamage { location: "rollups".to_owned(), reason: why.to_string() });
             rows.clear();
         }
+        let known: Vec<ShardId> = shards().collect();
+        let generations = read_generations(&mut *snapshot, &known, hours, &mut damages)?;
         let accounting = snapshot.ledger()?;
         let mut metrics = Vec::new();
         let tenants: BTreeSet<&String> = accounting.iter().map(|row| &row.tenant).collect();
@@ -104,6 +102,7 @@ impl StoreView {
             admissions,
             rules,
             rows,
+            generations,
             accounting,
             metrics,
             damages,
@@ -212,8 +211,27 @@ impl StoreView {
         }
         let all = self.rows.len();
         self.rows.retain(|(_, hour), _| *hour >= before);
-        let rows = (all - self.rows.len()) as u64;
+        let rows = (all - self.rows.len()) as u64 + self.generations.drop_before(before);
         Ok((before..hours.end.max(before), Some(UnverifiableWindows { before, rows })))
+    }
+}
+
+/// The maintained generations. What cannot be read of them is damage, unless the store does not
+/// answer.
+fn read_generations(
+    snapshot: &mut dyn StoreSnapshot,
+    shards: &[ShardId],
+    hours: &Range<Hour>,
+    damages: &mut Vec<StoreDamage>,
+) -> Result<StoredGenerations, StoreError> {
+    match StoredGenerations::read(snapshot, shards, hours) {
+        Err(StoreError::Unavailable(why)) => Err(StoreError::Unavailable(why)),
+        Err(why) => {
+            let location = "generations".to_owned();
+            damages.push(StoreDamage { location, reason: why.to_string() });
+            Ok(StoredGenerations::default())
+        }
+        Ok(generations) => Ok(generations),
     }
 }
 
@@ -228,9 +246,4 @@ pub(super) fn first_verifiable<'a>(
     let touched =
         near.filter_map(|row| row.windows.last()).map(|(hour, _)| Hour(hour.0.saturating_add(1)));
     touched.fold(floor.hour, Hour::max)
-}
-
-/// The digest by which rollups are compared.
-pub(super) fn digest(bytes: &[u8]) -> u128 {
-    xxhash_rust::xxh3::xxh3_128(bytes)
 }

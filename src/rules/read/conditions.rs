@@ -38,10 +38,7 @@ impl Reader {
         }
         match matcher_syntax::parse(text) {
             Ok(matchers) => {
-                let is_regex = |matcher: &&Matcher| {
-                    matches!(matcher, Matcher::Regex(..) | Matcher::NotRegex(..))
-                };
-                let regexes = matchers.iter().filter(is_regex).count();
+                let regexes = matchers.iter().filter(|matcher| matcher.is_regex()).count();
                 self.count_regexes(regexes, node, path).then_some(matchers)
             }
             Err(why) => {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::flush::RuleEvents;
 
 /// What the action makes of the sample: its labels, value and user, and the reason if it is left.
 fn result(action: &str) -> (String, String, Option<u64>, String) {
@@ -114,6 +115,8 @@ fn an_event_without_value_is_not_scaled_but_can_get_one() {
     assert_eq!(kept.value, Decimal::parse("25").ok());
     let refused: Vec<_> = counts.rules()[0].refused().collect();
     assert_eq!(refused, [(RefusedAction::NoValue, 1)]);
+    let no_value = RuleEvents { rule: 0, outcome: "no_value".to_owned(), events: 1 };
+    assert_eq!(counts.events()[0], no_value);
     assert_eq!([counts.rules()[1].changed, counts.rules()[2].changed], [1, 1]);
 }
 
@@ -160,6 +163,8 @@ fn rules_see_what_those_before_them_made() {
     assert_eq!(kept, None);
     let did: Vec<_> = counts.rules().iter().map(|count| (count.matched, count.changed)).collect();
     assert_eq!(did, [(1, 1), (1, 1), (0, 0)]);
+    let of = |rule, outcome: &str| RuleEvents { rule, outcome: outcome.to_owned(), events: 1 };
+    assert_eq!(counts.events(), [of(0, RuleEvents::CHANGED), of(1, RuleEvents::DROPPED)]);
     let mut twice = RuleCounts::default();
     twice.add(&counts);
     twice.add(&counts);

@@ -1,12 +1,14 @@
 //! Events that the driver of a running shard handles.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::failure::CallError;
 use crate::model::flush::LogRecord;
 use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Checkpoint, Offset};
 use crate::model::window::Millis;
+use crate::shards::generations::ActiveSet;
 
 /// Time and log end at the time of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct StepContext {
 pub enum ShardEvent<'a> {
     /// There may be something to read or to flush.
     Wakeup,
+    /// The newest set of generations, which may be newer than the one that the shard has adopted.
+    NewestSet(Arc<ActiveSet>),
     /// Flush whatever is open; answered by the command `Drained`.
     Drain,
     /// Records read from the log, in offset order.

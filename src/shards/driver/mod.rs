@@ -109,9 +109,10 @@ impl ShardDriver {
     }
 
     /// Sets the recorded decisions (admissions and quarantine) for the records below `to`, which
-    /// are about to be applied a second time.
+    /// are about to be applied a second time, to generations as well as to generation 0.
     pub fn apply_decisions(&mut self, decisions: &RangeDecisions, to: Offset) {
         self.state.apply_decisions(decisions, to);
+        self.state.apply_generation_admissions(decisions, to);
     }
 
     /// Exclusive end of what is in the store.
@@ -135,6 +136,7 @@ impl ShardDriver {
         match event {
             ShardEvent::Wakeup => self.on_wakeup(at, out),
             ShardEvent::Drain => self.on_drain(at, out),
+            ShardEvent::NewestSet(set) => self.step(ShardInput::NewestSet(set), out),
             ShardEvent::LogRead(Ok(records)) => self.on_records(at, &records, false, out),
             ShardEvent::LogRead(Err(error)) => self.on_log_failed(at, error, out),
             ShardEvent::ArchiveRead(read) => self.on_archive_read(at, read, out),
@@ -240,7 +242,9 @@ impl ShardDriver {
                     recovery.set_end(to);
                 }
                 if let Some((decisions, to)) = decided {
-                    self.apply_decisions(&decisions, to);
+                    // A store that was put back may count from another cut, or have given the
+                    // number of a lost generation to another one: generations admit anew.
+                    self.state.apply_decisions(&decisions, to);
                 }
                 self.on_records(at, &records, true, out);
             }

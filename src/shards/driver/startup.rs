@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use super::ShardDriver;
 use super::command::ShardNotice;
-use super::failure::{CallError, EndReason};
+use super::failure::{CallError, EndReason, FailureKind};
 use super::gap_recovery::{GapRecovery, lost_range};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, RecentIds};
+use crate::model::generation::{GenerationId, MaintainedSet};
 use crate::model::offset::{Checkpoint, Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
+use crate::shards::generations::{ActiveSet, AdoptedGenerations};
 use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
 use crate::shards::state::{ShardLimits, ShardState};
 
@@ -40,7 +42,7 @@ pub struct ShardConfig {
 
 /// What a starting shard asks for. The answer to each is the event of the same name.
 #[allow(missing_docs, reason = "the names say it")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartupCommand {
     /// Read the stored checkpoint.
     FindCheckpoint,
@@ -58,9 +60,9 @@ pub enum StartupCommand {
         archived: Offset,
         lost: OffsetRange,
     },
-    /// Read the recent ids and the admitted series, and after both the stored checkpoint
-    /// and the de-duplication rules.
-    Load,
+    /// Read the recent ids and the admitted series, those of the generations that the shard writes
+    /// too, and after all that the stored checkpoint and the de-duplication rules.
+    Load { generations: Vec<GenerationId> },
     /// Store a de-duplication rule.
     RecordRule {
         epoch: Epoch,
@@ -96,6 +98,10 @@ pub struct LoadedShard {
     pub blocks: Vec<DedupBlock>,
     /// Admitted series, by tenant.
     pub admitted: Vec<(String, Vec<SeriesId>)>,
+    /// Series that the shard's live writer of each generation has admitted.
+    pub generations: Vec<(GenerationId, Vec<SeriesId>)>,
+    /// Those of the generations that nobody reads.
+    pub unserved: Vec<GenerationId>,
     /// Read after the blocks and the series, so that a change of owner in between shows.
     pub checkpoint: Option<Checkpoint>,
     /// Stored de-duplication rules, read together with the checkpoint.
@@ -106,6 +112,8 @@ pub struct LoadedShard {
 #[derive(Debug)]
 struct PendingOwner {
     claim: Claim,
+    /// The set of the claim, compiled.
+    set: Arc<ActiveSet>,
     unclaimed: Option<CallError>,
     /// Exclusive end of the log, read after the claim.
     end: Offset,
@@ -207,7 +215,7 @@ impl ShardStartup {
             }
             (ShardPhase::PlanRecovery(mut owner, lost), StartupEvent::PlanRecovery(planned)) => {
                 owner.recovery = Some(recovery(lost, owner.end, planned?)?);
-                Ok(config.ask(ShardPhase::Load(owner), StartupCommand::Load))
+                Ok(config.load(owner))
             }
             (ShardPhase::Load(owner), StartupEvent::Load(loaded)) => {
                 config.on_loaded(owner, loaded?)
@@ -279,7 +287,7 @@ impl ShardConfig {
 
     fn on_claimed(self, claimed: Result<Claim, CallError>) -> Result<StartupProgress, EndReason> {
         match claimed {
-            Ok(claim) => Ok(self.owned(claim, None)),
+            Ok(claim) => self.owned(claim, None),
             // Only with exclusive access to the log: otherwise another process may have claimed the
             // shard, and answers under the old epoch would lag behind its commits.
             Err(why) if self.exclusive && why.is_store_unavailable() => {
@@ -300,19 +308,36 @@ impl ShardConfig {
         let Some(checkpoint) = found.filter(|at| at.log == self.log) else {
             return Err(why.into());
         };
-        Ok(self.owned(Claim { checkpoint, attempts: 0, suspects: Vec::new() }, Some(why)))
+        self.owned(
+            Claim { checkpoint, attempts: 0, suspects: Vec::new(), set: MaintainedSet::default() },
+            Some(why),
+        )
     }
 
-    fn owned(self, claim: Claim, unclaimed: Option<CallError>) -> StartupProgress {
+    /// Fails if a newer build wrote the rules of a generation that the shard writes.
+    fn owned(
+        self,
+        claim: Claim,
+        unclaimed: Option<CallError>,
+    ) -> Result<StartupProgress, EndReason> {
         let Checkpoint { next, appended, .. } = claim.checkpoint;
-        let owner = PendingOwner { claim, unclaimed, end: 0, recovery: None };
+        let set = ActiveSet::compile(&claim.set).map_err(|unknown| CallError {
+            kind: FailureKind::Unusable,
+            message: format!("{unknown}: run the build that started this replay, or a newer one"),
+        })?;
+        let owner = PendingOwner { claim, set: Arc::new(set), unclaimed, end: 0, recovery: None };
         // Append times are a running maximum, which has to continue across owners.
-        match appended {
+        Ok(match appended {
             Some(_) => self.ask(ShardPhase::ReadBounds(owner), StartupCommand::ReadBounds),
             None => {
                 self.ask(ShardPhase::FindAppended(owner), StartupCommand::FindAppended { next })
             }
-        }
+        })
+    }
+
+    fn load(self, owner: PendingOwner) -> StartupProgress {
+        let generations = owner.set.generations();
+        self.ask(ShardPhase::Load(owner), StartupCommand::Load { generations })
     }
 
     /// The bounds are read after the claim: the previous owner may have flushed records that lie
@@ -324,7 +349,7 @@ impl ShardConfig {
     ) -> Result<StartupProgress, EndReason> {
         owner.end = bounds.1;
         Ok(match lost_range(&owner.claim.checkpoint, bounds)? {
-            None => self.ask(ShardPhase::Load(owner), StartupCommand::Load),
+            None => self.load(owner),
             Some(lost) => {
                 let plan = StartupCommand::PlanRecovery {
                     archived: owner.claim.checkpoint.archived,
@@ -382,14 +407,17 @@ impl ShardConfig {
     }
 
     fn started(self, owner: PendingOwner, loaded: LoadedShard) -> RunningShard {
-        let PendingOwner { claim, unclaimed, end, recovery } = owner;
+        let PendingOwner { claim, set, unclaimed, end, recovery } = owner;
         let mut admission =
             SeriesAdmission::limited(self.max_series, loaded.admitted).for_shard(self.shard);
         if let Some(names) = self.metric_names {
             admission = admission.with_metric_names(names);
         }
         let recent = RecentIds { rules: loaded.rules, blocks: loaded.blocks };
-        let state = ShardState::new(self.limits, self.shard, &claim, recent, admission, end);
+        let adopted = AdoptedGenerations { set, admitted: loaded.generations };
+        let state = ShardState::new(self.limits, self.shard, &claim, recent, admission, end)
+            .with_generations(adopted, self.max_series)
+            .with_unserved(loaded.unserved);
         let notices = unclaimed.iter().cloned().map(ShardNotice::Unclaimed);
         let notices = notices
             .chain(recovery.map(|recovery| ShardNotice::RecoveryStarted(recovery.lost())))

@@ -44,7 +44,7 @@ fn checkpoint(next: Offset) -> Checkpoint {
 }
 
 fn claim(next: Offset, attempts: u32) -> Claim {
-    Claim { checkpoint: checkpoint(next), attempts, suspects: Vec::new() }
+    Claim { checkpoint: checkpoint(next), attempts, suspects: Vec::new(), set: Default::default() }
 }
 
 fn failed(kind: FailureKind) -> CallError {
@@ -85,16 +85,18 @@ impl Ground {
     }
 
     fn answer(&mut self, command: StartupCommand) -> StartupEvent {
-        self.asked.push(command);
+        self.asked.push(command.clone());
         match command {
             StartupCommand::FindCheckpoint => StartupEvent::FindCheckpoint(Ok(self.stored)),
             StartupCommand::Claim => StartupEvent::Claim(self.claim.clone()),
             StartupCommand::FindAppended { .. } => StartupEvent::FindAppended(Ok(Some(4))),
             StartupCommand::ReadBounds => StartupEvent::ReadBounds(Ok(self.bounds)),
             StartupCommand::PlanRecovery { .. } => StartupEvent::PlanRecovery(Ok(self.planned)),
-            StartupCommand::Load => {
+            StartupCommand::Load { .. } => {
                 let (blocks, admitted, rules) = (Vec::new(), Vec::new(), DedupRules::default());
                 StartupEvent::Load(Ok(LoadedShard {
+                    generations: vec![],
+                    unserved: vec![],
                     blocks,
                     admitted,
                     checkpoint: self.stored,
@@ -161,7 +163,12 @@ fn a_start_claims_looks_at_the_log_loads_and_notes_its_rule() {
         |from| StartupCommand::RecordRule { epoch: EPOCH, from, rule: limits().dedup_rule() };
     assert_eq!(
         ground.asked,
-        [StartupCommand::Claim, StartupCommand::ReadBounds, StartupCommand::Load, rule(0)]
+        [
+            StartupCommand::Claim,
+            StartupCommand::ReadBounds,
+            StartupCommand::Load { generations: vec![] },
+            rule(0)
+        ]
     );
     let mut older = Ground::new(5, (2, 9));
     older.claim =

@@ -1,15 +1,19 @@
 //! Applies records: whole, or event by event after crashes. What cannot be applied is quarantined.
 
+use std::sync::Arc;
+
+use super::checks::check_writer;
 use super::{IsolatedRecord, ShardEffect, ShardState};
 use crate::model::CodecError;
-use crate::model::flush::{LogRecord, QuarantineRow};
-use crate::model::offset::{LogDivergence, RecordAction, check_offset};
+use crate::model::flush::{LogRecord, QuarantineRow, SeriesInfo};
+use crate::model::offset::{LogDivergence, Offset, RecordAction, check_offset};
 use crate::model::outcome::{UncountedEvent, Verdict};
-use crate::model::record::{self, Record};
-use crate::model::series::Series;
+use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+use crate::model::series::{Series, metric_hash};
 use crate::model::window::Hour;
-use crate::shards::batch::SeriesLookup;
-use crate::shards::poison::{ApplyMode, is_poison};
+use crate::shards::delta_table::SeriesLookup;
+use crate::shards::generations::SourceEvent;
+use crate::shards::poison::{ApplyMode, PoisonStep, is_poison, poison_step};
 
 impl ShardState {
     pub(super) fn on_records(&mut self, records: &[LogRecord], effects: &mut Vec<ShardEffect>) {
@@ -114,7 +118,7 @@ impl ShardState {
                     self.shard
                 ));
             }
-            local.push(self.open.look_up(id, entry.key)?);
+            local.push(self.open.deltas().look_up(id, entry.key)?);
         }
         Ok((record, local))
     }
@@ -184,19 +188,26 @@ impl ShardState {
             }
             self.open.remember_id(id, log_record.appended);
         }
-        if is_poison(&self.suspects, log_record.offset, index as u32) {
-            let reason = "the shard died each time it applied this event";
-            self.quarantine_event(log_record, record, index, reason);
-            return;
+        let place = (log_record.offset, index as u32);
+        match poison_step(&self.suspects, place.0, place.1, !self.unserved.is_empty()) {
+            PoisonStep::Apply => {}
+            PoisonStep::ApplyToServed => self.abandon_unserved(log_record, index as u32),
+            PoisonStep::SetAside => {
+                let reason = "the shard died each time it applied this event";
+                self.quarantine_event(log_record, record, index, reason);
+                return;
+            }
         }
         let known = &mut local[event.series as usize];
-        let slot = match self.open.series_slot(
+        let placed = self.open.deltas_mut().series_slot(
             (original, entry.key),
             known,
             &mut self.admission,
             log_record.offset,
-        ) {
-            Ok(slot) => slot,
+        );
+        let placed = placed.and_then(|slot| Ok((slot, self.original_series(entry, slot)?)));
+        let (slot, source) = match placed {
+            Ok(placed) => placed,
             Err(error) => {
                 self.quarantine_event(log_record, record, index, &error.to_string());
                 return;
@@ -208,8 +219,56 @@ impl ShardState {
             user.is_none() || user != self.limits.panic_on_user,
             "fault injection: panic_on_user"
         );
-        self.open.add(slot, Hour::of(event.timestamp), event.value, user);
+        self.open.deltas_mut().add(slot, Hour::of(event.timestamp), event.value, user);
+        if let Some(series) = source {
+            self.add_to_generations(log_record.offset, &series, event);
+        }
         self.open.update_accounting(record.tenant, hour, |row| row.aggregated += 1);
+    }
+
+    /// The series that the client sent the event to; `slot` is it, or the overflow series that
+    /// stands in for it. Needed for generations only: their rules see the client's labels.
+    fn original_series(
+        &self,
+        entry: &SeriesEntry<'_>,
+        slot: u32,
+    ) -> Result<Option<Arc<SeriesInfo>>, CodecError> {
+        if self.set.is_empty() {
+            return Ok(None);
+        }
+        let (counted, id) = (self.open.deltas().series(slot), entry.series_id());
+        if counted.id == id {
+            return Ok(Some(counted.clone()));
+        }
+        Ok(Some(Arc::new(SeriesInfo { id, series: Series::from_key(entry.key)? })))
+    }
+
+    /// Folds an event into the other generations of its metric and day.
+    fn add_to_generations(
+        &mut self,
+        offset: Offset,
+        series: &Arc<SeriesInfo>,
+        event: &RecordEvent<'_>,
+    ) {
+        let hour = Hour::of(event.timestamp);
+        let (set, Series { tenant, metric, .. }) = (self.set.clone(), &series.series);
+        for range in set.on(tenant, metric, hour.day()) {
+            let source = SourceEvent {
+                series,
+                value: event.value,
+                user: event.user_hash(),
+                time: event.timestamp,
+                raw: event.raw,
+                offset,
+            };
+            let admission = self.writers.get_mut(&range.generation);
+            check_writer(self.shard, range.generation, offset, admission.is_some());
+            let Some(admission) = admission else { continue };
+            let open = self.open.generation_mut(range.generation);
+            open.fold(&source, &range.rules, admission);
+            // In generation 0 the event may have gone to an overflow series of another metric.
+            self.open.deltas_mut().note_window(metric_hash(tenant, metric), hour);
+        }
     }
 
     /// Sets a whole record aside, which no gateway can have written.

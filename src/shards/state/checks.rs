@@ -3,6 +3,7 @@
 
 use crate::invariants::{Invariant, check};
 use crate::model::flush::FlushBatch;
+use crate::model::generation::GenerationId;
 use crate::model::offset::{Offset, OffsetRange, ShardId};
 
 /// I7 and I2, before a batch goes to the store: every applied event is counted exactly once, every
@@ -46,6 +47,19 @@ pub(super) fn check_prefix(
     });
 }
 
+/// I13, for an event of a range that the shard writes: the generation has a writer, or its rows
+/// would lack the event.
+pub(super) fn check_writer(
+    shard: ShardId,
+    generation: GenerationId,
+    offset: Offset,
+    has_writer: bool,
+) {
+    check(Invariant::GenerationEffect, has_writer, || {
+        format!("shard {shard} has no writer for replay {generation}, so it lacks offset {offset}")
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -59,6 +73,7 @@ mod tests {
     use crate::model::window::Hour;
 
     const SHARD: ShardId = ShardId(3);
+    const ONE: GenerationId = GenerationId(1);
 
     #[test]
     fn an_event_that_is_counted_and_in_no_delta_is_a_violation() {
@@ -112,5 +127,12 @@ mod tests {
         assert_eq!(found(4, &[(4, 6), (7, 9)], 9), 1, "a gap");
         assert_eq!(found(4, &[(4, 6)], 9), 1, "the newest is missing");
         assert_eq!(found(4, &[(4, 6), (4, 9)], 9), 1, "twice");
+    }
+
+    #[test]
+    fn a_generation_of_the_set_without_a_writer_is_a_violation() {
+        let check =
+            |has| violations(Invariant::GenerationEffect, || check_writer(SHARD, ONE, 7, has));
+        assert_eq!((check(true), check(false)), (0, 1));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::model::flush::{FlushBatch, FlushGuard, LogRecord};
 use crate::model::offset::{LogDivergence, Offset};
 use crate::model::window::Millis;
+use crate::shards::generations::ActiveSet;
 
 /// What happens to a shard.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub enum ShardInput<'a> {
         /// Whether to flush whatever is open.
         drain: bool,
     },
+    /// The newest set of generations, which the next flush adopts.
+    NewestSet(Arc<ActiveSet>),
     /// The commit in flight has succeeded.
     Committed {
         /// Boot clock, for cadence only.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::model::flush::FlushBatch;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::window::Millis;
-use crate::shards::batch::MetricWindows;
+use crate::shards::delta_table::MetricWindows;
+use crate::shards::generations::ActiveSet;
 use crate::shards::immutable_queue::ImmutableQueue;
 
 /// A batch that was handed to the store.
@@ -16,6 +17,8 @@ pub(super) struct FrozenBatch {
     pub batch: Arc<FlushBatch>,
     pub windows: MetricWindows,
     pub forget_ids_before: Millis,
+    /// The set that the batch was folded under.
+    pub set: Arc<ActiveSet>,
 }
 
 /// A batch that is in the store.

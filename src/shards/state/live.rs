@@ -5,19 +5,23 @@ use std::sync::Arc;
 use super::ShardState;
 use super::checks::check_prefix;
 use super::frozen::{FrozenBatch, FrozenBatches};
-use super::query::{AccountingQuery, LiveQuery};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
+use crate::model::generation::{DayRange, GenerationId};
 use crate::model::offset::{Checkpoint, Offset};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
-use crate::shards::batch::visit_frozen;
+use crate::shards::delta_table::visit_frozen;
+use crate::shards::generations::ActiveSet;
+use crate::shards::live_query::{AccountingQuery, LiveQuery};
 
 /// What a shard holds that the store's catalogue does not show yet.
 #[derive(Debug, Clone, Copy)]
 pub enum CatalogueEntry<'a> {
     /// A series that was admitted.
     Series(&'a SeriesInfo),
+    /// A series that was admitted to a generation besides generation 0.
+    Other(GenerationId, &'a SeriesInfo),
     /// A metric and an hour for which there is data.
     Window(&'a str, Hour),
 }
@@ -59,7 +63,14 @@ impl LiveBatches {
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) {
-        self.batches().for_each(|frozen| visit_frozen(&frozen.batch, query, matches, visit));
+        for frozen in self.batches() {
+            let ingest = (GenerationId::INGEST, &*frozen.batch.deltas);
+            visit_frozen(ingest, query, matches, visit);
+            // Most batches have none: the queries that name one are few too.
+            for other in &frozen.batch.generations {
+                visit_frozen((other.generation, &other.deltas), query, matches, visit);
+            }
+        }
     }
 
     /// Visits the accounting rows that match the query.
@@ -79,6 +90,10 @@ impl LiveBatches {
             let windows =
                 frozen.batch.deltas.iter().map(|delta| (&delta.series.series, delta.hour));
             visit_new(series, windows, tenant, visit);
+            for other in &frozen.batch.generations {
+                let series = other.admitted.iter().map(|(info, _)| info);
+                visit_others(other.generation, series, tenant, visit);
+            }
         }
     }
 
@@ -89,12 +104,23 @@ impl LiveBatches {
     }
 }
 
+/// Whether a set writes all generations that a query wants.
+fn writes_all(set: &ActiveSet, query: &LiveQuery<'_>) -> bool {
+    let mut others = query.served.iter().filter(|piece| !piece.generation.is_ingest());
+    others.all(|piece| {
+        let days = DayRange::around(piece.from, piece.to);
+        let of = (query.tenant, query.metric);
+        days.is_none_or(|days| set.covers(of, piece.generation, days))
+    })
+}
+
 impl ShardState {
     /// Visits the open deltas above the checkpoint and returns the frozen batches above it.
     ///
     /// # Errors
     /// [`StaleCheckpoint`] if the checkpoint is not of this owner's epoch or is not the start of a
-    /// batch that the shard still holds.
+    /// batch that the shard still holds, or if one of these batches has records and lacks a
+    /// generation that is asked for.
     pub fn live(
         &self,
         checkpoint: &Checkpoint,
@@ -105,7 +131,20 @@ impl ShardState {
         let batches = self.batches_above(checkpoint)?;
         // The caller holds the shard's lock, so the open part and the frozen batches are of one
         // version.
-        self.open.visit(query, matches, visit);
+        // A set that waits for no event is adopted by a flush of no record, which lacks nothing.
+        let folded = batches.batches().filter(|frozen| !frozen.range.is_empty());
+        let mut sets: Vec<&Arc<ActiveSet>> =
+            folded.map(|frozen| &frozen.set).chain([&self.set]).collect();
+        sets.dedup_by(|next, before| Arc::ptr_eq(next, before));
+        if !sets.into_iter().all(|set| writes_all(set, query)) {
+            return Err(StaleCheckpoint);
+        }
+        self.open.deltas().visit(GenerationId::INGEST, query, matches, visit);
+        for generation in query.others() {
+            if let Some(open) = self.open.generation(generation) {
+                open.deltas().visit(generation, query, matches, visit);
+            }
+        }
         Ok((self.live_progress(), batches))
     }
 
@@ -136,7 +175,15 @@ impl ShardState {
         visit: &mut dyn FnMut(CatalogueEntry<'_>),
     ) -> Result<(LiveProgress, LiveBatches), StaleCheckpoint> {
         let batches = self.batches_above(checkpoint)?;
-        visit_new(self.open.admitted(), self.open.series_windows(), tenant, visit);
+        visit_new(
+            self.open.deltas().admitted(),
+            self.open.deltas().series_windows(),
+            tenant,
+            visit,
+        );
+        for (generation, open) in self.open.generations() {
+            visit_others(generation, open.deltas().admitted(), tenant, visit);
+        }
         Ok((self.live_progress(), batches))
     }
 
@@ -189,4 +236,15 @@ fn visit_new<'a>(
         .for_each(|info| visit(CatalogueEntry::Series(info)));
     let mine = windows.filter(|(series, _)| series.tenant == tenant);
     mine.for_each(|(series, hour)| visit(CatalogueEntry::Window(&series.metric, hour)));
+}
+
+fn visit_others<'a>(
+    generation: GenerationId,
+    series: impl Iterator<Item = &'a Arc<SeriesInfo>>,
+    tenant: &str,
+    visit: &mut dyn FnMut(CatalogueEntry<'_>),
+) {
+    series
+        .filter(|info| info.series.tenant == tenant)
+        .for_each(|info| visit(CatalogueEntry::Other(generation, info)));
 }

@@ -1,31 +1,41 @@
 //! The shard state machine: inputs in, effects out. It holds the shard's memory; the driver around
 //! it handles startup, gap recovery, isolation permits and failures.
 
+mod abandon;
+#[cfg(test)]
+mod abandon_tests;
 mod apply;
 mod checks;
 mod effects;
 mod frozen;
+#[cfg(test)]
+mod generation_tests;
 mod live;
-mod query;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 pub use effects::{ShardEffect, ShardInput};
 pub use live::{CatalogueEntry, LiveBatches, LiveProgress, StaleCheckpoint};
-pub use query::{AccountingQuery, LiveQuery};
+
+pub use super::live_query::{AccountingQuery, LiveQuery};
 
 use self::checks::check_counts;
 use self::frozen::{FrozenBatch, FrozenBatches};
 use super::batch::OpenBatch;
 use super::dedup::{DedupIndex, MAX_IDS};
+use super::generations::{ActiveSet, AdoptedGenerations};
 use super::poison::{ApplyMode, mode_for};
 use super::series::SeriesAdmission;
-use crate::model::flush::{Claim, DedupRule, FlushGuard, LogRecord, RecentIds, SuspectEvent};
+use crate::model::flush::{
+    Abandonment, Claim, DedupRule, FlushGuard, LogRecord, RecentIds, SetAdoption, SuspectEvent,
+};
+use crate::model::generation::GenerationId;
 use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
+use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
 /// Back-off after the second failed flush in a row; it doubles with each further one. A store that
@@ -100,6 +110,12 @@ pub struct ShardState {
     /// Rules of later records, in offset order. Only recomputation has any.
     rules_ahead: VecDeque<(Offset, DedupRule)>,
     admission: SeriesAdmission,
+    /// The generations that the open batch writes besides generation 0.
+    set: Arc<ActiveSet>,
+    /// The newest set, if it is another one: adopted by the next flush.
+    newest: Option<Arc<ActiveSet>>,
+    /// What each generation of the set has admitted.
+    writers: BTreeMap<GenerationId, SeriesAdmission>,
     open: OpenBatch,
     open_since: Option<Millis>,
     /// Hour of receipt of the first record in the open batch.
@@ -121,8 +137,32 @@ pub struct ShardState {
     applied_since_flush: usize,
     suspects: Vec<SuspectEvent>,
     isolated: Option<IsolatedRecord>,
+    /// Generations of the set that nobody reads.
+    unserved: Vec<GenerationId>,
+    /// What the next flush gives up, and what was given up in this life.
+    abandons: Option<Abandonment>,
+    abandoned: Vec<GenerationId>,
     /// Why the next record cannot be applied: this build does not know its version.
     divergence: Option<LogDivergence>,
+    /// Most series that a generation admits for one tenant.
+    max_generation_series: u64,
+    /// Recorded admissions of generations in records that are applied again; their writers may
+    /// begin within these records.
+    recorded: RecordedGenerations,
+}
+
+/// Recorded admissions of live writers, below an offset.
+#[derive(Debug, Default)]
+struct RecordedGenerations {
+    below: Offset,
+    admitted: Vec<(GenerationId, SeriesId, Offset)>,
+}
+
+impl RecordedGenerations {
+    fn of(&self, generation: GenerationId) -> Vec<(SeriesId, Offset)> {
+        let mine = self.admitted.iter().filter(|(of, ..)| *of == generation);
+        mine.map(|(_, id, offset)| (*id, *offset)).collect()
+    }
 }
 
 impl ShardState {
@@ -150,6 +190,9 @@ impl ShardState {
         apply_due_rules(&mut dedup, &mut rules_ahead, checkpoint.next);
         Self {
             admission,
+            set: Arc::default(),
+            newest: None,
+            writers: BTreeMap::new(),
             limits,
             shard,
             log: checkpoint.log,
@@ -180,8 +223,33 @@ impl ShardState {
             applied_since_flush: 0,
             suspects: claim.suspects.clone(),
             isolated: None,
+            unserved: Vec::new(),
+            abandons: None,
+            abandoned: Vec::new(),
             divergence: None,
+            max_generation_series: u64::MAX,
+            recorded: RecordedGenerations::default(),
         }
+    }
+
+    /// Adds the set that the shard writes under, with the series that its generations have admitted.
+    /// `max_series` limits each generation like generation 0.
+    #[must_use]
+    pub fn with_generations(mut self, adopted: AdoptedGenerations, max_series: u64) -> Self {
+        let AdoptedGenerations { set, admitted } = adopted;
+        let writer = |(generation, ids)| {
+            let tenant = set.tenant(generation)?.to_owned();
+            let admission = SeriesAdmission::limited(max_series, vec![(tenant, ids)]);
+            Some((generation, admission.for_shard(self.shard)))
+        };
+        self.writers = admitted.into_iter().filter_map(writer).collect();
+        (self.set, self.max_generation_series) = (set, max_series);
+        self
+    }
+
+    /// The set that the open batch is folded under.
+    pub fn set(&self) -> &Arc<ActiveSet> {
+        &self.set
     }
 
     /// Sets the recorded decisions for the records below `to`, which are about to be applied again.
@@ -194,6 +262,18 @@ impl ShardState {
                 .iter()
                 .map(|(offset, index, _)| SuspectEvent::quarantined(*offset, *index)),
         );
+    }
+
+    /// Sets what the live writers of generations admitted in these records, for a store that is
+    /// made anew with the cuts that they had.
+    pub fn apply_generation_admissions(&mut self, decisions: &RangeDecisions, to: Offset) {
+        let next = self.next;
+        self.recorded.below = self.recorded.below.max(to);
+        self.recorded.admitted.retain(|(.., offset)| *offset >= next);
+        self.recorded.admitted.extend(&decisions.generations);
+        for (generation, admission) in &mut self.writers {
+            admission.apply_recorded(&self.recorded.of(*generation), to);
+        }
     }
 
     /// Next offset to apply.
@@ -259,6 +339,11 @@ impl ShardState {
         match input {
             ShardInput::Records(records) => self.on_records(records, effects),
             ShardInput::Tick { now, drain } => self.on_tick(now, drain, effects),
+            ShardInput::NewestSet(set) => {
+                // One of before this shard gave something up is followed by another.
+                let is_newer = set.version() > self.set.version();
+                self.newest = (is_newer && set.is_without(&self.abandoned)).then_some(set);
+            }
             ShardInput::Committed { now } => self.on_committed(now),
             ShardInput::CommitFailed => {
                 self.in_flight = false;
@@ -295,12 +380,18 @@ impl ShardState {
             return;
         }
         if self.next == self.open.from() || self.isolated.is_some() {
-            self.on_idle(now, effects);
+            // A new set waits for no event: the flush of nothing makes the cut.
+            match self.newest.is_some() && self.isolated.is_none() {
+                true => self.begin_flush(effects),
+                false => self.on_idle(now, effects),
+            }
             return;
         }
         self.idle_since = None;
         let since = *self.open_since.get_or_insert(now);
         let due = drain
+            // Somebody waits for the cut.
+            || self.newest.is_some()
             || self.mode.max_records().is_some()
             || now.saturating_sub(since) >= self.limits.flush_interval_ms
             || self.open.bytes() >= self.limits.max_delta_bytes
@@ -335,12 +426,16 @@ impl ShardState {
         let range = OffsetRange { from: open.from(), to: self.next };
         let forget_ids_before =
             self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.dedup.rule().horizon_ms));
-        let (batch, behind) = open.freeze(range, self.appended);
+        let (mut batch, behind) = open.freeze(range, self.appended, self.set.version());
         let applied = std::mem::take(&mut self.events);
         check_counts(self.shard, range, &batch, applied);
         self.open = behind;
+        let set = self.set.clone();
+        batch.abandons = self.abandons.take();
+        batch.adopts = self.adopt_newest();
         let batch = Arc::new(batch);
-        self.frozen.freeze(Arc::new(FrozenBatch { range, batch, windows, forget_ids_before }));
+        let frozen = FrozenBatch { range, batch, windows, forget_ids_before, set };
+        self.frozen.freeze(Arc::new(frozen));
         self.open_since = None;
         self.open_hour = None;
         self.applied_since_flush = 0;
@@ -359,6 +454,25 @@ impl ShardState {
             });
             self.in_flight = true;
         }
+    }
+
+    /// Opens the next batch under the newest set, if there is one. The flush that was just frozen
+    /// says so in the store; if that fails for good, both are dropped.
+    fn adopt_newest(&mut self) -> Option<SetAdoption> {
+        let newest = self.newest.take()?;
+        let written = newest.generations();
+        let begun: Vec<_> =
+            written.iter().filter(|id| !self.writers.contains_key(id)).copied().collect();
+        self.writers.retain(|id, _| written.contains(id));
+        for generation in &begun {
+            let mut admission = SeriesAdmission::limited(self.max_generation_series, Vec::new());
+            admission.apply_recorded(&self.recorded.of(*generation), self.recorded.below);
+            self.writers.insert(*generation, admission.for_shard(self.shard));
+        }
+        self.open.retain_generations(|id| written.contains(&id));
+        let version = newest.version();
+        self.set = newest;
+        Some(SetAdoption { version, begun })
     }
 
     fn guard(&self, range: OffsetRange) -> FlushGuard {

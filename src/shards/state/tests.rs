@@ -11,6 +11,7 @@ use crate::model::offset::{Checkpoint, LogDivergence};
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
+use crate::model::served::ServedHours;
 
 const SHARDS: u32 = 4;
 
@@ -74,7 +75,7 @@ impl Run {
         let epoch = Epoch { counter: 1, nonce: 1 };
         let checkpoint =
             Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
-        let claim = Claim { checkpoint, attempts, suspects };
+        let claim = Claim { checkpoint, attempts, suspects, set: Default::default() };
         let admission = SeriesAdmission::limited(9, vec![]);
         Self {
             state: ShardState::new(limits, ShardId(1), &claim, vec![], admission, 100),
@@ -263,6 +264,7 @@ fn what_a_reader_holds_stays_while_the_shard_commits_and_forgets() {
         metric: "views",
         from,
         to,
+        served: &[ServedHours::ingest(from, to)],
         distinct: false,
         quantiles: false,
         overflow: false,

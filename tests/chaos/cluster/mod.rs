@@ -5,14 +5,16 @@ mod balancer;
 mod brokers;
 mod faults;
 mod partition;
+mod replays;
 mod rolling;
 mod truth;
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use rollmill::persistence::store::postgres::{PostgresOptions, PostgresStore};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -132,7 +134,7 @@ impl Cluster {
             server: None,
         };
         let mut nodes: Vec<NodeProcess> =
-            (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query")).collect();
+            (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query,replay")).collect();
         nodes.push(node("gate", "gateway,query"));
         let (cookie, keys) = (dir.path().join("cookie"), dir.path().join("s3.keys"));
         std::fs::write(&cookie, "a cookie for tests, of more than 32 bytes").expect("written");
@@ -368,6 +370,25 @@ impl Cluster {
             self.nodes[at].name
         );
         self.postgres.psql(&self.database, &sql).is_ok_and(|count| count != "0")
+    }
+
+    /// The store, for reading only.
+    pub fn store(&self) -> Arc<PostgresStore> {
+        let options = PostgresOptions {
+            url: self.postgres.url(&self.database),
+            read_url: None,
+            node: "test".to_owned(),
+            flush_connections: 1,
+            read_connections: 1,
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(60),
+            compress_timeout: Duration::from_secs(60),
+            lock_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            tls_ca: None,
+            match_cache: 1 << 20,
+        };
+        PostgresStore::open_read_only(&options).expect("the store")
     }
 
     /// Adds the standby that takes over when the primary is lost for good.

@@ -67,6 +67,7 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
         stats.unanswered.load(Ordering::SeqCst),
     );
     assert_eq!((retries, refused), (0, 0), "a client noticed");
-    let (status, _) = get(&agent(), &format!("{}/v1/status", front[0])).expect("a status");
-    assert_eq!(status, 200);
+    assert_eq!(stats.unanswered.load(Ordering::SeqCst), 0, "a reader noticed");
+    let (status, answer) = get(&agent(), &format!("{}/v1/status", front[0])).expect("a status");
+    assert_eq!(status, 200, "{answer}");
 }

@@ -4,11 +4,9 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::SnapshotSource;
-use rollmill::persistence::store::postgres::{PostgresOptions, PostgresStore};
 use rollmill::persistence::store::sqlite::SqliteStore;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -143,21 +141,7 @@ fn three_gateways_and_three_protocols_give_the_bytes_of_one_node() {
     for node in &mut cluster.nodes {
         assert_eq!(node.server.take().expect("it runs").stop(), Some(0));
     }
-    let options = PostgresOptions {
-        url: cluster.postgres.url(&cluster.database),
-        read_url: None,
-        node: "test".to_owned(),
-        flush_connections: 1,
-        read_connections: 1,
-        connect_timeout: Duration::from_secs(5),
-        timeout: Duration::from_secs(60),
-        compress_timeout: Duration::from_secs(60),
-        lock_timeout: Duration::from_secs(5),
-        idle_timeout: Duration::from_secs(60),
-        tls_ca: None,
-        match_cache: 1 << 20,
-    };
-    let found = rows(PostgresStore::open_read_only(&options).expect("the store").as_ref());
+    let found = rows(cluster.store().as_ref());
     let expected = embedded(&batches);
     let differing = expected.iter().filter(|(key, bytes)| found.get(*key) != Some(*bytes)).count();
     assert_eq!((found.len(), differing), (expected.len(), 0), "rows, and those that differ");

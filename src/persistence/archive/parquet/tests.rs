@@ -35,6 +35,7 @@ fn decisions() -> RangeDecisions {
     let admitted = vec![(SeriesId([0xab; 16]), 0), (SeriesId([0; 16]), 1)];
     RangeDecisions {
         admitted,
+        generations: Vec::new(),
         quarantined: vec![(0, 3, false), (1, 0, true)],
         outcomes: Some(note(&[(0, 0, Verdict::Duplicate), (1, 0, Verdict::Quarantined)])),
     }

@@ -8,7 +8,7 @@ use crate::model::offset::Offset;
 
 /// The offsets of a shard's checkpoint that other rows can contradict.
 pub(super) struct CheckpointOffsets {
-    next: Offset,
+    pub(super) next: Offset,
     pub(super) archived: Offset,
 }
 

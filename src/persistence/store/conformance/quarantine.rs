@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::model::flush::QuarantineRow;
+use crate::model::generation::GenerationId;
+use crate::model::release::ReleasedEvent;
+use crate::model::settled_document::{SettledEvent, Settlement};
 
 pub(super) fn quarantine(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
@@ -26,7 +29,7 @@ pub(super) fn quarantine(store: &dyn RollupStore) {
         FlushBatch { quarantined: vec![row(0), row(1)], accounting, ..FlushBatch::default() };
     store.flush(guard(0, 1, epoch), &set_aside, 0).expect("flush");
     assert_eq!(store.snapshot().expect("snapshot").quarantine(), Ok(vec![row(0), row(1)]));
-    let release = FlushBatch { deltas: vec![delta("a", 1, 9)], ..FlushBatch::default() };
+    let release = ReleasedEvent { deltas: vec![delta("a", 1, 9)], ..ReleasedEvent::default() };
     assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release), None), Ok(true));
     assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release), None), Ok(false), "only once");
     assert_eq!(store.settle_quarantine(SHARD, 0, 1, None, None), Ok(true));
@@ -38,13 +41,18 @@ pub(super) fn quarantine(store: &dyn RollupStore) {
     );
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
+    assert_eq!(snapshot.released_events(SHARD), Ok(vec![(0, 0)]));
+    assert_eq!(snapshot.released_events(ShardId(9)), Ok(vec![]));
+    let event = |index, settlement| (SHARD, SettledEvent { offset: 0, index, settlement });
+    let settled = vec![event(0, Settlement::Released), event(1, Settlement::Discarded)];
+    assert_eq!(snapshot.settled_events(), Ok(settled));
     let mut set_aside = |from, to| {
         snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").quarantined
     };
     assert_eq!((set_aside(0, 1), set_aside(1, 2)), (vec![(0, 1, true)], vec![]));
     assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
     let settled = crate::model::flush::revision_after_release(0, LOG, SHARD, 0, 0);
-    assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![settled]));
+    assert_eq!(snapshot.revisions("acme", "views", GenerationId::INGEST, 0..1), Ok(vec![settled]));
     let accounting = snapshot.accounting("acme", Hour(0), Hour(9)).expect("accounting");
     assert_eq!((accounting[0].aggregated, accounting[0].quarantined), (1, 1));
 }

@@ -1,6 +1,7 @@
 //! Flushes with their guards, and everything that queries read of them.
 
 use super::*;
+use crate::model::generation::GenerationId;
 
 pub(super) fn rollups_and_guards(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 11).expect("claim").checkpoint.epoch;
@@ -35,7 +36,8 @@ pub(super) fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!(rows.len(), 3);
     assert_eq!(rows[1], ("a".to_owned(), 1, expected.clone()));
     assert_eq!(rows[1].2.figures.sum, 2 * big);
-    let revisions = snapshot.revisions("acme", "views", -1..2).expect("revisions");
+    let revisions =
+        snapshot.revisions("acme", "views", GenerationId::INGEST, -1..2).expect("revisions");
     assert_eq!(
         revisions,
         [0, guard(2, 3, epoch).revision(), guard(0, 2, epoch).revision()],
@@ -75,10 +77,13 @@ pub(super) fn rollups_and_guards(store: &dyn RollupStore) {
     };
     assert_eq!(metrics, [views]);
     assert_eq!(
-        snapshot.label_values("acme", "page", None, &NameRange::ALL),
+        snapshot.label_values("acme", "page", None, &[], &NameRange::ALL),
         Ok(vec!["a".into(), "b".into()])
     );
-    assert_eq!(snapshot.label_values("acme", "page", Some("other"), &NameRange::ALL), Ok(vec![]));
+    assert_eq!(
+        snapshot.label_values("acme", "page", Some("other"), &[], &NameRange::ALL),
+        Ok(vec![])
+    );
     let pages: [(NameRange<'_>, &[&str]); 6] = [
         (NameRange { limit: 1, ..NameRange::ALL }, &["a"]),
         (NameRange { after: "a", ..NameRange::ALL }, &["b"]),
@@ -89,7 +94,7 @@ pub(super) fn rollups_and_guards(store: &dyn RollupStore) {
     ];
     for (page, expected) in pages {
         for metric in [None, Some("views")] {
-            let values = snapshot.label_values("acme", "page", metric, &page).expect("values");
+            let values = snapshot.label_values("acme", "page", metric, &[], &page).expect("values");
             assert_eq!(values, expected, "{page:?}");
         }
     }

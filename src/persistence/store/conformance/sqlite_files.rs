@@ -41,11 +41,35 @@ fn sqlite_survives_reopening() {
     );
 }
 
+/// Turns a file back into one of version 9.
+const BACK_TO_9: &str = "DROP TABLE boards; PRAGMA user_version = 9;";
+
+/// Turns a file without generations and boards back into one of version 8.
+const BACK_TO_8: &str = "DROP TABLE boards; CREATE TABLE old (no INTEGER PRIMARY KEY, tenant_no INTEGER NOT NULL, \
+                         name TEXT NOT NULL,
+        series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, UNIQUE \
+                         (tenant_no, name));
+    INSERT INTO old SELECT no, tenant_no, name, series_count, first_hour, last_hour FROM metrics;
+    DROP TABLE metrics; ALTER TABLE old RENAME TO metrics;
+    CREATE TABLE old (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, \
+                         key BLOB NOT NULL,
+        shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL, sum INTEGER);
+    INSERT INTO old SELECT no, metric_no, id, key, shard, admitted_offset, sum FROM series;
+    DROP TABLE series; ALTER TABLE old RENAME TO series;
+    CREATE INDEX series_by_metric ON series (metric_no);
+    CREATE INDEX series_by_shard ON series (shard);
+    ALTER TABLE quarantine DROP COLUMN released;
+    ALTER TABLE shards DROP COLUMN set_version; DROP TABLE generation_book; DROP TABLE \
+                         generation_fills;
+    DROP TABLE generation_dropped; DROP TABLE generation_rules; DROP TABLE generation_audit; PRAGMA user_version = 8;";
+
 #[test]
 fn sqlite_takes_over_stores_of_older_versions() {
     // Turns a new file back into what an older version had written.
-    let back_to_7 = "ALTER TABLE shards DROP COLUMN noted_from; ALTER TABLE shards DROP COLUMN \
-                     noted_to; DROP TABLE outcome_notes; PRAGMA user_version = 7; ";
+    let back_to_7 = format!(
+        "{BACK_TO_8} ALTER TABLE shards DROP COLUMN noted_from; ALTER TABLE shards DROP COLUMN \
+         noted_to; DROP TABLE outcome_notes; PRAGMA user_version = 7; "
+    );
     let few = format!("{back_to_7} ALTER TABLE suspects DROP COLUMN sum; ");
     let back_to_6 = format!(
         "{few} ALTER TABLE dedup_rules DROP COLUMN sum; ALTER TABLE expiry DROP COLUMN sum; \
@@ -70,7 +94,9 @@ fn sqlite_takes_over_stores_of_older_versions() {
          TABLE archive_floors; PRAGMA user_version = 2"
     );
     for (back, of_two_times) in [
-        (back_to_7.to_owned(), true),
+        (BACK_TO_9.to_owned(), true),
+        (BACK_TO_8.to_owned(), true),
+        (back_to_7, true),
         (back_to_6, true),
         (back_to_5, true),
         (back_to_4, false),
@@ -93,6 +119,11 @@ fn taken_over(back: &str, of_two_times: bool) {
     store.mark_suspect(SHARD, epoch, 2, 1).expect("marked");
     drop(store);
     let raw = rusqlite::Connection::open(&path).expect("open");
+    // Older versions had no views.
+    let views =
+        "SELECT group_concat('DROP VIEW ' || name, ';') FROM sqlite_schema WHERE type = 'view'";
+    let views: String = raw.query_row(views, [], |row| row.get(0)).expect("there are views");
+    raw.execute_batch(&views).expect("dropped");
     raw.execute_batch(back).expect("as the older version had it");
     drop(raw);
     // A read-only process cannot migrate the file. The error says who can: neither an older release
@@ -131,5 +162,10 @@ fn taken_over(back: &str, of_two_times: bool) {
     assert_eq!(store.expire_object(&expected), Ok(true));
     store.set_dedup_rule(SHARD, epoch, 3, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
     store.claim(SHARD, LOG, 2).expect("the mark becomes a suspect");
+    let known = batch(vec![delta("a", 1, 1), delta("b", 1, 1)]);
+    let claim = store.claim(SHARD, LOG, 3).expect("claim");
+    store.flush(guard(3, 4, claim.checkpoint.epoch), &known, 0).expect("flush");
+    let rows = read(&mut *store.snapshot().expect("snapshot"), &[]);
+    assert_eq!(rows.iter().map(|row| row.2.figures.count).collect::<Vec<_>>(), [2, 1]);
     store.check(&mut |damage| panic!("{damage:?}")).expect("looks");
 }

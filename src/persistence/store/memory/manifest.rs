@@ -50,6 +50,7 @@ impl ManifestStore for MemoryStore {
             state.manifest.remove(&(row.shard, row.range.from));
             let floor = ArchiveFloor::after_expiry(state.floors.get(&row.shard).copied(), row);
             state.floors.insert(row.shard, floor);
+            state.forget_settled(row.shard, floor.offset);
             Ok(true)
         })
     }

@@ -8,26 +8,32 @@
 //! before it is applied, after it was applied with the reply lost, or with the reply lost and
 //! nothing applied.
 
+mod boards;
+mod generations;
 mod manifest;
+mod quarantine;
 mod shards;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use generations::GenerationRows;
 use snapshot::MemorySnapshot;
 
 use super::{
-    ExpiryRow, ExpiryTarget, QuarantineStore, QuerySnapshot, QuerySource, RebuildStore,
-    SnapshotSource, StoreDamage, StoreError, StoreInspection, StoreSizes, StoreSnapshot,
+    AuditEntry, ExpiryRow, ExpiryTarget, QuerySnapshot, QuerySource, RebuildStore, SnapshotSource,
+    StoreDamage, StoreError, StoreInspection, StoreSizes, StoreSnapshot,
 };
+use crate::model::board::{BoardId, StoredBoard};
 use crate::model::budget::QueryBudget;
 use crate::model::flush::{
-    AccountingDelta, DedupBlock, DedupRules, Delta, FlushBatch, QuarantineRow, SeriesInfo,
-    revision_after_release,
+    AccountingDelta, DedupBlock, DedupRules, Delta, QuarantineRow, SeriesInfo,
 };
+use crate::model::generation::GenerationId;
+use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore};
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::offset::{Checkpoint, Epoch, Offset, OffsetRange, ShardId};
 use crate::model::outcome::OutcomeNote;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -47,6 +53,10 @@ pub enum StoreWrite {
     Expiry,
     SettleQuarantine,
     Restore,
+    /// Changes of the book of generations, and deletion of rows that leave.
+    Generations,
+    Fill,
+    Boards,
 }
 
 /// How a write fails.
@@ -81,6 +91,8 @@ struct StoredShard {
     attempts: u32,
     marked: Option<(Offset, u32)>,
     suspects: BTreeMap<(Offset, u32), u32>,
+    /// Version of the adopted set of generations.
+    set: u64,
     /// The records whose outcomes the flushes have noted.
     noted: OffsetRange,
 }
@@ -105,11 +117,18 @@ struct State {
     dedup_rules: BTreeMap<ShardId, DedupRules>,
     accounting: BTreeMap<(String, Hour), AccountingDelta>,
     quarantine: BTreeMap<(ShardId, Offset, u32), QuarantineRow>,
+    /// Those that were released, until their records expire.
+    released: BTreeSet<(ShardId, Offset, u32)>,
     revisions: BTreeMap<(MetricKey, i32), u64>,
     manifest: BTreeMap<(ShardId, Offset), ManifestRow>,
     floors: BTreeMap<ShardId, ArchiveFloor>,
     expiry: BTreeMap<ExpiryTarget, ExpiryRow>,
     rebuilding: bool,
+    book: Arc<GenerationBook>,
+    audit: Vec<AuditEntry>,
+    generations: BTreeMap<GenerationId, GenerationRows>,
+    /// By tenant and id.
+    boards: BTreeMap<(String, BoardId), StoredBoard>,
 }
 
 /// The complete contents of a store at some moment.
@@ -205,9 +224,11 @@ impl State {
         self.outcomes.retain(|(of, _), (range, _)| *of != shard || range.to > archived);
     }
 
-    fn check_catalogue(&self, batch: &FlushBatch) -> Result<(), StoreError> {
-        let admitted = batch.admitted.iter().map(|(info, _)| info);
-        for info in admitted.chain(batch.deltas.iter().map(|d| &d.series)) {
+    fn check_catalogue<'a>(
+        &self,
+        written: impl Iterator<Item = &'a Arc<SeriesInfo>>,
+    ) -> Result<(), StoreError> {
+        for info in written {
             if let Some(known) = self.series.get(&info.id)
                 && known.info.series != info.series
             {
@@ -283,41 +304,6 @@ impl QuerySource for MemoryStore {
     }
 }
 
-impl QuarantineStore for MemoryStore {
-    fn settle_quarantine(
-        &self,
-        shard: ShardId,
-        offset: Offset,
-        index: u32,
-        delta: Option<&FlushBatch>,
-        _: Option<&QueryBudget>,
-    ) -> Result<bool, StoreError> {
-        self.write(StoreWrite::SettleQuarantine, |state| {
-            let waiting =
-                state.quarantine.get(&(shard, offset, index)).filter(|row| !row.discarded).cloned();
-            let Some(row) = waiting else { return Ok(false) };
-            if let Some(batch) = delta {
-                state.check_catalogue(batch)?;
-            }
-            let state = Arc::make_mut(state);
-            let place = (shard, offset, index);
-            if delta.is_none() {
-                state.quarantine.insert(place, QuarantineRow { discarded: true, ..row });
-            } else if let Some(batch) = delta {
-                state.quarantine.remove(&place);
-                let log = state.shards.get(&shard).map_or(LogId([0; 16]), |row| row.checkpoint.log);
-                state.merge(&batch.deltas, shard, offset, |before| {
-                    revision_after_release(before, log, shard, offset, index)
-                });
-                let account = state.account(&row.tenant, Hour::of(row.received));
-                account.quarantined = account.quarantined.saturating_sub(1);
-                account.aggregated += 1;
-            }
-            Ok(true)
-        })
-    }
-}
-
 impl RebuildStore for MemoryStore {
     fn restore(&self, shard: &ShardRestore) -> Result<(), StoreError> {
         self.write(StoreWrite::Restore, |state| {
@@ -331,6 +317,7 @@ impl RebuildStore for MemoryStore {
                 attempts: 0,
                 marked: None,
                 suspects: BTreeMap::new(),
+                set: 0,
                 noted: OffsetRange { from: at.next, to: at.next },
             });
             // Notes below the archived offset are gone, should it go back.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use super::{MemoryStore, StoreWrite, StoredShard};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard, SuspectEvent};
+use crate::model::generation::{GenerationId, Writer, WriterPart};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
-use crate::persistence::store::{ShardStore, StoreError, other_log};
+use crate::persistence::store::abandon::without_abandoned;
+use crate::persistence::store::{ShardStore, StoreError, check_adoption, other_log, unknown_set};
 
 impl ShardStore for MemoryStore {
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
@@ -18,7 +20,13 @@ impl ShardStore for MemoryStore {
             {
                 return Err(other_log(shard, row.checkpoint.log, log));
             }
-            let row = Arc::make_mut(state).shards.entry(shard).or_insert(StoredShard {
+            let state = Arc::make_mut(state);
+            let newest = state.book.newest_set();
+            if !state.shards.contains_key(&shard) {
+                // All of its records are still to come, so there is nothing to be filled in.
+                state.note_cuts(&newest.generations(), shard, (log, 0));
+            }
+            let row = state.shards.entry(shard).or_insert(StoredShard {
                 checkpoint: Checkpoint {
                     log,
                     next: 0,
@@ -29,6 +37,7 @@ impl ShardStore for MemoryStore {
                 attempts: 0,
                 marked: None,
                 suspects: BTreeMap::new(),
+                set: newest.version,
                 noted: OffsetRange { from: 0, to: 0 },
             });
             row.checkpoint.epoch = Epoch { counter: row.checkpoint.epoch.counter + 1, nonce };
@@ -42,7 +51,8 @@ impl ShardStore for MemoryStore {
                 .iter()
                 .map(|(&(offset, index), &deaths)| SuspectEvent { offset, index, deaths })
                 .collect();
-            Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspects })
+            let set = state.book.adopted_set(row.set).ok_or_else(|| unknown_set(shard, row.set))?;
+            Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspects, set })
         })
     }
 
@@ -77,11 +87,29 @@ impl ShardStore for MemoryStore {
     ) -> Result<(), StoreError> {
         self.write(StoreWrite::Flush, |state| {
             let at = state.owned(guard.shard, guard.epoch)?.checkpoint;
-            if at.log != guard.log || at.next != guard.range.from {
+            let set = state.shards.get(&guard.shard).map_or(0, |row| row.set);
+            if at.log != guard.log || at.next != guard.range.from || set != batch.set {
                 return Err(StoreError::Refused { shard: guard.shard });
             }
-            state.check_catalogue(batch)?;
+            check_adoption(&state.book, guard.shard, batch.adopts.as_ref())?;
+            let admitted = batch.admitted.iter().map(|(info, _)| info);
+            state.check_catalogue(admitted.chain(batch.deltas.iter().map(|d| &d.series)))?;
+            let live = Writer { shard: guard.shard, part: WriterPart::Live };
+            for deltas in &batch.generations {
+                state.check_writer_catalogue(live, deltas)?;
+            }
+            let abandoned = match &batch.abandons {
+                Some(abandons) => without_abandoned(&state.book, &guard, abandons)?,
+                None => None,
+            };
+            if let Some(adopted) = &batch.adopts {
+                state.check_begun(&adopted.begun, guard.shard)?;
+            }
             let state = Arc::make_mut(state);
+            if let Some((book, entries)) = abandoned {
+                state.book = Arc::new(book);
+                state.audit.extend(entries);
+            }
             for (info, offset) in &batch.admitted {
                 state.admit(info, guard.shard, *offset);
             }
@@ -102,6 +130,7 @@ impl ShardStore for MemoryStore {
                 row.deduplicated += delta.deduplicated;
                 row.quarantined += delta.quarantined;
             }
+            state.add_generations(&guard, batch);
             for row in &batch.quarantined {
                 state.quarantine.insert((row.shard, row.offset, row.index), row.clone());
             }
@@ -140,6 +169,17 @@ impl ShardStore for MemoryStore {
             by_tenant.entry(&admitted.info.series.tenant).or_default().push(*id);
         }
         Ok(by_tenant.into_iter().map(|(tenant, ids)| (tenant.to_owned(), ids)).collect())
+    }
+
+    fn generation_series(
+        &self,
+        generation: GenerationId,
+        writer: Writer,
+    ) -> Result<Vec<SeriesId>, StoreError> {
+        let state = Arc::clone(&self.lock());
+        let rows = state.generations.get(&generation).map(|rows| rows.series.keys());
+        let of_writer = rows.into_iter().flatten().filter(|(_, _, by)| *by == writer);
+        Ok(of_writer.map(|(_, id, _)| *id).collect())
     }
 
     fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {

@@ -4,18 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::State;
-use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
+use super::{MetricKey, State};
+use crate::model::flush::{
+    AccountingDelta, DedupRules, DroppedEvents, FillProgress, QuarantineRow, RuleEvents, SeriesInfo,
+};
+use crate::model::generation::{GenerationId, Writer, WriterPart};
+use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::outcome::OutcomeNote;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
+use crate::model::settled_document::SettledEvent;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched_series::SeriesCollector;
 use crate::persistence::store::{
-    ArchiveSnapshot, AuditSnapshot, CheckpointSnapshot, ExpiryRow, ExpiryTarget, MetricInfo,
-    NameRange, QuerySnapshot, RollupQuery, StoreError,
+    ArchiveSnapshot, AuditEntry, AuditSnapshot, CheckpointSnapshot, ExpiryRow, ExpiryTarget,
+    GenerationRowVisitor, GenerationSnapshot, MetricInfo, NameRange, QuerySnapshot, RollupQuery,
+    StoreError,
 };
 
 /// An immutable view of the store's state at one moment.
@@ -32,6 +38,10 @@ impl CheckpointSnapshot for MemorySnapshot {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         Ok(self.0.shards.iter().map(|(shard, row)| (*shard, row.checkpoint)).collect())
     }
+
+    fn generation_book(&mut self) -> Result<Arc<GenerationBook>, StoreError> {
+        Ok(Arc::clone(&self.0.book))
+    }
 }
 
 impl QuerySnapshot for MemorySnapshot {
@@ -39,12 +49,16 @@ impl QuerySnapshot for MemorySnapshot {
         &mut self,
         tenant: &str,
         metric: &str,
+        generation: GenerationId,
         days: Range<i32>,
     ) -> Result<Vec<u64>, StoreError> {
         let key = (tenant.to_owned(), metric.to_owned());
-        Ok(days
-            .map(|day| self.0.revisions.get(&(key.clone(), day)).copied().unwrap_or(0))
-            .collect())
+        let revisions = match generation.is_ingest() {
+            true => Some(&self.0.revisions),
+            false => self.0.generations.get(&generation).map(|rows| &rows.revisions),
+        };
+        let of = |day| revisions.and_then(|known| known.get(&(key.clone(), day))).copied();
+        Ok(days.map(|day| of(day).unwrap_or(0)).collect())
     }
 
     fn rollups(
@@ -52,6 +66,9 @@ impl QuerySnapshot for MemorySnapshot {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
+        if !query.generation.is_ingest() {
+            return self.rollups_of_generation(query, visit);
+        }
         let mut collector = SeriesCollector::new(query);
         self.series_of(query.tenant, query.metric)
             .try_for_each(|info| collector.offer(0, info.clone()))?;
@@ -70,16 +87,30 @@ impl QuerySnapshot for MemorySnapshot {
         {
             query.check_budget()?;
             let Some(info) = matching.get(id) else { continue };
-            let mut wanted = Rollup { figures: rollup.figures, ..Rollup::default() };
-            if query.distinct {
-                wanted.distinct = rollup.distinct.clone();
-            }
-            if query.quantiles {
-                wanted.quantiles = rollup.quantiles.clone();
-            }
-            visit(info, *hour, wanted);
+            visit(info, *hour, wanted(query, rollup));
         }
         Ok(())
+    }
+
+    fn generation_metric(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        generation: GenerationId,
+    ) -> Result<Option<MetricInfo>, StoreError> {
+        let key = (tenant.to_owned(), metric.to_owned());
+        let Some(rows) = self.0.generations.get(&generation) else { return Ok(None) };
+        let (mut ids, mut names) = (BTreeSet::new(), BTreeSet::new());
+        for info in rows.series.iter().filter(|((of, ..), _)| *of == key).map(|(_, s)| &s.info) {
+            ids.insert(info.id);
+            names.extend(info.series.labels.iter().map(|(name, _)| name.clone()));
+        }
+        let mut hours = rows.rollups.get(&key).into_iter().flat_map(BTreeMap::keys);
+        let first = hours.next().map(|(hour, ..)| *hour);
+        let last = hours.next_back().map(|(hour, ..)| *hour).or(first);
+        let (labels, series) = (names.into_iter().collect(), ids.len() as u64);
+        let info = MetricInfo { metric: metric.to_owned(), labels, series, first, last };
+        Ok(first.is_some().then_some(info))
     }
 
     fn metrics(
@@ -117,9 +148,16 @@ impl QuerySnapshot for MemorySnapshot {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
+        others: &[(&str, GenerationId)],
         page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
         page.check_budget()?;
+        let of_others = others.iter().flat_map(|(metric, generation)| {
+            let rows = self.0.generations.get(generation).map(|rows| &rows.series);
+            let key = (tenant.to_owned(), (*metric).to_owned());
+            rows.into_iter().flatten().filter(move |((of, ..), _)| *of == key)
+        });
+        let of_others = of_others.map(|(_, series)| &series.info);
         let of_metric = self
             .0
             .metrics
@@ -127,6 +165,7 @@ impl QuerySnapshot for MemorySnapshot {
             .filter(|(t, m)| t == tenant && metric.is_none_or(|wanted| wanted == m));
         let values: BTreeSet<&str> = of_metric
             .flat_map(|(t, m)| self.series_of(t, m))
+            .chain(of_others)
             .map(|info| info.series.label(name))
             .filter(|value| !value.is_empty() && page.contains(value))
             .collect();
@@ -144,6 +183,141 @@ impl QuerySnapshot for MemorySnapshot {
             .filter(|row| row.tenant == tenant && from <= row.hour && row.hour < to)
             .cloned()
             .collect())
+    }
+}
+
+/// The parts of a rollup that a query wants.
+fn wanted(query: &RollupQuery<'_>, rollup: &Rollup) -> Rollup {
+    let mut wanted = Rollup { figures: rollup.figures, ..Rollup::default() };
+    if query.distinct {
+        wanted.distinct = rollup.distinct.clone();
+    }
+    if query.quantiles {
+        wanted.quantiles = rollup.quantiles.clone();
+    }
+    wanted
+}
+
+impl MemorySnapshot {
+    fn rollups_of_generation(
+        &self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        let key = (query.tenant.to_owned(), query.metric.to_owned());
+        let Some(generation) = self.0.generations.get(&query.generation) else { return Ok(()) };
+        let of_metric = generation.series.iter().filter(|((of, ..), _)| *of == key);
+        let series: BTreeMap<SeriesId, &Arc<SeriesInfo>> =
+            of_metric.map(|((_, id, _), series)| (*id, &series.info)).collect();
+        let mut collector = SeriesCollector::new(query);
+        series.values().try_for_each(|info| collector.offer(0, Arc::clone(info)))?;
+        let matching: BTreeSet<SeriesId> =
+            collector.finish().into_iter().map(|(_, info)| info.id).collect();
+        for ((hour, id, _), rollup) in generation.rollups.get(&key).into_iter().flatten() {
+            query.check_budget()?;
+            if query.from <= *hour && *hour < query.to && matching.contains(id) {
+                visit(series[id], *hour, wanted(query, rollup));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GenerationSnapshot for MemorySnapshot {
+    fn set_versions(&mut self) -> Result<Vec<(ShardId, u64)>, StoreError> {
+        Ok(self.0.shards.iter().map(|(shard, row)| (*shard, row.set)).collect())
+    }
+
+    fn fill_progress(
+        &mut self,
+        generation: GenerationId,
+    ) -> Result<Vec<(ShardId, FillProgress)>, StoreError> {
+        let fills = self.0.generations.get(&generation).map(|rows| &rows.fills);
+        Ok(fills.into_iter().flatten().map(|(shard, at)| (*shard, *at)).collect())
+    }
+
+    fn shard_fills(
+        &mut self,
+        shard: ShardId,
+    ) -> Result<Vec<(GenerationId, FillProgress)>, StoreError> {
+        Ok(self.0.shard_fills(shard))
+    }
+
+    fn generation_rows(
+        &mut self,
+        generation: GenerationId,
+        (tenant, metric): (&str, &str),
+        (from, to): (Hour, Hour),
+        visit: GenerationRowVisitor<'_>,
+    ) -> Result<(), StoreError> {
+        let key = (tenant.to_owned(), metric.to_owned());
+        let mut bytes = Vec::new();
+        let mut show = |writer, info: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
+            if from <= hour && hour < to {
+                bytes.clear();
+                rollup.encode(&mut bytes);
+                visit(writer, info, hour, rollup.clone(), &bytes)?;
+            }
+            Ok::<(), StoreError>(())
+        };
+        let uncatalogued = |id: &SeriesId| {
+            StoreError::Invalid(format!("series {id} has rollups but no catalogue row"))
+        };
+        if generation.is_ingest() {
+            let writer = Writer { shard: ShardId(0), part: WriterPart::Live };
+            for ((hour, id), rollup) in self.0.rollups.get(&key).into_iter().flatten() {
+                let series = self.0.series.get(id).ok_or_else(|| uncatalogued(id))?;
+                show(writer, &series.info, *hour, rollup)?;
+            }
+            return Ok(());
+        }
+        let Some(rows) = self.0.generations.get(&generation) else { return Ok(()) };
+        for ((hour, id, writer), rollup) in rows.rollups.get(&key).into_iter().flatten() {
+            let series = rows.series.get(&(key.clone(), *id, *writer));
+            let series = series.ok_or_else(|| uncatalogued(id))?;
+            show(*writer, &series.info, *hour, rollup)?;
+        }
+        Ok(())
+    }
+
+    fn generation_admissions(
+        &mut self,
+        generation: GenerationId,
+        writer: Writer,
+    ) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let series = self.0.generations.get(&generation).map(|rows| &rows.series);
+        let of_writer = series.into_iter().flatten().filter(|((.., by), _)| *by == writer);
+        Ok(of_writer.map(|((_, id, _), series)| (*id, series.offset)).collect())
+    }
+
+    fn dropped_events(
+        &mut self,
+        generation: GenerationId,
+    ) -> Result<Vec<(Writer, DroppedEvents)>, StoreError> {
+        let dropped = self.0.generations.get(&generation).map(|rows| &rows.dropped);
+        let row = |(((tenant, metric), day, writer), events): (&(MetricKey, i32, Writer), &u64)| {
+            let (tenant, metric) = (tenant.clone(), metric.clone());
+            (*writer, DroppedEvents { tenant, metric, day: *day, events: *events })
+        };
+        Ok(dropped.into_iter().flatten().map(row).collect())
+    }
+
+    fn rule_counts(&mut self, generation: GenerationId) -> Result<Vec<RuleEvents>, StoreError> {
+        let mut sums: BTreeMap<(u32, &str), u64> = BTreeMap::new();
+        let counts = self.0.generations.get(&generation).map(|rows| &rows.rules);
+        for ((_, rule, outcome), events) in counts.into_iter().flatten() {
+            *sums.entry((*rule, outcome)).or_default() += events;
+        }
+        let row = |((rule, outcome), events): ((u32, &str), u64)| {
+            let outcome = outcome.to_owned();
+            RuleEvents { rule, outcome, events }
+        };
+        Ok(sums.into_iter().map(row).collect())
+    }
+
+    fn audit_entries(&mut self, tenant: &str, limit: usize) -> Result<Vec<AuditEntry>, StoreError> {
+        let of_tenant = self.0.audit.iter().rev().filter(|entry| entry.tenant == tenant);
+        Ok(of_tenant.take(limit).cloned().collect())
     }
 }
 
@@ -215,6 +389,14 @@ impl ArchiveSnapshot for MemorySnapshot {
             self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
         let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
         admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
+        let live = Writer { shard, part: WriterPart::Live };
+        let of_generations = self.0.generations.iter().flat_map(|(generation, rows)| {
+            let series = rows.series.iter().filter(|((_, _, writer), _)| *writer == live);
+            series.map(|((_, id, _), series)| (*generation, *id, series.offset))
+        });
+        let mut generations: Vec<_> =
+            of_generations.filter(|(_, _, offset)| within(*offset)).collect();
+        generations.sort_unstable_by_key(|(generation, id, offset)| (*offset, *generation, *id));
         let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
         let known = self.0.shards.get(&shard).map(|row| OffsetRange {
             from: row.noted.from.max(row.checkpoint.archived),
@@ -228,6 +410,7 @@ impl ArchiveSnapshot for MemorySnapshot {
         });
         Ok(RangeDecisions {
             admitted,
+            generations,
             quarantined: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect(),
             outcomes,
         })
@@ -272,5 +455,13 @@ impl AuditSnapshot for MemorySnapshot {
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
         Ok(self.0.quarantine.values().cloned().collect())
+    }
+
+    fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {
+        Ok(self.0.settled())
+    }
+
+    fn released_events(&mut self, shard: ShardId) -> Result<Vec<(Offset, u32)>, StoreError> {
+        Ok(self.0.released(shard, OffsetRange { from: 0, to: Offset::MAX }))
     }
 }

@@ -4,10 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio_postgres::error::SqlState;
 
-use super::StoreError;
 use super::codec::{UuidBytes, get};
+use super::generations::{BookCache, note_cuts};
 use super::session::{Param, PostgresSession, params};
+use super::{StoreError, quarantine};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, SuspectEvent};
+use crate::model::generation::MaintainedSet;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -38,6 +40,7 @@ pub(super) fn lock_shard(
 /// Claims the shard, whose row is locked by this transaction.
 pub(super) fn claim(
     session: &mut PostgresSession,
+    books: &BookCache,
     shard: ShardId,
     (found, log): (Option<LogId>, LogId),
     nonce: u64,
@@ -54,17 +57,23 @@ pub(super) fn claim(
         params![no],
     )?;
     let suspects = suspects(session, no)?;
+    let newest = match found {
+        Some(_) => MaintainedSet::default(),
+        // Locked, so that the set of a new shard is not forgotten before its row can be seen.
+        None => books.lock(session)?.newest_set(),
+    };
     let sql = "INSERT INTO shards AS s (shard, log, next, archived, epoch, nonce, attempts, \
-               owner, owner_pid, owner_started)
-        VALUES ($1, $2, 0, 0, 1, $3, 1, current_setting('application_name'), $4, $5)
+               owner, owner_pid, owner_started, set_version, set_next)
+        VALUES ($1, $2, 0, 0, 1, $3, 1, current_setting('application_name'), $4, $5, $6, 0)
         ON CONFLICT (shard) DO UPDATE SET epoch = s.epoch + 1, nonce = excluded.nonce, attempts = \
                s.attempts + 1, marked_offset = NULL,
         owner = excluded.owner, owner_pid = excluded.owner_pid, owner_started = \
                excluded.owner_started
-        RETURNING next, archived, epoch, attempts, log, appended";
-    let backend = session.backend;
+        RETURNING next, archived, epoch, attempts, log, appended, set_version";
+    let (backend, begins_with) = (session.backend, newest.version as i64);
+    let owner = (nonce as i64, backend.pid, backend.started);
     let rows = session
-        .query(sql, params![no, UuidBytes(log.0), nonce as i64, backend.pid, backend.started])?;
+        .query(sql, params![no, UuidBytes(log.0), owner.0, owner.1, owner.2, begins_with])?;
     let row = rows
         .first()
         .ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
@@ -82,7 +91,28 @@ pub(super) fn claim(
         appended: get(row, 5)?,
     };
     let attempts = u32::try_from(get::<i64>(row, 3)?).unwrap_or(u32::MAX);
-    Ok(Claim { checkpoint, attempts, suspects })
+    // Whoever else has made the row meanwhile has the first epoch, and may have flushed.
+    if checkpoint.epoch.counter == 1 && !newest.ranges.is_empty() {
+        // All of its records are still to come, so there is nothing to be filled in.
+        note_cuts(session, &newest.generations(), shard, (log, 0))?;
+    }
+    let set = adopted_set(session, books, shard, get::<i64>(row, 6)? as u64)?;
+    Ok(Claim { checkpoint, attempts, suspects, set })
+}
+
+fn adopted_set(
+    session: &mut PostgresSession,
+    books: &BookCache,
+    shard: ShardId,
+    version: u64,
+) -> Result<MaintainedSet, StoreError> {
+    if version == 0 {
+        return Ok(MaintainedSet::default());
+    }
+    books
+        .current(session)?
+        .adopted_set(version)
+        .ok_or_else(|| super::super::unknown_set(shard, version))
 }
 
 fn suspects(session: &mut PostgresSession, shard: i32) -> Result<Vec<SuspectEvent>, StoreError> {
@@ -309,7 +339,9 @@ pub(super) fn expire_object(
     let sql = "SELECT \"offset\", appended, hour FROM archive_floors WHERE shard = $1 FOR UPDATE";
     let before =
         session.query(sql, params![shard])?.first().map(|row| floor(row, 0)).transpose()?;
-    set_floor(session, row.shard, ArchiveFloor::after_expiry(before, row))?;
+    let floor = ArchiveFloor::after_expiry(before, row);
+    set_floor(session, row.shard, floor)?;
+    quarantine::forget_settled(session, row.shard, floor.offset)?;
     Ok(true)
 }
 
@@ -361,7 +393,8 @@ pub(super) fn restore(session: &mut PostgresSession, of: &ShardRestore) -> Resul
         write_manifest_row(session, row)?;
     }
     for (id, offset) in &of.admitted {
-        let sql = "UPDATE series SET shard = $1, admitted_offset = $2 WHERE id = $3";
+        let sql = "UPDATE series SET shard = $1, admitted_offset = $2 WHERE id = $3 AND part = \
+                   0";
         session.execute(sql, params![shard, *offset as i64, UuidBytes(id.0)])?;
     }
     Ok(())
@@ -404,7 +437,7 @@ pub(super) fn admitted_series(
 ) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
     let sql = "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN \
                tenants t ON t.no = m.tenant_no
-        WHERE s.shard = $1 ORDER BY t.name, s.id";
+        WHERE s.shard = $1 AND s.part = 0 ORDER BY t.name, s.id";
     let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
     session.for_each_row(sql, params![shard.0.cast_signed()], |row| {
         let (tenant, id): (&str, _) = (get(row, 0)?, SeriesId(get::<UuidBytes>(row, 1)?.0));
@@ -422,7 +455,8 @@ pub(super) fn metric_names(
 ) -> Result<Vec<(String, String)>, StoreError> {
     let mut names = Vec::new();
     session.for_each_row(
-        "SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no",
+        "SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no WHERE \
+         m.generation = 0",
         params![],
         |row| {
             names.push((get(row, 0)?, get(row, 1)?));

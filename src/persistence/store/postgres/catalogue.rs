@@ -12,8 +12,10 @@ use super::StoreError;
 use super::codec::{UuidBytes, get};
 use super::session::{PostgresSession, params};
 use crate::model::flush::{Delta, SeriesInfo};
+use crate::model::generation::{GenerationId, Writer, WriterPart};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
+use crate::persistence::store::SeriesScope;
 
 /// A series with its numbers.
 #[derive(Debug, Clone)]
@@ -23,12 +25,43 @@ pub(super) struct NumberedSeries {
     info: Arc<SeriesInfo>,
 }
 
-/// The series of one transaction with their numbers.
+/// Series of one scope with their numbers.
 pub(super) type SeriesNumbers = HashMap<SeriesId, NumberedSeries>;
+
+/// The series of one transaction.
+pub(super) type ScopedNumbers = Vec<(SeriesScope, SeriesNumbers)>;
+
+/// The columns `generation` and `part` of a scope's metrics and series.
+fn columns(scope: SeriesScope) -> (i64, i16) {
+    (scope.generation().0 as i64, scope.part().map_or(0, part_code))
+}
+
+/// The column `part` of a writer's series.
+pub(super) fn part_code(part: WriterPart) -> i16 {
+    match part {
+        WriterPart::Live => 1,
+        WriterPart::Fill => 2,
+    }
+}
+
+/// The writer that the columns `shard` and `part` name.
+pub(super) fn writer(shard: i32, part: i16) -> Result<Writer, StoreError> {
+    let part = match part {
+        1 => WriterPart::Live,
+        2 => WriterPart::Fill,
+        other => {
+            return Err(StoreError::Invalid(format!(
+                "part {other} of a generation is unknown: start the newest version of Rollmill \
+                 that has written this store"
+            )));
+        }
+    };
+    Ok(Writer { shard: ShardId(shard.cast_unsigned()), part })
+}
 
 /// Committed series that were used recently, for one start of a server.
 #[derive(Debug, Default)]
-pub(super) struct PostgresSeriesCache(Mutex<(i64, SeriesNumbers)>);
+pub(super) struct PostgresSeriesCache(Mutex<(i64, HashMap<SeriesScope, SeriesNumbers>)>);
 
 /// At this size the cache is emptied and refills with the series in use.
 const CACHE_MAX_SERIES: usize = 2_000_000;
@@ -40,12 +73,14 @@ impl PostgresSeriesCache {
     fn split<'a>(
         &self,
         server: i64,
+        scope: SeriesScope,
         wanted: Vec<SeriesWrite<'a>>,
     ) -> Result<(SeriesNumbers, Vec<SeriesWrite<'a>>), StoreError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut found, mut rest) = (SeriesNumbers::new(), Vec::new());
+        let of_scope = known.1.get(&scope).filter(|_| known.0 == server);
         for series in wanted {
-            match known.1.get(&series.info.id).filter(|_| known.0 == server) {
+            match of_scope.and_then(|of_scope| of_scope.get(&series.info.id)) {
                 Some(numbered) => {
                     check_same_series(&numbered.info, series.info)?;
                     found.insert(series.info.id, numbered.clone());
@@ -57,12 +92,22 @@ impl PostgresSeriesCache {
     }
 
     /// Caches the series of a committed transaction.
-    pub(super) fn remember(&self, server: i64, numbers: SeriesNumbers) {
+    pub(super) fn remember(&self, server: i64, numbers: ScopedNumbers) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0 != server || known.1.len() + numbers.len() > CACHE_MAX_SERIES {
-            *known = (server, SeriesNumbers::new());
+        let cached: usize = known.1.values().map(HashMap::len).sum();
+        let new: usize = numbers.iter().map(|(_, numbers)| numbers.len()).sum();
+        if known.0 != server || cached + new > CACHE_MAX_SERIES {
+            *known = (server, HashMap::new());
         }
-        known.1.extend(numbers);
+        for (scope, numbers) in numbers.into_iter().filter(|(_, numbers)| !numbers.is_empty()) {
+            known.1.entry(scope).or_default().extend(numbers);
+        }
+    }
+
+    /// Forgets the series of a generation that is gone.
+    pub(super) fn forget(&self, generation: GenerationId) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.1.retain(|scope, _| scope.generation() != generation);
     }
 }
 
@@ -80,15 +125,18 @@ fn check_same_series(known: &SeriesInfo, new: &SeriesInfo) -> Result<(), StoreEr
 /// The number of new series per metric.
 pub(super) type SeriesGrowth = BTreeMap<i32, i64>;
 
-/// The numbers of all series of a transaction; new ones are admitted. Those in `admitted` have
-/// their own offset, other new ones are admitted at `at`.
+/// The numbers of all series that a transaction writes in one scope; new ones are admitted, and
+/// counted in `growth`. Those in `admitted` have their own offset, other new ones are admitted at
+/// `at`. Scopes are numbered in the order of their generations, so that no two transactions wait for
+/// each other's new rows.
 pub(super) fn number_series(
     session: &mut PostgresSession,
     known: &PostgresSeriesCache,
-    admitted: &[(Arc<SeriesInfo>, Offset)],
-    deltas: &[Delta],
+    scope: SeriesScope,
+    (admitted, deltas): (&[(Arc<SeriesInfo>, Offset)], &[Delta]),
     (shard, at): (ShardId, Offset),
-) -> Result<(SeriesNumbers, SeriesGrowth), StoreError> {
+    growth: &mut SeriesGrowth,
+) -> Result<SeriesNumbers, StoreError> {
     let mut wanted: BTreeMap<SeriesId, SeriesWrite<'_>> = BTreeMap::new();
     let series = admitted.iter().map(|(info, offset)| SeriesWrite { info, offset: *offset });
     for series in
@@ -97,30 +145,41 @@ pub(super) fn number_series(
         check_same_series(wanted.entry(series.info.id).or_insert(series).info, series.info)?;
     }
     let (mut numbers, rest) =
-        known.split(session.backend.server_started, wanted.into_values().collect())?;
-    let mut growth = SeriesGrowth::new();
+        known.split(session.backend.server_started, scope, wanted.into_values().collect())?;
     for part in rest.chunks(PART) {
-        look_up(session, part, &mut numbers)?;
+        look_up(session, (scope, shard), part, &mut numbers)?;
     }
     let missing: Vec<SeriesWrite<'_>> =
         rest.into_iter().filter(|w| !numbers.contains_key(&w.info.id)).collect();
     if !missing.is_empty() {
-        admit(session, &missing, shard, &mut numbers, &mut growth)?;
+        admit(session, (scope, shard), &missing, &mut numbers, growth)?;
     }
-    Ok((numbers, growth))
+    Ok(numbers)
 }
 
 fn look_up(
     session: &mut PostgresSession,
+    (scope, shard): (SeriesScope, ShardId),
     wanted: &[SeriesWrite<'_>],
     numbers: &mut SeriesNumbers,
 ) -> Result<(), StoreError> {
     let ids: Vec<UuidBytes> = wanted.iter().map(|w| UuidBytes(w.info.id.0)).collect();
     let infos: HashMap<SeriesId, &Arc<SeriesInfo>> =
         wanted.iter().map(|w| (w.info.id, w.info)).collect();
-    for row in session
-        .query("SELECT id, no, metric_no, key FROM series WHERE id = ANY($1)", params![ids])?
-    {
+    let (sql, params) = match scope {
+        SeriesScope::Ingest => {
+            let sql = "SELECT id, no, metric_no, key FROM series WHERE id = ANY($1) AND part = 0";
+            (sql, params![ids])
+        }
+        SeriesScope::Writer(..) => {
+            let sql = "SELECT s.id, s.no, s.metric_no, s.key FROM metrics m JOIN series s ON \
+                       s.metric_no = m.no
+                WHERE m.generation = $2 AND s.shard = $3 AND s.part = $4 AND s.id = ANY($1)";
+            let (generation, part) = columns(scope);
+            (sql, params![ids, generation, shard.0.cast_signed(), part])
+        }
+    };
+    for row in session.query(sql, params)? {
         let id = SeriesId(get::<UuidBytes>(&row, 0)?.0);
         let Some(info) = infos.get(&id) else { continue };
         check_same_series(&SeriesInfo { id, series: Series::from_key(get(&row, 3)?)? }, info)?;
@@ -138,12 +197,12 @@ fn look_up(
 
 fn admit(
     session: &mut PostgresSession,
+    (scope, shard): (SeriesScope, ShardId),
     missing: &[SeriesWrite<'_>],
-    shard: ShardId,
     numbers: &mut SeriesNumbers,
     growth: &mut SeriesGrowth,
 ) -> Result<(), StoreError> {
-    let metrics = metrics(session, missing)?;
+    let metrics = metrics(session, scope, missing)?;
     let metric_of = |series: &Series| -> Result<i32, StoreError> {
         let key = (series.tenant.clone(), series.metric.clone());
         metrics
@@ -156,7 +215,7 @@ fn admit(
     for part in missing.chunks(PART) {
         let metric_nos =
             part.iter().map(|w| metric_of(&w.info.series)).collect::<Result<Vec<i32>, _>>()?;
-        let given = insert_series(session, part, &metric_nos, shard)?;
+        let given = insert_series(session, (scope, shard), part, &metric_nos)?;
         for (w, metric_no) in part.iter().zip(metric_nos) {
             let series_no = *given
                 .get(&w.info.id)
@@ -182,25 +241,26 @@ type Labels<'a> = BTreeMap<Label<'a>, Vec<i64>>;
 
 fn insert_series(
     session: &mut PostgresSession,
+    (scope, shard): (SeriesScope, ShardId),
     series: &[SeriesWrite<'_>],
     metric_nos: &[i32],
-    shard: ShardId,
 ) -> Result<HashMap<SeriesId, i64>, StoreError> {
     let ids: Vec<UuidBytes> = series.iter().map(|w| UuidBytes(w.info.id.0)).collect();
     let keys: Vec<Vec<u8>> = series.iter().map(|w| w.info.series.key()).collect();
     let offsets: Vec<i64> = series.iter().map(|w| w.offset as i64).collect();
-    let sql = "INSERT INTO series (metric_no, id, key, admitted_offset, shard)
-        SELECT w.metric_no, w.id, w.key, w.at, $5
+    let sql = "INSERT INTO series (metric_no, id, key, admitted_offset, shard, part)
+        SELECT w.metric_no, w.id, w.key, w.at, $5, $6
         FROM unnest($1::integer[], $2::uuid[], $3::bytea[], $4::bigint[]) AS w (metric_no, id, \
                key, at) ORDER BY w.id RETURNING id, no";
-    let rows = session
-        .query(sql, params![metric_nos.to_vec(), ids, keys, offsets, shard.0.cast_signed()])?;
+    let by = (shard.0.cast_signed(), columns(scope).1);
+    let rows = session.query(sql, params![metric_nos.to_vec(), ids, keys, offsets, by.0, by.1])?;
     rows.iter().map(|row| Ok((SeriesId(get::<UuidBytes>(row, 0)?.0), get(row, 1)?))).collect()
 }
 
 /// The numbers of the metrics of some series, by tenant and name.
 fn metrics(
     session: &mut PostgresSession,
+    scope: SeriesScope,
     series: &[SeriesWrite<'_>],
 ) -> Result<BTreeMap<(String, String), i32>, StoreError> {
     let names: BTreeSet<(&str, &str)> =
@@ -210,11 +270,12 @@ fn metrics(
     let select = "SELECT t.name, m.name, m.no FROM unnest($1::text[], $2::text[]) AS w (tenant, \
                   metric)
         JOIN tenants t ON t.name = w.tenant JOIN metrics m ON m.tenant_no = t.no AND m.name = \
-                  w.metric";
+                  w.metric AND m.generation = $3";
+    let (generation, _) = columns(scope);
     let mut found = BTreeMap::new();
     // The second round reads what the inserts left, including rows of a concurrent transaction.
     for again in [false, true] {
-        for row in session.query(select, params![tenants.clone(), metrics.clone()])? {
+        for row in session.query(select, params![tenants.clone(), metrics.clone(), generation])? {
             found.insert((get(&row, 0)?, get(&row, 1)?), get(&row, 2)?);
         }
         if again || found.len() == names.len() {
@@ -226,12 +287,13 @@ fn metrics(
             WHERE NOT EXISTS (SELECT FROM tenants t WHERE t.name = w.name) ORDER BY name ON \
                    CONFLICT DO NOTHING";
         session.execute(new, params![tenants.clone()])?;
-        let new = "INSERT INTO metrics (tenant_no, name) SELECT t.no, w.metric FROM \
+        let new =
+            "INSERT INTO metrics (tenant_no, name, generation) SELECT t.no, w.metric, $3 FROM \
                    unnest($1::text[], $2::text[]) AS w (tenant, metric)
             JOIN tenants t ON t.name = w.tenant WHERE NOT EXISTS (SELECT FROM metrics m WHERE \
-                   m.tenant_no = t.no AND m.name = w.metric)
+                   m.tenant_no = t.no AND m.name = w.metric AND m.generation = $3)
             ORDER BY t.no, w.metric ON CONFLICT DO NOTHING";
-        session.execute(new, params![tenants.clone(), metrics.clone()])?;
+        session.execute(new, params![tenants.clone(), metrics.clone(), generation])?;
     }
     Ok(found)
 }

@@ -3,6 +3,7 @@
 //! Rows have no checksum of ours, because pages have the server's (`initdb --data-checksums`). A
 //! damaged page fails the statement that reads it, which is reported here (ADR 31).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio_postgres::Row;
@@ -74,6 +75,12 @@ impl TableReader for SessionTables<'_> {
             }
         }
         Ok(ranges)
+    }
+
+    fn metrics_with_wide_spans(&mut self) -> Result<BTreeSet<i64>, StoreError> {
+        self.0.set_time_limit(STATEMENT_TIMEOUT);
+        let rows = self.0.query("SELECT no FROM metrics WHERE generation > 0", params![])?;
+        rows.iter().map(|row| get::<i32>(row, 0).map(i64::from)).collect()
     }
 
     fn recover(&mut self) -> Result<(), StoreError> {

@@ -1,4 +1,4 @@
-//! The flush transaction, and the release of a quarantined event, which merges in the same way.
+//! The flush transaction.
 //!
 //! The compare-and-set comes first: a flush that does not own its range writes nothing at all. From
 //! then on the shard's row is locked, which protects all rollups of the shard, so their sketches
@@ -6,92 +6,21 @@
 //! metrics) come last and in key order, so that they are locked only briefly and no two flushes
 //! deadlock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::StoreError;
-use super::catalogue::{self, PostgresSeriesCache, SeriesGrowth, SeriesNumbers};
-use super::codec::{CopyRows, UuidBytes, get};
+use super::catalogue::{self, PostgresSeriesCache, ScopedNumbers, SeriesGrowth};
+use super::codec::UuidBytes;
 use super::compressed_weeks::CompressedWeeks;
-use super::schema::WEEK;
+use super::generations;
+use super::merge::merge;
 use super::session::{Param, PostgresSession, params};
-use crate::model::decimal::Decimal;
-use crate::model::distinct::DistinctSketch;
-use crate::model::flush::{
-    AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, revision_after_release,
-};
-use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
+use crate::model::flush::{AccountingDelta, FlushBatch, FlushGuard, QuarantineRow};
+use crate::model::generation::{Writer, WriterPart};
+use crate::model::offset::{OffsetRange, ShardId};
 use crate::model::outcome::OutcomeNote;
-use crate::model::quantiles::QuantileSketch;
-use crate::model::rollup::Rollup;
-use crate::model::window::{Hour, Millis};
-use crate::persistence::store::byte_columns;
-
-/// Temporary tables for staged rows, one set per session; every commit empties them.
-pub(super) const STAGING_TABLES: &str = "
-    CREATE TEMPORARY TABLE staged_rollups (metric_no integer, hour integer, series_no bigint, \
-                                  count bigint, value_count bigint,
-      sum numeric, min numeric, max numeric) ON COMMIT DELETE ROWS;
-    CREATE TEMPORARY TABLE staged_sketches (metric_no integer, hour integer, series_no bigint, \
-                                  distinct_users bytea, quantiles bytea)
-      ON COMMIT DELETE ROWS;";
-
-const STAGE_ROLLUPS: &str = "COPY pg_temp.staged_rollups FROM STDIN BINARY";
-const MERGE_ROLLUPS: &str = "INSERT INTO rollups AS r (metric_no, hour, series_no, count, \
-                             value_count, sum, min, max)
-    SELECT metric_no, hour, series_no, count, value_count, sum, min, max FROM \
-                             pg_temp.staged_rollups ORDER BY metric_no, hour, series_no
-    ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET count = r.count + excluded.count,
-    value_count = r.value_count + excluded.value_count, sum = r.sum + excluded.sum, min = \
-                             least(r.min, excluded.min),
-    max = greatest(r.max, excluded.max)";
-// The hours belong to one week and are named, so that only this week's partition is read: without
-// them every row of the statement would visit all weeks. OFFSET 0 forces one key look-up per row,
-// whatever the planner assumes about tables that were never analysed.
-pub(super) const READ_SKETCHES: &str = "SELECT s.metric_no, s.hour, s.series_no, \
-                                        k.distinct_users, k.quantiles FROM pg_temp.staged_rollups \
-                                        s
-    CROSS JOIN LATERAL (SELECT distinct_users, quantiles FROM sketches k WHERE k.metric_no = \
-                                        s.metric_no AND k.hour = s.hour
-    AND k.series_no = s.series_no AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k WHERE s.hour >= $1 \
-                                        AND s.hour <= $2";
-// The same for a compressed week, where every look-up unpacks a batch: one look-up for each hour of
-// a metric.
-pub(super) const READ_PACKED_SKETCHES: &str = "SELECT k.metric_no, k.hour, k.series_no, \
-                                               k.distinct_users, k.quantiles
-    FROM (SELECT metric_no, hour, array_agg(series_no) AS nos FROM pg_temp.staged_rollups WHERE \
-                                               hour >= $1 AND hour <= $2
-    GROUP BY metric_no, hour OFFSET 0) s CROSS JOIN LATERAL (SELECT * FROM sketches k WHERE \
-                                               k.metric_no = s.metric_no
-    AND k.hour = s.hour AND k.series_no = ANY (s.nos) AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) \
-                                               k";
-const STAGE_SKETCHES: &str = "COPY pg_temp.staged_sketches FROM STDIN BINARY";
-const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, distinct_users, \
-                              quantiles)
-    SELECT metric_no, hour, series_no, distinct_users, quantiles FROM pg_temp.staged_sketches \
-                              ORDER BY metric_no, hour, series_no
-    ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET distinct_users = \
-                              excluded.distinct_users, quantiles = excluded.quantiles";
-const CLEAR: &str = "TRUNCATE pg_temp.staged_rollups, pg_temp.staged_sketches";
-
-/// Most rows merged at a time. Bounds the memory of the sketches that are read back, each of which
-/// has up to 16 KiB.
-const PART_ROWS: usize = 8_192;
-/// Most rows of a part that fall into compressed weeks. Each may unpack a batch of a thousand rows,
-/// and the part has to finish within `store.timeout`.
-const PACKED_PART_ROWS: usize = 512;
-
-/// Lifts TimescaleDB's limit of rows that a transaction may decompress (100,000 by default): late
-/// events of a compressed week would otherwise fail the flush for ever. Versions of the extension
-/// without this limit do not know the setting, hence the exception handler.
-pub(super) const NO_DECOMPRESS_LIMIT: &str = "
-    DO $$ BEGIN PERFORM set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', \
-                                    false);
-    EXCEPTION WHEN undefined_object OR invalid_name THEN NULL; END $$;";
-
-/// The weeks that a flush writes to, as the partitions number them.
-pub(super) fn touched_weeks(deltas: &[Delta]) -> BTreeSet<i32> {
-    deltas.iter().map(|delta| delta.hour.0.div_euclid(WEEK)).collect()
-}
+use crate::model::window::Millis;
+use crate::persistence::store::{SeriesScope, byte_columns};
 
 /// Writes one flush. Returns the numbers to cache after the commit.
 pub(super) fn flush(
@@ -100,34 +29,16 @@ pub(super) fn flush(
     guard: FlushGuard,
     batch: &FlushBatch,
     forget_ids_before: Millis,
-) -> Result<SeriesNumbers, StoreError> {
-    let shard = guard.shard.0.cast_signed();
-    let moved = session.execute(
-        "UPDATE shards SET next = $1, appended = coalesce($9, appended), attempts = 0, \
-         marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
-         owner_started = $3, noted_from = CASE WHEN noted_to = next THEN noted_from ELSE next END, \
-         noted_to = $1 WHERE shard = $4 AND log = $5 AND next = $6 AND epoch = $7 AND nonce = \
-         $8",
-        params![
-            guard.range.to as i64,
-            session.backend.pid,
-            session.backend.started,
-            shard,
-            UuidBytes(guard.log.0),
-            guard.range.from as i64,
-            guard.epoch.counter as i64,
-            guard.epoch.nonce as i64,
-            batch.appended
-        ],
-    )?;
-    if moved != 1 {
-        return Err(StoreError::Refused { shard: guard.shard });
-    }
-    let at = (guard.shard, guard.range.from);
+) -> Result<ScopedNumbers, StoreError> {
+    advance(session, guard, batch)?;
     // Sketches cannot be merged in SQL, so the rows below are merged here, under the shard's lock.
-    let (numbers, growth) =
-        catalogue::number_series(session, known, &batch.admitted, &batch.deltas, at)?;
-    let touched = merge(session, compressed, &batch.deltas, &numbers)?;
+    let mut growth = SeriesGrowth::new();
+    let numbered = number_series(session, known, guard, batch, &mut growth)?;
+    let deltas =
+        std::iter::once(&*batch.deltas).chain(batch.generations.iter().map(|g| &*g.deltas));
+    let lists: Vec<_> = deltas.zip(numbered.iter().map(|(_, numbers)| numbers)).collect();
+    let touched = merge(session, compressed, &lists)?;
+    let shard = guard.shard.0.cast_signed();
     let mut writes: Vec<(&str, Vec<Param>)> =
         vec![("DELETE FROM suspects WHERE shard = $1", params![shard])];
     if let Some(block) = &batch.dedup {
@@ -152,54 +63,75 @@ pub(super) fn flush(
     ));
     writes.extend(batch.quarantined.iter().map(quarantine_upsert));
     writes.extend(accounting_upsert(&batch.accounting));
+    for of in &batch.generations {
+        writes.extend(generations::count_upserts(live(guard), of));
+    }
     writes.extend(touched.writes(&growth, |_| guard.revision()));
     session.execute_all(writes)?;
-    Ok(numbers)
+    if let Some(adopted) = &batch.adopts {
+        generations::note_cuts(session, &adopted.begun, guard.shard, (guard.log, guard.range.to))?;
+    }
+    Ok(numbered)
 }
 
-/// Releases (`Some`) or discards (`None`) a quarantined event. The store adjusts the accounting
-/// itself; that of the batch is not used.
-pub(super) fn settle(
+/// The compare-and-set: moves the checkpoint, and the set if the flush adopts one.
+fn advance(
     session: &mut PostgresSession,
-    (known, compressed): (&PostgresSeriesCache, &CompressedWeeks),
-    (shard, offset, index): (ShardId, Offset, u32),
-    delta: Option<&FlushBatch>,
-) -> Result<Option<SeriesNumbers>, StoreError> {
-    // The shard's row guards its rollups: no flush may merge them at the same time.
-    let owned = session.query(
-        "SELECT log FROM shards WHERE shard = $1 FOR UPDATE",
-        params![shard.0.cast_signed()],
+    guard: FlushGuard,
+    batch: &FlushBatch,
+) -> Result<(), StoreError> {
+    let shard = guard.shard.0.cast_signed();
+    let moved = session.execute(
+        "UPDATE shards SET next = $1, appended = coalesce($9, appended), attempts = 0, \
+         marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
+         owner_started = $3, noted_from = CASE WHEN noted_to = next THEN noted_from ELSE next END, \
+         noted_to = $1, set_next = $1, set_version = $11 WHERE shard = $4 AND log = $5 AND next = \
+         $6 AND epoch = $7 AND nonce = $8 AND set_version = $10",
+        params![
+            guard.range.to as i64,
+            session.backend.pid,
+            session.backend.started,
+            shard,
+            UuidBytes(guard.log.0),
+            guard.range.from as i64,
+            guard.epoch.counter as i64,
+            guard.epoch.nonce as i64,
+            batch.appended,
+            batch.set as i64,
+            batch.adopts.as_ref().map_or(batch.set, |adopted| adopted.version) as i64
+        ],
     )?;
-    let log = owned
-        .first()
-        .map_or(Ok(LogId([0; 16])), |row| get::<UuidBytes>(row, 0).map(|id| LogId(id.0)))?;
-    let sql = if delta.is_some() {
-        "DELETE FROM quarantine WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT \
-         discarded RETURNING tenant, appended"
-    } else {
-        "UPDATE quarantine SET discarded = true WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 \
-         AND NOT discarded
-         RETURNING tenant, appended"
-    };
-    let waiting =
-        session.query(sql, params![shard.0.cast_signed(), offset as i64, i64::from(index)])?;
-    let Some(row) = waiting.first() else { return Ok(None) };
-    let Some(batch) = delta else { return Ok(Some(SeriesNumbers::new())) };
-    let (numbers, growth) =
-        catalogue::number_series(session, known, &[], &batch.deltas, (shard, offset))?;
-    let touched = merge(session, compressed, &batch.deltas, &numbers)?;
-    let sql = "INSERT INTO accounting AS a VALUES ($1, $2, 1, 0, 0) ON CONFLICT (tenant, hour) DO \
-               UPDATE SET
-        aggregated = a.aggregated + 1, quarantined = greatest(a.quarantined - 1, 0)";
-    let hour = Hour::of(get(row, 1)?).0;
-    let mut writes = vec![(sql, params![get::<String>(row, 0)?, hour])];
-    let before = touched.revisions(session)?;
-    let revise = |day| {
-        revision_after_release(before.get(&day).copied().unwrap_or(0), log, shard, offset, index)
-    };
-    writes.extend(touched.writes(&growth, revise));
-    session.execute_all(writes)?;
-    Ok(Some(numbers))
+    if moved != 1 {
+        return Err(StoreError::Refused { shard: guard.shard });
+    }
+    Ok(())
+}
+
+/// The writer of a flush in generations besides generation 0.
+fn live(guard: FlushGuard) -> Writer {
+    Writer { shard: guard.shard, part: WriterPart::Live }
+}
+
+/// Numbers the series of a flush: of generation 0, then of the others in the order of the batch.
+fn number_series(
+    session: &mut PostgresSession,
+    known: &PostgresSeriesCache,
+    guard: FlushGuard,
+    batch: &FlushBatch,
+    growth: &mut SeriesGrowth,
+) -> Result<ScopedNumbers, StoreError> {
+    let at = (guard.shard, guard.range.from);
+    let ingest = (SeriesScope::Ingest, (&*batch.admitted, &*batch.deltas));
+    let others = batch.generations.iter().map(|of| {
+        let scope = SeriesScope::Writer(of.generation, live(guard));
+        (scope, (&*of.admitted, &*of.deltas))
+    });
+    let mut numbered = ScopedNumbers::new();
+    for (scope, written) in std::iter::once(ingest).chain(others) {
+        let numbers = catalogue::number_series(session, known, scope, written, at, growth)?;
+        numbered.push((scope, numbers));
+    }
+    Ok(numbered)
 }
 
 pub(super) fn note_insert(
@@ -219,7 +151,7 @@ pub(super) fn quarantine_upsert(row: &QuarantineRow) -> (&'static str, Vec<Param
                \"offset\", idx) DO UPDATE SET
         tenant = excluded.tenant, appended = excluded.appended, reason = excluded.reason, \
                discarded = excluded.discarded,
-        record = excluded.record";
+        record = excluded.record, released = false";
     // The message of a panic may contain anything, but PostgreSQL's text cannot hold NUL.
     let reason = row.reason.replace('\0', "\u{fffd}");
     let (shard, offset, index) =
@@ -262,260 +194,4 @@ pub(super) fn accounting_upsert(growth: &[AccountingDelta]) -> Option<(&'static 
         deduplicated = a.deduplicated + excluded.deduplicated, quarantined = a.quarantined + \
                excluded.quarantined";
     Some((sql, params![tenants, hours, column(0), column(1), column(2)]))
-}
-
-/// Metric number, hour and series number: the primary key of a rollup.
-type RowKey = (i32, i32, i64);
-
-/// The days and hours that a merge touched, for the revisions and the metrics' ranges.
-#[derive(Default)]
-struct TouchedRows {
-    days: BTreeSet<(i32, i32)>,
-    hours: BTreeMap<i32, (i32, i32)>,
-}
-
-impl TouchedRows {
-    /// The current revisions of the touched days. Locks their rows.
-    fn revisions(
-        &self,
-        session: &mut PostgresSession,
-    ) -> Result<BTreeMap<(i32, i32), u64>, StoreError> {
-        let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
-        let sql = "SELECT r.metric_no, r.day, r.revision FROM unnest($1::integer[], \
-                   $2::integer[]) AS w (metric_no, day)
-            JOIN revisions r ON r.metric_no = w.metric_no AND r.day = w.day ORDER BY r.metric_no, \
-                   r.day FOR UPDATE OF r";
-        let rows = session.query(sql, params![metrics, days])?;
-        rows.iter()
-            .map(|row| Ok(((get(row, 0)?, get(row, 1)?), get::<i64>(row, 2)? as u64)))
-            .collect()
-    }
-
-    /// The statements for revisions and metrics; `revise` returns the new revision of a day.
-    fn writes(
-        &self,
-        growth: &SeriesGrowth,
-        revise: impl Fn((i32, i32)) -> u64,
-    ) -> Vec<(&'static str, Vec<Param>)> {
-        let mut writes = Vec::new();
-        if !self.days.is_empty() {
-            let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
-            let revisions: Vec<i64> = self.days.iter().map(|day| revise(*day) as i64).collect();
-            let sql = "INSERT INTO revisions SELECT * FROM unnest($1::integer[], $2::integer[], \
-                       $3::bigint[]) AS w (metric_no, day, revision)
-                ORDER BY w.metric_no, w.day ON CONFLICT (metric_no, day) DO UPDATE SET revision = \
-                       excluded.revision";
-            writes.push((sql, params![metrics, days, revisions]));
-        }
-        let metrics: Vec<i32> = self
-            .hours
-            .keys()
-            .chain(growth.keys())
-            .copied()
-            .collect::<BTreeSet<i32>>()
-            .into_iter()
-            .collect();
-        if metrics.is_empty() {
-            return writes;
-        }
-        let grown: Vec<i64> =
-            metrics.iter().map(|no| growth.get(no).copied().unwrap_or(0)).collect();
-        let first: Vec<Option<i32>> =
-            metrics.iter().map(|no| self.hours.get(no).map(|span| span.0)).collect();
-        let last: Vec<Option<i32>> =
-            metrics.iter().map(|no| self.hours.get(no).map(|span| span.1)).collect();
-        // The condition lets most flushes lock no metric at all. That matters, because every shard
-        // has series of the same metrics.
-        let sql = "WITH grown AS MATERIALIZED (SELECT m.no, w.grown, w.first, w.last
-            FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::integer[]) AS w (no, \
-                   grown, first, last) JOIN metrics m ON m.no = w.no
-            WHERE w.grown > 0 OR (w.first IS NOT NULL AND (m.first_hour IS NULL OR w.first < \
-                   m.first_hour OR w.last > m.last_hour))
-            ORDER BY m.no FOR UPDATE OF m)
-            UPDATE metrics m SET series_count = m.series_count + g.grown, first_hour = \
-                   least(m.first_hour, g.first),
-            last_hour = greatest(m.last_hour, g.last) FROM grown g WHERE m.no = g.no";
-        writes.push((sql, params![metrics, grown, first, last]));
-        writes
-    }
-}
-
-/// Merges deltas into their rows, in key order and in parts.
-fn merge(
-    session: &mut PostgresSession,
-    compressed: &CompressedWeeks,
-    deltas: &[Delta],
-    numbers: &SeriesNumbers,
-) -> Result<TouchedRows, StoreError> {
-    let mut rows: Vec<Row<'_>> = Vec::with_capacity(deltas.len());
-    let mut touched = TouchedRows::default();
-    for delta in deltas {
-        let id = delta.series.id;
-        let no = numbers
-            .get(&id)
-            .ok_or_else(|| StoreError::Failed(format!("series {id} has no number")))?;
-        rows.push((
-            (no.metric_no, delta.hour.0, no.series_no),
-            std::borrow::Cow::Borrowed(&delta.rollup),
-        ));
-        touched.days.insert((no.metric_no, delta.hour.day()));
-        let span = touched.hours.entry(no.metric_no).or_insert((delta.hour.0, delta.hour.0));
-        *span = (span.0.min(delta.hour.0), span.1.max(delta.hour.0));
-    }
-    rows.sort_by_key(|(key, _)| *key);
-    // One statement must not touch a row twice.
-    rows.dedup_by(|next, kept| {
-        let equal = next.0 == kept.0;
-        if equal {
-            kept.1.to_mut().merge(&next.1);
-        }
-        equal
-    });
-    let packed = compressed.weeks(session)?;
-    let mut rest: &[Row<'_>] = &rows;
-    while !rest.is_empty() {
-        let (part, remaining) = rest.split_at(part_len(rest, &packed));
-        merge_figures(session, part)?;
-        merge_sketches(session, part, &packed)?;
-        if !remaining.is_empty() {
-            session.batch_execute(CLEAR.to_owned())?;
-        }
-        // Every part gets the full time: a flush that makes progress must not time out, because its
-        // retry would start over and never finish.
-        session.restart_time_limit();
-        rest = remaining;
-    }
-    Ok(touched)
-}
-
-type Row<'a> = (RowKey, std::borrow::Cow<'a, Rollup>);
-
-fn week(row: &Row<'_>) -> i32 {
-    row.0.1.div_euclid(WEEK)
-}
-
-/// The number of rows in the next part.
-fn part_len(rows: &[Row<'_>], packed: &BTreeSet<i32>) -> usize {
-    let most = rows.len().min(PART_ROWS);
-    if packed.is_empty() {
-        return most;
-    }
-    let late = rows[..most].iter().enumerate().filter(|(_, row)| packed.contains(&week(row)));
-    late.map(|(at, _)| at + 1).nth(PACKED_PART_ROWS - 1).unwrap_or(most)
-}
-
-fn merge_figures(session: &mut PostgresSession, rows: &[Row<'_>]) -> Result<(), StoreError> {
-    let mut copy = CopyRows::new();
-    for (key, rollup) in rows {
-        let figures = &rollup.figures;
-        copy.begin_row(8);
-        put_key(&mut copy, *key);
-        copy.bigint(figures.count as i64);
-        copy.bigint(figures.value_count as i64);
-        copy.numeric(Some(figures.sum));
-        copy.numeric(figures.min.map(Decimal::units));
-        copy.numeric(figures.max.map(Decimal::units));
-    }
-    session.copy_in(STAGE_ROLLUPS, copy.finish())?;
-    session.execute(MERGE_ROLLUPS, params![])?;
-    Ok(())
-}
-
-pub(super) fn put_key(copy: &mut CopyRows, key: RowKey) {
-    copy.int(key.0);
-    copy.int(key.1);
-    copy.bigint(key.2);
-}
-
-fn has_sketches(row: &Row<'_>) -> bool {
-    !row.1.distinct.is_empty() || !row.1.quantiles.is_empty()
-}
-
-/// For each week with sketches among the rows, the first and the last hour of them.
-fn spans(rows: &[Row<'_>]) -> BTreeMap<i32, (i32, i32)> {
-    let mut spans: BTreeMap<i32, (i32, i32)> = BTreeMap::new();
-    for row in rows.iter().filter(|row| has_sketches(row)) {
-        let hour = row.0.1;
-        let span = spans.entry(week(row)).or_insert((hour, hour));
-        *span = (span.0.min(hour), span.1.max(hour));
-    }
-    spans
-}
-
-fn merge_sketches(
-    session: &mut PostgresSession,
-    rows: &[Row<'_>],
-    packed: &BTreeSet<i32>,
-) -> Result<(), StoreError> {
-    let mut stored: BTreeMap<RowKey, (DistinctSketch, QuantileSketch)> = BTreeMap::new();
-    for (week, (first, last)) in spans(rows) {
-        let sql = if packed.contains(&week) { READ_PACKED_SKETCHES } else { READ_SKETCHES };
-        session.for_each_row(sql, params![first, last], |row| {
-            let sketches =
-                (DistinctSketch::decode(get(row, 3)?)?, QuantileSketch::decode(get(row, 4)?)?);
-            stored.insert((get(row, 0)?, get(row, 1)?, get(row, 2)?), sketches);
-            Ok(())
-        })?;
-    }
-    let (mut copy, mut any) = (CopyRows::new(), false);
-    for (key, growth) in rows.iter().filter(|row| has_sketches(row)) {
-        any = true;
-        copy.begin_row(5);
-        put_key(&mut copy, *key);
-        match stored.remove(key) {
-            Some((mut distinct, mut quantiles)) => {
-                distinct.merge(&growth.distinct);
-                quantiles.merge(&growth.quantiles);
-                copy.bytea(|out| distinct.encode(out));
-                copy.bytea(|out| quantiles.encode(out));
-            }
-            None => {
-                copy.bytea(|out| growth.distinct.encode(out));
-                copy.bytea(|out| growth.quantiles.encode(out));
-            }
-        }
-    }
-    if any {
-        session.copy_in(STAGE_SKETCHES, copy.finish())?;
-        session.execute(MERGE_SKETCHES, params![])?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::borrow::Cow;
-
-    use super::*;
-
-    fn row(hour: i32, series: i64, users: bool) -> Row<'static> {
-        let mut rollup = Rollup::default();
-        rollup.add(None, users.then_some(7));
-        ((1, hour, series), Cow::Owned(rollup))
-    }
-
-    #[test]
-    fn parts_hold_few_rows_of_compressed_weeks() {
-        let rows: Vec<Row<'_>> =
-            (0..20_000).map(|n| row(n / 10, i64::from(n % 10), false)).collect();
-        assert_eq!(part_len(&rows, &BTreeSet::new()), PART_ROWS);
-        assert_eq!(part_len(&rows[..9], &BTreeSet::new()), 9);
-        // Week 2 begins at hour 336, which is row 3,360.
-        assert_eq!(part_len(&rows, &BTreeSet::from([2])), 3_360 + PACKED_PART_ROWS);
-        assert_eq!(part_len(&rows[3_360..], &BTreeSet::from([2])), PACKED_PART_ROWS);
-        assert_eq!(part_len(&rows, &BTreeSet::from([90])), PART_ROWS);
-    }
-
-    #[test]
-    fn every_week_is_read_by_its_own_hours() {
-        let rows = [
-            row(-1, 1, true),
-            row(0, 1, false),
-            row(5, 1, true),
-            row(160, 2, true),
-            row(168, 1, true),
-            row(400, 1, false),
-        ];
-        assert_eq!(spans(&rows), BTreeMap::from([(-1, (-1, -1)), (0, (5, 160)), (1, (168, 168))]));
-    }
 }

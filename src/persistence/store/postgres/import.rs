@@ -5,24 +5,28 @@
 //! the weeks are created before the transaction, so that it does not hold a lock for each of them;
 //! a crashed import leaves only such partitions, empty.
 
+mod generations;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::catalogue::{self, PostgresSeriesCache};
+use super::catalogue::{self, PostgresSeriesCache, SeriesGrowth};
 use super::codec::{CopyRows, UuidBytes, get};
+use super::generations::{audit_insert, dropped_upsert, rules_upsert};
 use super::schema::{self, WEEK};
 use super::session::{Param, PostgresSession, params};
-use super::{PostgresOptions, PostgresStore, StoreError, flush};
+use super::{PostgresOptions, PostgresStore, StoreError, boards, flush, merge};
 use crate::model::decimal::Decimal;
 use crate::model::flush::{DedupBlock, SeriesInfo, SuspectEvent};
+use crate::model::generation::GenerationId;
 use crate::model::manifest::ArchiveFloor;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
-use crate::persistence::store::byte_columns;
 use crate::persistence::store::transfer::{
     FiguresRow, RevisionRow, ShardRow, SketchesRow, TransferBatch, TransferSink,
 };
+use crate::persistence::store::{SeriesScope, byte_columns};
 
 /// Recorded as the owner of the shards until a node claims them.
 const OWNER: &str = "rollmill:migrate";
@@ -86,6 +90,7 @@ impl PostgresStore {
             "UPDATE shards SET log = $1, epoch = epoch + 1, attempts = 0",
             params![UuidBytes(to.0)],
         )?;
+        session.execute("UPDATE generation_fills SET log = $1", params![UuidBytes(to.0)])?;
         session.commit()
     }
 
@@ -147,7 +152,8 @@ fn contents(session: &mut PostgresSession) -> Result<StoreContents, StoreError> 
     let sql = "SELECT EXISTS (SELECT FROM series) OR EXISTS (SELECT FROM rollups) OR EXISTS \
                (SELECT FROM manifest)
         OR EXISTS (SELECT FROM accounting) OR EXISTS (SELECT FROM quarantine) OR EXISTS (SELECT \
-               FROM dedup)";
+               FROM dedup)
+        OR EXISTS (SELECT FROM generation_book WHERE version > 0)";
     let any = session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0));
     Ok(if any { StoreContents::OrphanRows } else { StoreContents::Empty })
 }
@@ -157,8 +163,8 @@ struct Import<'a> {
     session: &'a mut PostgresSession,
     log: LogId,
     /// Metric and series numbers that this import assigned.
-    series: HashMap<SeriesId, (i32, i64)>,
-    metrics: HashMap<(String, String), i32>,
+    series: HashMap<SeriesScope, HashMap<SeriesId, (i32, i64)>>,
+    metrics: HashMap<(GenerationId, String, String), i32>,
     /// First and last hour of the metrics, by number; written at the end.
     spans: BTreeMap<i32, (i32, i32)>,
 }
@@ -166,7 +172,7 @@ struct Import<'a> {
 impl Import<'_> {
     fn write_batch(&mut self, batch: TransferBatch) -> Result<(), StoreError> {
         match batch {
-            TransferBatch::Series(shard, rows) => self.admit(shard, &rows),
+            TransferBatch::Series(shard, scope, rows) => self.admit((shard, scope), &rows),
             TransferBatch::Figures(rows) => self.figures(&rows),
             TransferBatch::Sketches(rows) => self.sketches(&rows),
             TransferBatch::Revisions(rows) => self.revisions(&rows),
@@ -183,9 +189,7 @@ impl Import<'_> {
             TransferBatch::Accounting(rows) => {
                 self.write(flush::accounting_upsert(&rows).into_iter())
             }
-            TransferBatch::Quarantine(rows) => {
-                self.write(rows.iter().map(flush::quarantine_upsert))
-            }
+            TransferBatch::Quarantine(rows) => self.quarantine(&rows),
             TransferBatch::Suspects(shard, rows) => {
                 self.write(rows.iter().map(|row| suspect(shard, row)))
             }
@@ -195,6 +199,25 @@ impl Import<'_> {
             TransferBatch::ArchiveFloors(rows) => {
                 self.write(rows.iter().map(|(shard, floor)| archive_floor(*shard, floor)))
             }
+            TransferBatch::Boards(rows) => {
+                self.write(rows.iter().map(|(tenant, board)| boards::upsert(tenant, board)))
+            }
+            TransferBatch::Book(book) => self.book(&book),
+            TransferBatch::Fills(rows) => {
+                let log = self.log;
+                self.write(rows.iter().map(|row| generations::fill_insert(log, row)))
+            }
+            TransferBatch::Dropped(rows) => {
+                self.write(rows.iter().filter_map(|(generation, writer, dropped)| {
+                    dropped_upsert(*generation, *writer, std::slice::from_ref(dropped))
+                }))
+            }
+            TransferBatch::RuleEvents(rows) => {
+                self.write(rows.iter().filter_map(|(generation, writer, counted)| {
+                    rules_upsert(*generation, *writer, std::slice::from_ref(counted))
+                }))
+            }
+            TransferBatch::Audit(rows) => self.write(rows.iter().map(audit_insert)),
             TransferBatch::Shards(rows) => {
                 let log = self.log;
                 self.write(rows.iter().map(|row| checkpoint(log, row)))
@@ -211,25 +234,27 @@ impl Import<'_> {
 
     fn admit(
         &mut self,
-        shard: ShardId,
+        (shard, scope): (ShardId, SeriesScope),
         rows: &[(Arc<SeriesInfo>, Offset)],
     ) -> Result<(), StoreError> {
-        let (numbers, growth) = catalogue::number_series(
+        let mut growth = SeriesGrowth::new();
+        let numbers = catalogue::number_series(
             self.session,
             // An empty cache, because the numbers of a failed import must not be remembered.
             &PostgresSeriesCache::default(),
-            rows,
-            &[],
+            scope,
+            (rows, &[]),
             (shard, 0),
+            &mut growth,
         )?;
+        let series = self.series.entry(scope).or_default();
         for (info, _) in rows {
             let no = numbers
                 .get(&info.id)
                 .ok_or_else(|| StoreError::Failed(format!("series {} has no number", info.id)))?;
-            self.series.insert(info.id, (no.metric_no, no.series_no));
-            self.metrics
-                .entry((info.series.tenant.clone(), info.series.metric.clone()))
-                .or_insert(no.metric_no);
+            series.insert(info.id, (no.metric_no, no.series_no));
+            let (tenant, metric) = (info.series.tenant.clone(), info.series.metric.clone());
+            self.metrics.entry((scope.generation(), tenant, metric)).or_insert(no.metric_no);
         }
         let (metrics, grown): (Vec<i32>, Vec<i64>) = growth.into_iter().unzip();
         let sql = "UPDATE metrics m SET series_count = m.series_count + w.grown
@@ -238,8 +263,13 @@ impl Import<'_> {
         Ok(())
     }
 
-    fn row_key(&self, id: SeriesId, hour: Hour) -> Result<(i32, i32, i64), StoreError> {
-        let found = self.series.get(&id).copied();
+    fn row_key(
+        &self,
+        scope: SeriesScope,
+        id: SeriesId,
+        hour: Hour,
+    ) -> Result<(i32, i32, i64), StoreError> {
+        let found = self.series.get(&scope).and_then(|series| series.get(&id)).copied();
         let (metric, series) = found.ok_or_else(|| {
             StoreError::Invalid(format!("series {id} has rollups but no catalogue row"))
         })?;
@@ -249,11 +279,11 @@ impl Import<'_> {
     fn figures(&mut self, rows: &[FiguresRow]) -> Result<(), StoreError> {
         let mut copy = CopyRows::new();
         for row in rows {
-            let place = self.row_key(row.series, row.hour)?;
+            let place = self.row_key(row.scope, row.series, row.hour)?;
             let span = self.spans.entry(place.0).or_insert((place.1, place.1));
             *span = (span.0.min(place.1), span.1.max(place.1));
             copy.begin_row(8);
-            flush::put_key(&mut copy, place);
+            merge::put_key(&mut copy, place);
             copy.bigint(row.figures.count as i64);
             copy.bigint(row.figures.value_count as i64);
             copy.numeric(Some(row.figures.sum));
@@ -270,7 +300,7 @@ impl Import<'_> {
         let mut copy = CopyRows::new();
         for row in rows {
             copy.begin_row(5);
-            flush::put_key(&mut copy, self.row_key(row.series, row.hour)?);
+            merge::put_key(&mut copy, self.row_key(row.scope, row.series, row.hour)?);
             copy.bytea(|out| out.extend_from_slice(&row.distinct_users));
             copy.bytea(|out| out.extend_from_slice(&row.quantiles));
         }
@@ -281,15 +311,21 @@ impl Import<'_> {
     }
 
     fn revisions(&mut self, rows: &[RevisionRow]) -> Result<(), StoreError> {
-        let metric = |row: &RevisionRow| {
-            let found = self.metrics.get(&(row.tenant.clone(), row.metric.clone())).copied();
-            found.ok_or_else(|| {
-                StoreError::Invalid(format!("metric {} has a revision but no series", row.metric))
-            })
-        };
-        let metrics = rows.iter().map(metric).collect::<Result<Vec<i32>, _>>()?;
-        let days: Vec<i32> = rows.iter().map(|row| row.day).collect();
-        let revisions: Vec<i64> = rows.iter().map(|row| row.revision as i64).collect();
+        let (mut metrics, mut days, mut revisions) = (Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            let key = (row.generation, row.tenant.clone(), row.metric.clone());
+            match self.metrics.get(&key) {
+                Some(no) => metrics.push(*no),
+                // Its series have left, so nothing reads it any more.
+                None if !row.generation.is_ingest() => continue,
+                None => {
+                    let why = format!("metric {} has a revision but no series", row.metric);
+                    return Err(StoreError::Invalid(why));
+                }
+            }
+            days.push(row.day);
+            revisions.push(row.revision as i64);
+        }
         let sql = "INSERT INTO revisions (metric_no, day, revision)
             SELECT * FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (metric_no, day, \
                    revision)";
@@ -341,8 +377,8 @@ fn archive_floor(shard: ShardId, floor: &ArchiveFloor) -> (&'static str, Vec<Par
 fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
     let at = row.checkpoint;
     let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, \
-               owner_pid, owner_started, appended, noted_from, noted_to)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now(), $9, $10, $11)";
+               owner_pid, owner_started, appended, noted_from, noted_to, set_version, set_next)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now(), $9, $10, $11, $12, $3)";
     let params = params![
         row.shard.0.cast_signed(),
         UuidBytes(log.0),
@@ -354,7 +390,8 @@ fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
         OWNER.to_owned(),
         at.appended,
         row.noted.map(|noted| noted.from as i64),
-        row.noted.map(|noted| noted.to as i64)
+        row.noted.map(|noted| noted.to as i64),
+        row.set_version as i64
     ];
     (sql, params)
 }

@@ -17,6 +17,7 @@ use crate::clock::{Clock, Millis};
 use crate::model::clock::ClockReading;
 use crate::model::expiry::ExpiryRules;
 use crate::model::window::Hour;
+use crate::persistence::store::random_nonce;
 
 /// The first round follows soon after the start. Later ones are an hour apart: weeks do
 /// not end more often.
@@ -137,8 +138,7 @@ impl PostgresStore {
         expiry: ExpiryRules,
     ) -> Result<(), StoreError> {
         let (store, spread) = (Arc::downgrade(self), node_jitter(&self.node));
-        let run =
-            getrandom::u64().map_err(|e| StoreError::Failed(format!("no randomness: {e}")))?;
+        let run = random_nonce()?;
         let weeks = Arc::new(Mutex::new(WeekExpiry::new(run, expiry)));
         self.runtime_handle()?.spawn(async move {
             let mut pause = FIRST_ROUND + spread;

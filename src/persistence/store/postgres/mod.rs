@@ -9,6 +9,7 @@
 //! [`errors`]. A transaction is never retried here.
 
 mod admin;
+mod boards;
 mod catalogue;
 mod check;
 mod codec;
@@ -16,11 +17,15 @@ mod compressed_weeks;
 mod connect;
 mod errors;
 mod flush;
+mod generations;
 mod import;
 mod maintenance;
+mod merge;
 mod options;
 mod partitions;
 mod pool;
+mod quarantine;
+mod released;
 mod rollups;
 mod runtime;
 mod schema;
@@ -36,16 +41,16 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use self::catalogue::{PostgresSeriesCache, ScopedNumbers};
+use self::compressed_weeks::CompressedWeeks;
+use self::connect::SessionConnector;
+use self::generations::BookCache;
 pub use self::import::StoreContents;
 pub use self::maintenance::RetentionPolicy;
 pub use self::options::PostgresOptions;
-pub use self::schema::{DatabaseState, ROLES};
-
-use self::catalogue::{PostgresSeriesCache, SeriesNumbers};
-use self::compressed_weeks::CompressedWeeks;
-use self::connect::SessionConnector;
 use self::pool::SessionPool;
 use self::runtime::{BlockingRuntime, RuntimeHandle};
+pub use self::schema::{DatabaseState, ROLES};
 use self::session::PostgresSession;
 use super::{
     ExpiryTarget, ManifestStore, RebuildStore, StoreDamage, StoreError, StoreInspection, StoreSizes,
@@ -65,6 +70,7 @@ pub struct PostgresStore {
     partitioned_weeks: Mutex<(i64, BTreeSet<i32>)>,
     match_cache: snapshot::PostgresMatchCache,
     compressed_weeks: CompressedWeeks,
+    books: BookCache,
     size_cache: sizes::SizeCache,
     claim_lock_timeout: String,
     /// `store.timeout`: the time limit of a transaction, and of each step of an import.
@@ -174,8 +180,8 @@ impl PostgresStore {
             )
         };
         let writing = options.settings(options.idle_timeout)
-            + flush::NO_DECOMPRESS_LIMIT
-            + flush::STAGING_TABLES;
+            + merge::NO_DECOMPRESS_LIMIT
+            + merge::STAGING_TABLES;
         // Queries may pause between reads for the whole timeout: they hold no lock that a flush
         // needs.
         let reading = options.settings(options.timeout)
@@ -205,6 +211,7 @@ impl PostgresStore {
             partitioned_weeks: Mutex::default(),
             match_cache: snapshot::PostgresMatchCache::new(options.match_cache),
             compressed_weeks: CompressedWeeks::default(),
+            books: BookCache::default(),
             size_cache: sizes::SizeCache::default(),
             claim_lock_timeout: format!("SET LOCAL lock_timeout = {patience};"),
             limit: options.timeout,
@@ -261,7 +268,7 @@ impl PostgresStore {
         &self,
         shard: ShardId,
         request: Option<&CancelFlag>,
-        body: impl FnOnce(&mut PostgresSession) -> Result<(SeriesNumbers, T), StoreError>,
+        body: impl FnOnce(&mut PostgresSession) -> Result<(ScopedNumbers, T), StoreError>,
     ) -> Result<T, StoreError> {
         let ((numbers, answer), server) = self.transaction_for(shard, request, |session| {
             Ok((body(session)?, session.backend.server_started))

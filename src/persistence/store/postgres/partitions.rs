@@ -9,6 +9,12 @@ use crate::model::budget::CancelFlag;
 use crate::model::window::Hour;
 
 impl PostgresStore {
+    /// Whether all these weeks are known to have partitions.
+    pub(super) fn has_weeks(&self, wanted: &BTreeSet<i32>) -> bool {
+        let known = self.partitioned_weeks.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.is_subset(&known.1)
+    }
+
     /// Creates the partitions that a transaction needs, in a transaction of their own before it, so
     /// that no flush waits while another one creates a table.
     pub(super) fn ensure_weeks(

@@ -216,19 +216,31 @@ impl RollupScan<'_> {
             (false, _) => "r.hour, r.series_no, NULL::bytea, r.quantiles",
             (true, true) => "r.hour, r.series_no, r.distinct_users, r.quantiles",
         };
+        // An error of `visit` ends the read behind this statement, not within it: a session whose
+        // rows are left unread is lost, and whoever has seen enough of one generation reads another
+        // one in the same transaction.
+        let mut ended = None;
         session.for_each_row(
             &statement("sketches", columns, path),
             self.params(path, range, None),
             |row| {
+                if ended.is_some() {
+                    return Ok(());
+                }
                 let (users, values) =
                     (get::<Option<&[u8]>>(row, 2)?, get::<Option<&[u8]>>(row, 3)?);
-                waiting.merge_sketches(
+                let merged = waiting.merge_sketches(
                     (get(row, 0)?, get(row, 1)?),
                     (users.unwrap_or(&[]), values.unwrap_or(&[])),
                     visit,
-                )
+                );
+                ended = merged.err();
+                Ok(())
             },
         )?;
+        if let Some(error) = ended {
+            return Err(error);
+        }
         waiting.finish(visit)
     }
 }

@@ -17,6 +17,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("sql/0003_two_times.sql"),
     include_str!("sql/0004_dedup_rules.sql"),
     include_str!("sql/0005_outcomes.sql"),
+    include_str!("sql/0006_generations.sql"),
+    include_str!("sql/0007_boards.sql"),
 ];
 const FUNCTIONS: &str = include_str!("sql/functions.sql");
 const VIEWS: &str = include_str!("sql/views.sql");
@@ -134,8 +136,8 @@ pub(super) fn refuse_lost_rollups(
              rebuild`"
         )));
     }
-    let sql = "SELECT EXISTS (SELECT FROM rollmill.metrics WHERE first_hour IS NOT NULL) AND NOT \
-               EXISTS (SELECT FROM rollmill.rollups)";
+    let sql = "SELECT EXISTS (SELECT FROM rollmill.metrics WHERE first_hour IS NOT NULL AND \
+               generation = 0) AND NOT EXISTS (SELECT FROM rollmill.rollups)";
     if !is_true(session, sql)? {
         return Ok(());
     }
@@ -147,13 +149,13 @@ pub(super) fn refuse_lost_rollups(
     )))
 }
 
-/// Whether the views are missing although this role may create them: an administrator created their
-/// schema after the migration.
+/// Whether views are missing although this role may create them: an administrator created their
+/// schema after the migration, or an older build laid fewer.
 fn lacks_views(session: &mut PostgresSession) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'rollmill_views'
         AND has_schema_privilege(n.oid, 'CREATE') AND pg_has_role(n.nspowner, 'MEMBER')
         AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = \
-               'hourly'))";
+               'served'))";
     is_true(session, sql)
 }
 

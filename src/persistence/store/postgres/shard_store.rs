@@ -1,9 +1,9 @@
-//! Implements [`ShardStore`] and [`QuarantineStore`]: claims, flushes and quarantine of a shard.
+//! Implements [`ShardStore`]: claims and flushes of a shard.
 
-use super::super::{QuarantineStore, ShardStore};
-use super::{PostgresStore, StoreError, admin, flush, snapshot};
-use crate::model::budget::QueryBudget;
+use super::super::ShardStore;
+use super::{PostgresStore, StoreError, admin, flush, generations, merge, snapshot};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
+use crate::model::generation::{GenerationId, Writer};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
@@ -22,7 +22,7 @@ impl PostgresStore {
         match admin::lock_shard(session, shard)? {
             None => Ok(None),
             Some(found) => {
-                let claim = admin::claim(session, shard, (found, log), nonce)?;
+                let claim = admin::claim(session, &self.books, shard, (found, log), nonce)?;
                 session.commit()?;
                 Ok(Some(claim))
             }
@@ -74,16 +74,28 @@ impl ShardStore for PostgresStore {
         batch: &FlushBatch,
         forget_ids_before: Millis,
     ) -> Result<(), StoreError> {
-        self.ensure_weeks(&flush::touched_weeks(&batch.deltas), None)?;
+        let of_generations = batch.generations.iter().flat_map(|of| &of.deltas);
+        let weeks = merge::touched_weeks(batch.deltas.iter().chain(of_generations));
+        self.ensure_weeks(&weeks, None)?;
         let flushed = self.numbered_transaction(guard.shard, None, |session| {
-            flush::flush(
+            let numbered = flush::flush(
                 session,
                 (&self.series_cache, &self.compressed_weeks),
                 guard,
                 batch,
                 forget_ids_before,
-            )
-            .map(|numbers| (numbers, ()))
+            )?;
+            if batch.adopts.is_some() {
+                // Locked, so that the set is not forgotten before this flush can be seen.
+                let book = match batch.abandons.is_some() {
+                    true => self.books.lock_to_change(session)?,
+                    false => self.books.lock(session)?,
+                };
+                super::super::check_adoption(&book, guard.shard, batch.adopts.as_ref())?;
+            }
+            let mut abandons = batch.abandons.iter();
+            abandons.try_for_each(|abandons| self.abandon(session, &guard, abandons))?;
+            Ok((numbered, ()))
         });
         self.forget_weeks(flushed)
     }
@@ -102,34 +114,17 @@ impl ShardStore for PostgresStore {
         admin::admitted_series(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard)
     }
 
+    fn generation_series(
+        &self,
+        generation: GenerationId,
+        writer: Writer,
+    ) -> Result<Vec<SeriesId>, StoreError> {
+        let mut lease = self.readers.begin(snapshot::BEGIN_SNAPSHOT)?;
+        let admissions = generations::admissions(lease.session()?, generation, writer)?;
+        Ok(admissions.into_iter().map(|(id, _)| id).collect())
+    }
+
     fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
         admin::metric_names(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?)
-    }
-}
-
-impl QuarantineStore for PostgresStore {
-    fn settle_quarantine(
-        &self,
-        shard: ShardId,
-        offset: Offset,
-        index: u32,
-        delta: Option<&FlushBatch>,
-        request: Option<&QueryBudget>,
-    ) -> Result<bool, StoreError> {
-        let request = request.map(QueryBudget::cancel_flag);
-        if let Some(batch) = delta {
-            self.ensure_weeks(&flush::touched_weeks(&batch.deltas), request.as_ref())?;
-        }
-        let settled = self.numbered_transaction(shard, request.as_ref(), |session| {
-            let numbers = flush::settle(
-                session,
-                (&self.series_cache, &self.compressed_weeks),
-                (shard, offset, index),
-                delta,
-            )?;
-            let settled = numbers.is_some();
-            Ok((numbers.unwrap_or_default(), settled))
-        });
-        self.forget_weeks(settled)
     }
 }

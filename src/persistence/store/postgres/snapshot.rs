@@ -2,6 +2,7 @@
 
 mod archive;
 mod audit;
+mod generations;
 mod query;
 mod source;
 
@@ -9,12 +10,14 @@ use std::sync::Arc;
 
 use tokio_postgres::Row;
 
-use super::StoreError;
 use super::codec::{UuidBytes, get};
 use super::compressed_weeks::CompressedWeeks;
+use super::generations::{self as books, BookCache};
 use super::pool::SessionLease;
 use super::session::{Param, PostgresSession, params};
+use super::{PostgresStore, StoreError};
 use crate::model::flush::SeriesInfo;
+use crate::model::generation_book::GenerationBook;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::persistence::store::CheckpointSnapshot;
@@ -31,18 +34,22 @@ pub(super) struct PostgresSnapshot<'a> {
     lease: SessionLease<'a>,
     cache: &'a PostgresMatchCache,
     compressed_weeks: &'a CompressedWeeks,
+    books: &'a BookCache,
+    /// The version of the book of generations in this snapshot.
+    book_version: u64,
 }
 
 impl<'a> PostgresSnapshot<'a> {
     /// `lease` must be inside a transaction that began with [`BEGIN_SNAPSHOT`].
     pub(super) fn new(
         mut lease: SessionLease<'a>,
-        cache: &'a PostgresMatchCache,
-        compressed: &'a CompressedWeeks,
+        store: &'a PostgresStore,
     ) -> Result<Self, StoreError> {
-        // BEGIN alone takes no snapshot: the first statement does.
-        lease.session()?.query("SELECT FROM shards LIMIT 1", params![])?;
-        Ok(Self { lease, cache, compressed_weeks: compressed })
+        // BEGIN alone takes no snapshot: the first statement does. Every query needs this version,
+        // so it costs no round trip of its own.
+        let book_version = books::book_version(lease.session()?)?;
+        let PostgresStore { match_cache, compressed_weeks, books, .. } = store;
+        Ok(Self { lease, cache: match_cache, compressed_weeks, books, book_version })
     }
 
     fn session(&mut self) -> Result<&mut PostgresSession, StoreError> {
@@ -84,5 +91,10 @@ impl CheckpointSnapshot for PostgresSnapshot<'_> {
             ))
         };
         self.session()?.query(sql, params![])?.iter().map(checkpoint).collect()
+    }
+
+    fn generation_book(&mut self) -> Result<Arc<GenerationBook>, StoreError> {
+        let (books, version) = (self.books, self.book_version);
+        books.version(self.session()?, version)
     }
 }

@@ -98,9 +98,10 @@ impl PostgresStore {
     /// The first week with rollups, and the exclusive end.
     fn week_range(&self) -> Result<Option<(i64, i64)>, StoreError> {
         let mut lease = self.readers.take()?;
-        let rows = lease
-            .session()?
-            .query("SELECT min(first_hour), max(last_hour) FROM metrics", params![])?;
+        let rows = lease.session()?.query(
+            "SELECT min(first_hour), max(last_hour) FROM metrics WHERE generation = 0",
+            params![],
+        )?;
         let Some(row) = rows.first() else { return Ok(None) };
         let week = |at: usize| {
             super::codec::get::<Option<i32>>(row, at)

@@ -3,9 +3,11 @@
 use rusqlite::{Connection, params};
 
 use super::checksums::{rule_checksum, update_checksum, update_suspect_checksum};
+use super::generations::note_cuts;
 use super::manifest::{set_floor, write_manifest_row};
 use super::{StoreError, codec, query_optional};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, SuspectEvent};
+use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::ShardRestore;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -13,8 +15,8 @@ use crate::model::window::Millis;
 
 pub(super) fn claim(
     tx: &Connection,
-    shard: ShardId,
-    log: LogId,
+    book: &GenerationBook,
+    (shard, log): (ShardId, LogId),
     nonce: u64,
 ) -> Result<Claim, StoreError> {
     let found = query_optional(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| {
@@ -34,12 +36,19 @@ pub(super) fn claim(
     )?;
     let suspects = suspects(tx, shard)?;
     suspects.iter().try_for_each(|suspect| update_suspect_checksum(tx, shard, *suspect))?;
-    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES \
-               (?1, ?2, 0, 0, 1, ?3, 1)
+    let sql =
+        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, set_version) \
+               VALUES (?1, ?2, 0, 0, 1, ?3, 1, ?4)
         ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1, \
                marked_offset = NULL
-        RETURNING next, archived, epoch, attempts, appended";
-    let claim = query_optional(tx, sql, params![shard.0, &log.0[..], nonce as i64], |r| {
+        RETURNING next, archived, epoch, attempts, appended, set_version";
+    let newest = book.newest_set();
+    if found.is_none() {
+        // All of its records are still to come, so there is nothing to be filled in.
+        note_cuts(tx, &newest.generations(), shard, (log, 0))?;
+    }
+    let new = params![shard.0, &log.0[..], nonce as i64, newest.version as i64];
+    let claim = query_optional(tx, sql, new, |r| {
         let checkpoint = Checkpoint {
             log,
             next: r.get::<_, i64>(0)? as Offset,
@@ -47,11 +56,28 @@ pub(super) fn claim(
             epoch: Epoch { counter: r.get::<_, i64>(2)? as u64, nonce },
             appended: r.get(4)?,
         };
-        Ok((checkpoint, r.get(3)?))
+        Ok((checkpoint, r.get(3)?, r.get::<_, i64>(5)? as u64))
     })?;
     update_checksum(tx, shard)?;
-    let claim = claim.map(|(checkpoint, attempts)| Claim { checkpoint, attempts, suspects });
-    claim.ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))
+    let (checkpoint, attempts, version) = claim
+        .ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
+    let set = book.adopted_set(version).ok_or_else(|| super::super::unknown_set(shard, version))?;
+    Ok(Claim { checkpoint, attempts, suspects, set })
+}
+
+pub(super) fn mark_suspect(
+    tx: &Connection,
+    (shard, epoch): (ShardId, Epoch),
+    offset: Offset,
+    index: u32,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE shards SET marked_offset = ?, marked_index = ? WHERE shard = ? AND epoch = ? \
+               AND nonce = ?";
+    let mark = params![offset as i64, index, shard.0, epoch.counter as i64, epoch.nonce as i64];
+    match tx.prepare_cached(sql)?.execute(mark)? {
+        1 => update_checksum(tx, shard),
+        _ => Err(StoreError::Refused { shard }),
+    }
 }
 
 pub(super) fn suspects(tx: &Connection, shard: ShardId) -> Result<Vec<SuspectEvent>, StoreError> {
@@ -167,8 +193,9 @@ pub(super) fn restore(tx: &Connection, of: &ShardRestore) -> Result<(), StoreErr
         write_manifest_row(tx, row)?;
     }
     for (id, offset) in &of.admitted {
-        let sql = "UPDATE series SET shard = ?, admitted_offset = ?, sum = ? WHERE id = ?";
-        let sum = super::catalogue::admission_checksum(*id, of.shard, *offset);
+        let sql = "UPDATE series SET shard = ?, admitted_offset = ?, sum = ? WHERE id = ? AND part \
+                   = 0";
+        let sum = super::catalogue::admission_checksum(*id, (0, of.shard, 0), *offset);
         tx.prepare_cached(sql)?.execute(params![of.shard.0, *offset as i64, sum, &id.0[..]])?;
     }
     Ok(())
@@ -181,7 +208,7 @@ pub(super) fn admitted_series(
     let mut statement = connection.prepare_cached(
         "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON \
          t.no = m.tenant_no
-         WHERE s.shard = ? ORDER BY t.name, s.id",
+         WHERE s.shard = ? AND s.part = 0 ORDER BY t.name, s.id",
     )?;
     let mut rows = statement.query([shard.0])?;
     let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
@@ -197,7 +224,8 @@ pub(super) fn admitted_series(
 }
 
 pub(super) fn metric_names(connection: &Connection) -> Result<Vec<(String, String)>, StoreError> {
-    let sql = "SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no";
+    let sql = "SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no WHERE \
+               m.generation = 0";
     let mut statement = connection.prepare_cached(sql)?;
     let names = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
     Ok(names.collect::<Result<_, _>>()?)

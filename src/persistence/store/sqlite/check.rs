@@ -4,8 +4,10 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
-use super::catalogue::admission_checksum;
-use super::{StoreDamage, StoreError, checksums, manifest, rows};
+use super::catalogue::{admission_checksum, writer};
+use super::{StoreDamage, StoreError, checksums, generations, manifest, rows};
+use crate::model::flush::{DroppedEvents, RuleEvents};
+use crate::model::generation::GenerationId;
 use crate::model::offset::{Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::persistence::store::check::{self, DamageCollector, RowVisitor, TableReader, TableRow};
@@ -14,8 +16,9 @@ type ChecksumCheck = fn(&Connection, &mut DamageCollector<'_>) -> Result<(), Sto
 
 /// The checks of rows against their checksums, each with the table that is named if it cannot be
 /// read.
-const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 12] = [
+const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 19] = [
     ("the file", structure),
+    ("sqlite_sequence", metric_numbers),
     ("series", series),
     ("revisions", revisions),
     ("shards", shards),
@@ -27,6 +30,12 @@ const CHECKSUM_CHECKS: [(&str, ChecksumCheck); 12] = [
     ("expiry", expiry),
     ("manifest", manifest),
     ("quarantine", quarantine),
+    ("generation_book", generation_book),
+    ("generation_fills", generation_fills),
+    ("generation_dropped", generation_dropped),
+    ("generation_rules", generation_rules),
+    ("generation_audit", generation_audit),
+    ("boards", boards),
 ];
 
 /// Runs all checks. Fails only if no transaction can be started.
@@ -102,14 +111,38 @@ fn structure(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), St
     Ok(())
 }
 
+/// Looks at what gives metrics their numbers: a number must never be given again, because rows of
+/// a metric that is gone may still be on their way out.
+fn metric_numbers(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let last: i64 = sql.query_row("SELECT coalesce(max(no), 0) FROM metrics", [], |r| r.get(0))?;
+    let mut statement = sql.prepare("SELECT rowid, name, seq FROM sqlite_sequence")?;
+    let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
+    let rows: Vec<(i64, String, i64)> = rows.collect::<Result<_, _>>()?;
+    let is_right = match &rows[..] {
+        [] => last == 0,
+        [(1, name, given)] => name == "metrics" && *given >= last,
+        _ => false,
+    };
+    if !is_right {
+        let why = format!("metrics have numbers up to {last}, and it has {rows:?}");
+        found.add("sqlite_sequence", why);
+    }
+    Ok(())
+}
+
 fn series(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
-    let mut statement = sql.prepare("SELECT no, id, shard, admitted_offset, sum FROM series")?;
+    // A series without its metric is reported here too: its generation is unknown.
+    let mut statement = sql.prepare(
+        "SELECT s.no, s.id, s.shard, s.admitted_offset, s.sum, s.part, coalesce(m.generation, -1) \
+         FROM series s LEFT JOIN metrics m ON m.no = s.metric_no",
+    )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let no: i64 = row.get(0)?;
         let admitted = <[u8; 16]>::try_from(&row.get::<_, Vec<u8>>(1)?[..]).map(|id| {
-            let (shard, at) = (row.get(2)?, row.get::<_, i64>(3)? as Offset);
-            Ok::<_, StoreError>(admission_checksum(SeriesId(id), ShardId(shard), at))
+            let by = (row.get(6)?, ShardId(row.get(2)?), row.get(5)?);
+            let at = row.get::<_, i64>(3)? as Offset;
+            Ok::<_, StoreError>(admission_checksum(SeriesId(id), by, at))
         });
         if row.get::<_, Option<i64>>(4)? != admitted.ok().transpose()? {
             found.add("series", format!("series {no}: damaged (checksum)"));
@@ -156,7 +189,7 @@ fn floors(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Store
 }
 
 fn quarantine(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
-    for (row, sum) in rows::quarantine_rows(sql)? {
+    for rows::KeptQuarantineRow { row, sum, .. } in rows::quarantine_rows(sql)? {
         if sum != Some(checksums::quarantine_checksum(&row)) {
             found.add(
                 "quarantine",
@@ -248,6 +281,101 @@ fn manifest(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), Sto
             }
             // Rows that do not decode are reported by the check for contradictions.
             Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn generation_book(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let mut statement = sql.prepare("SELECT version, document, sum FROM generation_book")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (version, document) = (row.get::<_, i64>(0)? as u64, row.get::<_, String>(1)?);
+        let sum = checksums::book_checksum(version, &document);
+        if row.get::<_, Option<i64>>(2)? != Some(sum) {
+            found.add("generation_book", format!("version {version}: damaged (checksum)"));
+        }
+    }
+    Ok(())
+}
+
+fn generation_fills(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let mut statement =
+        sql.prepare("SELECT log, cut, cursor, generation, shard, sum FROM generation_fills")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let generation = GenerationId(row.get::<_, i64>(3)? as u64);
+        let shard = ShardId(row.get(4)?);
+        let sum = checksums::fill_checksum(generation, shard, &generations::progress(row)?);
+        if row.get::<_, Option<i64>>(5)? != Some(sum) {
+            let why = format!("generation {generation}, shard {shard}: damaged (checksum)");
+            found.add("generation_fills", why);
+        }
+    }
+    Ok(())
+}
+
+fn generation_dropped(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let mut statement = sql.prepare(
+        "SELECT generation, shard, part, tenant, metric, day, events, sum FROM generation_dropped",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let generation = GenerationId(row.get::<_, i64>(0)? as u64);
+        let (tenant, metric, day) = (row.get(3)?, row.get(4)?, row.get(5)?);
+        let events = row.get::<_, i64>(6)? as u64;
+        let dropped = DroppedEvents { tenant, metric, day, events };
+        let sum = writer(row.get(1)?, row.get(2)?)
+            .map(|by| checksums::dropped_checksum(generation, by, &dropped));
+        if row.get::<_, Option<i64>>(7)? != sum.ok() {
+            let DroppedEvents { tenant, metric, .. } = dropped;
+            let why = format!("generation {generation}, {tenant}/{metric}, day {day}: damaged");
+            found.add("generation_dropped", format!("{why} (checksum)"));
+        }
+    }
+    Ok(())
+}
+
+fn generation_rules(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let mut statement = sql.prepare(
+        "SELECT generation, shard, part, rule, outcome, events, sum FROM generation_rules",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let generation = GenerationId(row.get::<_, i64>(0)? as u64);
+        let events = row.get::<_, i64>(5)? as u64;
+        let counted = RuleEvents { rule: row.get(3)?, outcome: row.get(4)?, events };
+        let sum = writer(row.get(1)?, row.get(2)?)
+            .map(|by| checksums::rule_events_checksum(generation, by, &counted));
+        if row.get::<_, Option<i64>>(6)? != sum.ok() {
+            let RuleEvents { rule, outcome, .. } = counted;
+            let why = format!("generation {generation}, rule {rule}, {outcome}: damaged");
+            found.add("generation_rules", format!("{why} (checksum)"));
+        }
+    }
+    Ok(())
+}
+
+fn boards(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    for (tenant, board, sum) in super::boards::all(sql)? {
+        if sum != Some(super::boards::checksum(&tenant, &board)) {
+            let id = board.id.as_str();
+            found.add("boards", format!("board {id} of {tenant}: damaged (checksum)"));
+        }
+    }
+    Ok(())
+}
+
+fn generation_audit(sql: &Connection, found: &mut DamageCollector<'_>) -> Result<(), StoreError> {
+    let mut statement = sql.prepare(
+        "SELECT generation, tenant, action, at, by, note, no, sum FROM generation_audit",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let sum = checksums::audit_checksum(&generations::audit_entry(row)?);
+        if row.get::<_, Option<i64>>(7)? != Some(sum) {
+            let no: i64 = row.get(6)?;
+            found.add("generation_audit", format!("entry {no}: damaged (checksum)"));
         }
     }
     Ok(())

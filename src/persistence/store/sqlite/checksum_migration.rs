@@ -1,7 +1,8 @@
 //! Gives every row its checksum when a file of an older version is migrated.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
+use super::catalogue::admission_checksum;
 use super::checksums::{
     all_dedup_rules, all_suspects, block_checksum, block_locations, manifest_checksum,
     quarantine_checksum, rule_checksum, update_checksum, update_expiry_checksum,
@@ -12,6 +13,22 @@ use super::{StoreError, rows};
 use crate::model::manifest::ArchiveFloor;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::SeriesId;
+
+fn update_admission_checksums(tx: &Connection) -> Result<(), StoreError> {
+    let sql = "SELECT s.no, s.id, s.admitted_offset, m.generation, s.shard, s.part FROM series s \
+               JOIN metrics m ON m.no = s.metric_no";
+    let admission = |r: &Row<'_>| {
+        let by = (r.get(3)?, ShardId(r.get(4)?), r.get(5)?);
+        let sum = admission_checksum(SeriesId(r.get(1)?), by, r.get::<_, i64>(2)? as Offset);
+        Ok([sum, r.get(0)?])
+    };
+    let sums: Vec<[i64; 2]> =
+        tx.prepare(sql)?.query_map([], admission)?.collect::<Result<_, _>>()?;
+    for sum in sums {
+        tx.prepare_cached("UPDATE series SET sum = ? WHERE no = ?")?.execute(sum)?;
+    }
+    Ok(())
+}
 
 /// Writes the checksums of all rows, after a migration from a version without them.
 pub(super) fn update_all_checksums(tx: &Connection) -> Result<(), StoreError> {
@@ -35,20 +52,13 @@ pub(super) fn update_all_checksums(tx: &Connection) -> Result<(), StoreError> {
         .query_map([], |r| Ok((r.get(0)?, floor(r, 1)?)))?
         .collect::<Result<_, _>>()?;
     floors.into_iter().try_for_each(|(shard, floor)| set_floor(tx, ShardId(shard), floor))?;
-    let series: Vec<(i64, [u8; 16], u32, i64)> = tx
-        .prepare("SELECT no, id, shard, admitted_offset FROM series")?
-        .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?
-        .collect::<Result<_, _>>()?;
-    for (no, id, shard, at) in series {
-        let sum = super::catalogue::admission_checksum(SeriesId(id), ShardId(shard), at as Offset);
-        tx.prepare_cached("UPDATE series SET sum = ? WHERE no = ?")?.execute([sum, no])?;
-    }
+    update_admission_checksums(tx)?;
     for (block, range, appended, _) in block_locations(tx)? {
         let key = params![block_checksum(block, range, appended), block.0, range.from as i64];
         tx.prepare_cached("UPDATE dedup SET sum = ? WHERE shard = ? AND from_offset = ?")?
             .execute(key)?;
     }
-    for (row, _) in rows::quarantine_rows(tx)? {
+    for rows::KeptQuarantineRow { row, .. } in rows::quarantine_rows(tx)? {
         let key = params![quarantine_checksum(&row), row.shard.0, row.offset as i64, row.index];
         tx.prepare_cached(
             "UPDATE quarantine SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?",

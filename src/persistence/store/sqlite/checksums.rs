@@ -2,19 +2,25 @@
 
 use rusqlite::{Connection, params};
 
+use super::catalogue::part_number;
 use super::{StoreError, codec, query_optional};
-use crate::model::flush::{DedupRule, QuarantineRow, SuspectEvent};
+use crate::model::flush::{
+    DedupRule, DroppedEvents, FillProgress, QuarantineRow, RuleEvents, SuspectEvent,
+};
+use crate::model::generation::{GenerationId, Writer};
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Offset, OffsetRange, ShardId};
 use crate::model::window::Millis;
+use crate::persistence::store::AuditEntry;
 
 /// The checksum of a shard's row as stored at the moment.
 pub(super) fn shard_checksum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
     let columns = "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, \
-                   marked_index, appended, noted_from, noted_to FROM shards WHERE shard = ?";
+                   marked_index, appended, noted_from, noted_to, set_version FROM shards WHERE \
+                   shard = ?";
     let sum = query_optional(sql, columns, [shard.0], |r| {
         let mut bytes: Vec<u8> = r.get(0)?;
-        for column in 1..11 {
+        for column in 1..12 {
             // NULL is distinguished from every number.
             let number: Option<i64> = r.get(column)?;
             bytes.push(u8::from(number.is_some()));
@@ -54,7 +60,7 @@ pub(super) fn note_checksum(shard: ShardId, range: OffsetRange) -> i64 {
     codec::row_checksum(&[&shard.0.to_be_bytes(), &numbers])
 }
 
-/// The checksum of a quarantined event, without `discarded`, which may change.
+/// The checksum of a quarantined event, without what people decided, which may change.
 pub(super) fn quarantine_checksum(row: &QuarantineRow) -> i64 {
     let of = [
         &row.shard.0.to_be_bytes()[..],
@@ -178,6 +184,63 @@ pub(super) fn update_expiry_checksum(tx: &Connection, of: i32) -> Result<(), Sto
     })?;
     tx.prepare_cached("UPDATE expiry SET sum = ? WHERE shard = ?")?.execute(params![sum, of])?;
     Ok(())
+}
+
+/// The checksum of a book of generations.
+pub(super) fn book_checksum(version: u64, document: &str) -> i64 {
+    codec::row_checksum(&[&version.to_be_bytes(), document.as_bytes()])
+}
+
+/// The checksum of a cut and its cursor.
+pub(super) fn fill_checksum(generation: GenerationId, shard: ShardId, at: &FillProgress) -> i64 {
+    let numbers = [generation.0, at.cut, at.cursor].map(u64::to_be_bytes).concat();
+    codec::row_checksum(&[&shard.0.to_be_bytes(), &at.log.0, &numbers])
+}
+
+/// The checksum of a count of dropped events.
+pub(super) fn dropped_checksum(
+    generation: GenerationId,
+    writer: Writer,
+    dropped: &DroppedEvents,
+) -> i64 {
+    let DroppedEvents { tenant, metric, day, events } = dropped;
+    let part = part_number(writer.part);
+    codec::row_checksum(&[
+        &[generation.0, *events].map(u64::to_be_bytes).concat(),
+        &writer.shard.0.to_be_bytes(),
+        &part.to_be_bytes(),
+        &day.to_be_bytes(),
+        tenant.as_bytes(),
+        metric.as_bytes(),
+    ])
+}
+
+/// The checksum of a count of what a rule did.
+pub(super) fn rule_events_checksum(
+    generation: GenerationId,
+    writer: Writer,
+    counted: &RuleEvents,
+) -> i64 {
+    let RuleEvents { rule, outcome, events } = counted;
+    codec::row_checksum(&[
+        &[generation.0, *events].map(u64::to_be_bytes).concat(),
+        &[writer.shard.0, *rule].map(u32::to_be_bytes).concat(),
+        &part_number(writer.part).to_be_bytes(),
+        outcome.as_bytes(),
+    ])
+}
+
+/// The checksum of an entry of the audit list.
+pub(super) fn audit_checksum(entry: &AuditEntry) -> i64 {
+    let AuditEntry { generation, tenant, action, at, by, note } = entry;
+    codec::row_checksum(&[
+        &generation.0.to_be_bytes(),
+        &at.to_be_bytes(),
+        tenant.as_bytes(),
+        action.as_bytes(),
+        by.as_bytes(),
+        note.as_bytes(),
+    ])
 }
 
 /// The key of a block of ids, its append times, and the checksum of its metadata.

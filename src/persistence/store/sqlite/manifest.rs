@@ -5,7 +5,7 @@ use rusqlite::{Connection, params};
 use super::checksums::{
     floor_checksum, manifest_checksum, update_checksum, update_expiry_checksum,
 };
-use super::{ExpiryTarget, StoreError, codec, query_optional};
+use super::{ExpiryTarget, StoreError, codec, quarantine, query_optional};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Epoch, Offset, ShardId};
 use crate::model::window::Hour;
@@ -121,7 +121,9 @@ pub(super) fn expire_object(tx: &Connection, row: &ManifestRow) -> Result<bool, 
     }
     let sql = "SELECT offset, appended, hour FROM archive_floors WHERE shard = ?";
     let before = query_optional(tx, sql, [row.shard.0], |r| floor(r, 0))?;
-    set_floor(tx, row.shard, ArchiveFloor::after_expiry(before, row))?;
+    let floor = ArchiveFloor::after_expiry(before, row);
+    set_floor(tx, row.shard, floor)?;
+    quarantine::forget_settled(tx, row.shard, floor.offset)?;
     Ok(true)
 }
 

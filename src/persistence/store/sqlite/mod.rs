@@ -9,6 +9,7 @@
 //! the same bits.
 
 mod admin;
+mod boards;
 mod catalogue;
 mod check;
 mod checksum_migration;
@@ -16,18 +17,23 @@ mod checksums;
 mod codec;
 mod export;
 mod flush;
+mod generations;
 mod manifest;
+mod merge;
 mod pool;
+mod quarantine;
+mod released;
 mod rows;
 mod schema;
 mod snapshot;
+mod views;
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
 use self::catalogue::{SeriesCatalogue, SqliteSeriesCache};
 use self::pool::ReaderPool;
@@ -39,8 +45,10 @@ use super::{
 use crate::model::CodecError;
 use crate::model::budget::QueryBudget;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
+use crate::model::generation::{self, GenerationId};
 use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
+use crate::model::release::ReleasedEvent;
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 
@@ -70,6 +78,7 @@ pub struct SqliteStore {
     writer: Option<Mutex<Option<Writer>>>,
     readers: ReaderPool,
     match_cache: snapshot::SqliteMatchCache,
+    books: generations::BookCache,
     rebuilding: bool,
 }
 
@@ -159,6 +168,7 @@ impl SqliteStore {
             writer,
             readers,
             match_cache: matched,
+            books: generations::BookCache::default(),
             rebuilding: state == schema::StoreState::Rebuilding,
         }))
     }
@@ -217,6 +227,7 @@ impl SqliteStore {
             writer: None,
             readers,
             match_cache: matched,
+            books: generations::BookCache::default(),
             rebuilding: false,
         }))
     }
@@ -273,7 +284,7 @@ impl WriterGuard<'_> {
 
 impl SnapshotSource for SqliteStore {
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.match_cache)?))
+        Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, self)?))
     }
 
     /// SQLite never makes a reader wait, so nothing is cancelled: reads check the
@@ -296,13 +307,14 @@ impl QuerySource for SqliteStore {
         _: &QueryBudget,
     ) -> Result<Option<Box<dyn QuerySnapshot + '_>>, StoreError> {
         let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
-        Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.match_cache)?)))
+        Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, self)?)))
     }
 }
 
 impl ShardStore for SqliteStore {
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
-        self.writer()?.transaction(|tx, _| admin::claim(tx, shard, log, nonce))
+        self.writer()?
+            .transaction(|tx, _| admin::claim(tx, &*self.books.read(tx)?, (shard, log), nonce))
     }
 
     fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
@@ -327,7 +339,12 @@ impl ShardStore for SqliteStore {
         forget_ids_before: Millis,
     ) -> Result<(), StoreError> {
         self.writer()?.transaction(|tx, catalogue| {
-            flush::flush(tx, catalogue, guard, batch, forget_ids_before)
+            if batch.adopts.is_some() {
+                let book = self.books.read(tx)?;
+                super::check_adoption(&book, guard.shard, batch.adopts.as_ref())?;
+            }
+            flush::flush(tx, catalogue, guard, batch, forget_ids_before)?;
+            batch.abandons.iter().try_for_each(|abandons| self.abandon(tx, &guard, abandons))
         })
     }
 
@@ -338,30 +355,20 @@ impl ShardStore for SqliteStore {
         offset: Offset,
         index: u32,
     ) -> Result<(), StoreError> {
-        self.writer()?.transaction(|tx, _| {
-            let moved = tx
-                .prepare_cached(
-                    "UPDATE shards SET marked_offset = ?, marked_index = ? WHERE shard = ? AND \
-                     epoch = ? AND nonce = ?",
-                )?
-                .execute(params![
-                    offset as i64,
-                    index,
-                    shard.0,
-                    epoch.counter as i64,
-                    epoch.nonce as i64
-                ])?;
-            if moved == 1 {
-                checksums::update_checksum(tx, shard)
-            } else {
-                Err(StoreError::Refused { shard })
-            }
-        })
+        self.writer()?.transaction(|tx, _| admin::mark_suspect(tx, (shard, epoch), offset, index))
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         let reader = self.readers.take()?;
         admin::admitted_series(reader.connection()?, shard)
+    }
+
+    fn generation_series(
+        &self,
+        generation: GenerationId,
+        writer: generation::Writer,
+    ) -> Result<Vec<SeriesId>, StoreError> {
+        self.writer_series(generation, writer)
     }
 
     fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
@@ -418,11 +425,11 @@ impl QuarantineStore for SqliteStore {
         shard: ShardId,
         offset: Offset,
         index: u32,
-        delta: Option<&FlushBatch>,
+        release: Option<&ReleasedEvent>,
         _: Option<&QueryBudget>,
     ) -> Result<bool, StoreError> {
         self.writer()?.transaction(|tx, catalogue| {
-            flush::settle(tx, catalogue, (shard, offset, index), delta)
+            quarantine::settle(tx, catalogue, (shard, offset, index), release)
         })
     }
 }

@@ -19,12 +19,20 @@ macro_rules! manifest_columns {
 }
 pub(super) use manifest_columns;
 
-/// All quarantined events, each with its row's checksum.
+/// A row of the quarantine, as it is kept.
+pub(super) struct KeptQuarantineRow {
+    pub row: QuarantineRow,
+    /// It was released, and the row waits for its record to expire.
+    pub released: bool,
+    pub sum: Option<i64>,
+}
+
+/// All rows of the quarantine.
 pub(super) fn quarantine_rows(
     connection: &Connection,
-) -> Result<Vec<(QuarantineRow, Option<i64>)>, StoreError> {
-    let sql = "SELECT shard, offset, idx, tenant, appended, reason, discarded, record, sum FROM \
-               quarantine ORDER BY shard, offset, idx";
+) -> Result<Vec<KeptQuarantineRow>, StoreError> {
+    let sql = "SELECT shard, offset, idx, tenant, appended, reason, discarded, record, released, \
+               sum FROM quarantine ORDER BY shard, offset, idx";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map([], |r| {
         let row = QuarantineRow {
@@ -37,7 +45,7 @@ pub(super) fn quarantine_rows(
             discarded: r.get(6)?,
             record: r.get(7)?,
         };
-        Ok((row, r.get(8)?))
+        Ok(KeptQuarantineRow { row, released: r.get(8)?, sum: r.get(9)? })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

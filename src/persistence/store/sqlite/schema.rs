@@ -1,7 +1,8 @@
 //! The tables, their version, and how connections are set up.
 //!
 //! Series are numbered in order of admission, so that the series of a shard and metric are close
-//! together. Rollups are clustered by metric, hour and series, so that a range of hours is one
+//! together. Each generation of a metric has a metric number of its own, which is never used again,
+//! because caches know it. Rollups are clustered by metric, hour and series, so that a range of hours is one
 //! scan. Sketches have a table of their own, which keeps the figures dense. Files of an older
 //! version are migrated; files of an unknown version are refused and never changed.
 
@@ -10,20 +11,21 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::StoreError;
+use super::{StoreError, views};
 
-const VERSION: i64 = 8;
+const VERSION: i64 = 10;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE metrics (no INTEGER PRIMARY KEY, tenant_no INTEGER NOT NULL, name TEXT NOT NULL,
-  series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, UNIQUE \
-                      (tenant_no, name));
-CREATE TABLE series (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, \
-                      key BLOB NOT NULL,
-  shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL, sum INTEGER);
-CREATE INDEX series_by_metric ON series (metric_no);
-CREATE INDEX series_by_shard ON series (shard);
+CREATE TABLE metrics (no INTEGER PRIMARY KEY AUTOINCREMENT, tenant_no INTEGER NOT NULL, name TEXT \
+                      NOT NULL,
+  series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, generation \
+                      INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (tenant_no, name, generation));
+CREATE TABLE series (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL, key \
+                      BLOB NOT NULL,
+  shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL, sum INTEGER, part INTEGER NOT NULL \
+                      DEFAULT 0);
 CREATE TABLE label_pairs (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, name TEXT NOT NULL, \
                       value TEXT NOT NULL,
   UNIQUE (metric_no, name, value));
@@ -43,7 +45,7 @@ CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER 
                       INTEGER NOT NULL,
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset \
                       INTEGER, marked_index INTEGER, sum INTEGER,
-  appended INTEGER, noted_from INTEGER, noted_to INTEGER);
+  appended INTEGER, noted_from INTEGER, noted_to INTEGER, set_version INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, \
                       deaths INTEGER NOT NULL,
   sum INTEGER, PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
@@ -64,7 +66,7 @@ CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx IN
                       tenant TEXT NOT NULL,
   appended INTEGER NOT NULL, reason TEXT NOT NULL, discarded INTEGER NOT NULL, record BLOB NOT \
                       NULL, sum INTEGER,
-  PRIMARY KEY (shard, offset, idx));
+  released INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (shard, offset, idx));
 CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT \
                       NULL, log BLOB NOT NULL,
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT \
@@ -80,6 +82,38 @@ CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL,
   sum INTEGER);
 CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT \
                       0, sum INTEGER);
+";
+
+/// Part of a series is who writes its rows, besides the shard: 0 ingest, whose shards share their
+/// series; of another generation 1 live, 2 from the archive.
+const GENERATIONS: &str = "
+CREATE INDEX metrics_by_generation ON metrics (generation) WHERE generation > 0;
+CREATE INDEX series_by_metric ON series (metric_no);
+CREATE UNIQUE INDEX series_by_id ON series (id) WHERE part = 0;
+CREATE INDEX series_by_shard ON series (shard) WHERE part = 0;
+CREATE UNIQUE INDEX series_by_writer ON series (metric_no, shard, part, id) WHERE part > 0;
+CREATE TABLE generation_book (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL, \
+                           document TEXT NOT NULL, sum INTEGER);
+CREATE TABLE generation_fills (generation INTEGER NOT NULL, shard INTEGER NOT NULL, log BLOB NOT \
+                           NULL, cut INTEGER NOT NULL,
+  cursor INTEGER NOT NULL, sum INTEGER, PRIMARY KEY (generation, shard)) WITHOUT ROWID;
+CREATE TABLE generation_dropped (generation INTEGER NOT NULL, tenant TEXT NOT NULL, metric TEXT NOT \
+                           NULL, day INTEGER NOT NULL,
+  shard INTEGER NOT NULL, part INTEGER NOT NULL, events INTEGER NOT NULL, sum INTEGER,
+  PRIMARY KEY (generation, tenant, metric, day, shard, part)) WITHOUT ROWID;
+CREATE TABLE generation_rules (generation INTEGER NOT NULL, shard INTEGER NOT NULL, part INTEGER \
+                           NOT NULL, rule INTEGER NOT NULL,
+  outcome TEXT NOT NULL, events INTEGER NOT NULL, sum INTEGER,
+  PRIMARY KEY (generation, shard, part, rule, outcome)) WITHOUT ROWID;
+CREATE TABLE generation_audit (no INTEGER PRIMARY KEY, generation INTEGER NOT NULL, tenant TEXT \
+                           NOT NULL, action TEXT NOT NULL,
+  at INTEGER NOT NULL, by TEXT NOT NULL, note TEXT NOT NULL, sum INTEGER);
+CREATE INDEX generation_audit_by_tenant ON generation_audit (tenant, no);
+";
+
+const BOARDS: &str = "
+CREATE TABLE boards (tenant TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL, changed INTEGER NOT NULL, by TEXT NOT NULL,
+  name TEXT NOT NULL, document TEXT NOT NULL, sum INTEGER, PRIMARY KEY (tenant, id));
 ";
 
 /// From version 3: rows that cannot be derived from other data get a checksum.
@@ -138,9 +172,42 @@ CREATE TABLE outcome_notes (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL
   sum INTEGER, PRIMARY KEY (shard, from_offset));
 ";
 
+/// From version 8: generations. Two tables are written anew, because what is unique in them has
+/// changed; [`GENERATIONS`] follows. Released events stay in the quarantine, marked.
+const FROM_8: &str = "
+CREATE TABLE new_metrics (no INTEGER PRIMARY KEY AUTOINCREMENT, tenant_no INTEGER NOT NULL, name \
+                      TEXT NOT NULL,
+  series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, generation \
+                      INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (tenant_no, name, generation));
+INSERT INTO new_metrics (no, tenant_no, name, series_count, first_hour, last_hour)
+  SELECT no, tenant_no, name, series_count, first_hour, last_hour FROM metrics;
+DROP TABLE metrics;
+ALTER TABLE new_metrics RENAME TO metrics;
+CREATE TABLE new_series (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL, key \
+                      BLOB NOT NULL,
+  shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL, sum INTEGER, part INTEGER NOT NULL \
+                      DEFAULT 0);
+INSERT INTO new_series (no, metric_no, id, key, shard, admitted_offset, sum)
+  SELECT no, metric_no, id, key, shard, admitted_offset, sum FROM series;
+DROP TABLE series;
+ALTER TABLE new_series RENAME TO series;
+ALTER TABLE shards ADD COLUMN set_version INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE quarantine ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
+";
+
 /// The migrations, each from its version to the next.
-const STEPS: &[(i64, &str)] =
-    &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5), (6, FROM_6), (7, FROM_7)];
+const STEPS: &[(i64, &str)] = &[
+    (2, FROM_2),
+    (3, FROM_3),
+    (4, FROM_4),
+    (5, FROM_5),
+    (6, FROM_6),
+    (7, FROM_7),
+    (8, FROM_8),
+    (8, GENERATIONS),
+    (9, BOARDS),
+];
 
 /// The state that a file is opened in. A rebuild uses the negative version, so that no build
 /// mistakes an unfinished file for a store.
@@ -180,11 +247,14 @@ pub(super) fn prepare(
     let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
     if tables == 0 {
         tx.execute_batch(TABLES)?;
+        tx.execute_batch(GENERATIONS)?;
+        tx.execute_batch(BOARDS)?;
         tx.pragma_update(None, "user_version", state.version())?;
     } else if state == StoreState::Complete
         && STEPS.iter().any(|(known, _)| version(&tx).is_ok_and(|found| found == *known))
     {
         let found = version(&tx)?;
+        views::remove(&tx)?;
         for (_, step) in STEPS.iter().filter(|(from, _)| *from >= found) {
             tx.execute_batch(step)?;
         }
@@ -196,6 +266,7 @@ pub(super) fn prepare(
         tx.pragma_update(None, "user_version", state.version())?;
     }
     check_state(&tx, path, state)?;
+    views::lay(&tx)?;
     tx.commit()?;
     Ok(())
 }

@@ -2,12 +2,17 @@
 
 mod archive;
 mod audit;
+mod generations;
 mod query;
+
+use std::sync::Arc;
 
 use rusqlite::{Connection, Row};
 
+use super::generations::BookCache;
 use super::pool::ReadConnection;
-use super::{StoreError, codec};
+use super::{SqliteStore, StoreError, codec};
+use crate::model::generation_book::GenerationBook;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -20,6 +25,7 @@ pub(super) type SqliteMatchCache = MatchCache<(i64, String)>;
 pub(super) struct SqliteSnapshot<'a> {
     reader: ReadConnection<'a>,
     cache: &'a SqliteMatchCache,
+    books: &'a BookCache,
 }
 
 /// Receives the number, the id and the key of a series.
@@ -29,10 +35,10 @@ impl<'a> SqliteSnapshot<'a> {
     /// Begins the read transaction; the first read pins the state that it sees.
     pub(super) fn begin(
         reader: ReadConnection<'a>,
-        cache: &'a SqliteMatchCache,
+        store: &'a SqliteStore,
     ) -> Result<Self, StoreError> {
         reader.connection()?.execute_batch("BEGIN; SELECT count(*) FROM shards;")?;
-        Ok(Self { reader, cache })
+        Ok(Self { reader, cache: &store.match_cache, books: &store.books })
     }
 
     pub(super) fn connection(&self) -> Result<&Connection, StoreError> {
@@ -100,5 +106,9 @@ impl CheckpointSnapshot for SqliteSnapshot<'_> {
             Ok((ShardId(r.get(0)?), checkpoint))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn generation_book(&mut self) -> Result<Arc<GenerationBook>, StoreError> {
+        self.books.read(self.connection()?)
     }
 }

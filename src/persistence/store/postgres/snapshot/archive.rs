@@ -6,6 +6,7 @@ use super::super::codec::{UuidBytes, get};
 use super::super::session::{Param, PostgresSession, params};
 use super::super::{StoreError, admin};
 use super::{PostgresSnapshot, epoch, shard};
+use crate::model::generation::GenerationId;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
 use crate::model::outcome::OutcomeNote;
@@ -121,8 +122,8 @@ impl ArchiveSnapshot for PostgresSnapshot<'_> {
     ) -> Result<RangeDecisions, StoreError> {
         let of_range = || params![wanted.0.cast_signed(), range.from as i64, range.to as i64];
         let mut decisions = RangeDecisions::default();
-        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND admitted_offset >= \
-                   $2 AND admitted_offset < $3
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND part = 0 AND \
+                   admitted_offset >= $2 AND admitted_offset < $3
             ORDER BY admitted_offset, id";
         self.session()?.for_each_row(sql, of_range(), |row| {
             decisions
@@ -130,8 +131,21 @@ impl ArchiveSnapshot for PostgresSnapshot<'_> {
                 .push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
             Ok(())
         })?;
+        let sql = "SELECT m.generation, s.id, s.admitted_offset FROM metrics m JOIN series s ON \
+                   s.metric_no = m.no
+            WHERE m.generation > 0 AND s.shard = $1 AND s.part = 1 AND s.admitted_offset >= $2 AND \
+                   s.admitted_offset < $3
+            ORDER BY s.admitted_offset, m.generation, s.id";
+        self.session()?.for_each_row(sql, of_range(), |row| {
+            decisions.generations.push((
+                GenerationId(get::<i64>(row, 0)? as u64),
+                SeriesId(get::<UuidBytes>(row, 1)?.0),
+                get::<i64>(row, 2)? as Offset,
+            ));
+            Ok(())
+        })?;
         let sql = "SELECT \"offset\", idx, discarded FROM quarantine WHERE shard = $1 AND \
-                   \"offset\" >= $2 AND \"offset\" < $3
+                   \"offset\" >= $2 AND \"offset\" < $3 AND NOT released
             ORDER BY \"offset\", idx";
         self.session()?.for_each_row(sql, of_range(), |row| {
             decisions.quarantined.push((

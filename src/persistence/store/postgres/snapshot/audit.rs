@@ -1,6 +1,6 @@
 //! What recomputation compares: all rollups as bytes, rules, admissions, ledger and quarantine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio_postgres::Row;
@@ -8,72 +8,115 @@ use tokio_postgres::Row;
 use super::super::codec::{UuidBytes, get};
 use super::super::rollups::RollupScan;
 use super::super::session::params;
-use super::super::{StoreError, admin};
+use super::super::{StoreError, admin, catalogue, released};
 use super::{PostgresSnapshot, shard};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
-use crate::model::offset::{Offset, ShardId};
+use crate::model::generation::{Writer, WriterPart};
+use crate::model::offset::{Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
+use crate::model::settled_document::SettledEvent;
 use crate::model::window::Hour;
-use crate::persistence::store::AuditSnapshot;
+use crate::persistence::store::hour_sort::HourSort;
+use crate::persistence::store::{AuditSnapshot, GenerationRowVisitor};
 
-type BytesVisitor<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
+/// The writer under which rows of generation 0 are visited, whoever wrote them.
+const INGEST_WRITER: Writer = Writer { shard: ShardId(0), part: WriterPart::Live };
+
+/// The series of a metric by number, each with its writer.
+type MetricSeries = HashMap<i64, (Arc<SeriesInfo>, Writer)>;
 
 impl PostgresSnapshot<'_> {
-    /// Visits all rollups of a metric, ordered by hour and then by series id.
-    fn visit_metric_bytes(
+    fn metric_series(&mut self, metric_no: i32) -> Result<MetricSeries, StoreError> {
+        let (cache, mut series) = (self.cache, MetricSeries::new());
+        let sql = "SELECT no, id, key, shard, part FROM series WHERE metric_no = $1";
+        self.session()?.for_each_row(sql, params![metric_no], |row| {
+            let info = cache.series(SeriesId(get::<UuidBytes>(row, 1)?.0), get(row, 2)?)?;
+            let writer = match get(row, 4)? {
+                0 => INGEST_WRITER,
+                part => catalogue::writer(get(row, 3)?, part)?,
+            };
+            series.insert(get(row, 0)?, (info, writer));
+            Ok(())
+        })?;
+        Ok(series)
+    }
+
+    /// Visits all rollups of a metric, ordered by hour, series id and writer.
+    pub(super) fn visit_metric_bytes(
         &mut self,
         metric_no: i32,
         (from, to): (Hour, Hour),
-        visit: &mut BytesVisitor<'_>,
+        visit: GenerationRowVisitor<'_>,
     ) -> Result<(), StoreError> {
-        let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
-        self.each_series(
-            "SELECT no, id, key FROM series WHERE metric_no = $1",
-            params![metric_no],
-            |no, info| {
-                series.insert(no, info);
-                Ok(())
-            },
-        )?;
-        let count = series.len() as u64;
-        let hours = (from, to);
+        let series = self.metric_series(metric_no)?;
+        // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
+        let (mut sort, mut from) = (HourSort::new(), from);
+        loop {
+            let (mut hour, mut again) = (from, false);
+            let read =
+                self.scan_metric(metric_no, (from, to), &series, &mut |next, writer, row| {
+                    if next != hour {
+                        again = sort.visit(hour, visit)?;
+                        if again {
+                            return Err(StoreError::QueryEnded);
+                        }
+                        hour = next;
+                    }
+                    sort.add(writer, row.0, row.1);
+                    Ok(())
+                });
+            if !again {
+                read?;
+                again = sort.visit(hour, visit)?;
+            }
+            if !again {
+                return Ok(());
+            }
+            // What was let go of this hour, before the scan goes on behind it.
+            let behind = Hour(hour.0.saturating_add(1));
+            while again {
+                let of_hour = (hour, behind);
+                self.scan_metric(metric_no, of_hour, &series, &mut |_, writer, row| {
+                    sort.add(writer, row.0, row.1);
+                    Ok(())
+                })?;
+                again = sort.visit(hour, visit)?;
+            }
+            from = behind;
+        }
+    }
+
+    /// Visits the rollups of a metric by hour, in any order of series.
+    fn scan_metric<'s>(
+        &mut self,
+        metric_no: i32,
+        hours: (Hour, Hour),
+        series: &'s MetricSeries,
+        visit: &mut dyn FnMut(
+            Hour,
+            Writer,
+            (&'s Arc<SeriesInfo>, Rollup),
+        ) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let all = RollupScan {
             metric_no,
             hours,
-            series: count,
+            series: series.len() as u64,
             series_nos: None,
             distinct: true,
             quantiles: true,
             renews_time_limit: true,
         };
-        // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
-        let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
-            (from, BTreeMap::new());
-        let mut bytes = Vec::new();
-        let mut finish = |hour: &mut (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>)| {
-            for (info, rollup) in std::mem::take(&mut hour.1).into_values() {
-                bytes.clear();
-                rollup.encode(&mut bytes);
-                visit(info, hour.0, rollup, &bytes);
-            }
-        };
         let compressed = self.compressed_weeks;
-        all.run(self.session()?, compressed, &mut |next, no, rollup| {
-            if next != hour.0 {
-                finish(&mut hour);
-                hour.0 = next;
-            }
-            let info = series.get(&no).ok_or_else(|| {
+        all.run(self.session()?, compressed, &mut |hour, no, rollup| {
+            let (info, writer) = series.get(&no).ok_or_else(|| {
                 StoreError::Invalid(format!(
                     "series number {no} has rollups but no catalogue row: rebuild the store"
                 ))
             })?;
-            hour.1.insert(info.id, (info, rollup));
-            Ok(())
-        })?;
-        finish(&mut hour);
-        Ok(())
+            visit(hour, *writer, (info, rollup))
+        })
     }
 }
 
@@ -84,13 +127,17 @@ impl AuditSnapshot for PostgresSnapshot<'_> {
         to: Hour,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
     ) -> Result<(), StoreError> {
-        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
-                   t.name, m.name";
+        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no WHERE m.generation \
+                   = 0 ORDER BY t.name, m.name";
         for row in self.session()?.query(sql, params![])? {
             // The full time limit per metric: reading a whole store takes longer than a transaction
             // may.
             self.session()?.restart_time_limit();
-            self.visit_metric_bytes(get(&row, 0)?, (from, to), visit)?;
+            let mut visit = |_: Writer, info: &Arc<SeriesInfo>, hour, rollup, bytes: &[u8]| {
+                visit(info, hour, rollup, bytes);
+                Ok(())
+            };
+            self.visit_metric_bytes(get(&row, 0)?, (from, to), &mut visit)?;
         }
         Ok(())
     }
@@ -101,7 +148,7 @@ impl AuditSnapshot for PostgresSnapshot<'_> {
 
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
         let mut admissions = Vec::new();
-        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1";
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND part = 0";
         self.session()?.for_each_row(sql, params![shard.0.cast_signed()], |row| {
             admissions.push((SeriesId(get::<UuidBytes>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
             Ok(())
@@ -126,7 +173,7 @@ impl AuditSnapshot for PostgresSnapshot<'_> {
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
         let sql = "SELECT shard, \"offset\", idx, tenant, appended, reason, discarded, record \
-                   FROM quarantine
+                   FROM quarantine WHERE NOT released
             ORDER BY shard, \"offset\", idx";
         let mut quarantine = Vec::new();
         self.session()?.for_each_row(sql, params![], |row| {
@@ -143,5 +190,14 @@ impl AuditSnapshot for PostgresSnapshot<'_> {
             Ok(())
         })?;
         Ok(quarantine)
+    }
+
+    fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {
+        released::settled_events(self.session()?)
+    }
+
+    fn released_events(&mut self, shard: ShardId) -> Result<Vec<(Offset, u32)>, StoreError> {
+        let all = OffsetRange { from: 0, to: i64::MAX as Offset };
+        released::released_events(self.session()?, shard, all)
     }
 }

@@ -5,6 +5,7 @@
 //! same start of a server means an equal set. [`super::super::rollups`] describes how rollups are
 //! read.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use super::super::rollups::RollupScan;
 use super::super::session::params;
 use super::PostgresSnapshot;
 use crate::model::flush::{AccountingDelta, SeriesInfo};
+use crate::model::generation::GenerationId;
 use crate::model::matcher::Matcher;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
@@ -25,10 +27,18 @@ use crate::persistence::store::{
 };
 
 impl PostgresSnapshot<'_> {
-    fn metric(&mut self, tenant: &str, metric: &str) -> Result<Option<(i32, i64)>, StoreError> {
+    /// Number of a metric in a generation, and of its series: of all its writers, if it is not
+    /// generation 0.
+    pub(super) fn metric(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        generation: GenerationId,
+    ) -> Result<Option<(i32, i64)>, StoreError> {
         let sql = "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = \
-                   t.no WHERE t.name = $1 AND m.name = $2";
-        let rows = self.session()?.query(sql, params![tenant.to_owned(), metric.to_owned()])?;
+                   t.no WHERE t.name = $1 AND m.name = $2 AND m.generation = $3";
+        let of = params![tenant.to_owned(), metric.to_owned(), generation.0 as i64];
+        let rows = self.session()?.query(sql, of)?;
         rows.first().map(|row| Ok((get(row, 0)?, get(row, 1)?))).transpose()
     }
 
@@ -38,8 +48,10 @@ impl PostgresSnapshot<'_> {
         metric_no: i32,
         count: i64,
     ) -> Result<MatchedSeries, StoreError> {
-        // Without matchers the count decides, before any series is read.
-        if query.matchers.is_empty() && count as usize > query.max_series {
+        // Without matchers the count decides, before any series is read. In generations it counts a
+        // series once for each writer.
+        let is_exact = query.generation.is_ingest();
+        if is_exact && query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
         let key =
@@ -47,7 +59,10 @@ impl PostgresSnapshot<'_> {
         let cache = self.cache;
         let matched = cache.get(key, count, || self.match_series(query, metric_no))?;
         // The list may have been cached by a query with a higher limit.
-        if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
+        if matched.len() > query.max_series && count_ids(&matched) > query.max_series {
+            return Err(too_many_series(query));
+        }
+        Ok(matched)
     }
 
     fn match_series(
@@ -80,6 +95,29 @@ impl PostgresSnapshot<'_> {
         }
         Ok(collector.finish())
     }
+
+    /// First and last hour with rows. The span in the catalogue may be wider than they are.
+    fn hours_with_rows(
+        &mut self,
+        metric_no: i32,
+        span: (Option<i32>, Option<i32>),
+    ) -> Result<Option<(Hour, Hour)>, StoreError> {
+        let session = self.session()?;
+        let mut end = |order: &str| -> Result<Option<Hour>, StoreError> {
+            let sql = format!(
+                "SELECT hour FROM rollups WHERE metric_no = $1 AND hour >= $2 AND hour <= $3 ORDER \
+                 BY hour {order}, series_no {order} LIMIT 1"
+            );
+            let rows = session.query(&sql, params![metric_no, span.0, span.1])?;
+            rows.first().map(|row| get(row, 0).map(Hour)).transpose()
+        };
+        Ok(end("ASC")?.zip(end("DESC")?))
+    }
+}
+
+/// Number of series, each of which may have several writers.
+fn count_ids(matched: &MatchedSeries) -> usize {
+    matched.iter().map(|(_, info)| info.id).collect::<HashSet<_>>().len()
 }
 
 /// The server answered when the snapshot began, so a timeout now is due to the query.
@@ -95,10 +133,13 @@ impl QuerySnapshot for PostgresSnapshot<'_> {
         &mut self,
         tenant: &str,
         metric: &str,
+        generation: GenerationId,
         days: Range<i32>,
     ) -> Result<Vec<u64>, StoreError> {
         let mut revisions = vec![0; days.len()];
-        let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
+        let Some((metric_no, _)) = self.metric(tenant, metric, generation)? else {
+            return Ok(revisions);
+        };
         let sql =
             "SELECT day, revision FROM revisions WHERE metric_no = $1 AND day >= $2 AND day < $3";
         for row in self.session()?.query(sql, params![metric_no, days.start, days.end])? {
@@ -113,9 +154,8 @@ impl QuerySnapshot for PostgresSnapshot<'_> {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
-        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else {
-            return Ok(());
-        };
+        let of = (query.tenant, query.metric, query.generation);
+        let Some((metric_no, count)) = self.metric(of.0, of.1, of.2)? else { return Ok(()) };
         let matched = self.matched_series(query, metric_no, count)?;
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
@@ -143,6 +183,29 @@ impl QuerySnapshot for PostgresSnapshot<'_> {
         read.map_err(|why| if session.is_timed_out() { too_long(why) } else { why })
     }
 
+    fn generation_metric(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        generation: GenerationId,
+    ) -> Result<Option<MetricInfo>, StoreError> {
+        let sql = "SELECT m.no, (SELECT count(DISTINCT s.id) FROM series s WHERE s.metric_no = \
+                   m.no), m.first_hour, m.last_hour,
+            ARRAY(SELECT DISTINCT p.name FROM label_pairs p WHERE p.metric_no = m.no ORDER BY \
+                   p.name)
+            FROM tenants t JOIN metrics m ON m.tenant_no = t.no
+            WHERE t.name = $1 AND m.name = $2 AND m.generation = $3 AND m.generation > 0";
+        let of = params![tenant.to_owned(), metric.to_owned(), generation.0 as i64];
+        let rows = self.session()?.query(sql, of)?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let (labels, series) = (get(row, 4)?, get::<i64>(row, 1)? as u64);
+        let hours = self.hours_with_rows(get(row, 0)?, (get(row, 2)?, get(row, 3)?))?;
+        Ok(hours.map(|(first, last)| {
+            let (first, last) = (Some(first), Some(last));
+            MetricInfo { metric: metric.to_owned(), labels, series, first, last }
+        }))
+    }
+
     fn metrics(
         &mut self,
         tenant: &str,
@@ -152,8 +215,8 @@ impl QuerySnapshot for PostgresSnapshot<'_> {
             ARRAY(SELECT DISTINCT p.name FROM label_pairs p WHERE p.metric_no = m.no ORDER BY \
                    p.name)
             FROM tenants t JOIN metrics m ON m.tenant_no = t.no
-            WHERE t.name = $1 AND m.name > $2 AND m.name >= $3 AND m.name < $4 ORDER BY m.name \
-                   LIMIT $5";
+            WHERE t.name = $1 AND m.generation = 0 AND m.name > $2 AND m.name >= $3 AND m.name < \
+                   $4 ORDER BY m.name LIMIT $5";
         let (from, to) = page.bounds();
         let asked =
             params![tenant.to_owned(), page.after.to_owned(), from.to_owned(), to, page.rows()];
@@ -174,15 +237,22 @@ impl QuerySnapshot for PostgresSnapshot<'_> {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
+        others: &[(&str, GenerationId)],
         page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
-        let sql = "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no \
-                   JOIN label_pairs p ON p.metric_no = m.no
-            WHERE t.name = $1 AND p.name = $2 AND ($3::text IS NULL OR m.name = $3)
-            AND p.value > $4 AND p.value >= $5 AND p.value < $6 ORDER BY p.value LIMIT $7";
+        let of_others = "OR (m.name, m.generation) IN (SELECT * FROM unnest($8::text[], \
+                         $9::bigint[]))";
+        let sql = format!(
+            "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no JOIN \
+             label_pairs p ON p.metric_no = m.no
+             WHERE t.name = $1 AND p.name = $2 AND (m.generation = 0 AND ($3::text IS NULL OR \
+             m.name = $3) {})
+             AND p.value > $4 AND p.value >= $5 AND p.value < $6 ORDER BY p.value LIMIT $7",
+            if others.is_empty() { "" } else { of_others }
+        );
         let ((from, to), metric) = (page.bounds(), metric.map(str::to_owned));
         let after = page.after.to_owned();
-        let asked = params![
+        let mut asked = params![
             tenant.to_owned(),
             name.to_owned(),
             metric,
@@ -191,7 +261,12 @@ impl QuerySnapshot for PostgresSnapshot<'_> {
             to,
             page.rows()
         ];
-        self.session()?.query(sql, asked)?.iter().map(|row| get(row, 0)).collect()
+        if !others.is_empty() {
+            let (metrics, generations): (Vec<String>, Vec<i64>) =
+                others.iter().map(|(metric, no)| ((*metric).to_owned(), no.0 as i64)).unzip();
+            asked.extend(params![metrics, generations]);
+        }
+        self.session()?.query(&sql, asked)?.iter().map(|row| get(row, 0)).collect()
     }
 
     fn accounting(

@@ -8,12 +8,12 @@ use crate::persistence::store::{QuerySnapshot, QuerySource, SnapshotSource, Stor
 impl SnapshotSource for PostgresStore {
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         let lease = self.readers.begin(BEGIN_SNAPSHOT)?;
-        Ok(Box::new(PostgresSnapshot::new(lease, &self.match_cache, &self.compressed_weeks)?))
+        Ok(Box::new(PostgresSnapshot::new(lease, self)?))
     }
 
     fn snapshot_for(&self, query: &QueryBudget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         let lease = self.readers.begin_for(BEGIN_SNAPSHOT, Some(&query.cancel_flag()))?;
-        Ok(Box::new(PostgresSnapshot::new(lease, &self.match_cache, &self.compressed_weeks)?))
+        Ok(Box::new(PostgresSnapshot::new(lease, self)?))
     }
 }
 
@@ -34,6 +34,6 @@ impl QuerySource for PostgresStore {
         else {
             return Ok(None);
         };
-        Ok(Some(Box::new(PostgresSnapshot::new(lease, &self.match_cache, &self.compressed_weeks)?)))
+        Ok(Some(Box::new(PostgresSnapshot::new(lease, self)?)))
     }
 }

@@ -20,8 +20,8 @@ BEGIN
   END LOOP;
 END $$;
 
--- Drops the weeks that end at or before an hour. Waits at most 2 s for each, because readers queue behind it. Moves the revisions of the
--- days concerned, so that no cache answers with what is gone. An hour within the last day is refused, whoever asks.
+-- Drops the weeks that end at or before an hour, of all generations. Waits at most 2 s for each, because readers queue behind it. Moves the
+-- revisions of the days concerned, so that no cache answers with what is gone. Notes where rollups begin, for what is filled in later. An hour within the last day is refused, whoever asks.
 CREATE OR REPLACE FUNCTION rollmill.drop_before(before integer) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = rollmill, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
@@ -29,6 +29,7 @@ DECLARE
   dropped integer := 0;
   timescale text;
   first_day integer;
+  kept integer := floor(before / 168.0)::integer * 168;
 BEGIN
   IF before > floor(extract(epoch FROM now()) / 3600) - 24 THEN
     RAISE EXCEPTION 'rollups of the last day are never dropped, but hour % was asked for', before;
@@ -54,8 +55,12 @@ BEGIN
   IF dropped > 0 THEN
     UPDATE revisions SET revision = revision + 1 WHERE day >= first_day AND day < ceil(before / 24.0);
     UPDATE metrics m SET first_hour = (SELECT min(hour) FROM rollups r WHERE r.metric_no = m.no),
-      last_hour = (SELECT max(hour) FROM rollups r WHERE r.metric_no = m.no) WHERE m.first_hour < before;
+      last_hour = (SELECT max(hour) FROM rollups r WHERE r.metric_no = m.no) WHERE m.first_hour < before AND m.generation = 0;
+    -- The span of another generation only has to hold its rows: a look-up would miss those that are being filled in.
+    UPDATE metrics SET first_hour = CASE WHEN last_hour >= kept THEN kept END, last_hour = CASE WHEN last_hour >= kept THEN last_hour END
+      WHERE first_hour < kept AND generation > 0;
   END IF;
+  INSERT INTO retention_floor AS f (hour) VALUES (kept) ON CONFLICT (one) DO UPDATE SET hour = excluded.hour WHERE f.hour < excluded.hour;
   RETURN dropped;
 END $$;
 
@@ -106,3 +111,70 @@ END $$;
 CREATE OR REPLACE FUNCTION rollmill.compress_before(before integer) RETURNS integer LANGUAGE sql SECURITY DEFINER
   SET search_path = rollmill, pg_temp AS
   'SELECT count(*)::integer FROM rollmill.compressible(before) AS c WHERE rollmill.compress_chunk(c)';
+
+-- Deletes at most so many rows of a generation in the hours [from_hour, to_hour) of a metric, with their sketches, oldest first. Returns how
+-- many; once there are none, the revisions of those days go too. Every statement names the hours of one week, so that no other is planned,
+-- locked or unpacked. Never touches generation 0, whoever asks.
+CREATE OR REPLACE FUNCTION rollmill.delete_generation_rows(metric integer, from_hour integer, to_hour integer, most integer)
+  RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = rollmill, pg_temp AS $$
+DECLARE
+  -- Bounds the locks of a transaction: each week is four relations and more.
+  weeks integer := 13;
+  deleted integer := 0;
+  part integer;
+  first integer;
+  final integer;
+  until_hour integer;
+  until_series bigint;
+BEGIN
+  SELECT greatest(from_hour, m.first_hour), CASE WHEN m.first_hour IS NOT NULL THEN least(to_hour - 1, m.last_hour) END
+    INTO first, final FROM metrics m WHERE m.no = metric AND m.generation > 0;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'metric % is of no generation besides generation 0', metric;
+  END IF;
+  WHILE deleted < most AND weeks > 0 LOOP
+    EXECUTE 'SELECT hour FROM rollups WHERE metric_no = $1 AND hour >= $2 AND hour <= $3 ORDER BY hour, series_no LIMIT 1'
+      INTO first USING metric, first, final;
+    EXIT WHEN first IS NULL;
+    -- The last of the rows to delete, if they do not end with the week.
+    EXECUTE 'SELECT hour, series_no FROM rollups WHERE metric_no = $1 AND hour >= $2 AND hour <= $3 ORDER BY hour, series_no OFFSET $4 LIMIT 1'
+      INTO until_hour, until_series USING metric, first, least(final, floor(first / 168.0)::integer * 168 + 167), most - deleted - 1;
+    until_hour := coalesce(until_hour, least(final, floor(first / 168.0)::integer * 168 + 167));
+    until_series := coalesce(until_series, 9223372036854775807);
+    EXECUTE 'DELETE FROM rollups WHERE metric_no = $1 AND hour >= $2 AND hour <= $3 AND (hour < $3 OR series_no <= $4)'
+      USING metric, first, until_hour, until_series;
+    GET DIAGNOSTICS part = ROW_COUNT;
+    EXECUTE 'DELETE FROM sketches WHERE metric_no = $1 AND hour >= $2 AND hour <= $3 AND (hour < $3 OR series_no <= $4)'
+      USING metric, first, until_hour, until_series;
+    deleted := deleted + part;
+    weeks := weeks - 1;
+  END LOOP;
+  IF deleted = 0 THEN
+    DELETE FROM revisions WHERE metric_no = metric AND day >= floor(from_hour / 24.0) AND day < ceil(to_hour / 24.0);
+  END IF;
+  RETURN deleted;
+END $$;
+
+-- Deletes series of a generation that has no rows of the metric any more, with their labels: pair_nos and labelled are columns of
+-- series_labels. Once it has no series either, the metric goes. Never touches generation 0, whoever asks.
+CREATE OR REPLACE FUNCTION rollmill.delete_generation_series(metric integer, series_nos bigint[], pair_nos bigint[], labelled bigint[])
+  RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = rollmill, pg_temp AS $$
+DECLARE
+  gone bigint;
+BEGIN
+  PERFORM FROM metrics m WHERE m.no = metric AND m.generation > 0 FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'metric % is of no generation besides generation 0', metric;
+  END IF;
+  DELETE FROM series_labels l USING unnest(pair_nos, labelled) AS w (pair_no, series_no), label_pairs p
+    WHERE l.pair_no = w.pair_no AND l.series_no = w.series_no AND p.no = w.pair_no AND p.metric_no = metric;
+  DELETE FROM label_pairs p WHERE p.no = ANY (pair_nos) AND p.metric_no = metric
+    AND NOT EXISTS (SELECT FROM series_labels l WHERE l.pair_no = p.no);
+  DELETE FROM series s WHERE s.no = ANY (series_nos) AND s.metric_no = metric;
+  GET DIAGNOSTICS gone = ROW_COUNT;
+  UPDATE metrics SET series_count = series_count - gone WHERE no = metric;
+  IF NOT EXISTS (SELECT FROM series s WHERE s.metric_no = metric) THEN
+    DELETE FROM revisions WHERE metric_no = metric;
+    DELETE FROM metrics WHERE no = metric;
+  END IF;
+END $$;

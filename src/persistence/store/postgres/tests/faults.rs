@@ -8,6 +8,7 @@ use super::timescale::run;
 use super::*;
 use crate::model::budget::{AbortReason, QueryBudget};
 use crate::model::flush::QuarantineRow;
+use crate::model::generation::GenerationId;
 use crate::persistence::store::{ExpiryTarget, NameRange, QuarantineStore, StoreError};
 
 fn through(proxy: &Proxy, url: &str) -> PostgresOptions {
@@ -330,6 +331,7 @@ fn a_question_that_takes_long_is_not_a_store_that_is_away() {
         quantiles: true,
         max_series: 9,
         budget: None,
+        generation: GenerationId::INGEST,
     };
     let late = snapshot.rollups(&query, &mut |_, _, _| ()).expect_err("it takes too long");
     assert!(matches!(late, StoreError::TooLong(_)), "{late:?}");

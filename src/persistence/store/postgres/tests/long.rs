@@ -1,13 +1,15 @@
 //! A store of four years costs no more than one of a week, measured in blocks that the server
 //! touches, on each kind of server.
 
-use super::timescale::TestDatabase;
+use super::generations::leaving;
+use super::timescale::{TestDatabase, run};
 use super::*;
+use crate::model::generation::{DayRange, GenerationId};
 use crate::model::matcher::Matcher;
-use crate::persistence::store::RollupQuery;
 use crate::persistence::store::postgres::session::Param;
 use crate::persistence::store::postgres::session::params;
-use crate::persistence::store::postgres::{flush, rollups};
+use crate::persistence::store::postgres::{merge, rollups};
+use crate::persistence::store::{GenerationStore, RollupQuery};
 
 const WEEKS: i32 = 208;
 /// Number of the newest week.
@@ -51,6 +53,7 @@ fn year(store: &PostgresStore, matchers: &[Matcher]) -> usize {
         quantiles: true,
         max_series: 1_000,
         budget: None,
+        generation: GenerationId::INGEST,
     };
     let mut rows = 0;
     store
@@ -97,7 +100,7 @@ fn cost_after(own: &TestDatabase, prepare: &dyn Fn(), work: &dyn Fn(&PostgresSto
 
 #[test]
 fn four_years_cost_no_more_than_a_week() {
-    let (short, long) = (TestDatabase::on_each(), TestDatabase::on_each());
+    let (short, long) = (TestDatabase::on_each_undisturbed(), TestDatabase::on_each_undisturbed());
     let mut figures = Vec::new();
     for (short, long) in short.iter().zip(&long) {
         store_of(short, 1);
@@ -140,6 +143,41 @@ fn four_years_cost_no_more_than_a_week() {
     }
 }
 
+/// Copies everything into generation 1.
+fn copy_into_generation(own: &TestDatabase) {
+    let sql = "SET search_path = rollmill;
+        INSERT INTO metrics (tenant_no, name, generation, series_count, first_hour, last_hour)
+        SELECT tenant_no, name, 1, series_count, first_hour, last_hour FROM metrics;
+        INSERT INTO series (metric_no, shard, part, admitted_offset, id, key)
+        SELECT (SELECT no FROM metrics WHERE generation = 1), 0, 1, 0, id, key FROM series;
+        CREATE TEMPORARY TABLE pairs AS SELECT s.no AS old, g.metric_no, g.no FROM series s JOIN \
+               series g ON g.id = s.id WHERE s.part = 0 AND g.part = 1;
+        INSERT INTO rollups SELECT p.metric_no, hour, p.no, count, value_count, sum, min, max FROM \
+               rollups JOIN pairs p ON p.old = series_no;
+        INSERT INTO sketches SELECT p.metric_no, hour, p.no, distinct_users, quantiles FROM \
+               sketches JOIN pairs p ON p.old = series_no";
+    run(&own.url, sql);
+}
+
+#[test]
+fn deleting_rows_of_a_week_costs_the_same_whatever_stays() {
+    let (short, long) = (TestDatabase::on_each_undisturbed(), TestDatabase::on_each_undisturbed());
+    let day = Hour(NOW * 168).day();
+    let of = leaving(DayRange::new(day, Some(day + 7)).expect("a week"), 1);
+    for (short, long) in short.iter().zip(&long) {
+        let costs = [(short, 2), (long, 60)].map(|(own, weeks)| {
+            store_of(own, weeks);
+            copy_into_generation(own);
+            let delete = |store: &PostgresStore| {
+                assert_eq!(store.delete_generation_rows(&of, 1), Ok(1));
+            };
+            cost_of_writes(own, &delete)
+        });
+        println!("blocks of deleting a row {costs:?}");
+        assert!(costs[1] <= costs[0] * 3 / 2, "{costs:?} blocks");
+    }
+}
+
 /// The number of partitions and chunks in a statement's plan.
 fn looked_at(store: &PostgresStore, sql: &str, params: Vec<Param>) -> usize {
     let mut lease = store.writers.begin("BEGIN").expect("a transaction");
@@ -165,8 +203,8 @@ fn statements_look_at_the_weeks_that_they_name() {
         store_of(&own, 60);
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         let hour = NOW * 168;
-        assert_eq!(looked_at(&store, flush::READ_SKETCHES, params![hour, hour + 5]), 1);
-        assert_eq!(looked_at(&store, flush::READ_PACKED_SKETCHES, params![hour, hour + 5]), 1);
+        assert_eq!(looked_at(&store, merge::READ_SKETCHES, params![hour, hour + 5]), 1);
+        assert_eq!(looked_at(&store, merge::READ_PACKED_SKETCHES, params![hour, hour + 5]), 1);
         for table in ["rollups", "sketches"] {
             let of =
                 |way, params| looked_at(&store, &rollups::statement(table, "r.hour", way), params);

@@ -5,6 +5,7 @@
 mod backup;
 mod expiry;
 mod faults;
+mod generations;
 mod long;
 mod outcomes;
 mod parity;

@@ -10,6 +10,7 @@ fn what_the_release_before_has_flushed_has_no_outcomes() {
     let (store, url) = store();
     drop(store);
     let database = url.rsplit('/').next().expect("a name");
+    server.psql(database, super::generations::UNDO_MIGRATION).expect("as before generations");
     let back = "ALTER TABLE rollmill.shards DROP COLUMN noted_from, DROP COLUMN noted_to; DROP \
                 TABLE rollmill.outcome_notes; DELETE FROM rollmill.migrations WHERE version >= 5; \
                 INSERT INTO rollmill.shards VALUES (0, '07070707-0707-0707-0707-070707070707', 2, 0, \

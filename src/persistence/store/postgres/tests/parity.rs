@@ -4,10 +4,13 @@ use super::super::StoreContents;
 use super::rng::Rng;
 use super::timescale::TestDatabase;
 use super::*;
+use crate::model::board::{BoardId, NewBoard};
 use crate::model::flush::{DedupBlock, QuarantineRow};
+use crate::model::generation::GenerationId;
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::matcher::Matcher;
 use crate::model::outcome::{UncountedEvent, Verdict};
+use crate::persistence::store::BoardStore;
 use crate::persistence::store::RollupQuery;
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::TransferBatch;
@@ -57,11 +60,11 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
         all.push(format!("{:?}", snapshot.metrics(tenant, &NameRange::ALL).expect("metrics")));
         all.push(format!(
             "{:?}",
-            snapshot.label_values(tenant, "l0", None, &NameRange::ALL).expect("values")
+            snapshot.label_values(tenant, "l0", None, &[], &NameRange::ALL).expect("values")
         ));
         all.push(format!(
             "{:?}",
-            snapshot.label_values(tenant, "l1", Some("m1"), &NameRange::ALL).expect("values")
+            snapshot.label_values(tenant, "l1", Some("m1"), &[], &NameRange::ALL).expect("values")
         ));
         all.push(format!(
             "{:?}",
@@ -70,7 +73,9 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
         for metric in ["m0", "m1", "m2"] {
             all.push(format!(
                 "{:?}",
-                snapshot.revisions(tenant, metric, -20..20).expect("revisions")
+                snapshot
+                    .revisions(tenant, metric, GenerationId::INGEST, -20..20)
+                    .expect("revisions")
             ));
             let few = Matcher::Equal("l0".into(), "v1".into());
             for matchers in [
@@ -95,6 +100,7 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
                         quantiles,
                         max_series: 100,
                         budget: None,
+                        generation: GenerationId::INGEST,
                     };
                     let mut rows = Vec::new();
                     snapshot
@@ -199,6 +205,10 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
                 assert!(store.expire_object(&object).expect("expired"));
             }
         }
+        let id = BoardId::parse(&format!("board-{shard}")).expect("an id");
+        let (by, name, document) = ("rm_1", "Läden", "{\"name\":\"Läden\",\"panels\":[]}");
+        let board = NewBoard { tenant: "t0", id: &id, now: 5, by, name, document };
+        store.put_board(None, &board, 9, None).expect("a board");
         store.mark_suspect(shard, epoch, 6, 2).expect("marked");
         store.claim(shard, LOG, 2).expect("the mark becomes a suspect");
     }
@@ -206,6 +216,9 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
 
 fn kept(store: &dyn RollupStore) -> Vec<String> {
     let mut all = shown(store);
+    for board in store.boards("t0", "", 9, None).expect("boards") {
+        all.push(format!("{:?}", store.board("t0", &board.id, None).expect("a board")));
+    }
     let mut snapshot = store.snapshot().expect("a snapshot");
     all.push(format!("{:?}", snapshot.manifest(None).expect("manifest")));
     all.push(format!("{:?}", snapshot.archive_floors().expect("floors")));
@@ -319,4 +332,28 @@ fn flush_rate_of(store: &PostgresStore, weeks: i32) {
         store.flush(guard(0, offset, epoch), &batch, 0).expect("a flush");
         println!("{what}: {:.0} rows/s", 20_000.0 / started.elapsed().as_secs_f64());
     }
+}
+
+#[test]
+fn a_read_that_its_visitor_ends_leaves_the_snapshot_to_the_next() {
+    let (store, _) = store();
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    // More than are fetched at a time, of several hours.
+    let rows = (0..6_000).map(|n| delta(&n.to_string(), n % 3, 1)).collect();
+    store.flush(guard(0, 0, epoch), &batch(rows), 0).expect("a flush");
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    let (ingest, of) = (GenerationId::INGEST, ("acme", "views"));
+    let (hours, mut seen) = ((Hour(0), Hour(9)), 0);
+    let ended = snapshot.generation_rows(ingest, of, hours, &mut |_, _, _, _, _| {
+        seen += 1;
+        if seen < 3 { Ok(()) } else { Err(StoreError::QueryEnded) }
+    });
+    assert_eq!((ended, seen), (Err(StoreError::QueryEnded), 3));
+    let mut all = 0;
+    let mut count = |_, _: &Arc<SeriesInfo>, _, _: Rollup, _: &[u8]| {
+        all += 1;
+        Ok(())
+    };
+    snapshot.generation_rows(ingest, of, hours, &mut count).expect("the same snapshot");
+    assert_eq!(all, 6_000);
 }

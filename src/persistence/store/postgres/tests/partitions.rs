@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::clock::{Clock, SystemClock};
+use crate::model::generation::GenerationId;
 use crate::persistence::store::NameRange;
 use crate::persistence::store::postgres::RetentionPolicy;
 
@@ -50,7 +51,7 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
         store
             .snapshot()
             .expect("a snapshot")
-            .revisions("acme", "views", day..day + 1)
+            .revisions("acme", "views", GenerationId::INGEST, day..day + 1)
             .expect("revisions")[0]
     };
 

@@ -1,7 +1,8 @@
 //! What each role may do, and that Rollmill needs no more than that.
 
 use super::*;
-use crate::persistence::store::{StoreError, postgres};
+use crate::model::flush::SetAdoption;
+use crate::persistence::store::{GenerationStore, StoreError, postgres};
 
 /// For owner, writer and reader: whether the role may run the statement.
 const GRID: &[(&str, [bool; 3])] = &[
@@ -25,6 +26,18 @@ const GRID: &[(&str, [bool; 3])] = &[
     ("SELECT rollmill.ensure_week(1)", [true, true, false]),
     ("SELECT rollmill.drop_before(1)", [true, true, false]),
     ("SELECT rollmill.compress_before(1)", [true, true, false]),
+    ("UPDATE rollmill.generation_book SET version = version", [true, true, false]),
+    ("DELETE FROM rollmill.generation_book", [true, false, false]),
+    ("DELETE FROM rollmill.generation_fills", [true, true, false]),
+    ("DELETE FROM rollmill.generation_dropped", [true, true, false]),
+    ("DELETE FROM rollmill.generation_rules", [true, true, false]),
+    ("DELETE FROM rollmill.generation_audit", [true, false, false]),
+    ("SELECT count(*) FROM rollmill.boards", [true, true, true]),
+    ("UPDATE rollmill.boards SET name = name", [true, true, false]),
+    ("DELETE FROM rollmill.boards", [true, true, false]),
+    ("TRUNCATE rollmill.boards", [true, false, false]),
+    ("DELETE FROM rollmill.series", [true, false, false]),
+    ("UPDATE rollmill.retention_floor SET hour = 1", [true, false, false]),
     ("CREATE TABLE rollmill.mine (a integer)", [true, false, false]),
     ("DROP TABLE rollmill.sketches", [true, false, false]),
     ("CREATE TEMPORARY TABLE mine (a integer)", [true, true, false]),
@@ -72,6 +85,45 @@ fn each_role_may_do_what_it_must_and_no_more() {
         });
         assert_eq!(found, *expected, "{sql}");
     }
+}
+
+#[test]
+fn the_writer_fills_and_deletes_generations_and_the_reader_reads_them() {
+    use super::generations::{ONE, first_set, leaving, second_set, written};
+    use super::generations::{begun, change, counts, days, delete_all, fill_guard, flush_live};
+    let server = server::shared();
+    let database = server.database();
+    server.make_roles(&database, postgres::ROLES);
+    let url = |role: &str| server.url_as(role, &database);
+    PostgresStore::open(&options(&url("rollmill_owner"))).expect("the owner lays the tables");
+    let read_url = Some(url("rollmill_reader"));
+    let writer = PostgresOptions { read_url, ..options(&url("rollmill_writer")) };
+    let store = PostgresStore::open(&writer).expect("a store");
+    let epoch = begun(&*store, days(0, 40), vec![delta("a", 1, 1)]);
+    flush_live(&*store, 2, epoch, vec![delta("a", 1, 1), delta("b", 300, 1)]);
+    store.fill(&fill_guard(0), &written(vec![delta("a", 1, 1)])).expect("filled");
+    assert_eq!(counts(&*store).values().sum::<u64>(), 3);
+    store.claim(ShardId(5), LOG, 1).expect("a new shard begins with the newest set");
+    change(&*store, |book| book.cancel(ONE, None, 2).expect("cancelled"));
+    let adopts = Some(SetAdoption { version: second_set(), begun: Vec::new() });
+    let of_five = store.claim(ShardId(5), LOG, 1).expect("a claim").checkpoint.epoch;
+    for (shard, from, epoch) in [(0, 3, epoch), (5, 0, of_five)] {
+        let batch =
+            FlushBatch { set: first_set(), adopts: adopts.clone(), ..FlushBatch::default() };
+        store.flush(guard(shard, from, epoch), &batch, 0).expect("it adopts");
+    }
+    assert_eq!(delete_all(&*store, &leaving(days(0, 40), second_set()), 100), [3]);
+    let left = "SELECT (SELECT count(*) FROM rollmill.generation_fills) + (SELECT count(*) FROM \
+                rollmill.metrics WHERE generation > 0)";
+    assert_eq!(server.psql(&database, left), Ok("0".into()));
+    for sql in [
+        "SELECT rollmill.delete_generation_rows(1, 0, 1000, 10)",
+        "SELECT rollmill.delete_generation_series(1, '{1}', '{}', '{}')",
+    ] {
+        let refused = server.psql_as("rollmill_writer", &database, sql);
+        assert!(refused.as_ref().is_err_and(|why| why.contains("generation 0")), "{refused:?}");
+    }
+    assert_eq!(state(&*store, 0), (4, 1));
 }
 
 #[test]

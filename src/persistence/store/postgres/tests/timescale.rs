@@ -8,8 +8,10 @@ use tokio_postgres::NoTls;
 
 use super::*;
 use crate::clock::{Clock, SystemClock};
+use crate::model::generation::GenerationId;
 use crate::model::matcher::Matcher;
 use crate::persistence::store::RollupQuery;
+use crate::persistence::store::memory::MemoryStore;
 use crate::persistence::store::postgres::RetentionPolicy;
 
 /// Runs statements. Returns the first column of the last result.
@@ -36,6 +38,8 @@ pub(in crate::persistence::store) struct TestDatabase {
     admin: String,
     name: String,
     pub(in crate::persistence::store) url: String,
+    /// Its server, unless that is shared.
+    own_server: Option<server::Postgres>,
 }
 
 impl TestDatabase {
@@ -50,7 +54,12 @@ impl TestDatabase {
         );
         run(admin, &format!("CREATE DATABASE {name}"));
         let (server, _) = admin.rsplit_once('/').expect("postgres://USER@HOST/DATABASE");
-        let own = Self { url: format!("{server}/{name}"), admin: admin.to_owned(), name };
+        let own = Self {
+            url: format!("{server}/{name}"),
+            admin: admin.to_owned(),
+            name,
+            own_server: None,
+        };
         if extension {
             run(&own.url, "CREATE EXTENSION IF NOT EXISTS timescaledb");
         }
@@ -59,7 +68,20 @@ impl TestDatabase {
 
     /// One database on each kind of server that is available.
     pub(in crate::persistence::store) fn on_each() -> Vec<Self> {
-        let plain = Self::new(&server::shared().url("postgres"), false);
+        Self::and_timescale(Self::new(&server::shared().url("postgres"), false))
+    }
+
+    /// The same for tests that count what the server touches. A server that others use has all
+    /// sessions read their catalogue anew when somebody creates or drops enough tables, in whatever
+    /// database, which counts as work of those sessions.
+    pub(super) fn on_each_undisturbed() -> Vec<Self> {
+        let alone = server::Postgres::start("alone");
+        let mut plain = Self::new(&alone.url("postgres"), false);
+        plain.own_server = Some(alone);
+        Self::and_timescale(plain)
+    }
+
+    fn and_timescale(plain: Self) -> Vec<Self> {
         let timescale =
             std::env::var("ROLLMILL_TEST_TIMESCALE_URL").ok().map(|url| Self::new(&url, true));
         std::iter::once(plain).chain(timescale).collect()
@@ -161,6 +183,7 @@ fn rows(
         quantiles: sketches,
         max_series: 10_000,
         budget: None,
+        generation: GenerationId::INGEST,
     };
     let mut rows = BTreeMap::new();
     let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup| {
@@ -279,10 +302,61 @@ fn a_chunk_in_use_holds_up_no_other() {
         quantiles: false,
         max_series: 10,
         budget: None,
+        generation: GenerationId::INGEST,
     };
     snapshot.rollups(&query, &mut |_, _, _| ()).expect("it holds the figures of the second week");
     assert_eq!(store.compress_before(Hour(504)), Ok(3), "all but the one in use");
     assert_eq!(rows(&store, &[], (0, 600), true).len(), 3, "nobody waits for what was done");
     drop(snapshot);
     assert_eq!(store.compress_before(Hour(504)), Ok(1), "the next round does the rest");
+}
+
+#[test]
+fn generations_in_compressed_weeks_are_read_merged_and_deleted() {
+    use generations::{begun, counts, days, delete_all, fill_guard, flush_live, leaving, written};
+    let Some((store, own)) = compressing() else { return };
+    let double = MemoryStore::new();
+    let all = |from: i32, to: i32, pages: i32| {
+        let pages =
+            (0..pages).flat_map(move |page| (from..to).step_by(3).map(move |hour| (page, hour)));
+        let one =
+            |(page, hour): (i32, i32)| delta(&page.to_string(), hour, i128::from(page + hour));
+        pages.map(one).collect::<Vec<_>>()
+    };
+    let both: [&dyn RollupStore; 2] = [&*store, &*double];
+    let epochs = both.map(|store| {
+        let epoch = begun(store, days(0, 40), all(0, 500, 40));
+        flush_live(store, 2, epoch, all(0, 500, 40));
+        store.fill(&fill_guard(0), &written(all(0, 500, 30))).expect("filled");
+        epoch
+    });
+    let fresh = || PostgresStore::open(&options(&own.url)).expect("a store");
+    let is_equal = |when: &str| {
+        let (found, expected) = (generations::rows(&*fresh()), generations::rows(&*double));
+        assert_eq!(found.len(), expected.len(), "{when}");
+        assert!(found == expected, "{when}: rows differ");
+        assert_eq!(counts(&*fresh()), counts(&*double), "{when}");
+    };
+    is_equal("before");
+    let ingest = seen(&store);
+    assert_eq!(store.compress_before(Hour(336)), Ok(4), "two weeks of two tables");
+    is_equal("compressed");
+    // Rows that are there, rows of new series, and rows of a writer that had none in these hours.
+    for (store, epoch) in both.into_iter().zip(epochs) {
+        flush_live(store, 3, epoch, all(100, 200, 45));
+        store.fill(&fill_guard(1), &written(all(150, 400, 35))).expect("filled");
+    }
+    is_equal("merged");
+    assert_eq!(store.compress_before(Hour(336)), Ok(4), "what got late rows is compressed again");
+    is_equal("compressed again");
+    // Hours 72 to 311: the end of one week, and the beginning of the next.
+    for (store, max) in both.into_iter().zip([700, 1_000_000]) {
+        let parts = delete_all(store, &leaving(days(3, 13), generations::first_set()), max);
+        assert!(parts.iter().all(|part| *part <= max as u64), "{parts:?}");
+    }
+    is_equal("some days deleted");
+    assert_eq!(seen(&fresh()), ingest, "generation 0 is untouched");
+    assert_eq!(generations::damage(&*store), Vec::<String>::new());
+    assert_eq!(store.compress_before(Hour(336)), Ok(4));
+    is_equal("compressed after deleting");
 }

@@ -26,7 +26,7 @@ fn views_show_names_times_labels_and_exact_figures() {
         store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
         let sql = "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', \
                    'YYYY-MM-DD\"T\"HH24:MI'), tenant, metric, labels, count, value_count,
-            trim_scale(sum), coalesce(trim_scale(avg)::text, '-'), \
+            coalesce(trim_scale(sum)::text, '-'), coalesce(trim_scale(avg)::text, '-'), \
                    coalesce(trim_scale(min)::text, '-'), coalesce(trim_scale(max)::text, '-'))
             FROM rollmill_views.rollups('2026-01-01T00:00Z', '2026-01-01T04:00Z') ORDER BY \
                    \"time\"";
@@ -34,7 +34,7 @@ fn views_show_names_times_labels_and_exact_figures() {
             "2026-01-01T00:00 acme views {\"page\": \"home\"} 3 3 1.300000001 0.433333334 0.1 \
              1.000000001"
                 .to_owned(),
-            "2026-01-01T01:00 acme views {\"page\": \"home\"} 1 0 0 - - -".to_owned(),
+            "2026-01-01T01:00 acme views {\"page\": \"home\"} 1 0 - - - -".to_owned(),
             "2026-01-01T02:00 acme views {} 1 1 -5 -5 -5 -5".to_owned(),
             format!(
                 "2026-01-01T03:00 acme views {{\"page\": \"{long}\"}} 1 1 0.000000001 0.000000001 \
@@ -66,21 +66,24 @@ fn views_show_names_times_labels_and_exact_figures() {
     }
 }
 
-/// The statement that docs/how-to/query-with-sql.md shows for dashboards.
-#[test]
-fn the_statement_of_the_docs_runs() {
+/// The statements of docs/how-to/query-with-sql.md, for the metric of this test.
+fn shown_statements() -> Vec<String> {
     let docs = include_str!("../../../../../docs/how-to/query-with-sql.md");
-    let shown = docs
-        .split("```sql\n")
-        .find_map(|rest| rest.split("```").next().filter(|sql| sql.contains("$__timeFrom()")));
-    let sql = shown
-        .expect("it is there")
-        .replace("$__timeFrom()", "'2026-01-01T00:00Z'")
-        .replace("$__timeTo()", "'2026-01-03T00:00Z'");
-    let sql = sql
-        .replace("'default'", "'acme'")
-        .replace("'page_view'", "'views'")
-        .replace("'country'", "'page'");
+    let shown = docs.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let filled = shown.map(|sql| {
+        sql.replace("$__timeFrom()", "'2026-01-01T00:00Z'")
+            .replace("$__timeTo()", "'2026-01-03T00:00Z'")
+            .replace("now()", "timestamptz '2026-01-02T12:00Z'")
+            .replace("'default'", "'acme'")
+            .replace("'page_view'", "'views'")
+            .replace("'country'", "'page'")
+    });
+    filled.collect()
+}
+
+#[test]
+fn the_statements_of_the_docs_run() {
+    let [pages, received, panel, values] = <[String; 4]>::try_from(shown_statements()).expect("4");
     for own in TestDatabase::on_each() {
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
@@ -95,9 +98,14 @@ fn the_statement_of_the_docs_runs() {
         store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
         let rows = format!(
             "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', 'DD'), metric, \
-             trim_scale(value)) FROM ({sql}) AS s"
+             trim_scale(value)) FROM ({panel}) AS s"
         );
         assert_eq!(run(&own.url, &rows), ["01 a 2.5", "01 b 7", "02 a 8"]);
+        let most = format!("SELECT concat_ws(' ', page, views) FROM ({pages}) AS s");
+        assert_eq!(run(&own.url, &most), ["a 2"]);
+        assert_eq!(run(&own.url, &values), ["a", "b"]);
+        // The accounting of the batch is of 1970.
+        assert!(run(&own.url, &received).is_empty());
     }
 }
 
@@ -120,6 +128,10 @@ fn a_role_may_be_given_the_views_alone() {
         for sql in [
             "SELECT count(*) FROM rollmill_views.hourly",
             "SELECT count(*) FROM rollmill_views.rollups('2026-01-01', now())",
+            "SELECT count(*) FROM rollmill_views.metrics",
+            "SELECT count(*) FROM rollmill_views.series",
+            "SELECT count(*) FROM rollmill_views.label_values",
+            "SELECT count(*) FROM rollmill_views.accounting",
         ] {
             assert_eq!(server.psql_as(role, &database, sql), Ok("0".into()), "{role}: {sql}");
         }

@@ -5,6 +5,7 @@ use rusqlite::{Connection, params};
 use super::super::rows::{manifest_columns, manifest_rows};
 use super::super::{StoreError, codec, manifest, query_optional};
 use super::SqliteSnapshot;
+use crate::model::generation::GenerationId;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Offset, OffsetRange, ShardId};
 use crate::model::outcome::OutcomeNote;
@@ -117,20 +118,32 @@ impl ArchiveSnapshot for SqliteSnapshot<'_> {
     ) -> Result<RangeDecisions, StoreError> {
         let of_range = params![shard.0, range.from as i64, range.to as i64];
         let sql = "SELECT id, admitted_offset FROM series WHERE shard = ? AND admitted_offset >= \
-                   ? AND admitted_offset < ?
+                   ? AND admitted_offset < ? AND part = 0
             ORDER BY admitted_offset, id";
         let mut statement = self.connection()?.prepare_cached(sql)?;
         let series = statement
             .query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         let admitted = series.collect::<Result<_, _>>()?;
+        let sql =
+            "SELECT m.generation, s.id, s.admitted_offset FROM metrics m CROSS JOIN series s ON \
+                   s.metric_no = m.no
+            WHERE m.generation > 0 AND s.shard = ? AND s.part = 1 AND s.admitted_offset >= ? AND \
+                   s.admitted_offset < ?
+            ORDER BY s.admitted_offset, m.generation, s.id";
+        let mut statement = self.connection()?.prepare_cached(sql)?;
+        let series = statement.query_map(of_range, |r| {
+            let generation = GenerationId(r.get::<_, i64>(0)? as u64);
+            Ok((generation, SeriesId(r.get(1)?), r.get::<_, i64>(2)? as Offset))
+        })?;
+        let generations = series.collect::<Result<_, _>>()?;
         let sql = "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? \
-                   AND offset < ? ORDER BY offset, idx";
+                   AND offset < ? AND NOT released ORDER BY offset, idx";
         let mut statement = self.connection()?.prepare_cached(sql)?;
         let events = statement
             .query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
         let quarantined = events.collect::<Result<_, _>>()?;
         let outcomes = outcomes(self.connection()?, shard, range)?;
-        Ok(RangeDecisions { admitted, quarantined, outcomes })
+        Ok(RangeDecisions { admitted, generations, quarantined, outcomes })
     }
 }
 

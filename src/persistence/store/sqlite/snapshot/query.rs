@@ -4,7 +4,7 @@
 //! series are only ever added, so an equal number means an equal set. Rollups are read by seeks if
 //! few series match, otherwise by one scan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use rusqlite::params;
 use super::super::{StoreError, query_optional};
 use super::{SqliteSnapshot, rollup, select};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
+use crate::model::generation::GenerationId;
 use crate::model::matcher::Matcher;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -22,11 +23,22 @@ use crate::persistence::store::{
     MetricInfo, NameRange, QuerySnapshot, RollupQuery, too_many_series,
 };
 
+/// The label names of a metric number.
+const LABEL_NAMES: &str = "SELECT DISTINCT name FROM label_pairs WHERE metric_no = ? ORDER BY name";
+
 impl SqliteSnapshot<'_> {
-    fn metric(&self, tenant: &str, metric: &str) -> Result<Option<(i64, i64)>, StoreError> {
+    /// Number of a metric in a generation, and of its series: of all its writers, if it is not
+    /// generation 0.
+    pub(super) fn metric(
+        &self,
+        tenant: &str,
+        metric: &str,
+        generation: GenerationId,
+    ) -> Result<Option<(i64, i64)>, StoreError> {
         let sql = "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = \
-                   t.no WHERE t.name = ? AND m.name = ?";
-        query_optional(self.connection()?, sql, [tenant, metric], |r| Ok((r.get(0)?, r.get(1)?)))
+                   t.no WHERE t.name = ? AND m.name = ? AND m.generation = ?";
+        let of = params![tenant, metric, generation.0 as i64];
+        query_optional(self.connection()?, sql, of, |r| Ok((r.get(0)?, r.get(1)?)))
     }
 
     fn matched_series(
@@ -35,14 +47,19 @@ impl SqliteSnapshot<'_> {
         metric_no: i64,
         count: i64,
     ) -> Result<MatchedSeries, StoreError> {
-        // Without matchers the count decides, before any series is read.
-        if query.matchers.is_empty() && count as usize > query.max_series {
+        // Without matchers the count decides, before any series is read. In other generations it
+        // counts a series once for each writer.
+        let is_exact = query.generation.is_ingest();
+        if is_exact && query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
         let key = (metric_no, format!("{:?}", query.matchers));
         let matched = self.cache.get(key, count, || self.match_series(query, metric_no))?;
         // The list may have been cached by a query with a higher limit.
-        if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
+        if matched.len() > query.max_series && distinct(&matched) > query.max_series {
+            return Err(too_many_series(query));
+        }
+        Ok(matched)
     }
 
     fn match_series(
@@ -135,15 +152,23 @@ impl SqliteSnapshot<'_> {
     }
 }
 
+/// The number of series, each of which may have several writers.
+fn distinct(matched: &MatchedSeries) -> usize {
+    matched.iter().map(|(_, info)| info.id).collect::<HashSet<_>>().len()
+}
+
 impl QuerySnapshot for SqliteSnapshot<'_> {
     fn revisions(
         &mut self,
         tenant: &str,
         metric: &str,
+        generation: GenerationId,
         days: Range<i32>,
     ) -> Result<Vec<u64>, StoreError> {
         let mut revisions = vec![0; days.len()];
-        let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
+        let Some((metric_no, _)) = self.metric(tenant, metric, generation)? else {
+            return Ok(revisions);
+        };
         let sql =
             "SELECT day, revision FROM revisions WHERE metric_no = ? AND day >= ? AND day < ?";
         let mut statement = self.connection()?.prepare_cached(sql)?;
@@ -160,9 +185,8 @@ impl QuerySnapshot for SqliteSnapshot<'_> {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
-        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else {
-            return Ok(());
-        };
+        let of = (query.tenant, query.metric, query.generation);
+        let Some((metric_no, count)) = self.metric(of.0, of.1, of.2)? else { return Ok(()) };
         let matched = self.matched_series(query, metric_no, count)?;
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
@@ -174,6 +198,33 @@ impl QuerySnapshot for SqliteSnapshot<'_> {
         }
     }
 
+    fn generation_metric(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        generation: GenerationId,
+    ) -> Result<Option<MetricInfo>, StoreError> {
+        let sql = "SELECT m.no, m.first_hour, m.last_hour, (SELECT count(DISTINCT s.id) FROM \
+                   series s WHERE s.metric_no = m.no)
+            FROM tenants t JOIN metrics m ON m.tenant_no = t.no
+            WHERE t.name = ? AND m.name = ? AND m.generation = ? AND m.first_hour NOT NULL";
+        let of = params![tenant, metric, generation.0 as i64];
+        let found = query_optional(self.connection()?, sql, of, |r| {
+            let info = MetricInfo {
+                metric: metric.to_owned(),
+                labels: Vec::new(),
+                series: r.get::<_, i64>(3)? as u64,
+                first: r.get::<_, Option<i32>>(1)?.map(Hour),
+                last: r.get::<_, Option<i32>>(2)?.map(Hour),
+            };
+            Ok((r.get::<_, i64>(0)?, info))
+        })?;
+        let Some((metric_no, info)) = found else { return Ok(None) };
+        let mut names = self.connection()?.prepare_cached(LABEL_NAMES)?;
+        let labels = names.query_map([metric_no], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        Ok(Some(MetricInfo { labels, ..info }))
+    }
+
     fn metrics(
         &mut self,
         tenant: &str,
@@ -181,12 +232,11 @@ impl QuerySnapshot for SqliteSnapshot<'_> {
     ) -> Result<Vec<MetricInfo>, StoreError> {
         let sql = "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t \
                    JOIN metrics m ON m.tenant_no = t.no
-            WHERE t.name = ? AND m.name > ? AND m.name >= ? AND m.name < ? ORDER BY m.name LIMIT ?";
+            WHERE t.name = ? AND m.generation = 0 AND m.name > ? AND m.name >= ? AND m.name < ? \
+                   ORDER BY m.name LIMIT ?";
         let (from, to) = page.bounds();
         let mut statement = self.connection()?.prepare_cached(sql)?;
-        let mut names = self.connection()?.prepare_cached(
-            "SELECT DISTINCT name FROM label_pairs WHERE metric_no = ? ORDER BY name",
-        )?;
+        let mut names = self.connection()?.prepare_cached(LABEL_NAMES)?;
         let mut rows = statement.query(params![tenant, page.after, from, to, page.rows()])?;
         let mut metrics = Vec::new();
         while let Some(row) = rows.next()? {
@@ -210,15 +260,19 @@ impl QuerySnapshot for SqliteSnapshot<'_> {
         tenant: &str,
         name: &str,
         metric: Option<&str>,
+        others: &[(&str, GenerationId)],
         page: &NameRange<'_>,
     ) -> Result<Vec<String>, StoreError> {
         // Metric by metric, each in the order of its index, so that values beyond the page are
         // never sorted.
         let sql = "SELECT m.no FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = \
-                   ?1 AND (?2 IS NULL OR m.name = ?2)";
+                   ?1 AND m.generation = 0 AND (?2 IS NULL OR m.name = ?2)";
         let mut metrics = self.connection()?.prepare_cached(sql)?;
-        let metrics: Vec<i64> =
+        let mut metrics: Vec<i64> =
             metrics.query_map(params![tenant, metric], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        for (metric, generation) in others {
+            metrics.extend(self.metric(tenant, metric, *generation)?.map(|(no, _)| no));
+        }
         let sql = "SELECT value FROM label_pairs WHERE metric_no = ? AND name = ? AND value > ? \
                    AND value >= ? AND value < ?
             ORDER BY value LIMIT ?";

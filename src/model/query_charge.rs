@@ -1,6 +1,6 @@
 //! Memory and points that a query holds, charged to its budget until dropped. Pure.
 
-use crate::model::budget::QueryBudget;
+use super::budget::QueryBudget;
 
 /// A query's charge; dropping it releases everything.
 #[derive(Debug)]

@@ -1,0 +1,36 @@
+//! Events that were set aside and released, which fills and recomputation count.
+
+use rusqlite::{Connection, params};
+
+use super::StoreError;
+use crate::model::offset::{Offset, OffsetRange, ShardId};
+use crate::model::settled_document::{SettledEvent, Settlement};
+
+/// The released events of a range of a shard.
+pub(super) fn released_events(
+    connection: &Connection,
+    shard: ShardId,
+    range: OffsetRange,
+) -> Result<Vec<(Offset, u32)>, StoreError> {
+    let sql = "SELECT offset, idx FROM quarantine WHERE shard = ? AND offset >= ? AND offset < ? \
+               AND released ORDER BY offset, idx";
+    let mut statement = connection.prepare_cached(sql)?;
+    let of_range = params![shard.0, range.from as i64, range.to as i64];
+    let rows = statement.query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// What was decided about events of all shards, by place.
+pub(super) fn settled_events(
+    connection: &Connection,
+) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {
+    let sql = "SELECT shard, offset, idx, released FROM quarantine WHERE discarded OR released \
+               ORDER BY shard, offset, idx";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([], |r| {
+        let (offset, index) = (r.get::<_, i64>(1)? as Offset, r.get(2)?);
+        let settlement = if r.get(3)? { Settlement::Released } else { Settlement::Discarded };
+        Ok((ShardId(r.get(0)?), SettledEvent { offset, index, settlement }))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
