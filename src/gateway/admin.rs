@@ -185,7 +185,7 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     }
     let (body, _reservation) = decode::read_body(gateway, tenant, headers, body).await?;
     serde_json::from_slice(&body).map_err(|error| {
-        ApiError::new(StatusCode::BAD_REQUEST, "place_invalid", format!("send {form}: {error}"))
+        ApiError::new(StatusCode::BAD_REQUEST, "body_invalid", format!("send {form}: {error}"))
     })
 }
 

@@ -34,6 +34,8 @@ error_codes! {
     400 "all_invalid": "`all` is `true` or `false`.";
     400 "board_id_invalid": "The id of a board in the address is none.";
     400 "board_invalid": "The body is no board; the message names what is wrong.";
+    400 "body_invalid": "The body is not the JSON that this route takes; the message shows the \
+        form.";
     400 "body_unreadable": "The body is no event, array or lines, or it is unclear where its \
         events end. Nothing was taken.";
     400 "by_invalid": "`by` names too many labels, one twice, or an impossible name.";
@@ -54,8 +56,6 @@ error_codes! {
     400 "parameter_repeated": "A parameter is given twice.";
     400 "parameter_unknown": "There is no such parameter; the message names the nearest one.";
     400 "path_invalid": "The path holds what is not UTF-8.";
-    400 "place_invalid": "The body is not the JSON that this route takes; the message shows the \
-        form.";
     400 "precondition_invalid": "`If-Match` or `If-None-Match` is not as this route takes it.";
     400 "query_invalid": "A percent escape is broken or gives no UTF-8. In a subscription: \
         `query` is not an object of strings.";

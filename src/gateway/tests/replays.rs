@@ -106,7 +106,7 @@ async fn requests_that_cannot_be_are_refused_with_what_to_send() {
     let world = World::new();
     let (gateway, [acme, _]) = two_tenants(&world);
     for (body, code, word) in [
-        ("{}", "place_invalid", "metrics"),
+        ("{}", "body_invalid", "metrics"),
         (r#"{"metrics":[],"from":"1970-01-01"}"#, "replay_invalid", "metrics"),
         (r#"{"metrics":["views"],"from":"1970-01-01T07:00:00Z"}"#, "replay_invalid", "1970-01-02"),
         (r#"{"metrics":["other"],"from":"1970-01-01"}"#, "replay_invalid", "rollmill metrics"),
