@@ -12,7 +12,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 
 use super::error::ApiError;
-use crate::clock::Stopwatch;
+use crate::clock::Clock;
 use crate::collect::SentRequest;
 use crate::config::TenantsConfig;
 
@@ -48,17 +48,18 @@ impl Events for SentRequest {
 /// Enforces the event rate of each tenant.
 pub struct AdmissionControl {
     buckets: DashMap<Arc<str>, TokenBucket>,
-    started: Stopwatch,
+    clock: Arc<dyn Clock>,
     rate: f64,
     burst: f64,
 }
 
 impl AdmissionControl {
-    /// Gives every tenant the configured rate and burst.
-    pub fn new(config: &TenantsConfig) -> Self {
+    /// Gives every tenant the configured rate and burst. Tokens come back with the boot clock,
+    /// which no jump of the wall clock moves.
+    pub fn new(config: &TenantsConfig, clock: Arc<dyn Clock>) -> Self {
         Self {
             buckets: DashMap::new(),
-            started: Stopwatch::start(),
+            clock,
             rate: config.max_events_per_second as f64,
             burst: config.burst.max(1) as f64,
         }
@@ -83,7 +84,7 @@ impl AdmissionControl {
     /// # Errors
     /// 429 with `Retry-After` if the tenant exceeds its rate.
     fn take(&self, tenant: &Arc<str>, events: usize) -> Result<(), ApiError> {
-        self.take_at(tenant, events, self.started.elapsed().as_secs_f64())
+        self.take_at(tenant, events, self.clock.uptime() as f64 / 1_000.0)
     }
 
     fn take_at(&self, tenant: &Arc<str>, events: usize, now: f64) -> Result<(), ApiError> {
@@ -124,6 +125,7 @@ impl AdmissionControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ManualClock;
     use crate::config::Config;
 
     #[test]
@@ -132,7 +134,7 @@ mod tests {
             c.tenants.max_events_per_second = 10;
             c.tenants.burst = 20;
         });
-        let admission = AdmissionControl::new(&config.tenants);
+        let admission = AdmissionControl::new(&config.tenants, ManualClock::at(0));
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         assert_eq!(admission.take_at(&a, 20, 0.0), Ok(()));
         assert_eq!(admission.take_at(&a, 1, 0.0).unwrap_err().retry_after, Some(1));

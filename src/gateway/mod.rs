@@ -94,7 +94,7 @@ pub struct GatewayDeps {
     pub mapping: Arc<ArcSwap<Mapping>>,
     /// Source of every limit.
     pub config: Arc<Config>,
-    /// Wall time, for timestamps and key expiry.
+    /// Wall time, for timestamps and key expiry; boot time, for the rates of tenants.
     pub clock: Arc<dyn Clock>,
     /// Number of shards in the cluster.
     pub shard_count: u32,
@@ -182,7 +182,7 @@ impl Gateway {
                 max_ahead_ms: millis(config.accept.max_ahead),
             },
             interner: interner::Interner::new(deps.shard_count, interned, interned_bytes),
-            admission: admission::AdmissionControl::new(&config.tenants),
+            admission: admission::AdmissionControl::new(&config.tenants, deps.clock.clone()),
             queries: fair_pool::FairPool::new(
                 "query",
                 10,

@@ -610,7 +610,7 @@ async fn an_empty_label_is_as_good_as_none_before_they_are_counted() {
     );
 }
 
-/// Twenty tokens that do not come back while the test runs.
+/// Twenty tokens that do not come back while the test runs, because its clock stands still.
 fn twenty_tokens() -> Config {
     Config::defaults().with(|c| {
         c.tenants.max_events_per_second = 1;
