@@ -4,6 +4,7 @@
 mod boards;
 mod browsers;
 mod collect;
+mod cpu;
 mod dashboard;
 mod half_close;
 mod heads;
