@@ -657,15 +657,19 @@ async fn a_reader_that_never_reads_is_dropped() {
     let (address, _stop) = listen(config).await;
     let (mut ws, _) =
         tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+    // A name each: an answer that comes after the next question of its name is not sent, and no
+    // pause is long enough for an answer on a busy machine. Then pings, so that the server hears of
+    // a client that reads nothing.
+    let subscribe = |n: u8| {
+        let query = r#"{"metric":"m","by":"pad","limit":"4000000"}"#;
+        Message::text(format!(r#"{{"subscribe":"q{n}","query":{query}}}"#))
+    };
+    let pings = std::iter::repeat_with(|| Message::Ping(bytes::Bytes::new()));
     let dropped = tokio::time::timeout(Duration::from_secs(120), async {
-        while ws
-            .send(Message::text(
-                r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"4000000"}}"#,
-            ))
-            .await
-            .is_ok()
-        {
-            // Long enough for an answer: one that arrives after the next of its name is dropped.
+        for message in (0..8).map(subscribe).chain(pings) {
+            if ws.send(message).await.is_err() {
+                break;
+            }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });

@@ -56,7 +56,9 @@ fn statuses(answer: &str) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_has_nothing_more_to_send_still_gets_its_answer() {
-    let (address, _stop) = listen(Config::defaults()).await;
+    // A large answer takes a busy machine longer than a client that seems gone is waited for.
+    let config = Config::defaults().with(|c| c.query.client_gone_after = PATIENCE);
+    let (address, _stop) = listen(config).await;
     let event = write(r#"{"metric":"m"}"#);
     let chunked = "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: \
                    chunked\r\n\r\ne\r\n{\"metric\":\"m\"}\r\n0\r\n\r\n";
