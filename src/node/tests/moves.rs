@@ -440,11 +440,12 @@ async fn two_nodes_that_both_believe_to_own_a_shard_do_not_fight_over_it() {
     let config = quick().with(|c| c.shards.refused_delay = Duration::from_secs(300));
     log.assign(all());
     let (stale, owner) = (cluster.node(&log, &config).await, cluster.node(&other, &config).await);
+    let owns_all =
+        |node: &Node| all().into_iter().all(|shard| node.slots.entry(shard).epoch().is_some());
+    // A node is there before it has claimed anything: who claims last has the shard.
+    until("claimed", || owns_all(&stale)).await;
     other.assign(all());
-    until("taken over", || {
-        all().into_iter().all(|shard| owner.slots.entry(shard).epoch().is_some())
-    })
-    .await;
+    until("taken over", || owns_all(&owner)).await;
     for id in 0..200 {
         append(&cluster.log, &some_event(id)).await;
     }

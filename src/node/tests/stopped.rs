@@ -34,6 +34,18 @@ fn epoch(cluster: &Cluster, shard: ShardId) -> u64 {
     checkpoints.into_iter().find(|(id, _)| *id == shard).expect("claimed").1.epoch.counter
 }
 
+/// Waits until the node has applied all of the log in these shards. A shard that has something to
+/// apply is stale a second later, which is soon on a busy machine.
+async fn until_applied(cluster: &Cluster, node: &Node, shards: &BTreeSet<ShardId>) {
+    until("everything is applied", || {
+        shards.iter().all(|shard| {
+            let slot = node.slots.entry(*shard);
+            slot.epoch().is_some() && slot.applied() == cluster.log.end(*shard)
+        })
+    })
+    .await;
+}
+
 fn config() -> Config {
     quick().with(|c| c.query.stale_after = Duration::from_secs(1))
 }
@@ -51,10 +63,7 @@ async fn partitions_that_are_no_shards_are_left_alone() {
     for id in 0..100 {
         append(&cluster.log, &some_event(id)).await;
     }
-    until("all shards are served", || {
-        all().into_iter().all(|shard| node.slots.entry(shard).epoch().is_some())
-    })
-    .await;
+    until_applied(&cluster, &node, &all()).await;
     until("the node is ready", || node.slots.all_fresh(1_000)).await;
     let answer = query(&node).await;
     assert_eq!(
@@ -83,6 +92,8 @@ async fn a_record_of_another_release_stops_its_shard_alone_and_says_so_everywher
     let slot = node.slots.entry(shard).clone();
     until("it stops", || slot.stop_reason().is_some()).await;
     until("what lies below is flushed", || slot.committed() == 1).await;
+    let others: BTreeSet<_> = all().into_iter().filter(|other| *other != shard).collect();
+    until_applied(&cluster, &node, &others).await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert_eq!(
         (slot.applied(), epoch(&cluster, shard)),
