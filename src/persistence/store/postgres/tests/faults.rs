@@ -355,15 +355,15 @@ fn a_round_of_maintenance_is_one_nodes() {
 #[test]
 fn a_large_flush_has_the_time_that_it_needs() {
     let (direct, url) = store();
-    // Every statement that merges figures takes 0.7 s.
+    // Every statement that merges figures takes 1.2 s, and on a busy machine some seconds more.
     let slow = "CREATE FUNCTION rollmill.dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN \
-                PERFORM pg_sleep(0.7); RETURN NULL; END';
+                PERFORM pg_sleep(1.2); RETURN NULL; END';
         CREATE TRIGGER dawdle AFTER INSERT ON rollmill.rollups FOR EACH STATEMENT EXECUTE FUNCTION \
                 rollmill.dawdle()";
     server::shared().psql(url.rsplit('/').next().expect("a name"), slow).expect("a slow table");
     let epoch = direct.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let store =
-        PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(4), ..options(&url) })
+        PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(8), ..options(&url) })
             .expect("a store");
     let deltas = |pages: i32| {
         (0..pages)
@@ -372,8 +372,8 @@ fn a_large_flush_has_the_time_that_it_needs() {
     };
     store.flush(guard(0, 0, epoch), &batch(deltas(1)), 0).expect("a flush");
     let watch = Instant::now();
-    store.flush(guard(0, 1, epoch), &batch(deltas(350)), 0).expect("eight parts of 0.7 s and more");
-    assert!(watch.elapsed() > Duration::from_secs(5), "{:?}", watch.elapsed());
+    store.flush(guard(0, 1, epoch), &batch(deltas(350)), 0).expect("eight parts of 1.2 s and more");
+    assert!(watch.elapsed() > Duration::from_secs(9), "{:?}", watch.elapsed());
     assert_eq!(state(&*direct, 0), (2, 168 + 350 * 168));
 }
 

@@ -132,8 +132,14 @@ fn thawed_owner() -> Duration {
     delay
 }
 
+/// Retries a few times: on a busy machine a flush of 50 ms may take longer than a claim waits.
 #[test]
 fn a_flush_that_is_only_slow_is_waited_for() {
+    assert!((0..8).any(|_| waits_for_a_slow_flush()), "no flush was waited for");
+}
+
+/// Whether a claim waited for the flush of its predecessor; if not, that flush wrote nothing.
+fn waits_for_a_slow_flush() -> bool {
     let (store, _) = store();
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let (locked, is_locked) = sync_channel(1);
@@ -153,12 +159,14 @@ fn a_flush_that_is_only_slow_is_waited_for() {
         })
     });
     is_locked.recv().expect("inside");
-    assert_eq!(
-        store.claim(ShardId(0), LOG, 2).expect("a claim").checkpoint.next,
-        1,
-        "what it committed is seen"
-    );
-    owner.join().expect("no panic").expect("it committed");
+    let next = store.claim(ShardId(0), LOG, 2).expect("a claim").checkpoint.next;
+    let outcome = owner.join().expect("no panic");
+    match &outcome {
+        Ok(()) => assert_eq!(next, 1, "what it committed is seen"),
+        Err(error) if error.outcome_unknown() => {}
+        Err(error) => assert_eq!(next, 0, "{error:?}"),
+    }
+    outcome.is_ok()
 }
 
 #[test]
