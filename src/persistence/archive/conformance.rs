@@ -327,7 +327,11 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
             .expect("opens");
     server.set_faults(seed, 250);
     let (mut acknowledged, mut failures) = (Vec::new(), 0);
-    for at in 0..40_u64 {
+    // On a machine so busy that the server itself is late for most requests, it takes more of them.
+    for at in 0..400_u64 {
+        if at >= 40 && acknowledged.len() > 10 {
+            break;
+        }
         let range = 5 * at..5 * at + 3;
         match archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &RangeDecisions::default())
         {
