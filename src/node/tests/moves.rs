@@ -19,6 +19,9 @@ use crate::shards::state::LiveQuery;
 /// Number of moves in a run; `ROLLMILL_TEST_MOVES` overrides it.
 const MOVES: u64 = 2_000;
 const MOVERS: u32 = 4;
+/// After so many moves a mover waits for a complete answer. Without that, a busy machine has some
+/// shard on its way nearly all the time, and gives hardly any.
+const MOVES_PER_ANSWER: u64 = 8;
 
 struct Rng(u64);
 
@@ -103,6 +106,8 @@ struct Ledger {
     events: Mutex<Vec<Event>>,
     acked: Mutex<Vec<Millis>>,
     sent: AtomicU64,
+    /// The number of complete answers.
+    answered: AtomicU64,
     done: AtomicBool,
 }
 
@@ -144,15 +149,21 @@ impl Ledger {
         }
     }
 
+    /// Waits for one more complete answer.
+    async fn answer(&self) {
+        let before = self.answered.load(Ordering::Acquire);
+        until("a complete answer", || self.answered.load(Ordering::Acquire) > before).await;
+    }
+
     /// Queries until the run ends; returns the numbers of complete and of partial answers.
     fn read(&self, store: &MemoryStore, nodes: &[Arc<ShardTable>]) -> (u64, u64) {
-        let (mut complete, mut partial) = (0, 0);
+        let mut partial = 0;
         while !self.done.load(Ordering::Acquire) {
             let Some((as_of, counted)) = count(store, nodes) else {
                 partial += 1;
                 continue;
             };
-            complete += 1;
+            self.answered.fetch_add(1, Ordering::AcqRel);
             let (least, most) = (self.acked_before(as_of), self.sent.load(Ordering::Acquire));
             assert!(
                 counted >= least,
@@ -160,7 +171,7 @@ impl Ledger {
             );
             assert!(counted <= most, "{counted} are counted, but only {most} were sent");
         }
-        (complete, partial)
+        (self.answered.load(Ordering::Acquire), partial)
     }
 
     fn fold(&self) -> BTreeMap<(Series, Hour), Rollup> {
@@ -192,11 +203,14 @@ impl Group {
 
     /// Moves a subset of the shards between the nodes, mostly like a healthy group, sometimes like
     /// one that has lost track of a node.
-    async fn move_shards(&self, mover: u32, moves: u64) {
+    async fn move_shards(&self, ledger: &Ledger, mover: u32, moves: u64) {
         let mut rng = Rng(u64::from(mover) + 77);
         let mut owner: BTreeMap<ShardId, usize> =
             all().into_iter().filter(|s| s.0 % MOVERS == mover).map(|s| (s, 0)).collect();
-        for _ in 0..moves {
+        for made in 0..moves {
+            if made % MOVES_PER_ANSWER == 0 {
+                ledger.answer().await;
+            }
             let shard = *owner.keys().nth(rng.below(owner.len() as u64) as usize).expect("a shard");
             let (from, to) = (owner[&shard], 1 - owner[&shard]);
             if rng.below(5) == 0 {
@@ -255,8 +269,9 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
         tokio::task::spawn_blocking(move || ledger.read(&store, &slots))
     };
     let movers = (0..MOVERS).map(|mover| {
-        let group = group.clone();
-        tokio::spawn(async move { group.move_shards(mover, moves / u64::from(MOVERS)).await })
+        let (group, ledger) = (group.clone(), ledger.clone());
+        let moves = moves / u64::from(MOVERS);
+        tokio::spawn(async move { group.move_shards(&ledger, mover, moves).await })
     });
     for mover in futures::future::join_all(movers).await {
         mover.expect("the mover gets through");
