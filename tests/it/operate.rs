@@ -137,6 +137,10 @@ fn value(text: &str, series: &str) -> Option<f64> {
 fn metrics_stand_at_zero_before_anything_happens_and_have_help() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start(&dir.path().join("data"), &[]);
+    // A node takes writes before it has claimed its shards, which is one transaction for each.
+    wait_until("all shards are owned", || {
+        value(&metrics(&server), "rollmill_shards_owned") == Some(64.0)
+    });
     let text = metrics(&server);
     for metric in METRICS.iter().filter(|metric| metric.kind == MetricKind::Counter) {
         let zero = |series: String| {

@@ -182,6 +182,15 @@ fn wait_flushed(server: &Server, events: u64) {
     }
 }
 
+/// Waits until the store has everything that the shards have applied.
+fn wait_nothing_pending(server: &Server) {
+    wait_until("nothing is pending", || {
+        let (_, answer) = server.get("/v1/accounting");
+        let hours = answer["hours"].as_array().cloned().unwrap_or_default();
+        answer["completeness"]["partial"] == false && hours.iter().all(|hour| hour["pending"] == 0)
+    });
+}
+
 /// Tells readers and writers to end when it is dropped, so that a test that fails does not wait for
 /// them for ever.
 struct EndReaders<'a>(&'a AtomicBool);

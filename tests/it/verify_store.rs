@@ -18,10 +18,10 @@ const SETTINGS: &[(&str, &str)] =
 fn filled(dir: &Path) -> PathBuf {
     let data = dir.join("data");
     fill(&data, SETTINGS, &|| {
+        // All of it: a stop archives nothing, and what only the log has can always be compared.
         let sql = Connection::open(data.join("store.sqlite")).expect("opens");
-        sql.query_row("SELECT count(*) FROM manifest WHERE shard = 0", [], |r| r.get::<_, i64>(0))
-            .expect("a number")
-            > 0
+        let left = "SELECT count(*) FROM shards WHERE archived < next";
+        sql.query_row(left, [], |r| r.get::<_, i64>(0)).expect("a number") == 0
     });
     // Removes the bytes of deleted rows, where a flipped bit would change nothing.
     Connection::open(data.join("store.sqlite"))
@@ -49,7 +49,7 @@ fn fill(data: &Path, settings: &[(&str, &str)], is_archived: &dyn Fn() -> bool) 
         });
     }
     assert_eq!(server.accounted()[..2], [1_000, 200]);
-    wait_until("a part is archived", is_archived);
+    wait_until("it is archived", is_archived);
     assert_eq!(server.stop(), Some(0));
 }
 
