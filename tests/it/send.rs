@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use rustix::process::Signal;
+
 use crate::proxy::{Proxy, ProxyPlan};
-use crate::support::{Server, wait_until};
+use crate::support::{Server, handles, wait_until};
 
 fn command(url: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
@@ -179,7 +181,7 @@ fn streaming(url: &str, args: &[&str]) -> (Child, ChildStdin) {
 
 fn terminate(child: &Child) {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+    rustix::process::kill_process(pid, Signal::TERM).expect("a signal");
 }
 
 #[test]
@@ -193,7 +195,9 @@ fn a_stream_is_sent_after_a_second_and_at_its_end_by_a_signal() {
     counts(&server, "tl", 3);
     stdin.write_all(b"{\"metric\":\"tl\"}\n{\"metric\":\"tl\"}\n{\"metric\":").expect("written");
     // `send` must have read the lines; it sends a batch only once it is a second old.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    wait_until("the pipe is empty", || {
+        rustix::io::ioctl_fionread(&stdin).expect("its length") == 0
+    });
     terminate(&child);
     let (code, said) = said(child.wait_with_output().expect("it ends"));
     assert!(code == Some(1) && said.contains("5 events are in, 1 was refused"), "{code:?} {said}");
@@ -209,7 +213,7 @@ fn a_named_pipe_is_a_stream_and_a_signal_ends_the_wait_for_its_writer() {
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
     let name = pipe.display().to_string();
     let mut child = command(&server.url, &[&name]).stdin(Stdio::null()).spawn().expect("it runs");
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    wait_until("it listens for signals", || handles(child.id(), Signal::TERM));
     terminate(&child);
     wait_until("it ends though nobody writes", || child.try_wait().expect("waited").is_some());
     let writing =

@@ -148,6 +148,15 @@ fn a_node_waits_for_kafka_and_serves_when_it_comes() {
     assert_eq!((gateway.stop(), node.stop()), (Some(0), Some(0)));
 }
 
+/// Has the server read its files again. It does so some time after the request, and shows the new
+/// time in every session that begins under the new rules.
+fn reload(server: &Postgres) {
+    let read_at = || server.psql("postgres", "SELECT pg_conf_load_time()").expect("a time");
+    let before = read_at();
+    server.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
+    wait_until("the files are read again", || read_at() != before);
+}
+
 #[test]
 fn a_node_waits_for_postgres_and_not_for_a_wrong_password() {
     let mut server = Postgres::start("waiting");
@@ -177,7 +186,7 @@ fn a_node_waits_for_postgres_and_not_for_a_wrong_password() {
             &format!("COPY (SELECT unnest(string_to_array('{rules}', E'\\n'))) TO '{file}'"),
         )
         .expect("written");
-    server.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
+    reload(&server);
     let elsewhere = |user: &str, database: &str| {
         format!("postgres://{user}@127.0.0.1:{}/{database}", server.port)
     };

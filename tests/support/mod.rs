@@ -229,6 +229,15 @@ impl Drop for Server {
     }
 }
 
+/// Whether a process handles this signal itself. Until it has installed its handler, the signal
+/// just ends it.
+pub fn handles(pid: u32, signal: rustix::process::Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_some_and(|mask| mask & (1 << (signal.as_raw() - 1)) != 0)
+}
+
 fn rustix_pid(pid: u32) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid")
 }

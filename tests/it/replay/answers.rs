@@ -15,8 +15,14 @@ fn price(n: u64) -> String {
     format!(r#"{{"metric":"price","id":"{n}","value":1,"timestamp":"{time}","labels":{labels}}}"#)
 }
 
-/// Looks at the days until it is told to stop. Returns which factors it has seen on the second day.
-fn watch(server: &Server, sent: &AtomicU64, done: &AtomicBool) -> BTreeSet<u64> {
+/// Looks at the days until it is told to stop, and notes the newest factor of the second day.
+/// Returns all that it has seen.
+fn watch(
+    server: &Server,
+    sent: &AtomicU64,
+    done: &AtomicBool,
+    newest: &AtomicU64,
+) -> BTreeSet<u64> {
     let path = "/v1/query?metric=price&step=1d&agg=count,sum&from=2026-01-01T00:00:00Z&\
                 to=2026-01-05T00:00:00Z";
     let mut seen = BTreeSet::new();
@@ -42,7 +48,9 @@ fn watch(server: &Server, sent: &AtomicU64, done: &AtomicBool) -> BTreeSet<u64> 
         }
         assert!(all <= sent.load(Ordering::SeqCst), "doubled: {answer}");
         if answer["completeness"]["partial"] == false {
-            seen.insert(factor("2026-01-02T00:00:00Z"));
+            let factor = factor("2026-01-02T00:00:00Z");
+            newest.store(factor, Ordering::SeqCst);
+            seen.insert(factor);
         }
     }
     seen
@@ -57,6 +65,10 @@ fn no_answer_mixes_generations_while_they_are_switched() {
     );
     let rules = file(dir.path(), "tripled.toml", TRIPLED);
     let (sent, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let newest = AtomicU64::new(0);
+    let sees = |factor: u64| {
+        wait_until("the reader sees the switch", || newest.load(Ordering::SeqCst) == factor);
+    };
     let send_more = |from: u64| {
         sent.fetch_add(100, Ordering::SeqCst);
         send(&server, &(from..from + 100).map(price).collect::<Vec<_>>());
@@ -64,7 +76,7 @@ fn no_answer_mixes_generations_while_they_are_switched() {
     send_more(0);
     wait_flushed(&server, 100);
     std::thread::scope(|scope| {
-        let watching = scope.spawn(|| watch(&server, &sent, &done));
+        let watching = scope.spawn(|| watch(&server, &sent, &done, &newest));
         let writing = scope.spawn(|| {
             let mut from = 100;
             while !done.load(Ordering::SeqCst) {
@@ -80,9 +92,9 @@ fn no_answer_mixes_generations_while_they_are_switched() {
         let id = id.to_string();
         for _ in 0..4 {
             replay_ok(&server, &["apply", &id]);
-            std::thread::sleep(Duration::from_millis(300));
+            sees(3);
             replay_ok(&server, &["undo", &id]);
-            std::thread::sleep(Duration::from_millis(300));
+            sees(1);
         }
         done.store(true, Ordering::SeqCst);
         writing.join().expect("writers");

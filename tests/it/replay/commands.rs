@@ -5,11 +5,13 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
+use crate::support::handles;
+
+const FEW: [(&str, &str); 2] = [("shards.count", "3"), ("flush.interval", "200ms")];
 
 /// A server with some flights in it.
 fn with_flights(dir: &Path, events: usize, settings: &[(&str, &str)]) -> Server {
-    let few = [("shards.count", "3"), ("flush.interval", "200ms")];
-    let server = Server::start(&dir.join("data"), &[&few[..], settings].concat());
+    let server = Server::start(&dir.join("data"), &[&FEW[..], settings].concat());
     let (_, rows) = flights(events);
     let rows = rows.iter().enumerate();
     send(&server, &rows.map(|(n, row)| event("departure_delay", n, row)).collect::<Vec<_>>());
@@ -126,8 +128,8 @@ fn a_key_needs_the_scope_and_reaches_the_replays_of_its_tenant_only() {
 #[test]
 fn ctrl_c_leaves_the_replay_running_and_says_how_to_go_on() {
     let dir = tempfile::tempdir().expect("a directory");
-    // It reads the flights in some seconds.
-    let server = with_flights(dir.path(), 3_000, &[("replay.max_rate", "500")]);
+    // It takes five minutes, so that nothing below finds it ready.
+    let server = with_flights(dir.path(), 3_000, &[("replay.max_rate", "10")]);
     let child = Command::new(env!("CARGO_BIN_EXE_rollmill"))
         .arg("replay")
         .args(FLIGHTS)
@@ -140,6 +142,8 @@ fn ctrl_c_leaves_the_replay_running_and_says_how_to_go_on() {
         let (_, all) = server.get("/v1/replays");
         all["replays"][0]["progress"]["waits_for"][0]["reason"] == "filling"
     });
+    // The server may fill it before the command has its answer, and then Ctrl-C would just end it.
+    wait_until("it listens for Ctrl-C", || handles(child.id(), Signal::INT));
     let pid = Pid::from_raw(child.id().cast_signed()).expect("a process");
     kill_process(pid, Signal::INT).expect("sent");
     let output = child.wait_with_output().expect("it ends");
@@ -157,6 +161,10 @@ fn ctrl_c_leaves_the_replay_running_and_says_how_to_go_on() {
     // One more for these days is refused while it is built.
     let twice = replay(&server, &[&["start"], &FLIGHTS[..]].concat());
     assert!(said(&twice).contains("apply or cancel it first"), "{}", said(&twice));
+    // Without a limit, it is soon at its end.
+    let data = server.data.clone();
+    assert_eq!(server.stop(), Some(0));
+    let server = Server::start(&data, &FEW);
     wait_ready(&server, 1);
     replay_ok(&server, &["apply", "1"]);
     let refused = replay(&server, &["cancel", "1"]);

@@ -34,11 +34,11 @@ impl Ledger {
 }
 
 /// Looks at the total until it is told to stop: never less than what was acknowledged before the
-/// answer's time, never more than what was sent. Returns how many answers it saw, and how many of
-/// them came from a replay.
-fn watch(server: &Server, ledger: &Ledger, done: &AtomicBool) -> (u64, u64) {
+/// answer's time, never more than what was sent. Returns how many answers it saw, and counts those
+/// of them that came from a replay.
+fn watch(server: &Server, ledger: &Ledger, done: &AtomicBool, replayed: &AtomicU64) -> u64 {
     let path = format!("/v1/query?metric=departure_delay&step=all&{ALL_FLIGHTS}");
-    let (mut answers, mut replayed) = (0, 0);
+    let mut answers = 0;
     while !done.load(Ordering::SeqCst) {
         let (status, answer) = server.get(&path);
         assert_eq!(status, 200, "{answer}");
@@ -52,9 +52,10 @@ fn watch(server: &Server, ledger: &Ledger, done: &AtomicBool) -> (u64, u64) {
         let acked = ledger.acked_at(as_of.parse().expect("a time"));
         assert!(count >= acked, "{count} of {acked}: {answer}");
         answers += 1;
-        replayed += u64::from(answer["completeness"]["generations"].is_array());
+        let is_replayed = answer["completeness"]["generations"].is_array();
+        replayed.fetch_add(u64::from(is_replayed), Ordering::SeqCst);
     }
-    (answers, replayed)
+    answers
 }
 
 #[test]
@@ -67,11 +68,12 @@ fn a_replay_without_rules_changes_no_byte_and_nobody_notices() {
     let (first, later) = events.split_at(events.len() / 2);
     let (ledger, done, written) =
         (Ledger::default(), AtomicBool::new(false), AtomicBool::new(false));
+    let replayed = AtomicU64::new(0);
     ledger.send(&server, first, 1);
     wait_flushed(&server, first.len() as u64);
     let mut id = String::new();
     std::thread::scope(|scope| {
-        let watching = scope.spawn(|| watch(&server, &ledger, &done));
+        let watching = scope.spawn(|| watch(&server, &ledger, &done, &replayed));
         let writing = scope.spawn(|| {
             // Late, because their days are being replayed, and each batch twice.
             for batch in later.chunks(50.max(later.len() / 100)) {
@@ -98,11 +100,12 @@ fn a_replay_without_rules_changes_no_byte_and_nobody_notices() {
         let served = served.filter(|one| one["state"] == "applied");
         id = served.map(|one| one["id"].to_string()).next().expect("one is applied");
         writing.join().expect("writers");
-        std::thread::sleep(Duration::from_millis(300));
+        wait_until("a reader is answered by the replay", || replayed.load(Ordering::SeqCst) > 0);
         done.store(true, Ordering::SeqCst);
-        let (answers, replayed) = watching.join().expect("readers");
+        let (answers, replayed) =
+            (watching.join().expect("readers"), replayed.load(Ordering::SeqCst));
         println!("{answers} answers, {replayed} of them of the replay");
-        assert!(replayed > 0 && answers > replayed);
+        assert!(answers > replayed);
     });
     let all = (first.len() + 2 * later.len()) as u64;
     wait_flushed(&server, all);
