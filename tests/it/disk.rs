@@ -529,8 +529,14 @@ fn a_replay_waits_for_an_archive_on_a_full_disk_and_ends_by_itself() {
         let counted = events["done"] == 2_000 && events["left"] == 0;
         counted && events["unarchived_records"].as_u64() > Some(0)
     });
-    assert!(waits_for(&shown(&disks.server, id), "the archive has not reached offset"));
-    assert!(log_of(&disks.server.data).contains("No space left on device"));
+    // What was read is committed before the fill tells that it waits, and the archiver looks for
+    // what is due twice a second.
+    wait_until("it says what it waits for", || {
+        waits_for(&shown(&disks.server, id), "the archive has not reached offset")
+    });
+    wait_until("the log says why", || {
+        log_of(&disks.server.data).contains("No space left on device")
+    });
     disks.archive.free();
     wait_until("it is ready", || shown(&disks.server, id)["state"] == "ready");
     replay(&disks.server, &["apply", &id.to_string()]);
