@@ -15,7 +15,7 @@ use rollmill::persistence::store::SnapshotSource;
 use rollmill::persistence::store::sqlite::SqliteStore;
 
 use crate::ledger::Ledger;
-use crate::load::{ReadStats, StopOnDrop, accounting, check, client, reader};
+use crate::load::{ReadStats, StopOnDrop, accounting, await_answer_for, check, client, reader};
 use crate::rng::Rng;
 use crate::support::{Server, agent, free_port, wait_until};
 use crate::{alone, now, number};
@@ -209,6 +209,44 @@ fn fill(server: &Server, bytes: u64) -> u64 {
 
 const QUICK: Duration = Duration::from_secs(2);
 
+/// Longer than a slow machine takes to read the whole log.
+const CAUGHT_UP: Duration = Duration::from_secs(600);
+
+/// How long starts took until the first accepted write: with the large log, and, right before, with
+/// hardly any.
+#[derive(Debug, Clone, Copy)]
+struct StartTimes {
+    large: Duration,
+    empty: Duration,
+}
+
+impl StartTimes {
+    /// The machine is shared, so the bound is generous: it catches a start that reads the whole
+    /// log. On a machine so slow that any start takes long, it grows with what an empty log takes.
+    fn is_quick(self) -> bool {
+        self.large < QUICK.max(self.empty * 4)
+    }
+}
+
+/// Starts a server and repeats a write until it is accepted.
+fn start_and_write(
+    data: &Path,
+    port: u16,
+    settings: &[(&str, &str)],
+    event: &str,
+) -> (Server, Duration) {
+    let begun = Instant::now();
+    let server = Server::spawn(data, port, settings);
+    while agent()
+        .post(format!("{}/v1/events", server.url))
+        .send(event)
+        .map_or(true, |a| a.status() != 202)
+    {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (server, begun.elapsed())
+}
+
 #[test]
 fn a_large_log_does_not_delay_the_start() {
     let megabytes = number("ROLLMILL_CHAOS_RESTART_MB", 256);
@@ -217,43 +255,36 @@ fn a_large_log_does_not_delay_the_start() {
         [("flush.interval", "1h"), ("archive.max_delay", "1h"), ("flush.max_delta_bytes", "4GiB")];
     let dir = tempfile::tempdir().expect("a directory");
     let (data, port) = (dir.path().join("data"), free_port());
+    let (empty, empty_port) = (dir.path().join("empty"), free_port());
     let server = Server::start_on(&data, port, &settings);
     let events = fill(&server, megabytes << 20);
     server.kill();
-    let mut times: Vec<Duration> = Vec::new();
+    let mut starts: Vec<StartTimes> = Vec::new();
     // One fast start is enough, because the other attempts may have met a busy machine.
     for attempt in 0..6 {
-        let begun = Instant::now();
-        let mut server = Server::spawn(&data, port, &settings);
         let event = format!(r#"{{"metric":"m","id":"last-{attempt}"}}"#);
-        while agent()
-            .post(format!("{}/v1/events", server.url))
-            .send(&event)
-            .map_or(true, |a| a.status() != 202)
-        {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        times.push(begun.elapsed());
+        let (other, without) = start_and_write(&empty, empty_port, &settings, &event);
+        other.kill();
+        let (mut server, took) = start_and_write(&data, port, &settings, &event);
+        starts.push(StartTimes { large: took, empty: without });
         let partial =
             server.get("/v1/query?metric=m&step=all").1["completeness"]["partial"] == true;
         println!(
-            "{megabytes} MB of log: first write accepted after {:?}, reads flagged partial until \
-             caught up: {partial}",
-            times[attempt as usize]
+            "{megabytes} MB of log: first write accepted after {took:?}, without it after \
+             {without:?}, reads flagged partial until caught up: {partial}"
         );
         server.wait_alive();
-        if attempt < 2 || (attempt < 5 && times.iter().all(|took| *took >= QUICK)) {
+        if attempt < 2 || (attempt < 5 && !starts.iter().any(|start| start.is_quick())) {
             server.kill();
             continue;
         }
         let total = events + attempt + 1;
-        server.await_query("/v1/query?metric=m&step=all", |a| {
+        let url = std::slice::from_ref(&server.url);
+        await_answer_for(CAUGHT_UP, url, "/v1/query?metric=m&step=all", |a| {
             a["series"][0]["points"][0]["count"] == total
         });
         break;
     }
-    let best = times.iter().min().expect("three");
-    // The machine is shared, so the bound is generous: it catches a start that reads the whole log.
-    // The printed figure is the actual measurement.
-    assert!(*best < QUICK, "starting took {times:?}");
+    // The printed figures are the actual measurement.
+    assert!(starts.iter().any(|start| start.is_quick()), "starting took {starts:?}");
 }

@@ -251,7 +251,7 @@ impl Postgres {
 
     /// Promotes a standby to primary and returns whether that succeeded.
     pub fn promote(&self) -> bool {
-        self.psql("postgres", "SELECT pg_promote(true, 30)").expect("promoted") == "t"
+        self.psql("postgres", "SELECT pg_promote(true, 150)").expect("promoted") == "t"
     }
 
     /// Gives the server a certificate for 127.0.0.1 and turns on TLS. Returns the CA file to trust.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Cluster, SHARDS};
 use crate::ledger::{Event, Ledger};
-use crate::load::{PATIENCE, ReadStats, StopOnDrop, accounting, check, client, reader};
+use crate::load::{IMPATIENCE, PATIENCE, ReadStats, StopOnDrop, accounting, check, client, reader};
 use crate::now;
 use crate::rng::Rng;
 use crate::support::{Server, agent};
@@ -18,8 +18,8 @@ const SETTINGS: [(&str, &str); 4] = [
     ("kafka.min_isr", "2"),
     // Longer than Kafka takes to detect a dead broker, even on a slow machine: the test waits for
     // the final outcome of a write.
-    ("kafka.delivery_timeout", "30s"),
-    ("gateway.append_timeout", "60s"),
+    ("kafka.delivery_timeout", "60s"),
+    ("gateway.append_timeout", "90s"),
 ];
 
 /// What the clients saw during one phase.
@@ -114,11 +114,12 @@ fn one_dead(cluster: &Cluster, ledger: &Ledger) -> ClientStats {
 
 /// With two of three brokers dead, nothing is acknowledged, and a waiting client is told so.
 fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &PatientBatch) {
-    // Waits until the ledger has recorded everything acknowledged before the kill.
+    // Waits until the ledger has recorded everything acknowledged before the kill: for longer than
+    // a client waits for an answer, because one that was under way may come as late as that.
     let mut before = 0;
     while before != ledger.acked_total() {
         before = ledger.acked_total();
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(IMPATIENCE + Duration::from_secs(3));
     }
     assert_eq!(
         patient.send(&cluster.url(0)),

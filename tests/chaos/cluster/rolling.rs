@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::balancer::Balancer;
 use super::{Cluster, FULL, PATIENCE};
 use crate::ledger::Ledger;
-use crate::load::{ReadStats, StopOnDrop, check, get, patient_client, reader};
+use crate::load::{ReadStats, StopOnDrop, check, get, patient_client, patient_reader};
 use crate::support::agent;
 
 /// Waits until every node owns shards and all are served. A node is ready before the group assigns
@@ -25,7 +25,7 @@ fn balanced(cluster: &Cluster, observer: usize) {
 #[test]
 fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
     let mut cluster = Cluster::start(&[("server.drain_delay", "500ms")]);
-    let balancer = Balancer::start(&cluster, &cluster.dir().join("nginx"));
+    let balancer = Balancer::start_patient(&cluster, &cluster.dir().join("nginx"));
     let front = [balancer.url.clone()];
     let (ledger, stats, stop) = (Ledger::default(), ReadStats::default(), AtomicBool::new(false));
     let mut handovers = Vec::new();
@@ -35,7 +35,7 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
         let mut threads: Vec<_> = (0..4)
             .map(|n| scope.spawn(move || patient_client(n, 7, front, ledger, stop)))
             .collect();
-        threads.push(scope.spawn(move || reader(front, ledger, stop, stats)));
+        threads.push(scope.spawn(move || patient_reader(front, ledger, stop, stats)));
         std::thread::sleep(Duration::from_secs(2));
         for at in 0..FULL {
             let observer = (at + 1) % FULL;
