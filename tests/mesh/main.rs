@@ -111,6 +111,26 @@ fn await_missing(node: &mut Node, expected: &[(u64, String)]) -> Value {
     }
 }
 
+/// Asks for names until none are missing for lack of time. Returns metrics and values.
+fn complete_names(node: &mut Node, ask: &str) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (found, missing) = names(node, ask);
+        if missing.is_empty() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "still missing: {missing:?}\n{}", node.said());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Metrics and values as a node lists them, and the shards that each list lacks.
+fn names(node: &mut Node, ask: &str) -> (Value, Vec<(u64, String)>) {
+    let answer = node.ask(ask);
+    let missing: Vec<_> = ["metrics", "values"].map(|list| missing(&answer[list])).concat();
+    (json!([answer["metrics"]["metrics"], answer["values"]["values"]]), missing)
+}
+
 /// Creates an authority, and in each of these directories its certificate for 127.0.0.1.
 fn certificates(dir: &Path, nodes: &[&str]) {
     let ca_key = rcgen::KeyPair::generate().expect("a key");
@@ -201,11 +221,6 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
 fn every_node_lists_the_names_that_another_holds_in_memory_or_says_what_it_lacks() {
     let dir = tempfile::tempdir().expect("a directory");
     let [a, b, c] = free_ports();
-    let names = |node: &mut Node, ask: &str| {
-        let answer = node.ask(ask);
-        let missing: Vec<_> = ["metrics", "values"].map(|list| missing(&answer[list])).concat();
-        (json!([answer["metrics"]["metrics"], answer["values"]["values"]]), missing)
-    };
     let mut alone = Node::start(dir.path(), &Spec::new("alone", c, &[], 0..SHARDS));
     let (expected, lacks) = names(&mut alone, "names");
     assert_eq!(
@@ -216,11 +231,11 @@ fn every_node_lists_the_names_that_another_holds_in_memory_or_says_what_it_lacks
     let far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
     near.await_peers(&["b"]);
     await_complete(&mut near, &alone.query(&everything()).0["series"]);
-    assert_eq!(names(&mut near, "names"), (expected, vec![]));
+    assert_eq!(complete_names(&mut near, "names"), expected);
     // A page of names is the same wherever the names are held.
     for page in ["prefix=/4", "after=/4&limit=7", "prefix=/5&limit=1"] {
         let page = format!("names metric=views&{page}");
-        assert_eq!(names(&mut near, &page), names(&mut alone, &page));
+        assert_eq!(complete_names(&mut near, &page), complete_names(&mut alone, &page));
     }
     far.kill();
     let (left, lacks) = names(&mut near, "names");
@@ -274,7 +289,9 @@ fn a_wrong_cookie_is_refused_and_said_once() {
     assert_eq!((near.ask("peers"), far.ask("peers")), (json!([]), json!([])));
     let (answer, took) = far.query(&everything());
     assert_eq!(missing(&answer), all_are(0..4, "unavailable"), "nobody is known to own them");
-    assert!(took < CALL_TIMEOUT, "{took:?}");
+    // The best of several, because a machine that stalls delays any of them.
+    let took = (0..5).map(|_| far.query(&everything()).1).min().min(Some(took));
+    assert!(took < Some(CALL_TIMEOUT), "{took:?}");
 }
 
 #[test]
@@ -314,23 +331,33 @@ fn a_frozen_node_costs_one_deadline_then_nothing_and_comes_back() {
         await_complete(node, &expected);
     }
     far.freeze();
-    let began = Instant::now();
+    let (began, frozen) = (Instant::now(), all_are(3..6, "unreachable"));
+    // Whether nothing else is missing. If the machine stalls for longer than a deadline, the node
+    // that is not frozen misses it too.
+    let lacks_only_the_frozen = |answer: &Value| {
+        let lacks = missing(answer);
+        assert!(frozen.iter().all(|shard| lacks.contains(shard)), "{lacks:?}");
+        lacks == frozen
+    };
     for node in [&mut near, &mut other] {
         let (answer, took) = node.query(&everything());
-        assert_eq!(missing(&answer), all_are(3..6, "unreachable"));
+        lacks_only_the_frozen(&answer);
         assert!(took < CALL_TIMEOUT * 3, "{took:?}");
     }
-    let (mut asked, mut late) = (0, 0);
+    let (mut asked, mut hindered) = (0, 0);
     while began.elapsed() < DEAD_AFTER + CALL_TIMEOUT * 2 {
         for node in [&mut near, &mut other] {
             let (answer, took) = node.query(&everything());
-            assert_eq!(missing(&answer), all_are(3..6, "unreachable"));
             asked += 1;
-            late += u32::from(took > CALL_TIMEOUT / 2);
+            let is_prompt = lacks_only_the_frozen(&answer) && took < CALL_TIMEOUT * 3 / 4;
+            hindered += u32::from(!is_prompt);
         }
     }
-    // A stalling machine delays one query; a deadline would delay all of them.
-    assert!(late * 10 < asked, "{late} of {asked} later queries waited");
+    // A stalling machine hinders some queries; a deadline would delay all of them.
+    assert!(hindered * 4 < asked, "{hindered} of {asked} later queries waited or lack more");
+    for node in [&mut near, &mut other] {
+        await_missing(node, &frozen);
+    }
     [&near, &other].iter().for_each(|node| node.await_said("does not answer"));
     far.thaw();
     for node in [&mut near, &mut other] {
@@ -388,8 +415,16 @@ fn answers_that_are_too_large_are_missing_and_the_session_lives() {
     let _far = Node::start(dir.path(), &Spec { max_answer: 3_000, ..Spec::new("b", b, &[], 4..8) });
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
     near.await_peers(&["b"]);
-    let (answer, _) = near.query(&everything());
-    let missing = missing(&answer);
+    let deadline = Instant::now() + PATIENCE;
+    let missing = loop {
+        let missing = missing(&near.query(&everything()).0);
+        // For lack of time, on a machine that stalls.
+        if !missing.iter().any(|(_, reason)| reason == "unreachable") {
+            break missing;
+        }
+        assert!(Instant::now() < deadline, "{missing:?}\n{}", near.said());
+        std::thread::sleep(Duration::from_millis(50));
+    };
     assert!(
         !missing.is_empty()
             && missing.iter().all(|(shard, reason)| *shard >= 4 && reason == "too_large"),
@@ -409,26 +444,30 @@ fn a_crowd_with_one_question_makes_one_call() {
     let dir = tempfile::tempdir().expect("a directory");
     let expected = alone(dir.path(), &everything());
     let [a, b] = free_ports();
-    let far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
-    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
+    // No deadline ends the call while the owner is frozen.
+    let spec = |name, port, peers: &[u16], owned: std::ops::Range<u32>| Spec {
+        call_timeout: PATIENCE,
+        dead_after: PATIENCE,
+        ..Spec::new(name, port, peers, owned)
+    };
+    let far = Node::start(dir.path(), &spec("b", b, &[], 4..8));
+    let mut near = Node::start(dir.path(), &spec("a", a, &[b], 0..4));
     near.await_peers(&["b"]);
     let calls = |near: &mut Node| {
         near.ask("metrics")["rollmill_mesh_calls_total{outcome=\"answered\"}"]
             .as_f64()
             .unwrap_or(0.0)
     };
-    // On a busy machine, some of the crowd may arrive after the answer, or the answer after the
-    // deadline.
-    let seen: Vec<f64> = (0..5)
-        .map(|_| {
+    // On a slow machine, some of the crowd may arrive after the answer: so the owner is frozen for
+    // longer each time.
+    let seen: Vec<f64> = (0..5_u32)
+        .map(|attempt| {
             await_complete(&mut near, &expected);
             let before = calls(&mut near);
-            // Frozen for less than a deadline, so that all hundred queries arrive before the
-            // answer.
             far.freeze();
             let answers = std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    std::thread::sleep(CALL_TIMEOUT / 2);
+                    std::thread::sleep(Duration::from_secs(1 << attempt));
                     far.thaw();
                 });
                 near.ask(&format!("crowd {}", everything()))

@@ -60,6 +60,8 @@ pub struct Spec {
     /// Directory with `cert.pem`, `key.pem` and `ca.pem`.
     pub tls: Option<PathBuf>,
     pub max_answer: usize,
+    pub call_timeout: Duration,
+    pub dead_after: Duration,
 }
 
 impl Spec {
@@ -67,7 +69,18 @@ impl Spec {
         let peers = peers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let owned = owned.into_iter().collect();
         let (name, cookie) = (name.to_owned(), COOKIE.to_owned());
-        Self { name, port, peers, owned, lives: 1, cookie, tls: None, max_answer: 1 << 20 }
+        Self {
+            name,
+            port,
+            peers,
+            owned,
+            lives: 1,
+            cookie,
+            tls: None,
+            max_answer: 1 << 20,
+            call_timeout: CALL_TIMEOUT,
+            dead_after: DEAD_AFTER,
+        }
     }
 }
 
@@ -332,7 +345,7 @@ async fn build(spec: &Spec) -> Parts {
         cookie: ClusterCookie::new(&spec.cookie).expect("long enough"),
         tls,
         heartbeat: Duration::from_millis(100),
-        dead_after: DEAD_AFTER,
+        dead_after: spec.dead_after,
         max_calls: 16,
         max_reads: 64,
     };
@@ -350,7 +363,7 @@ async fn build(spec: &Spec) -> Parts {
     let mesh =
         MeshActor { options, listener, directory: directory.clone(), server, clock: clock.clone() };
     Actor::spawn(None, mesh, ()).await.expect("the mesh starts");
-    let call_timeout = CALL_TIMEOUT;
+    let call_timeout = spec.call_timeout;
     let reader: Arc<dyn LiveReader> = Arc::new(MeshReader {
         table: slots,
         directory: directory.clone(),
