@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import type { Page } from "@playwright/test";
-import { expect, expectAccessible, setup, shot, test } from "./fixture.ts";
+import { copied, expect, expectAccessible, setup, shot, test } from "./fixture.ts";
 
 const WEEK = "from=2013-01-08T00:00:00Z&to=2013-01-15T00:00:00Z";
 const figure = (n: number) => n.toLocaleString("en-US").replace("-", "−");
@@ -87,6 +87,8 @@ test("every view of the same answer", async ({ page }) => {
 test("the keyboard reads values and zooms", async ({ page }) => {
   await explore(page, `metric=departure_delay&${WEEK}&agg=count&step=1d`);
   const chart = page.getByRole("slider");
+  // The chart itself comes a frame after the element that takes the keys.
+  await expect(page.locator(".u-over")).toBeVisible();
   await chart.focus();
   await page.keyboard.press("Home");
   await expect(chart).toHaveAttribute("aria-valuetext", /^2013-01-08\. count: \d+/);
@@ -99,14 +101,12 @@ test("the keyboard reads values and zooms", async ({ page }) => {
 test("copied commands ask the same, and files hold it", async ({ page }) => {
   await explore(page, `metric=departure_delay&${WEEK}&agg=count,sum&by=origin&step=1d`);
   await expect(page.getByRole("slider").first()).toBeVisible();
-  await page.getByRole("button", { name: "Copy curl" }).click();
-  const curl = await page.evaluate(() => navigator.clipboard.readText());
+  const curl = await copied(page, "Copy curl");
   const answer = JSON.parse(execFileSync("bash", ["-c", `${curl} -s`]).toString()) as { series: { labels: { origin: string }; points: { count: number }[] }[] };
   for (const { labels, points } of answer.series) {
     expect(points.reduce((sum, point) => sum + point.count, 0)).toBe(setup().expected[labels.origin]?.count);
   }
-  await page.getByRole("button", { name: "Copy command" }).click();
-  const command = await page.evaluate(() => navigator.clipboard.readText());
+  const command = await copied(page, "Copy command");
   const printed = execFileSync("bash", ["-c", command.replace(/^rollmill/, `"${setup().keyedServer.binary}"`)], { env: { PATH: process.env.PATH } }).toString();
   expect(printed).toContain("JFK");
   const csv = page.waitForEvent("download");

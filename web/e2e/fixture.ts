@@ -64,6 +64,17 @@ export async function signIn(page: Page, key: string): Promise<void> {
   await expect(page.getByRole("navigation", { name: "Views" })).toBeVisible();
 }
 
+const NOTHING_YET = "nothing is copied yet";
+
+/** What a button copies. The page does so after the click, and another test may have copied too. */
+export async function copied(page: Page, name: string): Promise<string> {
+  const clipboard = () => page.evaluate(() => navigator.clipboard.readText());
+  await page.evaluate((text) => navigator.clipboard.writeText(text), NOTHING_YET);
+  await page.getByRole("button", { name, exact: true }).click();
+  await expect.poll(clipboard).not.toBe(NOTHING_YET);
+  return clipboard();
+}
+
 /** Sends events with a key of the server with keys, or without one. */
 export async function send(base: string, events: unknown, key?: string): Promise<void> {
   const headers: Record<string, string> = { "content-type": "application/json" };

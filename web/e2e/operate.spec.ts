@@ -55,6 +55,8 @@ test("a quarantined event is released or discarded after a question", async ({ p
 });
 
 test("a replay is started, compared, applied, undone and cancelled", async ({ page }) => {
+  // A replay runs at a low priority, so it waits for everything else on a busy machine.
+  test.setTimeout(600_000);
   await page.goto(`${setup().open}/#/operate/replays`);
   await page.getByRole("button", { name: "Start a replay" }).click();
   await page.getByRole("combobox", { name: "Metric" }).fill("departure");
@@ -66,7 +68,7 @@ test("a replay is started, compared, applied, undone and cancelled", async ({ pa
   await page.getByLabel("Rules as JSON").fill(JSON.stringify({ rule: [{ name: "no LGA", where: { labels: '{origin="LGA"}' }, drop: true }] }));
   await expectAccessible(page);
   await page.getByRole("button", { name: "Start", exact: true }).click();
-  await expect(page.getByText("ready", { exact: true })).toBeVisible({ timeout: 60_000 });
+  await expect(page.getByText("ready", { exact: true })).toBeVisible({ timeout: 300_000 });
   await page.getByRole("button", { name: "Compare" }).click();
   await expect(page.getByRole("region", { name: "Rows that differ" })).toContainText("origin=LGA");
   await expectAccessible(page);

@@ -1,5 +1,6 @@
 /** Starts what the tests look at: a server without keys that has flights, and one with keys. */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -16,17 +17,40 @@ const started: ChildProcess[] = [];
 /** The server takes variables that begin with its name for configuration. */
 const ENV = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("ROLLMILL_")));
 
+/** Below the ports that the system hands out itself, and beside those of the tests in Rust. */
+const PORTS = { first: 16_000, count: 2_000 };
+let handedOut = 0;
+
+/**
+ * A port on which nobody listens. The system gives it to nobody else, neither before its server
+ * binds it nor while that is down.
+ */
 export async function freePort(): Promise<number> {
-  return new Promise((resolvePort) => {
-    const probe = createServer().listen(0, "127.0.0.1", () => {
-      const { port } = probe.address() as { port: number };
-      probe.close(() => resolvePort(port));
-    });
+  for (;;) {
+    // Every process begins elsewhere.
+    const port = PORTS.first + ((process.pid + handedOut++) % PORTS.count);
+    if (await isFree(port)) return port;
+  }
+}
+
+function isFree(port: number): Promise<boolean> {
+  return new Promise((go) => {
+    const probe = createServer();
+    probe.once("error", () => go(false));
+    probe.listen(port, "127.0.0.1", () => probe.close(() => go(true)));
   });
 }
 
-export async function until(what: string, isTrue: () => Promise<boolean>): Promise<void> {
-  for (let i = 0; i < 1500; i++) {
+/** Ends a process, and waits for that: while it writes, its folder cannot be removed. */
+export async function end(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const ended = once(child, "exit");
+  child.kill("SIGKILL");
+  await ended;
+}
+
+export async function until(what: string, isTrue: () => Promise<boolean>, seconds = 300): Promise<void> {
+  for (let i = 0; i < seconds * 5; i++) {
     if (await isTrue().catch(() => false)) return;
     await new Promise((go) => setTimeout(go, 200));
   }
@@ -59,6 +83,20 @@ async function serve(folder: string, port: number, keys?: string): Promise<strin
   if (keys) settings.push(`auth.keys_file = "${keys}"`);
   started.push(await startServer(folder, port, settings));
   return `http://127.0.0.1:${port}`;
+}
+
+/**
+ * Waits until answers cover all that was sent so far. One that is some seconds behind counts as
+ * complete, and for a fixed range the page does not ask again.
+ */
+async function untilApplied(url: string): Promise<void> {
+  const sent = Date.now();
+  const year = "from=2013-01-01T00:00:00Z&to=2014-01-01T00:00:00Z";
+  await until("all flights are applied", async () => {
+    const answer = await fetch(`${url}/v1/query?metric=departure_delay&${year}&step=all`);
+    const { completeness } = (await answer.json()) as { completeness: { partial: boolean; as_of: string } };
+    return !completeness.partial && Date.parse(completeness.as_of) >= sent;
+  });
 }
 
 /** The server itself, or the page built here in front of it if its binary has none. */
@@ -99,6 +137,7 @@ export default async function setup() {
     "send", flights, "--url", open, "--metric", "departure_delay", "--time", "event_time",
     "--value", "dep_delay_min", "--user", "tailnum", "--label", "origin=origin", "--label", "carrier=carrier",
   ], { stdio: "ignore", env: ENV });
+  await untilApplied(open);
 
   const keys = join(folder, "keys.json");
   const all = addKey(keys, "shop", "read,write,admin,operator");
@@ -114,8 +153,8 @@ export default async function setup() {
     expected: expected(lines), shots: resolve("test-results/shots"),
     keyedServer: { pid: started[1]?.pid, folder: keyedFolder, port: keyedPort, binary: BINARY, url: keyed },
   });
-  return () => {
-    for (const child of started) child.kill();
+  return async () => {
+    await Promise.all(started.map(end));
     rmSync(folder, { recursive: true, force: true, maxRetries: 5 });
   };
 }

@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { expect, expectAccessible, setup, shot, signIn, test } from "./fixture.ts";
+import { copied, expect, expectAccessible, setup, shot, signIn, test } from "./fixture.ts";
 
 test("an empty server shows the first event, which turns into its chart", async ({ page }) => {
   const { keyed, keys } = setup();
@@ -11,8 +11,7 @@ test("an empty server shows the first event, which turns into its chart", async 
   await expect(page.getByText("Waiting for an event")).toBeVisible();
   await expectAccessible(page);
   await shot(page, "start-waiting");
-  await page.getByRole("button", { name: "Copy", exact: true }).click();
-  const command = await page.evaluate(() => navigator.clipboard.readText());
+  const command = await copied(page, "Copy");
   expect(command).not.toContain(keys.rival);
   execFileSync("bash", ["-c", `${command.trimEnd()} -sf`], { env: { ...process.env, ROLLMILL_KEY: keys.rival } });
   await expect(page.getByText("it has arrived")).toBeVisible();
