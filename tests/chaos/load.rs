@@ -15,7 +15,7 @@ use crate::rng::Rng;
 
 /// A batch not acknowledged by then never will be. Restarting two brokers on a slow machine takes
 /// much of this time.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How long an impatient client waits for an answer.
 pub const IMPATIENCE: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::load::{get, within};
 
 /// Longer than any step takes on a slow machine, where replays, which are nice, get little of it.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A client of the interface for replays.
 pub struct Operator<'a> {
