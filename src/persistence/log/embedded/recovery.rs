@@ -19,6 +19,10 @@ use crate::model::offset::ShardId;
 /// The smallest unit that a disk writes atomically.
 const SECTOR: usize = 512;
 
+/// How often a log is read that another process changes while it is read. A segment is released or
+/// sealed once in many megabytes.
+const READ_ATTEMPTS: u32 = 32;
+
 /// What recovery found in the last segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LogRecovery {
@@ -71,6 +75,28 @@ pub(super) struct RecoveredLog {
 /// Reads the state of the log in `dir`. Changes nothing. Fails if the log is damaged or cannot be
 /// read. The message names the file and what is wrong.
 pub(super) fn recover(dir: &Path, purpose: RecoveryMode) -> Result<RecoveredLog, String> {
+    let mut attempts = match purpose {
+        RecoveryMode::Read => READ_ATTEMPTS,
+        RecoveryMode::Write | RecoveryMode::Truncate => 1,
+    };
+    loop {
+        let before = extents(dir)?;
+        attempts -= 1;
+        match recover_once(dir, purpose) {
+            // A writer that releases or seals a segment meanwhile makes it look damaged.
+            Err(_) if attempts > 0 && extents(dir)? != before => {}
+            found => return found,
+        }
+    }
+}
+
+/// The segments and their sizes.
+fn extents(dir: &Path) -> Result<Vec<(PathBuf, Option<u64>)>, String> {
+    let size = |path: &PathBuf| path.metadata().map(|file| file.len()).ok();
+    Ok(segment_paths(dir)?.into_iter().map(|path| (path.clone(), size(&path))).collect())
+}
+
+fn recover_once(dir: &Path, purpose: RecoveryMode) -> Result<RecoveredLog, String> {
     let paths = segment_paths(dir)?;
     let mut found = RecoveredLog {
         segments: VecDeque::new(),

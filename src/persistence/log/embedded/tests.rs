@@ -1,6 +1,7 @@
 //! Crashes, damage, retention, and disks that refuse writes.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::clock::ManualClock;
@@ -616,4 +617,26 @@ fn a_start_beside_a_clock_that_leapt_goes_on_as_if_the_log_had_run() {
         "twice as fast while the wall clock is ahead, half while it is behind"
     );
     assert_eq!(records[1].received, 1_001_000 + year);
+}
+
+#[test]
+fn a_log_is_read_while_its_process_seals_and_releases_segments() {
+    let dir = tempfile::tempdir().expect("dir");
+    let log = open(dir.path());
+    append(&log, &[(0, "first")]);
+    let written = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Each record fills a segment, and the one before is released.
+            for n in 1..400 {
+                append(&log, &[(0, &"z".repeat(3_000))]);
+                log.release(&[n; 4]).expect("released");
+            }
+            written.store(true, Ordering::SeqCst);
+        });
+        while !written.load(Ordering::SeqCst) {
+            let reader = EmbeddedLog::open_read_only(dir.path(), ManualClock::at(0));
+            assert!(reader.is_ok(), "{:?}", reader.err());
+        }
+    });
 }
