@@ -411,7 +411,9 @@ impl Archiver {
         match self.retention.release(&floors) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "released log segments"),
-            Err(why) => tracing::warn!(%why, "releasing log segments failed, it is tried again"),
+            Err(why) => {
+                tracing::warn!(%why, "releasing log segments failed; it is tried again after the next object")
+            }
         }
     }
 }

@@ -245,9 +245,10 @@ fn compare(
 /// Starts, waits, compares, and applies or cancels. Ctrl-C ends it between two steps.
 fn whole(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let server = args.server.server(PATIENCE)?;
+    // First, so that whoever presses Ctrl-C is told of the replay that goes on.
+    let stop = StopSignal::listen()?;
     let id = start(&server, &args.what)?.id;
     eprintln!("replay {id} has started");
-    let stop = StopSignal::listen()?;
     let compared = match follow::until_ready(&server, id, &stop)? {
         Outcome::Ready => {
             let compared = compare(&server, id, &args.print, &|| stop.is_requested());
