@@ -14,6 +14,8 @@ interface Props {
   placeholder?: string;
   /** Suggestions for what is typed. */
   load(text: string, signal: AbortSignal): Promise<Suggestion[]>;
+  /** What `load` chooses from, if that may become known while the field is open. */
+  among?: string[];
   onPick(value: string): void;
   /** Whether what is typed may be taken although it is not suggested. */
   isFree?: boolean;
@@ -31,7 +33,7 @@ export function Combobox(props: Props) {
   const [text, setText] = useState<string | null>(null);
   const [isOpen, setOpen] = useState(false);
   const [active, setActive] = useState(-1);
-  const suggestions = useSuggestions(props.load, isOpen, text ?? "");
+  const suggestions = useSuggestions(props.load, isOpen, text ?? "", props.among?.join());
   const input = useRef<HTMLInputElement>(null);
   const items = suggestions.items;
 
@@ -130,7 +132,7 @@ function exactly(items: Suggestion[], text: string | null): string | undefined {
   return items.find((item) => item.value === text)?.value;
 }
 
-function useSuggestions(load: Props["load"], isOpen: boolean, text: string) {
+function useSuggestions(load: Props["load"], isOpen: boolean, text: string, among?: string) {
   const [items, setItems] = useState<Suggestion[]>([]);
   const [note, setNote] = useState("");
   const latest = useRef(load);
@@ -155,6 +157,6 @@ function useSuggestions(load: Props["load"], isOpen: boolean, text: string) {
       clearTimeout(timer);
       ending.abort();
     };
-  }, [isOpen, text]);
+  }, [isOpen, text, among]);
   return { items, note };
 }

@@ -1,5 +1,5 @@
 /** One board: its panels, and their changes until they are saved. */
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { boards, type SavedBoard } from "../../api/boards.ts";
 import { asFailure, type Failure } from "../../api/failure.ts";
 import type { Board, BoardPanel } from "../../api/types.ts";
@@ -27,7 +27,11 @@ function Editor({ id, saved, reload }: { id: string; saved: SavedBoard; reload()
   const [isDeleting, setDeleting] = useState(false);
   const board = draft ?? saved.board;
   // What is read anew takes the place of the draft: it was saved, or given up for it.
+  const known = useRef(saved);
   useEffect(() => {
+    // Not at the first time: what was changed until then would be taken back.
+    if (known.current === saved) return;
+    known.current = saved;
     setDraft(null);
     setFailure(null);
   }, [saved]);

@@ -65,7 +65,7 @@ export function Filters({ metric, labels, matchers, onChange }: Props) {
             </button>
           </span>
         ) : (
-          <Combobox key="label" inputId={id} label="Label to filter by" value="" isCleared takesFocus={wasUsed.current ? "without list" : undefined} placeholder={matchers.length > 0 ? "Add a filter" : "No filters"} load={loadLabels} onPick={startDraft} />
+          <Combobox key="label" inputId={id} label="Label to filter by" value="" isCleared takesFocus={wasUsed.current ? "without list" : undefined} placeholder={matchers.length > 0 ? "Add a filter" : "No filters"} among={labels} load={loadLabels} onPick={startDraft} />
         )}
       </div>
     </div>

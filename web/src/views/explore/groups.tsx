@@ -18,7 +18,7 @@ export function Groups({ labels, chosen, onChange }: { labels: string[]; chosen:
             </button>
           </span>
         ))}
-        <Combobox inputId={id} label="Group by" value="" placeholder={chosen.length > 0 ? "Add a label" : "No groups"} isCleared load={load} onPick={(label) => !chosen.includes(label) && onChange([...chosen, label])} />
+        <Combobox inputId={id} label="Group by" value="" placeholder={chosen.length > 0 ? "Add a label" : "No groups"} isCleared among={labels} load={load} onPick={(label) => !chosen.includes(label) && onChange([...chosen, label])} />
       </div>
     </div>
   );
