@@ -58,6 +58,11 @@ impl ArchiveFloor {
             hour: before.map_or(touched, |floor| floor.hour.max(touched)),
         }
     }
+
+    /// The first UTC day, counted from 1970, of which no record is gone.
+    pub fn first_whole_day(&self) -> i32 {
+        self.hour.day() + i32::from(self.hour.0.rem_euclid(24) > 0)
+    }
 }
 
 /// Decisions about the records of a range that do not follow from the records themselves. They are

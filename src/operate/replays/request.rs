@@ -101,10 +101,7 @@ pub(super) fn day_text(day: i32) -> String {
 /// The first day whose records are all in the archive of every shard; `None` if nothing has
 /// expired.
 pub(super) fn first_whole_day(floors: &[(ShardId, ArchiveFloor)]) -> Option<i32> {
-    let first = |(_, floor): &(ShardId, ArchiveFloor)| {
-        floor.hour.day() + i32::from(floor.hour.0.rem_euclid(24) != 0)
-    };
-    floors.iter().map(first).max()
+    floors.iter().map(|(_, floor)| floor.first_whole_day()).max()
 }
 
 #[cfg(test)]

@@ -57,9 +57,7 @@ pub(super) fn next_step(
 /// Whether days begin before those that the archive still has whole, so that a replay of them
 /// would lack events.
 pub fn is_below_floor(days: DayRange, floor: ArchiveFloor) -> bool {
-    // Hours from `floor.hour` on were touched by none of the records that are gone.
-    let first_whole = floor.hour.day() + i32::from(floor.hour.0.rem_euclid(24) > 0);
-    days.from() < first_whole
+    days.from() < floor.first_whole_day()
 }
 
 /// The object from which the shard's driver must fold, so that it decides the duplicates of

@@ -249,7 +249,14 @@ impl ShardReplay {
             };
         }
         let at = (loaded.folded, loaded.stored.cut);
-        let wait = match next_step(&loaded.rows, loaded.floor, loaded.of.days, at) {
+        let step = match next_step(&loaded.rows, loaded.floor, loaded.of.days, at) {
+            // A rebuild brings back what the archive still has, as it does for generation 0.
+            FillStep::Expired if self.recorded.is_some() => {
+                FillStep::PassOver(loaded.floor.map_or(at.1, |floor| floor.offset.min(at.1)))
+            }
+            step => step,
+        };
+        let wait = match step {
             FillStep::Complete => return self.commit_then(loaded, ReplayStep::Complete),
             FillStep::PassOver(to) => {
                 loaded.folded = to;

@@ -544,11 +544,21 @@ fn a_replay_waits_for_the_archive_and_goes_on_where_it_was() {
 
 #[test]
 fn records_that_expire_before_they_are_read_are_not_passed_over() {
-    let book = book(NONE, days(0, 9));
-    let world = World::new(None, Objects::OfThisRelease);
-    world.start(&book);
-    assert_eq!(world.store.expire_object(&world.rows()[0]), Ok(true));
-    assert_eq!(world.run(), ReplayStep::Waiting(ReplayWait::Expired(0)));
+    // Also if they do so between the start of the replay and the cut.
+    for before_cut in [false, true] {
+        let book = book(NONE, days(0, 9));
+        let world = World::new(None, Objects::OfThisRelease);
+        let expire = || assert_eq!(world.store.expire_object(&world.rows()[0]), Ok(true));
+        if before_cut {
+            expire();
+        }
+        world.start(&book);
+        if !before_cut {
+            expire();
+        }
+        assert_eq!(world.run(), ReplayStep::Waiting(ReplayWait::Expired(0)), "{before_cut}");
+        assert_eq!(world.cursor(), 0);
+    }
 }
 
 #[test]

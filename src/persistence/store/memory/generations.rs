@@ -120,17 +120,15 @@ impl State {
         }
     }
 
-    /// Notes the cuts of generations that begin at an offset of a shard. What the archive does not
-    /// have any more need not be filled in.
+    /// Notes the cuts of generations that begin at an offset of a shard.
     pub(super) fn note_cuts(
         &mut self,
         begun: &[GenerationId],
         shard: ShardId,
         (log, cut): (LogId, Offset),
     ) {
-        let floor = self.floors.get(&shard).map_or(0, |floor| floor.offset);
         for generation in begun {
-            let progress = FillProgress { log, cut, cursor: floor.min(cut) };
+            let progress = FillProgress { log, cut, cursor: 0 };
             self.generations.entry(*generation).or_default().fills.insert(shard, progress);
         }
     }

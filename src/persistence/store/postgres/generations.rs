@@ -92,8 +92,7 @@ pub(super) fn dropped_upsert(
     Some((sql, params![by.0, by.1, by.2, tenants, metrics, days, events]))
 }
 
-/// Notes the cuts of generations that begin at an offset of a shard. What the archive does not have
-/// any more need not be filled in.
+/// Notes the cuts of generations that begin at an offset of a shard.
 pub(super) fn note_cuts(
     session: &mut PostgresSession,
     begun: &[GenerationId],
@@ -104,8 +103,7 @@ pub(super) fn note_cuts(
         return Ok(());
     }
     let sql = "INSERT INTO generation_fills (generation, shard, log, cut, cursor)
-        SELECT w.generation, $2, $3, $4, least($4, coalesce((SELECT \"offset\" FROM \
-               archive_floors WHERE shard = $2), 0))
+        SELECT w.generation, $2, $3, $4, 0
         FROM unnest($1::bigint[]) AS w (generation) ON CONFLICT DO NOTHING RETURNING generation";
     let numbers: Vec<i64> = begun.iter().map(|generation| generation.0 as i64).collect();
     let cuts = params![numbers, shard.0.cast_signed(), UuidBytes(log.0), cut as i64];

@@ -80,17 +80,14 @@ fn count_dropped(
     Ok(())
 }
 
-/// Notes the cuts of generations that begin at an offset of a shard. What the archive does not have any more
-/// need not be filled in.
+/// Notes the cuts of generations that begin at an offset of a shard.
 pub(super) fn note_cuts(
     tx: &Connection,
     begun: &[GenerationId],
     shard: ShardId,
     (log, cut): (LogId, Offset),
 ) -> Result<(), StoreError> {
-    let sql = "SELECT offset FROM archive_floors WHERE shard = ?";
-    let floor = query_optional(tx, sql, [shard.0], |r| r.get::<_, i64>(0))?;
-    let progress = FillProgress { log, cut, cursor: cut.min(floor.unwrap_or(0) as Offset) };
+    let progress = FillProgress { log, cut, cursor: 0 };
     let begins = |generation: &GenerationId| {
         let sql = "SELECT 1 FROM generation_fills WHERE generation = ? AND shard = ?";
         let of = params![generation.0 as i64, shard.0];
