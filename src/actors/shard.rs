@@ -251,9 +251,9 @@ impl ShardActor {
                 let (nonce, ports) = (nonce()?, ports());
                 spawn_call(myself, move || ports.reclaim(nonce));
             }
-            ShardCommand::Confirm { next } => {
+            ShardCommand::Confirm { next, set } => {
                 let ports = ports();
-                spawn_call(myself, move || ports.confirm(next));
+                spawn_call(myself, move || ports.confirm(next, set));
             }
             ShardCommand::Drained => {
                 shell

@@ -134,11 +134,17 @@ impl ShardPorts {
     }
 
     fn stored_checkpoint(&self) -> Result<Option<Checkpoint>, StoreError> {
-        let all = self.store.snapshot()?.checkpoints()?;
-        Ok(all
-            .into_iter()
-            .find(|(shard, _)| *shard == self.shard)
-            .map(|(_, checkpoint)| checkpoint))
+        Ok(self.stored_stand()?.map(|(checkpoint, _)| checkpoint))
+    }
+
+    /// The checkpoint, and the version of the set that the shard writes under.
+    fn stored_stand(&self) -> Result<Option<(Checkpoint, u64)>, StoreError> {
+        let mut snapshot = self.store.snapshot()?;
+        let checkpoints = snapshot.checkpoints()?;
+        let at = checkpoints.into_iter().find(|(shard, _)| *shard == self.shard);
+        let sets = snapshot.set_versions()?;
+        let set = sets.into_iter().find(|(shard, _)| *shard == self.shard);
+        Ok(at.map(|(_, at)| (at, set.map_or(0, |(_, version)| version))))
     }
 
     /// Reads records of the shard from the log.
@@ -190,15 +196,12 @@ impl ShardPorts {
         )
     }
 
-    /// Reads the stored checkpoint. The archived offset is taken before: the archiver may move it
-    /// meanwhile, and then the store would seem to lag behind it.
-    pub fn confirm(&self, next: Offset) -> ShardEvent<'static> {
+    /// Reads the stored checkpoint and version of the set. The archived offset is taken before: the
+    /// archiver may move it meanwhile, and then the store would seem to lag behind it.
+    pub fn confirm(&self, next: Offset, set: u64) -> ShardEvent<'static> {
         let archived = self.table.entry(self.shard).archived();
-        ShardEvent::Confirmed {
-            next,
-            archived,
-            stored: self.stored_checkpoint().map_err(CallError::from),
-        }
+        let stored = self.stored_stand().map_err(CallError::from);
+        ShardEvent::Confirmed { next, set, archived, stored }
     }
 }
 

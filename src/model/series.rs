@@ -5,6 +5,8 @@
 //! empty value equals an absent label. The series id is BLAKE3 of the key, truncated to 128 bits;
 //! the shard is its first 8 bytes, big-endian, modulo the shard count.
 
+use std::collections::BTreeSet;
+
 use super::CodecError;
 use super::offset::ShardId;
 
@@ -14,6 +16,8 @@ pub const OVERFLOW_LABEL: (&str, &str) = ("__overflow__", "true");
 pub const OVERFLOW_METRIC: &str = "__overflow__";
 /// Label that distinguishes the overflow series of different shards.
 const OVERFLOW_SHARD: &str = "shard";
+/// What the key of every overflow series contains. A label value of a client may contain it, too.
+pub const OVERFLOW_IN_KEY: &str = OVERFLOW_LABEL.0;
 
 /// Stable 128-bit hash of a series key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -214,6 +218,53 @@ pub fn metric_hash(tenant: &str, metric: &str) -> u64 {
         metric.as_bytes(),
         xxhash_rust::xxh3::xxh3_64(tenant.as_bytes()),
     )
+}
+
+/// The series that a writer has admitted for a tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdmittedSeries {
+    /// All of them.
+    pub ids: Vec<SeriesId>,
+    /// How many of them are overflow series, which do not count against the limit of series.
+    pub overflow: u64,
+}
+
+impl AdmittedSeries {
+    /// Adds a series. `key` is its key if that contains [`OVERFLOW_IN_KEY`].
+    ///
+    /// # Errors
+    /// If the key is none.
+    pub fn add(&mut self, id: SeriesId, key: Option<&[u8]>) -> Result<(), CodecError> {
+        self.ids.push(id);
+        if let Some(key) = key {
+            self.overflow += u64::from(Series::from_key(key)?.is_overflow());
+        }
+        Ok(())
+    }
+}
+
+impl AdmittedSeries {
+    /// The series that a writer of a shard has admitted of these metrics of a tenant.
+    pub fn of_metrics<'a>(
+        ids: Vec<SeriesId>,
+        (tenant, metrics): (&str, impl IntoIterator<Item = &'a str>),
+        shard: ShardId,
+    ) -> Self {
+        let overflow = metrics.into_iter().flat_map(|metric| {
+            let any = Series::new(tenant, metric, []);
+            [any.overflow(), any.overflow_of_shard(shard), any.overflow_of_tenant(shard)]
+        });
+        let overflow: BTreeSet<_> = overflow.map(|of| SeriesId::of_key(&of.key())).collect();
+        let overflow = ids.iter().filter(|id| overflow.contains(id)).count() as u64;
+        Self { ids, overflow }
+    }
+}
+
+impl From<Vec<SeriesId>> for AdmittedSeries {
+    /// Series that all count against the limit.
+    fn from(ids: Vec<SeriesId>) -> Self {
+        Self { ids, overflow: 0 }
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::model::flush::{FillProgress, GenerationDeltas, SeriesInfo};
 use crate::model::generation::{DayRange, GenerationId};
 use crate::model::generation_book::Generation;
 use crate::model::offset::{Offset, OffsetRange, ShardId};
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, SeriesId};
 use crate::model::window::Hour;
 use crate::rules::{RuleCounts, RuleOutcome, RuleSet};
 
@@ -42,6 +42,8 @@ impl GenerationFill {
         max_series: u64,
     ) -> Self {
         let tenant = generation.tenant.clone();
+        let metrics = generation.metrics.iter().map(String::as_str);
+        let admitted = AdmittedSeries::of_metrics(admitted, (&tenant, metrics), shard);
         let admission = SeriesAdmission::limited(max_series, vec![(tenant.clone(), admitted)]);
         Self {
             id,

@@ -195,6 +195,12 @@ impl ActiveSet {
         ranges.find(|range| range.generation == generation).map(|range| range.tenant.as_str())
     }
 
+    /// The metrics of a generation that the set writes.
+    pub fn metrics(&self, generation: GenerationId) -> impl Iterator<Item = &str> {
+        let of_generation = move |of: &&MetricRanges| of.by_generation.contains_key(&generation);
+        self.by_metric.values().flatten().filter(of_generation).map(|of| of.metric.as_str())
+    }
+
     /// The generations of the set, ascending.
     pub fn generations(&self) -> Vec<GenerationId> {
         let mut all: Vec<_> = self.ranges.iter().map(|range| range.generation).collect();

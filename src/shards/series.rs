@@ -17,7 +17,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
 use crate::model::offset::{Offset, ShardId};
-use crate::model::series::{Series, SeriesId, metric_hash};
+use crate::model::series::{AdmittedSeries, Series, SeriesId, metric_hash};
 
 /// Metric names of each tenant that this process knows: those of the catalogue, and those that its
 /// shards have admitted since.
@@ -100,11 +100,12 @@ struct RecordedAdmissions {
 impl SeriesAdmission {
     /// Starts from the series in the catalogue, by tenant, with a limit of series per tenant and
     /// no limit of names.
-    pub fn limited(limit: u64, catalogue: Vec<(String, Vec<SeriesId>)>) -> Self {
+    pub fn limited(limit: u64, catalogue: Vec<(String, AdmittedSeries)>) -> Self {
         let mut counts = HashMap::default();
         let mut admitted = HashMap::default();
-        for (tenant, ids) in catalogue {
-            counts.insert(tenant, ids.len() as u64);
+        for (tenant, AdmittedSeries { ids, overflow }) in catalogue {
+            // A release may have made an overflow series although the limit is not reached.
+            counts.insert(tenant, ids.len() as u64 - overflow);
             // Everything in the catalogue was admitted below the checkpoint, so offset
             // 0 is early enough.
             admitted.extend(ids.into_iter().map(|id| (id, 0)));
@@ -270,14 +271,17 @@ mod tests {
 
     #[test]
     fn the_limit_counts_what_the_catalogue_knows() {
-        let mut admission = SeriesAdmission::limited(2, vec![("t".to_owned(), vec![series(0).0])]);
+        let overflow = series(1).1.overflow();
+        let mut known = AdmittedSeries::from(vec![series(0).0]);
+        known.add(SeriesId::of_key(&overflow.key()), Some(&overflow.key())).expect("a key");
+        let mut admission = SeriesAdmission::limited(2, vec![("t".to_owned(), known)]);
         assert!(admission.is_admitted(series(0).0, 0));
         let taken: Vec<bool> =
             (1..4).map(|n| admission.try_admit(series(n).0, &series(n).1, 7)).collect();
         assert_eq!(taken, [true, false, false]);
-        let overflow = series(1).1.overflow();
+        let other = of_metric("other", 1).1.overflow();
         assert!(
-            admission.try_admit(SeriesId::of_key(&overflow.key()), &overflow, 8),
+            admission.try_admit(SeriesId::of_key(&other.key()), &other, 8),
             "the overflow series has no limit"
         );
         assert!(
@@ -289,7 +293,8 @@ mod tests {
     #[test]
     fn what_was_admitted_is_admitted_again_where_it_was_and_behind_it_the_limit_decides() {
         let (known, later, never) = (series(1), series(2), series(3));
-        let mut admission = SeriesAdmission::limited(2, vec![("t".to_owned(), vec![known.0])]);
+        let mut admission =
+            SeriesAdmission::limited(2, vec![("t".to_owned(), vec![known.0].into())]);
         admission.apply_recorded(&[(known.0, 4), (later.0, 6)], 10);
         assert!(!admission.try_admit(later.0, &later.1, 5), "it went to the overflow series then");
         assert!(
@@ -306,7 +311,7 @@ mod tests {
             !admission.try_admit(never.0, &never.1, 10),
             "what was admitted then fills the limit"
         );
-        let mut wider = SeriesAdmission::limited(3, vec![("t".to_owned(), vec![known.0])]);
+        let mut wider = SeriesAdmission::limited(3, vec![("t".to_owned(), vec![known.0].into())]);
         wider.apply_recorded(&[(later.0, 6)], 10);
         assert!(wider.try_admit(later.0, &later.1, 6) && wider.try_admit(never.0, &never.1, 10));
     }

@@ -98,8 +98,9 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
 }
 
 type Case = fn(&dyn RollupStore);
-const CASES: [Case; 18] = [
+const CASES: [Case; 19] = [
     rollups::rollups_and_guards,
+    rollups::overflow_series_do_not_count_against_the_limit,
     shards::claims_ids_and_archive,
     archive::two_times_and_what_is_noted_of_expiry,
     archive::tiers_and_floors,

@@ -44,7 +44,7 @@ use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::matcher::Matcher;
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::release::ReleasedEvent;
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, SeriesId};
 use crate::model::window::{Hour, Millis};
 
 /// Which rollups a query reads.
@@ -297,11 +297,11 @@ pub trait ShardStore: SnapshotSource {
         offset: Offset,
         index: u32,
     ) -> Result<(), StoreError>;
-    /// The ids of the shard's admitted series by tenant, for the cardinality limit.
+    /// The shard's admitted series by tenant, for the cardinality limit.
     ///
     /// # Errors
     /// If the store does not answer.
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError>;
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, AdmittedSeries)>, StoreError>;
     /// The ids of the series that a writer of a generation has admitted, for the cardinality limit.
     ///
     /// # Errors

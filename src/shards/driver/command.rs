@@ -40,6 +40,8 @@ pub enum ShardCommand {
     Confirm {
         /// Exclusive end of what this owner has committed; repeated in the answer.
         next: Offset,
+        /// Version of the set of generations that it has committed; repeated, too.
+        set: u64,
     },
     /// Answer those who wait for a drain.
     Drained,

@@ -45,10 +45,13 @@ pub enum ShardEvent<'a> {
     Confirmed {
         /// As in the command.
         next: Offset,
+        /// As in the command.
+        set: u64,
         /// Archived offset known on this node before the checkpoint was read. The order matters:
         /// read afterwards, it could be ahead of the checkpoint without any rollback.
         archived: Offset,
-        stored: Result<Option<Checkpoint>, CallError>,
+        /// The stored checkpoint, and the version of the set that the shard writes under.
+        stored: Result<Option<(Checkpoint, u64)>, CallError>,
     },
 }
 

@@ -148,8 +148,8 @@ impl ShardDriver {
             ShardEvent::SuspectMarked(Err(error)) => self.end(error.into(), out),
             ShardEvent::CommitEnded(outcome) => self.on_commit_ended(at, outcome, out),
             ShardEvent::Reclaimed(outcome) => self.on_reclaimed(at, outcome, out),
-            ShardEvent::Confirmed { next, archived, stored } => {
-                self.on_confirmed(next, archived, stored, out)
+            ShardEvent::Confirmed { next, set, archived, stored } => {
+                self.on_confirmed((next, set, archived), stored, out)
             }
         }
         check_progress(self.state.shard(), before, self.state.next());
@@ -344,18 +344,18 @@ impl ShardDriver {
         }
     }
 
-    /// Ends the shard unless the store is at or above what this owner and
-    /// its archiver have committed.
+    /// Ends the shard unless the store is at or above what this owner and its archiver have
+    /// committed. The adoption of a set moves no offset, so its version is compared as well.
     fn on_confirmed(
         &mut self,
-        next: Offset,
-        archived: Offset,
-        stored: Result<Option<Checkpoint>, CallError>,
+        (next, set, archived): (Offset, u64, Offset),
+        stored: Result<Option<(Checkpoint, u64)>, CallError>,
         out: &mut VecDeque<ShardCommand>,
     ) {
         let epoch = self.state.epoch();
-        let is_current =
-            |at: Checkpoint| at.epoch == epoch && at.next >= next && at.archived >= archived;
+        let is_current = |(at, stored_set): (Checkpoint, u64)| {
+            at.epoch == epoch && at.next >= next && at.archived >= archived && stored_set >= set
+        };
         match stored {
             Ok(stored) if stored.is_some_and(is_current) => {}
             Ok(_) => self.end(EndReason::RolledBack { shard: self.state.shard(), next }, out),
@@ -382,7 +382,9 @@ impl ShardDriver {
         self.state.step(input, &mut effects);
         for effect in effects.drain(..) {
             match effect {
-                ShardEffect::Confirm { next } => out.push_back(ShardCommand::Confirm { next }),
+                ShardEffect::Confirm { next, set } => {
+                    out.push_back(ShardCommand::Confirm { next, set })
+                }
                 ShardEffect::Stop(unread @ LogDivergence::UnsupportedVersion { offset, .. }) => {
                     let why = unread.to_string();
                     out.push_back(ShardCommand::Notify(ShardNotice::Stopped {

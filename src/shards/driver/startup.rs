@@ -15,7 +15,7 @@ use super::gap_recovery::{GapRecovery, lost_range};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, RecentIds};
 use crate::model::generation::{GenerationId, MaintainedSet};
 use crate::model::offset::{Checkpoint, Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, SeriesId};
 use crate::model::window::Millis;
 use crate::shards::generations::{ActiveSet, AdoptedGenerations};
 use crate::shards::series::{MetricNameRegistry, SeriesAdmission};
@@ -97,7 +97,7 @@ pub struct LoadedShard {
     /// knew the append times.
     pub blocks: Vec<DedupBlock>,
     /// Admitted series, by tenant.
-    pub admitted: Vec<(String, Vec<SeriesId>)>,
+    pub admitted: Vec<(String, AdmittedSeries)>,
     /// Series that the shard's live writer of each generation has admitted.
     pub generations: Vec<(GenerationId, Vec<SeriesId>)>,
     /// Those of the generations that nobody reads.

@@ -399,20 +399,24 @@ fn an_idle_owner_confirms_that_the_store_stands_where_it_left_it() {
     assert!(on(&mut driver, 0, 5, ShardEvent::Wakeup).is_empty());
     assert!(matches!(
         on(&mut driver, 1_000, 5, ShardEvent::Wakeup)[..],
-        [ShardCommand::Confirm { next: 5 }]
+        [ShardCommand::Confirm { next: 5, set: 0 }]
     ));
     let mut confirmed = |archived, stored| {
-        on(&mut driver, 1_000, 5, ShardEvent::Confirmed { next: 5, archived, stored })
+        on(&mut driver, 1_000, 5, ShardEvent::Confirmed { next: 5, set: 2, archived, stored })
     };
-    assert!(confirmed(4, Ok(Some(checkpoint(5)))).is_empty());
+    assert!(confirmed(4, Ok(Some((checkpoint(5), 2)))).is_empty());
     assert!(matches!(
         confirmed(4, Err(failed(FailureKind::Unavailable)))[..],
         [ShardCommand::Notify(ShardNotice::Unconfirmed(_))]
     ));
     let other = Checkpoint { epoch: Epoch { counter: 3, nonce: 8 }, ..checkpoint(5) };
-    for (archived, stored) in
-        [(5, Some(checkpoint(4))), (6, Some(checkpoint(5))), (0, Some(other)), (0, None)]
-    {
+    for (archived, stored) in [
+        (5, Some((checkpoint(4), 2))),
+        (6, Some((checkpoint(5), 2))),
+        (0, Some((checkpoint(5), 1))),
+        (0, Some((other, 2))),
+        (0, None),
+    ] {
         let ended = confirmed(archived, Ok(stored));
         assert!(
             ends(&ended).is_some_and(EndReason::is_refusal),

@@ -51,6 +51,8 @@ pub enum ShardEffect {
     Confirm {
         /// Exclusive end of what this owner has committed.
         next: Offset,
+        /// Version of the set of generations that it has committed.
+        set: u64,
     },
     /// Stop: the log does not continue at the store's checkpoint. For
     /// [`LogDivergence::UnsupportedVersion`] the state stays valid: it takes no more records, but

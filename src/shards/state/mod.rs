@@ -35,7 +35,7 @@ use crate::model::flush::{
 use crate::model::generation::GenerationId;
 use crate::model::manifest::RangeDecisions;
 use crate::model::offset::{Epoch, LogDivergence, LogId, Offset, OffsetRange, ShardId};
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, SeriesId};
 use crate::model::window::{Hour, Millis};
 
 /// Back-off after the second failed flush in a row; it doubles with each further one. A store that
@@ -239,7 +239,9 @@ impl ShardState {
         let AdoptedGenerations { set, admitted } = adopted;
         let writer = |(generation, ids)| {
             let tenant = set.tenant(generation)?.to_owned();
-            let admission = SeriesAdmission::limited(max_series, vec![(tenant, ids)]);
+            let of = (tenant.as_str(), set.metrics(generation));
+            let admitted = AdmittedSeries::of_metrics(ids, of, self.shard);
+            let admission = SeriesAdmission::limited(max_series, vec![(tenant, admitted)]);
             Some((generation, admission.for_shard(self.shard)))
         };
         self.writers = admitted.into_iter().filter_map(writer).collect();
@@ -416,7 +418,8 @@ impl ShardState {
                 // soon, and an idle shard should not hold memory.
                 self.open = OpenBatch::new(self.next);
             }
-            effects.push(ShardEffect::Confirm { next: self.open.from() });
+            let (next, set) = (self.open.from(), self.set.version());
+            effects.push(ShardEffect::Confirm { next, set });
         }
     }
 

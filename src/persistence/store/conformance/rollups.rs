@@ -110,7 +110,7 @@ pub(super) fn rollups_and_guards(store: &dyn RollupStore) {
         (4, 2, 2)
     );
     drop(snapshot);
-    assert_eq!(store.admitted_series(SHARD).expect("admitted")[0].1.len(), 3);
+    assert_eq!(store.admitted_series(SHARD).expect("admitted")[0].1.ids.len(), 3);
     assert_eq!(store.metric_names(), Ok(vec![("acme".to_owned(), "views".to_owned())]));
     assert_eq!(store.snapshot().expect("snapshot").admissions(SHARD).expect("admissions").len(), 3);
 
@@ -135,4 +135,18 @@ pub(super) fn rollups_and_guards(store: &dyn RollupStore) {
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(read(&mut *snapshot, &[])[2].2.figures.count, 1, "nothing applied");
     assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.next, 3);
+}
+
+pub(super) fn overflow_series_do_not_count_against_the_limit(store: &dyn RollupStore) {
+    let epoch = store.claim(SHARD, LOG, 11).expect("claim").checkpoint.epoch;
+    let overflow = info("a").series.overflow();
+    let overflow = SeriesInfo { id: SeriesId::of_key(&overflow.key()), series: overflow };
+    // A client may name a page like that.
+    let named_so = delta("__overflow__", 1, 1);
+    let series = Arc::new(overflow);
+    let deltas = vec![named_so, delta("b", 1, 1), Delta { series, ..delta("", 1, 1) }];
+    store.flush(guard(0, 1, epoch), &batch(deltas), 0).expect("flushed");
+    let admitted = store.admitted_series(SHARD).expect("admitted");
+    let counts: Vec<_> = admitted.iter().map(|(_, of)| (of.ids.len(), of.overflow)).collect();
+    assert_eq!(counts, [(3, 1)]);
 }

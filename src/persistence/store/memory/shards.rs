@@ -7,7 +7,7 @@ use super::{MemoryStore, StoreWrite, StoredShard};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard, SuspectEvent};
 use crate::model::generation::{GenerationId, Writer, WriterPart};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, SeriesId};
 use crate::model::window::Millis;
 use crate::persistence::store::abandon::without_abandoned;
 use crate::persistence::store::{ShardStore, StoreError, check_adoption, other_log, unknown_set};
@@ -162,11 +162,12 @@ impl ShardStore for MemoryStore {
         })
     }
 
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, AdmittedSeries)>, StoreError> {
         let state = Arc::clone(&self.lock());
-        let mut by_tenant: BTreeMap<&str, Vec<SeriesId>> = BTreeMap::new();
+        let mut by_tenant: BTreeMap<&str, AdmittedSeries> = BTreeMap::new();
         for (id, admitted) in state.series.iter().filter(|(_, a)| a.shard == shard) {
-            by_tenant.entry(&admitted.info.series.tenant).or_default().push(*id);
+            let series = &admitted.info.series;
+            by_tenant.entry(&series.tenant).or_default().add(*id, Some(&series.key()))?;
         }
         Ok(by_tenant.into_iter().map(|(tenant, ids)| (tenant.to_owned(), ids)).collect())
     }

@@ -12,7 +12,7 @@ use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, SuspectEvent
 use crate::model::generation::MaintainedSet;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, OVERFLOW_IN_KEY, SeriesId};
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::{ExpiryTarget, byte_columns};
 
@@ -434,18 +434,22 @@ pub(super) fn recent_ids(
 pub(super) fn admitted_series(
     session: &mut PostgresSession,
     shard: ShardId,
-) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-    let sql = "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN \
-               tenants t ON t.no = m.tenant_no
+) -> Result<Vec<(String, AdmittedSeries)>, StoreError> {
+    let sql = "SELECT t.name, s.id, CASE WHEN position($2::bytea IN s.key) > 0 THEN s.key END
+        FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON t.no = m.tenant_no
         WHERE s.shard = $1 AND s.part = 0 ORDER BY t.name, s.id";
-    let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
-    session.for_each_row(sql, params![shard.0.cast_signed()], |row| {
-        let (tenant, id): (&str, _) = (get(row, 0)?, SeriesId(get::<UuidBytes>(row, 1)?.0));
-        match tenants.last_mut() {
-            Some((last, ids)) if last == tenant => ids.push(id),
-            _ => tenants.push((tenant.to_owned(), vec![id])),
+    let mut tenants: Vec<(String, AdmittedSeries)> = Vec::new();
+    let of = params![shard.0.cast_signed(), OVERFLOW_IN_KEY.as_bytes()];
+    session.for_each_row(sql, of, |row| {
+        let tenant: &str = get(row, 0)?;
+        if tenants.last().is_none_or(|(last, _)| last != tenant) {
+            tenants.push((tenant.to_owned(), AdmittedSeries::default()));
         }
-        Ok(())
+        let (id, key) = (SeriesId(get::<UuidBytes>(row, 1)?.0), get::<Option<&[u8]>>(row, 2)?);
+        match tenants.last_mut() {
+            Some((_, admitted)) => Ok(admitted.add(id, key)?),
+            None => Ok(()),
+        }
     })?;
     Ok(tenants)
 }

@@ -5,7 +5,7 @@ use super::{PostgresStore, StoreError, admin, flush, generations, merge, snapsho
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::generation::{GenerationId, Writer};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, SeriesId};
 use crate::model::window::Millis;
 
 impl PostgresStore {
@@ -110,7 +110,7 @@ impl ShardStore for PostgresStore {
         self.transaction(shard, |session| admin::mark_suspect(session, shard, epoch, offset, index))
     }
 
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, AdmittedSeries)>, StoreError> {
         admin::admitted_series(self.readers.begin(snapshot::BEGIN_SNAPSHOT)?.session()?, shard)
     }
 

@@ -10,7 +10,7 @@ use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, SuspectEvent
 use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::ShardRestore;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, OVERFLOW_IN_KEY, SeriesId};
 use crate::model::window::Millis;
 
 pub(super) fn claim(
@@ -204,20 +204,22 @@ pub(super) fn restore(tx: &Connection, of: &ShardRestore) -> Result<(), StoreErr
 pub(super) fn admitted_series(
     connection: &Connection,
     shard: ShardId,
-) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+) -> Result<Vec<(String, AdmittedSeries)>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON \
-         t.no = m.tenant_no
-         WHERE s.shard = ? AND s.part = 0 ORDER BY t.name, s.id",
+        "SELECT t.name, s.id, iif(instr(s.key, ?2), s.key, NULL) FROM series s JOIN metrics m ON \
+         m.no = s.metric_no JOIN tenants t ON t.no = m.tenant_no
+         WHERE s.shard = ?1 AND s.part = 0 ORDER BY t.name, s.id",
     )?;
-    let mut rows = statement.query([shard.0])?;
-    let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
+    let mut rows = statement.query(params![shard.0, OVERFLOW_IN_KEY.as_bytes()])?;
+    let mut tenants: Vec<(String, AdmittedSeries)> = Vec::new();
     while let Some(row) = rows.next()? {
         let tenant: String = row.get(0)?;
-        let id = SeriesId(row.get(1)?);
-        match tenants.last_mut() {
-            Some((last, ids)) if *last == tenant => ids.push(id),
-            _ => tenants.push((tenant, vec![id])),
+        if tenants.last().is_none_or(|(last, _)| *last != tenant) {
+            tenants.push((tenant, AdmittedSeries::default()));
+        }
+        if let Some((_, admitted)) = tenants.last_mut() {
+            let key: Option<Vec<u8>> = row.get(2)?;
+            admitted.add(SeriesId(row.get(1)?), key.as_deref())?;
         }
     }
     Ok(tenants)

@@ -49,7 +49,7 @@ use crate::model::generation::{self, GenerationId};
 use crate::model::manifest::{ManifestRow, ShardRestore, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::release::ReleasedEvent;
-use crate::model::series::SeriesId;
+use crate::model::series::{AdmittedSeries, SeriesId};
 use crate::model::window::Millis;
 
 /// Least number of read connections; otherwise twice the number of cores. A query may use two, and
@@ -358,7 +358,7 @@ impl ShardStore for SqliteStore {
         self.writer()?.transaction(|tx, _| admin::mark_suspect(tx, (shard, epoch), offset, index))
     }
 
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, AdmittedSeries)>, StoreError> {
         let reader = self.readers.take()?;
         admin::admitted_series(reader.connection()?, shard)
     }

@@ -196,7 +196,7 @@ fn generation_0_is_as_ingest_made_it(store: &dyn RollupStore, flushed: &[FlushGu
     assert_eq!(snapshot.decisions(ShardId(3), all).expect("decisions").admitted.len(), 2);
     drop(snapshot);
     let admitted = store.admitted_series(ShardId(3)).expect("admitted");
-    assert_eq!(admitted.iter().map(|(_, ids)| ids.len()).collect::<Vec<_>>(), [2]);
+    assert_eq!(admitted.iter().map(|(_, of)| of.ids.len()).collect::<Vec<_>>(), [2]);
     assert_eq!(store.admitted_series(ShardId(4)), Ok(vec![]));
     assert_eq!(store.metric_names(), Ok(vec![("acme".to_owned(), "views".to_owned())]));
     store.check(&mut |damage| panic!("{damage:?}")).expect("checked");

@@ -122,7 +122,7 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
         }
     }
     let mut series = store.admitted_series(ShardId(0)).expect("series");
-    series.iter_mut().for_each(|(_, ids)| ids.sort());
+    series.iter_mut().for_each(|(_, of)| of.ids.sort());
     all.push(format!("{series:?}"));
     all
 }
