@@ -416,8 +416,8 @@ mod tests {
                     registry.extend(&catalogue);
                     for shard in 0..2 {
                         offsets[shard] += 1;
-                        let ids = noted[shard].iter().map(|(id, _)| *id).collect();
-                        live[shard] = new(shard, vec![("t".to_owned(), ids)], &registry);
+                        let ids: Vec<_> = noted[shard].iter().map(|(id, _)| *id).collect();
+                        live[shard] = new(shard, vec![("t".to_owned(), ids.into())], &registry);
                     }
                 }
                 let offset = offsets[shard].max(offset);

@@ -16,12 +16,12 @@ use rollmill::model::manifest::{ManifestRow, RangeDecisions, ShardRestore, Tier}
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::outcome::{Outcome, OutcomeNote, UncountedEvent, Verdict};
 use rollmill::model::record;
-use rollmill::model::release::ReleasedEvent;
+use rollmill::model::release::{ReleaseBasis, ReleasedEvent};
 use rollmill::model::rollup::Rollup;
-use rollmill::model::series::SeriesId;
+use rollmill::model::series::{AdmittedSeries, SeriesId};
 use rollmill::model::served::{ServedHours, served_hours};
 use rollmill::model::window::{Hour, Millis};
-use rollmill::persistence::archive::memory::MemoryArchive;
+use rollmill::persistence::archive::memory::{ArchiveFault, MemoryArchive};
 use rollmill::persistence::archive::{
     Archive, ArchiveError, ArchivedRecords, ObjectInfo, RecoveredObject,
 };
@@ -90,11 +90,12 @@ impl SimStore {
                     StoreWrite::Flush => dice.rates.flush,
                     StoreWrite::MarkSuspect => dice.rates.mark,
                     StoreWrite::InsertManifestRow => dice.rates.manifest,
-                    StoreWrite::Generations | StoreWrite::Fill => dice.rates.flush,
+                    StoreWrite::Generations | StoreWrite::Fill | StoreWrite::SettleQuarantine => {
+                        dice.rates.flush
+                    }
                     StoreWrite::SetTier
                     | StoreWrite::ExpireObject
                     | StoreWrite::Expiry
-                    | StoreWrite::SettleQuarantine
                     | StoreWrite::Restore
                     | StoreWrite::Boards => 0,
                 };
@@ -267,7 +268,7 @@ impl ShardStore for SimStore {
         marked
     }
 
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, AdmittedSeries)>, StoreError> {
         self.inner.admitted_series(shard)
     }
 
@@ -339,7 +340,19 @@ impl QuarantineStore for SimStore {
         release: Option<&ReleasedEvent>,
         request: Option<&QueryBudget>,
     ) -> Result<bool, StoreError> {
-        self.inner.settle_quarantine(shard, offset, index, release, request)
+        let mut release = release.cloned();
+        if let Some(release) = &mut release {
+            match self.plant {
+                Some(Plant::ReleasedIntoIngestAlone) => release.generations.clear(),
+                Some(Plant::ReleaseNotCompared) => {
+                    let mut snapshot = self.inner.snapshot()?;
+                    let set = release.basis.set;
+                    release.basis = ReleaseBasis::new(set, &snapshot.shard_fills(shard)?, offset);
+                }
+                _ => {}
+            }
+        }
+        self.inner.settle_quarantine(shard, offset, index, release.as_ref(), request)
     }
 }
 
@@ -368,6 +381,14 @@ impl GenerationStore for SimStore {
                 let from = at.map_or(guard.range.from, |(_, at)| at.cursor);
                 let range = OffsetRange { from, to: guard.range.to.max(from) };
                 self.inner.fill(&FillGuard { range, ..*guard }, batch)
+            }
+            Some(Plant::FillIgnoresReleases) => {
+                let released = self.inner.snapshot()?.released_events(guard.shard)?;
+                let within = |(offset, _): &(Offset, u32)| {
+                    (guard.range.from..guard.range.to).contains(offset)
+                };
+                let released = released.into_iter().filter(within).collect();
+                self.inner.fill(guard, &GenerationDeltas { released, ..batch.clone() })
             }
             _ => self.inner.fill(guard, batch),
         }
@@ -661,6 +682,17 @@ impl SimArchive {
 }
 
 impl SimArchive {
+    /// The next document may not get there, or only in part, or nobody hears of it.
+    pub fn fail_next_document(&self) {
+        let kinds = [ArchiveFault::Before, ArchiveFault::ReplyLost, ArchiveFault::Torn];
+        let fault = with_dice(&self.dice, |dice| {
+            dice.rng.chance(dice.rates.archive).then(|| dice.rng.pick(&kinds))
+        });
+        if let Some(fault) = fault {
+            self.documents.fail_next(fault);
+        }
+    }
+
     /// What a filler reads: it may not reach the archive, and has planted bugs.
     fn read_to_fill(&self, row: &ManifestRow) -> Result<ArchivedRecords, ArchiveError> {
         let lost = with_dice(&self.dice, |dice| {

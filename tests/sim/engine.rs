@@ -310,9 +310,8 @@ impl SimWorld {
         let mut expected: BTreeMap<i64, [u64; 2]> = BTreeMap::new();
         for (s, &n) in nodes.iter().enumerate() {
             let stored = checkpoint(&*self.store, ShardId(s as u32)).map_or(0, |c| c.next);
-            for (at, fold) in
-                [self.fold_to(s, stored, None), self.fold_at(s, stored, n)].into_iter().enumerate()
-            {
+            let below = self.fold_to(s, stored, None, &self.settlements[s].released);
+            for (at, fold) in [below, self.fold_at(s, stored, n)].into_iter().enumerate() {
                 for ((_, hour), counts) in
                     fold.accounting.iter().filter(|((of, _), _)| *of == TENANTS[tenant])
                 {

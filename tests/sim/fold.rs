@@ -2,10 +2,12 @@
 //! uses nothing of `shards/`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use rollmill::model::batch::RoutedSeries;
 use rollmill::model::decimal::Decimal;
+use rollmill::model::generation::GenerationId;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::{Series, SeriesId};
 
@@ -101,6 +103,11 @@ pub struct OracleRules {
 }
 
 pub type EventPosition = (u64, u32);
+/// The generations that have taken an event in at its release, because their writer had passed it.
+/// The others count it when they come to it.
+pub type TakenIn = BTreeSet<GenerationId>;
+/// The events of a shard that people have released.
+pub type Releases = BTreeMap<EventPosition, TakenIn>;
 pub type OracleRows = BTreeMap<(SeriesId, i32), Rollup>;
 
 /// The fold of a prefix of one shard's log.
@@ -109,14 +116,18 @@ pub struct OracleFold {
     pub next: u64,
     /// Ids in log order: append time, series, id.
     kept: Vec<(i64, usize, u32)>,
-    admitted: [BTreeSet<usize>; 2],
+    /// The series of each tenant, each with the offset at which it was admitted.
+    admitted: [BTreeMap<usize, u64>; 2],
     pub rows: OracleRows,
     /// By tenant (empty if unknown) and hour of receipt: aggregated, de-duplicated, quarantined.
     pub accounting: BTreeMap<(&'static str, i32), [u64; 3]>,
     pub quarantined: BTreeSet<EventPosition>,
     pub duplicates: BTreeSet<EventPosition>,
-    /// The events that were counted, by offset.
-    pub counted: Vec<(u64, SimEvent)>,
+    /// The events that were counted, by place.
+    pub counted: Vec<(EventPosition, SimEvent)>,
+    /// The events that were set aside and count since they were released.
+    pub released: Releases,
+    released_events: BTreeMap<EventPosition, SimEvent>,
     pub events: u64,
     pub overflowed: u64,
     pub counted_again: u64,
@@ -192,21 +203,71 @@ impl OracleFold {
             return;
         }
         account[0] += 1;
-        self.counted.push((place.0, *event));
+        self.counted.push((place, *event));
         let admitted = &mut self.admitted[tenant];
-        let fits = admitted.contains(&event.series) || admitted.len() < rules.max_series;
+        let fits = admitted.contains_key(&event.series) || admitted.len() < rules.max_series;
         let row = if fits {
-            admitted.insert(event.series);
+            admitted.entry(event.series).or_insert(place.0);
             series(1)[event.series].id
         } else {
             self.overflowed += 1;
             overflow_id(tenant)
         };
+        self.add(row, event);
+    }
+
+    fn add(&mut self, row: SeriesId, event: &SimEvent) {
         let (value, user) = event.figures();
-        self.rows
-            .entry((row, event.timestamp.div_euclid(HOUR_MS) as i32))
-            .or_default()
-            .add(value, user);
+        let hour = event.timestamp.div_euclid(HOUR_MS) as i32;
+        self.rows.entry((row, hour)).or_default().add(value, user);
+    }
+
+    /// Counts the events of this prefix that were released.
+    pub fn release(&mut self, history: &[LoggedRecord], releases: &Releases) {
+        let passed = releases.range(..(self.next, 0));
+        for (place, taken_in) in passed {
+            if self.quarantined.remove(place) {
+                self.release_event(&history[place.0 as usize], *place);
+            }
+            self.released.insert(*place, taken_in.clone());
+        }
+    }
+
+    /// The event counts for its series if that was admitted by then.
+    fn release_event(&mut self, record: &LoggedRecord, place: EventPosition) {
+        let events = record.events.as_ref().expect("only what decodes is released");
+        let event = events[place.1 as usize];
+        let tenant = tenant_of(event.series);
+        let hour = record.received.div_euclid(HOUR_MS) as i32;
+        let account = self.accounting.entry((TENANTS[tenant], hour)).or_default();
+        account[2] -= 1;
+        account[0] += 1;
+        let admitted = self.admitted[tenant].get(&event.series);
+        let row = match admitted.is_some_and(|at| *at <= place.0) {
+            true => series(1)[event.series].id,
+            false => overflow_id(tenant),
+        };
+        self.add(row, &event);
+        self.released_events.insert(place, event);
+    }
+
+    /// The events that a writer of a generation counts in a range, in its order; those that it had
+    /// passed when they were released come last, and each says so.
+    pub fn counted_by(
+        &self,
+        id: GenerationId,
+        range: &Range<u64>,
+    ) -> Vec<(EventPosition, SimEvent, bool)> {
+        let first = self.counted.partition_point(|((offset, _), _)| *offset < range.start);
+        let counted = self.counted[first..].iter().take_while(|((at, _), _)| *at < range.end);
+        let mut all: Vec<_> = counted.map(|(place, event)| (*place, *event, false)).collect();
+        let released = self.released_events.range((range.start, 0)..(range.end, 0));
+        all.extend(released.map(|(place, event)| {
+            let taken_in = self.released.get(place).is_some_and(|of| of.contains(&id));
+            (*place, *event, taken_in)
+        }));
+        all.sort_by_key(|(place, _, taken_in)| (*taken_in, *place));
+        all
     }
 }
 

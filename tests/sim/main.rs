@@ -15,6 +15,7 @@ mod fold;
 mod node;
 mod plants;
 mod query;
+mod releases;
 mod replay;
 mod replay_checks;
 mod report;
@@ -42,6 +43,9 @@ const SEEDS: u64 = 200_000;
 const BOUND: u64 = 20_000;
 /// Findings after which no more seeds are tried for a planted bug.
 const ENOUGH: usize = 50;
+
+/// Violations that are listed beside the first one.
+const SHOWN: usize = 40;
 
 /// Silences the panics of poison events, which would drown all other output.
 fn quiet() {
@@ -111,6 +115,9 @@ fn no_schedule_violates_an_invariant() {
     let seeds = number("ROLLMILL_SIM_SEEDS").unwrap_or(SEEDS);
     let (stats, found) = run_all(0..seeds, None);
     println!("simulation: {stats}  {} violations, {:.1?}", found.len(), started.elapsed());
+    for (seed, violation) in found.iter().take(SHOWN) {
+        println!("seed {seed}: {}", violation.to_string().lines().next().unwrap_or_default());
+    }
     if let Some((seed, violation)) = found.first() {
         println!("{}", trace(*seed, None));
         panic!(

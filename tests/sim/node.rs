@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rollmill::actors::archiver::Archiver;
 use rollmill::actors::gap_reader::GapReader;
+use rollmill::actors::settled_documents::PutSettlements;
 use rollmill::actors::shard_ports::ShardPorts;
 use rollmill::actors::shard_table::ShardTable;
 use rollmill::model::flush::{FlushBatch, FlushGuard};
@@ -66,6 +67,8 @@ pub struct SimNode {
     pub isolating: Option<usize>,
     /// What the keeper of replays remembers.
     pub keeping: GenerationKeeping,
+    /// What it knows to be in the archive of what people have settled.
+    pub settled: PutSettlements,
 }
 
 /// A commit on its way to the store. It arrives even if its owner has died.
@@ -312,7 +315,9 @@ impl SimWorld {
                 }
                 return Ok(Some(read));
             }
-            ShardCommand::Confirm { next } => return Ok(Some(self.ports(n, s).confirm(next))),
+            ShardCommand::Confirm { next, set } => {
+                return Ok(Some(self.ports(n, s).confirm(next, set)));
+            }
             // The mark is a step of its own: a crash can come before it.
             ShardCommand::MarkSuspect { offset, index, .. } => {
                 self.nodes[n].shards[s].isolated = Some((offset, index));
@@ -442,14 +447,12 @@ impl SimWorld {
         });
         let shell = &self.nodes[pending.node].shards[pending.shard];
         let expected = shell.alive && shell.life == pending.life;
-        if let Some(adopted) = &pending.batch.adopts {
+        if pending.batch.adopts.is_some() {
             match &outcome {
                 Ok(()) => self.hit(Fault::SetAdopted),
                 Err(error) if error.outcome_unknown() => self.hit(Fault::AdoptionUnknown),
                 Err(_) => {}
             }
-            let begun = adopted.begun.clone();
-            self.note_fill_starts(shard, &begun);
         }
         if !expected {
             self.hit(Fault::CommitOutlivedOwner);

@@ -122,6 +122,12 @@ plants! {
     PointerWithoutRevision Double
         "an apply puts rows in the place of others, and the query cache knows them by one revision",
     UndoLosesLate Driver "what an apply replaced is not written any more, late events included",
+    ReleasedIntoIngestAlone Double "a release adds the event to generation 0 alone",
+    ReleaseNotCompared Double
+        "a release does not compare which writers have passed its event with what it was decided on",
+    FillIgnoresReleases Double
+        "a fill does not compare what was released of its records with what it has counted",
+    SettlementsNotArchived Node "what people decide about events is not put into the archive",
     RowsLeaveEarly Node "rows are deleted while shards still write them",
     ReadsBehindIgnored Node "a shard that is behind reports now",
 }

@@ -19,7 +19,9 @@ use rollmill::persistence::store::{RollupQuery, SnapshotSource};
 use rollmill::shards::state::{LiveQuery, ShardState};
 
 use crate::doubles::with_dice;
-use crate::fold::{EventPosition, METRIC, OracleFold, OracleRows, TENANTS, difference, merge};
+use crate::fold::{
+    EventPosition, METRIC, OracleFold, OracleRows, Releases, TENANTS, difference, merge,
+};
 use crate::plants::Plant;
 use crate::replay_checks::{Progress, is_of_tenant};
 use crate::report::{Fault, Violation, ensure};
@@ -50,6 +52,8 @@ pub struct SimQuery {
     answers: Vec<Option<LiveAnswer>>,
     /// What the pointer of the snapshot serves.
     served: Vec<ServedHours>,
+    /// What was released when the snapshot was taken, by shard.
+    releases: Vec<Releases>,
     /// What the snapshot knows of these generations.
     generations: BTreeMap<GenerationId, (Generation, Progress)>,
 }
@@ -96,6 +100,7 @@ impl SimWorld {
             rows: OracleRows::new(),
             answers: vec![],
             served: vec![],
+            releases: self.settlements.iter().map(|of| of.released.clone()).collect(),
             generations: BTreeMap::new(),
         };
         self.read_pointer(&mut query);
@@ -307,7 +312,7 @@ impl SimWorld {
         let mut expected = OracleRows::new();
         for (s, answer) in query.answers.iter().enumerate() {
             let stored = query.checkpoints[s].map_or(0, |c| c.next);
-            let fold = self.fold_to(s, stored, answer.as_ref());
+            let fold = self.fold_to(s, stored, answer.as_ref(), &query.releases[s]);
             merge(&mut expected, &self.served_rows(&query, s, &fold));
         }
         let tenant = query.tenant;
@@ -383,24 +388,28 @@ impl SimWorld {
         let slot = self.nodes[n].table.entry(ShardId(s as u32));
         let applied = slot.read_state(ShardState::next).unwrap_or(stored);
         let (set_aside, alone) = (shell.quarantined.clone(), shell.isolated);
-        self.fold_to(
-            s,
-            stored,
-            Some(&LiveAnswer { applied, end: applied, as_of: 0, held: None, set_aside, alone }),
-        )
+        let answer = LiveAnswer { applied, end: applied, as_of: 0, held: None, set_aside, alone };
+        self.fold_to(s, stored, Some(&answer), &self.settlements[s].released)
     }
 
     /// The fold of a prefix of a shard's log: up to the checkpoint as decided in the store, above
     /// it as decided by the owner that answered.
-    pub fn fold_to(&self, s: usize, stored: u64, answer: Option<&LiveAnswer>) -> OracleFold {
+    pub fn fold_to(
+        &self,
+        s: usize,
+        stored: u64,
+        answer: Option<&LiveAnswer>,
+        releases: &Releases,
+    ) -> OracleFold {
         let to = answer.map_or(stored, |a| a.applied.max(stored));
-        let mut fold = if self.oracle[s].next == stored {
-            self.oracle[s].clone()
-        } else {
-            OracleFold::default()
+        let oracle = &self.oracle[s];
+        let mut fold = match oracle.next == stored && oracle.released == *releases {
+            true => oracle.clone(),
+            false => OracleFold::default(),
         };
+        let decided = oracle.quarantined.iter().chain(oracle.released.keys());
         let mut set_aside: BTreeSet<EventPosition> =
-            self.oracle[s].quarantined.iter().filter(|p| p.0 < stored).copied().collect();
+            decided.filter(|p| p.0 < stored).copied().collect();
         set_aside.extend(answer.iter().flat_map(|a| a.set_aside.iter()).filter(|p| p.0 >= stored));
         while fold.next < to {
             fold.fold_record(&self.history[s][fold.next as usize], self.setup.rules, &set_aside);
@@ -410,6 +419,7 @@ impl SimWorld {
         {
             fold.fold_part(&self.history[s][to as usize], index, self.setup.rules, &set_aside);
         }
+        fold.release(&self.history[s], releases);
         fold
     }
 }

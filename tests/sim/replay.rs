@@ -399,6 +399,14 @@ impl SimWorld {
         Ok(())
     }
 
+    /// Whether the store says that a shard writes under the newest set.
+    pub fn has_adopted(&self, s: u32) -> bool {
+        let mut snapshot = self.store.snapshot().expect("the double answers");
+        let versions = snapshot.set_versions().expect("the double answers");
+        let newest = self.book().newest_set().version;
+        versions.iter().any(|(shard, version)| shard.0 == s && *version == newest)
+    }
+
     pub fn replays_settled(&self) -> bool {
         let book = self.book();
         let mut snapshot = self.store.snapshot().expect("the double answers");

@@ -17,8 +17,8 @@ use rollmill::model::window::Hour;
 use rollmill::persistence::store::{SnapshotSource, StoreSnapshot};
 
 use crate::fold::{
-    METRIC, OracleFold, OracleRows, SimEvent, TENANTS, merge, overflow_id, page_of, series,
-    series_id, tenant_of,
+    METRIC, OracleFold, OracleRows, TENANTS, merge, overflow_id, page_of, series, series_id,
+    tenant_of,
 };
 use crate::replay::SimRules;
 use crate::report::{Violation, ensure};
@@ -98,13 +98,11 @@ impl SimWorld {
         };
         let mut expected = WriterRows::new();
         for (shard, at) in progress {
-            let start = self.fill_start(id, *shard);
             let fold = &self.oracle[shard.0 as usize];
-            let parts =
-                [(WriterPart::Fill, start..at.cursor), (WriterPart::Live, at.cut..fold.next)];
+            let parts = [(WriterPart::Fill, 0..at.cursor), (WriterPart::Live, at.cut..fold.next)];
             for (part, range) in parts {
                 let writer = Writer { shard: *shard, part };
-                for ((series, hour), rollup) in self.rows_of(generation, fold, &range) {
+                for ((series, hour), rollup) in self.rows_of((id, generation), fold, &range) {
                     expected.insert((writer, series, hour), rollup);
                 }
             }
@@ -121,50 +119,36 @@ impl SimWorld {
         })
     }
 
-    fn fill_start(&self, id: GenerationId, shard: ShardId) -> Offset {
-        self.fill_starts.get(&(id, shard)).copied().unwrap_or(0)
-    }
-
-    /// A flush that adopts a set has reached the store: notes where fills begin.
-    pub fn note_fill_starts(&mut self, shard: ShardId, begun: &[GenerationId]) {
-        let store = self.store.clone();
-        let mut snapshot = store.snapshot().expect("the double answers");
-        for id in begun {
-            let progress = snapshot.fill_progress(*id).expect("the double answers");
-            let at = progress.iter().find(|(of, _)| *of == shard);
-            if let Some((_, at)) = at.filter(|_| self.expired) {
-                self.fill_starts.entry((*id, shard)).or_insert(at.cursor);
-            }
-        }
-    }
-
     /// What one writer of a generation makes of the counted events of a range of its shard.
     pub fn rows_of(
         &self,
-        generation: &Generation,
+        (id, generation): (GenerationId, &Generation),
         fold: &OracleFold,
         range: &Range<Offset>,
     ) -> OracleRows {
         let rules = SimRules::of(&generation.rules);
         let tenant = TENANTS.iter().position(|name| *name == generation.tenant).expect("known");
-        let (mut admitted, mut rows) = (BTreeSet::new(), OracleRows::new());
-        let first = fold.counted.partition_point(|(offset, _)| *offset < range.start);
-        let counted = fold.counted[first..].iter().take_while(|(offset, _)| *offset < range.end);
-        for event in counted.map(|(_, event)| event) {
+        let (mut admitted, mut rows) = (BTreeMap::new(), OracleRows::new());
+        for (place, event, taken_in) in fold.counted_by(id, range) {
             let hour = Hour::of(event.timestamp);
             if tenant_of(event.series) != tenant || !generation.days.contains(hour.day()) {
                 continue;
             }
             let Some(page) = rules.page(page_of(event.series)) else { continue };
-            let fits = admitted.contains(page) || admitted.len() < self.setup.rules.max_series;
-            let id = if fits {
-                admitted.insert(page);
-                series_id(tenant, page)
-            } else {
-                overflow_id(tenant)
+            let known = admitted.get(page).copied();
+            let fits = match taken_in {
+                true => known.is_some_and(|at| at <= place.0),
+                false => known.is_some() || admitted.len() < self.setup.rules.max_series,
             };
-            let (value, user) = SimEvent::figures(event);
-            rows.entry((id, hour.0)).or_default().add(value, user);
+            let series = match fits {
+                true => series_id(tenant, page),
+                false => overflow_id(tenant),
+            };
+            if fits {
+                admitted.entry(page).or_insert(place.0);
+            }
+            let (value, user) = event.figures();
+            rows.entry((series, hour.0)).or_default().add(value, user);
         }
         rows
     }
@@ -178,10 +162,9 @@ impl SimWorld {
     ) -> OracleRows {
         let mut rows = OracleRows::new();
         let at = progress.iter().find(|(shard, _)| shard.0 as usize == s);
-        let Some((shard, at)) = at else { return rows };
-        let start = self.fill_start(id, *shard);
-        for range in [start..at.cursor, at.cut..fold.next + 1] {
-            merge(&mut rows, &self.rows_of(generation, fold, &range));
+        let Some((_, at)) = at else { return rows };
+        for range in [0..at.cursor, at.cut..fold.next + 1] {
+            merge(&mut rows, &self.rows_of((id, generation), fold, &range));
         }
         rows
     }

@@ -37,6 +37,10 @@ pub struct SimSetup {
     pub replay: usize,
     /// Per thousand such steps that let an object expire.
     pub expiry: usize,
+    /// Per thousand steps: how often somebody settles an event that was set aside.
+    pub settle: usize,
+    /// Whether some events are set aside before the first step.
+    pub set_aside: bool,
     /// Whether queries also go through the real engine.
     pub engine: bool,
     /// Whether the archive's double writes real Parquet.
@@ -79,6 +83,8 @@ impl SimSetup {
             without_id: 0,
             replay: 0,
             expiry: 0,
+            settle: 0,
+            set_aside: false,
             engine: false,
             parquet: false,
             ..calm
@@ -117,6 +123,7 @@ impl SimSetup {
             archive_takeover: rate(rng, 100),
         };
         let poisonous = rng.chance(30);
+        let settle = rate(rng, 150);
         let mut setup = Self {
             shards: rng.pick(&[1, 2]),
             nodes: rng.pick(&[1, 2, 2]),
@@ -142,6 +149,8 @@ impl SimSetup {
             without_id: rate(rng, 150),
             replay: if rng.chance(350) { rng.pick(&[100, 400, 700]) } else { 0 },
             expiry: if rng.chance(150) { 500 } else { 0 },
+            settle,
+            set_aside: settle > 0 && rng.chance(60),
             engine: rng.chance(80),
             parquet: rng.chance(1),
         };

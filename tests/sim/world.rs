@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use rollmill::actors::archiver::{ArchiveDelays, ArchiveLimits, Archiver};
+use rollmill::actors::settled_documents::PutSettlements;
 use rollmill::actors::shard_table::ShardTable;
 use rollmill::clock::ManualClock;
 use rollmill::invariants::Invariant;
-use rollmill::model::generation::GenerationId;
 use rollmill::model::generation_keeping::GenerationKeeping;
-use rollmill::model::offset::{Epoch, LogId, Offset, ShardId};
+use rollmill::model::offset::{Epoch, LogId, ShardId};
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::memory::MemoryArchive;
 use rollmill::persistence::log::memory::{self, MemoryLog};
@@ -26,6 +26,7 @@ use crate::fold::{EventPosition, LoggedRecord, OracleFold};
 use crate::node::{PendingCommit, SimNode, SimShard};
 use crate::plants::Plant;
 use crate::query::SimQuery;
+use crate::releases::{OpenSettlement, SimSettlements};
 use crate::replay::SimFiller;
 use crate::report::{Fault, RunStats, Violation, ensure};
 use crate::rng::Rng;
@@ -65,7 +66,10 @@ pub struct SimWorld {
     /// Events that may be in quarantine, because a claim has reported eight deaths for them.
     pub convictable: Vec<BTreeSet<EventPosition>>,
     /// A state to which the store may be rolled back.
-    pub backup: Option<StoreBackup>,
+    pub backup: Option<(StoreBackup, Vec<SimSettlements>)>,
+    /// What people have decided about events that were set aside, by shard.
+    pub settlements: Vec<SimSettlements>,
+    pub settling: Option<OpenSettlement>,
     pub rolled_back: bool,
     /// Manifest rows whose objects have been compared, by shard.
     pub verified: Vec<usize>,
@@ -73,8 +77,6 @@ pub struct SimWorld {
     pub archived: Vec<(u64, u64)>,
     pub query: Option<SimQuery>,
     pub fillers: Vec<SimFiller>,
-    /// Where a fill began: at the cut, what the archive has lost before is left out.
-    pub fill_starts: BTreeMap<(GenerationId, ShardId), Offset>,
     /// The highest number that a generation ever had.
     pub last_generation: u64,
     /// Whether an object of the archive has expired.
@@ -94,7 +96,8 @@ pub struct RunOutcome {
 pub fn run(seed: u64, plant: Option<Plant>, traced: bool) -> RunOutcome {
     let mut world = SimWorld::new(seed, plant, traced);
     let violation = world
-        .run_steps()
+        .begin()
+        .and_then(|()| world.run_steps())
         .and_then(|()| world.settle())
         .and_then(|()| world.check_everything())
         .err();
@@ -173,6 +176,7 @@ impl SimWorld {
                 shards: shells,
                 isolating: None,
                 keeping,
+                settled: PutSettlements::default(),
             }
         };
         let shards = setup.shards as usize;
@@ -201,12 +205,13 @@ impl SimWorld {
             epochs: vec![0; shards],
             convictable: vec![BTreeSet::new(); shards],
             backup: None,
+            settlements: vec![SimSettlements::default(); shards],
+            settling: None,
             rolled_back: false,
             verified: vec![0; shards],
             archived: vec![(0, 0); shards],
             query: None,
             fillers: Vec::new(),
-            fill_starts: BTreeMap::new(),
             last_generation: 0,
             expired: false,
             trace: traced.then(Vec::new),
@@ -224,6 +229,21 @@ impl SimWorld {
         self.setup.shards as usize
     }
 
+    /// Before anything else fails, some events kill their shard and are set aside: people are to
+    /// settle them while everything goes on, and in the course of a schedule this comes late.
+    fn begin(&mut self) -> Result<(), Violation> {
+        if !self.setup.set_aside {
+            return Ok(());
+        }
+        let rates = with_dice(&self.dice, |dice| std::mem::take(&mut dice.rates));
+        let poison = std::mem::replace(&mut self.setup.poison, 300);
+        (0..6).try_for_each(|_| self.run_client())?;
+        self.settle_on(0)?;
+        self.setup.poison = poison;
+        with_dice(&self.dice, |dice| dice.rates = rates);
+        Ok(())
+    }
+
     fn run_steps(&mut self) -> Result<(), Violation> {
         for _ in 0..self.setup.steps {
             self.count_step();
@@ -231,6 +251,9 @@ impl SimWorld {
             self.inject_trouble()?;
             if self.rng.chance(self.setup.replay) {
                 self.step_replay()?;
+            }
+            if self.rng.chance(self.setup.settle) {
+                self.step_settlement()?;
             }
             let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
             match self.rng.below(100) {
@@ -317,8 +340,8 @@ impl SimWorld {
         }
         if self.rng.chance(self.setup.rollback) {
             match self.backup.take() {
-                Some(backup) if self.rng.chance(500) => self.roll_back(&backup)?,
-                _ => self.backup = Some(self.store.backup()),
+                Some(backup) if self.rng.chance(500) => self.roll_back(backup)?,
+                _ => self.backup = Some((self.store.backup(), self.settlements.clone())),
             }
         }
         if self.rng.chance(self.setup.crash) {
@@ -336,13 +359,17 @@ impl SimWorld {
 
     /// The store fails over to a standby that lacks commits, or is restored from a backup. The
     /// owners of shards do not notice.
-    fn roll_back(&mut self, backup: &StoreBackup) -> Result<(), Violation> {
+    pub fn roll_back(
+        &mut self,
+        (backup, settlements): (StoreBackup, Vec<SimSettlements>),
+    ) -> Result<(), Violation> {
         self.hit(Fault::StoreRolledBack);
         self.add_trace(|| "the store is as it was before".to_owned());
-        self.store.put_back(backup);
+        self.store.put_back(&backup);
+        self.settlements = settlements;
+        self.settling = None;
         self.query = None;
         self.fillers.clear();
-        self.fill_starts.clear();
         self.rolled_back = true;
         // The oracle starts over: what it has folded is not in the store any more.
         self.oracle.iter_mut().for_each(|fold| *fold = OracleFold::default());
@@ -356,6 +383,7 @@ impl SimWorld {
         self.hit(Fault::NodeCrash);
         self.nodes[n].paused = false;
         self.nodes[n].keeping = GenerationKeeping::default();
+        self.nodes[n].settled = PutSettlements::default();
         for s in 0..self.shards() {
             self.die(n, s, "its node crashed");
             self.nodes[n].table.entry(ShardId(s as u32)).drop_memory();
@@ -409,6 +437,11 @@ impl SimWorld {
             (0..self.shards()).for_each(|s| self.die(n, s, "healing"));
         }
         self.resend_unacknowledged()?;
+        self.settle_on(survivor)
+    }
+
+    /// One node does everything that there is to do.
+    fn settle_on(&mut self, survivor: usize) -> Result<(), Violation> {
         for _ in 0..SETTLE_ROUNDS {
             self.set_time(self.now + 100);
             // Delivered first, so that an owner that waits for its commit handles the
@@ -439,7 +472,7 @@ impl SimWorld {
 
     /// Whether the shard's owner is on the node. A fenced owner is restarted by whoever
     /// assigns shards to nodes.
-    fn owns(&self, n: usize, s: usize) -> bool {
+    pub fn owns(&self, n: usize, s: usize) -> bool {
         let shell = &self.nodes[n].shards[s];
         let stored = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch);
         shell.alive
