@@ -267,7 +267,7 @@ pub(super) fn shards_adopt_a_set_in_a_flush(store: &dyn RollupStore) {
 pub(super) fn a_fill_owns_its_cursor(store: &dyn RollupStore) {
     let mut owner = Owner::claim(store, 3);
     owner.flush(9, live(vec![], vec![delta("a", 1, 1)]));
-    // The archive has lost its first records, so they cannot be filled in.
+    // The archive has lost its first records. Whether it needs them is for the fill to say.
     let epoch = owner.guard.epoch;
     for (from, to) in [(0, 3), (3, 9)] {
         store.insert_manifest_row(epoch, &manifest_row(from, to, epoch)).expect("archived");
@@ -278,7 +278,9 @@ pub(super) fn a_fill_owns_its_cursor(store: &dyn RollupStore) {
     let of_hour = |units| deltas(one, vec![delta("a", 1, units)]);
     assert_eq!(store.fill(&owner.fill_guard(one, 3, 5), &of_hour(1)), refused, "without a cut");
     owner.adopt(&[one]);
-    assert_eq!(progress(store, one), [(ShardId(3), at(9, 3))], "from the archive floor on");
+    assert_eq!(progress(store, one), [(ShardId(3), at(9, 0))], "from the first record on");
+    assert_eq!(store.fill(&owner.fill_guard(one, 3, 5), &of_hour(1)), refused, "beyond it");
+    store.fill(&owner.fill_guard(one, 0, 3), &deltas(one, vec![])).expect("passed over");
     assert_eq!(store.fill(&owner.fill_guard(one, 0, 5), &of_hour(1)), refused, "below it");
     store.fill(&owner.fill_guard(one, 3, 5), &of_hour(10)).expect("filled");
     let beyond = [
