@@ -391,10 +391,12 @@ fn commit(
     if matches!(ended, ShardEvent::CommitEnded(Ok(()))) {
         metrics::histogram!(telemetry::FLUSH_SECONDS).record(watch.elapsed().as_secs_f64());
         count_events(batch);
-        for given_up in batch.abandons.iter().flat_map(|abandons| &abandons.generations) {
-            let why = batch.abandons.as_ref().map(|abandons| abandons.reason(guard.shard));
-            metrics::counter!(telemetry::REPLAYS_GIVEN_UP).increment(1);
-            tracing::warn!(replay = given_up.0, why, "a replay is given up");
+        for abandonment in &batch.abandons {
+            let why = abandonment.reason(guard.shard);
+            for given_up in &abandonment.generations {
+                metrics::counter!(telemetry::REPLAYS_GIVEN_UP).increment(1);
+                tracing::warn!(replay = given_up.0, why, "a replay is given up");
+            }
         }
     }
     ended

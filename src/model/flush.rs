@@ -110,8 +110,9 @@ pub struct FlushBatch {
     pub set: u64,
     /// The set that the records behind the range are folded under, if it is another one.
     pub adopts: Option<SetAdoption>,
-    /// What the range was folded without, because the shard dies of it.
-    pub abandons: Option<Abandonment>,
+    /// What the range was folded without, because the shard dies of it: one for each event that it
+    /// died of.
+    pub abandons: Vec<Abandonment>,
     /// What the range adds to the generations of its set besides generation 0: those that it
     /// touched, by number.
     pub generations: Vec<GenerationDeltas>,
@@ -127,12 +128,14 @@ pub struct SetAdoption {
     pub begun: Vec<GenerationId>,
 }
 
-/// A shard gives up generations that are not served: it dies of an event with them, and has not
-/// without them. Their rows lack the event.
+/// A shard gives up generations that are not served and take in an event: it dies of the event with
+/// them, and has not without them. Their rows lack the event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Abandonment {
     /// The generations, at least one.
     pub generations: Vec<GenerationId>,
+    /// The metric of the event; its tenant is that of the generations.
+    pub metric: String,
     /// Offset of the record with the event.
     pub offset: Offset,
     /// Index of the event in the record.
@@ -144,10 +147,11 @@ pub struct Abandonment {
 impl Abandonment {
     /// Why they are given up, for people.
     pub fn reason(&self, shard: ShardId) -> String {
+        let Self { metric, offset, index, .. } = self;
         format!(
-            "shard {shard} died each time it applied event {} of the record at offset {}, and does \
-             not without this replay: its rules fail on this event",
-            self.index, self.offset
+            "shard {shard} died each time it applied an event of {metric} (event {index} of the \
+             record at offset {offset}) with this replay, and did not die without it: the rules of \
+             the replay fail on this event"
         )
     }
 }

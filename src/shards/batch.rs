@@ -164,7 +164,7 @@ impl OpenBatch {
             appended: last,
             set,
             adopts: None,
-            abandons: None,
+            abandons: Vec::new(),
             generations,
         };
         (batch, following)

@@ -59,14 +59,16 @@ pub fn mode_for(attempts: u32) -> ApplyMode {
 pub enum PoisonStep {
     /// Apply it.
     Apply,
-    /// Apply it to what is served, and not to generations that are only built: their rules may be
-    /// what the shard dies of.
+    /// Apply it to what is served, and not to the generations that take it in and are only built:
+    /// their rules may be what the shard dies of.
     ApplyToServed,
     /// Quarantine it.
     SetAside,
 }
 
-/// Decides about an event. `unserved` says whether the shard writes generations that nobody reads.
+/// Decides about an event. `can_lighten` says whether it can be applied with less than the shard
+/// has died with: without generations that take it in and that nobody reads. It is asked only where
+/// that decides.
 ///
 /// A shard that flushes without them has not shown that they were the reason, unless the flush is
 /// of an event that it was sure to die of. So this start comes where the event would be set aside,
@@ -75,19 +77,19 @@ pub fn poison_step(
     suspects: &[SuspectEvent],
     offset: Offset,
     index: u32,
-    unserved: bool,
+    can_lighten: impl FnOnce() -> bool,
 ) -> PoisonStep {
     let suspect = suspects.iter().find(|s| (s.offset, s.index) == (offset, index));
     match suspect.map_or(0, |suspect| suspect.deaths) {
         0..DEATHS => PoisonStep::Apply,
-        DEATHS if unserved => PoisonStep::ApplyToServed,
+        DEATHS if can_lighten() => PoisonStep::ApplyToServed,
         _ => PoisonStep::SetAside,
     }
 }
 
 /// Whether the shard died at least [`DEATHS`] times while an event was applied alone.
 pub fn is_poison(suspects: &[SuspectEvent], offset: Offset, index: u32) -> bool {
-    poison_step(suspects, offset, index, false) == PoisonStep::SetAside
+    poison_step(suspects, offset, index, || false) == PoisonStep::SetAside
 }
 
 #[cfg(test)]
@@ -127,8 +129,8 @@ mod tests {
     fn what_nobody_reads_is_left_out_once_before_an_event_is_set_aside() {
         let step = |deaths, unserved| {
             let suspects = [SuspectEvent { offset: 5, index: 1, deaths }];
-            assert_eq!(poison_step(&suspects, 5, 2, unserved), PoisonStep::Apply);
-            poison_step(&suspects, 5, 1, unserved)
+            assert_eq!(poison_step(&suspects, 5, 2, || unserved), PoisonStep::Apply);
+            poison_step(&suspects, 5, 1, || unserved)
         };
         for unserved in [false, true] {
             assert_eq!(step(DEATHS - 1, unserved), PoisonStep::Apply);

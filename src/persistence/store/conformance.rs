@@ -113,6 +113,7 @@ const CASES: [Case; 19] = [
     generations::a_fill_owns_its_cursor,
     generations::released::a_release_and_a_fill_count_an_event_once,
     generations::abandoned::what_a_flush_abandons_is_given_up_with_it,
+    generations::abandoned::a_flush_abandons_for_each_event_and_nothing_of_other_tenants,
     generations::ids_that_collide_are_refused,
     generations::leaving::what_leaves_is_deleted_and_nothing_else,
     generations::a_snapshot_shows_pointer_and_rows_of_one_moment,

@@ -189,9 +189,12 @@ impl ShardState {
             self.open.remember_id(id, log_record.appended);
         }
         let place = (log_record.offset, index as u32);
-        match poison_step(&self.suspects, place.0, place.1, !self.unserved.is_empty()) {
+        let can_lighten = || self.can_lighten(entry.key, event.timestamp);
+        match poison_step(&self.suspects, place.0, place.1, can_lighten) {
             PoisonStep::Apply => {}
-            PoisonStep::ApplyToServed => self.abandon_unserved(log_record, index as u32),
+            PoisonStep::ApplyToServed => {
+                self.abandon_unserved((log_record, place.1), entry.key, event.timestamp);
+            }
             PoisonStep::SetAside => {
                 let reason = "the shard died each time it applied this event";
                 self.quarantine_event(log_record, record, index, reason);

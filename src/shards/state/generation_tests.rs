@@ -38,10 +38,18 @@ pub(super) fn set(version: u64, ranges: &[(u64, &str, (i32, i32))]) -> Arc<Activ
 
 /// A record of one event.
 pub(super) fn record(offset: Offset, metric: &str, page: &str, hour: i64) -> LogRecord {
-    let key = Series::new("t", metric, [("page".to_owned(), page.to_owned())]).key();
-    let id = SeriesId::of_key(&key);
-    let event = RecordEvent {
-        series: 0,
+    record_of(offset, "t", &[(metric, page, hour)])
+}
+
+/// A record of events: metric, page and hour of each.
+pub(super) fn record_of(offset: Offset, tenant: &str, events: &[(&str, &str, i64)]) -> LogRecord {
+    let key = |(metric, page, _): &(&str, &str, i64)| {
+        let key = Series::new(tenant, metric, [("page".to_owned(), (*page).to_owned())]).key();
+        (SeriesId::of_key(&key), key)
+    };
+    let keys: Vec<_> = events.iter().map(key).collect();
+    let event = |(series, (.., hour)): (usize, &(&str, &str, i64))| RecordEvent {
+        series: series as u32,
         timestamp: hour * HOUR_MS,
         value: None,
         user: None,
@@ -52,10 +60,10 @@ pub(super) fn record(offset: Offset, metric: &str, page: &str, hour: i64) -> Log
     record::encode(
         &Record {
             version: record::VERSION,
-            tenant: "t",
+            tenant,
             gateway: 0,
-            series: vec![SeriesEntry { id: &id.0, key: &key }],
-            events: vec![event],
+            series: keys.iter().map(|(id, key)| SeriesEntry { id: &id.0, key }).collect(),
+            events: events.iter().enumerate().map(event).collect(),
             stamp: Some(1),
         },
         &mut bytes,

@@ -137,10 +137,10 @@ pub struct ShardState {
     applied_since_flush: usize,
     suspects: Vec<SuspectEvent>,
     isolated: Option<IsolatedRecord>,
-    /// Generations of the set that nobody reads.
+    /// Generations of the set that nobody reads, of all tenants.
     unserved: Vec<GenerationId>,
     /// What the next flush gives up, and what was given up in this life.
-    abandons: Option<Abandonment>,
+    abandons: Vec<Abandonment>,
     abandoned: Vec<GenerationId>,
     /// Why the next record cannot be applied: this build does not know its version.
     divergence: Option<LogDivergence>,
@@ -224,7 +224,7 @@ impl ShardState {
             suspects: claim.suspects.clone(),
             isolated: None,
             unserved: Vec::new(),
-            abandons: None,
+            abandons: Vec::new(),
             abandoned: Vec::new(),
             divergence: None,
             max_generation_series: u64::MAX,
@@ -434,7 +434,7 @@ impl ShardState {
         check_counts(self.shard, range, &batch, applied);
         self.open = behind;
         let set = self.set.clone();
-        batch.abandons = self.abandons.take();
+        batch.abandons = std::mem::take(&mut self.abandons);
         batch.adopts = self.adopt_newest();
         let batch = Arc::new(batch);
         let frozen = FrozenBatch { range, batch, windows, forget_ids_before, set };

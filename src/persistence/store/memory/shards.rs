@@ -98,9 +98,9 @@ impl ShardStore for MemoryStore {
             for deltas in &batch.generations {
                 state.check_writer_catalogue(live, deltas)?;
             }
-            let abandoned = match &batch.abandons {
-                Some(abandons) => without_abandoned(&state.book, &guard, abandons)?,
-                None => None,
+            let abandoned = match batch.abandons.is_empty() {
+                true => None,
+                false => without_abandoned(&state.book, &guard, &batch.abandons)?,
             };
             if let Some(adopted) = &batch.adopts {
                 state.check_begun(&adopted.begun, guard.shard)?;

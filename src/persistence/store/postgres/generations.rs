@@ -208,7 +208,7 @@ impl PostgresStore {
         &self,
         session: &mut PostgresSession,
         guard: &FlushGuard,
-        abandons: &Abandonment,
+        abandons: &[Abandonment],
     ) -> Result<(), StoreError> {
         let before = self.books.lock_to_change(session)?;
         let Some((next, entries)) = without_abandoned(&before, guard, abandons)? else {

@@ -87,14 +87,15 @@ impl ShardStore for PostgresStore {
             )?;
             if batch.adopts.is_some() {
                 // Locked, so that the set is not forgotten before this flush can be seen.
-                let book = match batch.abandons.is_some() {
-                    true => self.books.lock_to_change(session)?,
-                    false => self.books.lock(session)?,
+                let book = match batch.abandons.is_empty() {
+                    true => self.books.lock(session)?,
+                    false => self.books.lock_to_change(session)?,
                 };
                 super::super::check_adoption(&book, guard.shard, batch.adopts.as_ref())?;
             }
-            let mut abandons = batch.abandons.iter();
-            abandons.try_for_each(|abandons| self.abandon(session, &guard, abandons))?;
+            if !batch.abandons.is_empty() {
+                self.abandon(session, &guard, &batch.abandons)?;
+            }
             Ok((numbered, ()))
         });
         self.forget_weeks(flushed)

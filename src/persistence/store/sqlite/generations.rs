@@ -190,7 +190,7 @@ impl SqliteStore {
         &self,
         tx: &Connection,
         guard: &FlushGuard,
-        abandons: &Abandonment,
+        abandons: &[Abandonment],
     ) -> Result<(), StoreError> {
         let before = self.books.read(tx)?;
         let Some((next, entries)) = without_abandoned(&before, guard, abandons)? else {

@@ -344,7 +344,10 @@ impl ShardStore for SqliteStore {
                 super::check_adoption(&book, guard.shard, batch.adopts.as_ref())?;
             }
             flush::flush(tx, catalogue, guard, batch, forget_ids_before)?;
-            batch.abandons.iter().try_for_each(|abandons| self.abandon(tx, &guard, abandons))
+            match batch.abandons.is_empty() {
+                true => Ok(()),
+                false => self.abandon(tx, &guard, &batch.abandons),
+            }
         })
     }
 

@@ -3,8 +3,12 @@
 use super::*;
 use crate::model::flush::Abandonment;
 
+fn abandonment(generations: Vec<GenerationId>, metric: &str) -> Abandonment {
+    Abandonment { generations, metric: metric.to_owned(), offset: 3, index: 1, at: 77 }
+}
+
 fn abandoning(generations: Vec<GenerationId>) -> FlushBatch {
-    let abandons = Some(Abandonment { generations, offset: 3, index: 1, at: 77 });
+    let abandons = vec![abandonment(generations, "views")];
     FlushBatch { abandons, ..live(vec![], vec![delta("a", 1, 5)]) }
 }
 
@@ -28,7 +32,7 @@ pub(in super::super) fn what_a_flush_abandons_is_given_up_with_it(store: &dyn Ro
     let guard = owner.flush(1, abandoning(vec![one]));
     let after = book(store);
     let why = after.generations()[&one].given_up.clone().expect("given up");
-    assert!(why.contains("shard 3") && why.contains("offset 3"), "{why}");
+    assert!(["shard 3", "views", "offset 3"].iter().all(|part| why.contains(part)), "{why}");
     assert!(!after.newest_set().has(one) && after.newest_set().has(two));
     let entries = store.snapshot().expect("snapshot").audit_entries("acme", 9).expect("entries");
     let entry = AuditEntry {
@@ -54,4 +58,44 @@ pub(in super::super) fn what_a_flush_abandons_is_given_up_with_it(store: &dyn Ro
     owner.flush(1, abandoning(vec![one, GenerationId(9)]));
     assert_eq!(book(store), after, "it has left already");
     assert_eq!(all_rows(store, GenerationId::INGEST)[0].3, 10);
+}
+
+pub(in super::super) fn a_flush_abandons_for_each_event_and_nothing_of_other_tenants(
+    store: &dyn RollupStore,
+) {
+    let mut owner = Owner::claim(store, 3);
+    owner.flush(2, FlushBatch::default());
+    let views = start(store, &["views"], days(0, Some(10)));
+    let sales = start(store, &["sales"], days(0, Some(10)));
+    let later = start(store, &["views"], days(10, None));
+    let other = NewGeneration {
+        tenant: "globex".to_owned(),
+        metrics: vec!["views".to_owned()],
+        days: days(0, Some(10)),
+        rules: "[]".into(),
+        started: (1, "k2".to_owned()),
+    };
+    let other = change(store, |book| book.start(other, 3, 7)).expect("started");
+    owner.adopt(&[views, sales, later, other]);
+    let before = book(store);
+    let abandons = vec![abandonment(vec![views], "views"), abandonment(vec![sales], "sales")];
+    owner.flush(1, FlushBatch { abandons, ..live(vec![], vec![delta("a", 1, 5)]) });
+    let after = book(store);
+    let why = |id| after.generations()[&id].given_up.clone().unwrap_or_default();
+    assert!(why(views).contains("an event of views") && why(sales).contains("an event of sales"));
+    assert_eq!(after.newest_set().generations(), [later, other]);
+    for id in [later, other] {
+        assert_eq!(after.generations()[&id], before.generations()[&id]);
+        assert_eq!(store.fill(&owner.fill_guard(id, 0, 1), &deltas(id, vec![])), Ok(()));
+    }
+    let snapshot = || store.snapshot().expect("snapshot");
+    let entries = snapshot().audit_entries("acme", 9).expect("entries");
+    let given_up: Vec<_> = entries.iter().map(|entry| (entry.generation, &*entry.note)).collect();
+    assert_eq!(given_up.len(), 2);
+    for id in [views, sales] {
+        assert!(given_up.contains(&(id, &why(id))), "{given_up:?}");
+    }
+    assert_eq!(snapshot().audit_entries("globex", 9), Ok(vec![]), "it is not told of another's");
+    let claim = store.claim(ShardId(3), LOG, 1).expect("claim");
+    assert_eq!(claim.set.generations(), [later, other]);
 }
