@@ -88,6 +88,12 @@ pub struct UncountedEvent {
 }
 
 impl UncountedEvent {
+    /// An event that was set aside; `is_record` if its whole record was.
+    pub fn set_aside((offset, index): (Offset, u32), is_record: bool) -> Self {
+        let verdict = if is_record { Verdict::RecordQuarantined } else { Verdict::Quarantined };
+        Self { offset, index, verdict }
+    }
+
     fn place(&self) -> (Offset, u32) {
         (self.offset, self.index)
     }

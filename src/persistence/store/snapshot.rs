@@ -10,6 +10,7 @@ use crate::model::generation::{GenerationId, Writer};
 use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
+use crate::model::outcome::UncountedEvent;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::settled_document::SettledEvent;
@@ -186,6 +187,9 @@ pub trait AuditSnapshot: CheckpointSnapshot {
     fn ledger(&mut self) -> Result<Vec<AccountingDelta>, StoreError>;
     /// The quarantined events of all tenants: those that wait, and those that were discarded.
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError>;
+    /// Where the quarantined events of a shard are, ascending: those that wait, and those that were
+    /// discarded. Their records, which may be large, are not read.
+    fn quarantined_events(&mut self, shard: ShardId) -> Result<Vec<UncountedEvent>, StoreError>;
     /// The events of a shard, as (offset, index), that were quarantined and then released, until
     /// their records expire. Older releases did not keep them: an event that was quarantined, and
     /// is in neither list, was released as well.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::flush::QuarantineRow;
-use crate::model::offset::{Offset, OffsetRange, ShardId};
+use crate::model::offset::{Offset, OffsetRange};
+use crate::model::outcome::{UncountedEvent, Verdict};
 
 /// The quarantine of a shard. An event that ingest set aside and that is not in it any more was
 /// released: those that are given up stay. A release in a store of an older release left no trace.
@@ -17,19 +17,14 @@ pub(super) struct SetAsideEvents {
 }
 
 impl SetAsideEvents {
-    /// From the quarantine, and from the events of the shard that are noted as released, ascending.
-    pub(super) fn new(
-        rows: &[QuarantineRow],
-        released: Vec<(Offset, u32)>,
-        shard: ShardId,
-    ) -> Self {
+    /// From the quarantine of the shard, and from its events that are noted as released, ascending.
+    pub(super) fn new(quarantined: &[UncountedEvent], released: Vec<(Offset, u32)>) -> Self {
         let mut aside = Self { released, ..Self::default() };
-        for row in rows.iter().filter(|row| row.shard == shard) {
-            // No tenant is known of a record that nobody could read.
-            if row.tenant.is_empty() {
-                aside.records.insert(row.offset);
+        for event in quarantined {
+            if event.verdict == Verdict::RecordQuarantined {
+                aside.records.insert(event.offset);
             } else {
-                aside.events.insert((row.offset, row.index));
+                aside.events.insert((event.offset, event.index));
             }
         }
         aside
@@ -52,24 +47,11 @@ impl SetAsideEvents {
 mod tests {
     use super::*;
 
-    fn row(offset: Offset, index: u32, tenant: &str) -> QuarantineRow {
-        QuarantineRow {
-            shard: ShardId(1),
-            offset,
-            index,
-            tenant: tenant.to_owned(),
-            received: 0,
-            reason: String::new(),
-            discarded: false,
-            record: Vec::new(),
-        }
-    }
-
     #[test]
     fn what_is_not_in_the_quarantine_any_more_was_released() {
-        let rows =
-            [row(3, 1, "t"), row(4, 0, ""), QuarantineRow { shard: ShardId(2), ..row(9, 0, "t") }];
-        let aside = SetAsideEvents::new(&rows, vec![(2, 1), (5, 0), (5, 3), (8, 0)], ShardId(1));
+        let quarantined =
+            [UncountedEvent::set_aside((3, 1), false), UncountedEvent::set_aside((4, 0), true)];
+        let aside = SetAsideEvents::new(&quarantined, vec![(2, 1), (5, 0), (5, 3), (8, 0)]);
         assert!(aside.has(3, 1) && !aside.has(3, 0) && !aside.has(9, 0));
         assert!(aside.has(4, 0) && aside.has(4, 7), "the whole record");
         assert!(!aside.has(5, 0));

@@ -3,7 +3,8 @@
 //! What is folded is lost with the process, and begins again at the cursor. Nothing here is kept
 //! anywhere else: a second filler of the same shard does no harm, because the store compares the
 //! cursor. Memory is bounded by one object's bytes, the key columns of one row group, a page of raw
-//! events and the record that it ends in, and what one transaction holds.
+//! events and the record that it ends in, what one transaction holds, and the places of the shard's
+//! events that are set aside.
 
 use std::sync::Arc;
 
@@ -336,10 +337,10 @@ impl ShardReplay {
         (stored, archived): (FillProgress, Offset),
     ) -> Result<Loaded, StoreError> {
         let shard = self.shard;
-        let quarantine = snapshot.quarantine()?;
+        let quarantined = snapshot.quarantined_events(shard)?;
         let floors = snapshot.archive_floors()?;
         let floor = floors.into_iter().find(|(of, _)| *of == shard).map(|(_, floor)| floor);
-        let decisions = RecordedDecisions::read(snapshot, shard, &quarantine, floor)?;
+        let decisions = RecordedDecisions::read(snapshot, shard, &quarantined, floor)?;
         Ok(Loaded {
             fill,
             of,
@@ -348,7 +349,7 @@ impl ShardReplay {
             rows: snapshot.manifest(Some(shard))?,
             archived,
             floor,
-            aside: SetAsideEvents::new(&quarantine, snapshot.released_events(shard)?, shard),
+            aside: SetAsideEvents::new(&quarantined, snapshot.released_events(shard)?),
             undecided: UndecidedFold::new(decisions, self.sources.limits.fold),
             object: None,
         })

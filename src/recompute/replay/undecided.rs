@@ -6,11 +6,11 @@
 use std::convert::Infallible;
 
 use super::plan::{self, deciding_start};
-use crate::model::flush::{Claim, DedupRules, QuarantineRow, RecentIds, SuspectEvent};
+use crate::model::flush::{Claim, DedupRules, RecentIds, SuspectEvent};
 use crate::model::generation::{DayRange, MaintainedSet};
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
-use crate::model::outcome::OutcomeNote;
+use crate::model::outcome::{OutcomeNote, UncountedEvent};
 use crate::model::series::SeriesId;
 use crate::persistence::archive::columns::RawEvents;
 use crate::persistence::archive::{Archive, ArchiveError};
@@ -33,12 +33,11 @@ impl RecordedDecisions {
     pub(super) fn read(
         snapshot: &mut dyn StoreSnapshot,
         shard: ShardId,
-        quarantine: &[QuarantineRow],
+        quarantined: &[UncountedEvent],
         floor: Option<ArchiveFloor>,
     ) -> Result<Self, StoreError> {
-        let of_shard = quarantine.iter().filter(|row| row.shard == shard);
-        let suspects =
-            of_shard.map(|row| SuspectEvent::quarantined(row.offset, row.index)).collect();
+        let suspect = |event: &UncountedEvent| SuspectEvent::quarantined(event.offset, event.index);
+        let suspects = quarantined.iter().map(suspect).collect();
         let (rules, admissions) = (snapshot.dedup_rules(shard)?, snapshot.admissions(shard)?);
         Ok(Self { shard, rules, admissions, suspects, floor })
     }

@@ -7,9 +7,10 @@ use super::generations::StoredGenerations;
 use super::report::UnverifiableWindows;
 use super::sources::VerifyError;
 use super::stored_row::{StoredRow, digest};
-use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SuspectEvent};
+use crate::model::flush::{AccountingDelta, DedupRules, SuspectEvent};
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
+use crate::model::outcome::UncountedEvent;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 use crate::persistence::log::{LogError, LogReader};
@@ -22,7 +23,8 @@ pub(super) struct StoreView {
     checkpoints: Vec<(ShardId, Checkpoint)>,
     manifest: Vec<ManifestRow>,
     floors: HashMap<ShardId, ArchiveFloor>,
-    quarantine: Vec<QuarantineRow>,
+    /// Per checkpoint, in the same order.
+    quarantined: Vec<Vec<UncountedEvent>>,
     /// Per checkpoint, in the same order.
     admissions: Vec<Vec<(SeriesId, Offset)>>,
     /// Per checkpoint, in the same order.
@@ -58,11 +60,12 @@ impl StoreView {
         let checkpoints = snapshot.checkpoints()?;
         let manifest = snapshot.manifest(None)?;
         let floors = snapshot.archive_floors()?.into_iter().collect();
-        let quarantine = snapshot.quarantine()?;
         let shards = || checkpoints.iter().map(|(shard, _)| *shard);
         let admissions =
             shards().map(|shard| snapshot.admissions(shard)).collect::<Result<_, _>>()?;
         let rules = shards().map(|shard| snapshot.dedup_rules(shard)).collect::<Result<_, _>>()?;
+        let quarantined =
+            shards().map(|shard| snapshot.quarantined_events(shard)).collect::<Result<_, _>>()?;
         let mut rows = HashMap::new();
         let read =
             snapshot.rollup_bytes(hours.start, hours.end, &mut |info, hour, rollup, bytes| {
@@ -98,7 +101,7 @@ impl StoreView {
             checkpoints,
             manifest,
             floors,
-            quarantine,
+            quarantined,
             admissions,
             rules,
             rows,
@@ -117,13 +120,11 @@ impl StoreView {
     /// The histories of the selected shards that have a checkpoint.
     pub(super) fn histories(&self, only: Option<ShardId>) -> Vec<ShardHistory<'_>> {
         let of_checkpoint = |(at, &(shard, checkpoint)): (usize, &(ShardId, Checkpoint))| {
-            let quarantined = self.quarantine.iter().filter(|row| row.shard == shard);
+            let suspect = |of: &UncountedEvent| SuspectEvent::quarantined(of.offset, of.index);
             ShardHistory {
                 shard,
                 checkpoint,
-                suspects: quarantined
-                    .map(|row| SuspectEvent::quarantined(row.offset, row.index))
-                    .collect(),
+                suspects: self.quarantined[at].iter().map(suspect).collect(),
                 admissions: &self.admissions[at],
                 rules: &self.rules[at],
                 floor: self.floors.get(&shard),
@@ -140,9 +141,9 @@ impl StoreView {
 
     /// Number of quarantined events and records of the selected shards.
     pub(super) fn quarantined(&self, only: Option<ShardId>) -> u64 {
-        let selected =
-            self.quarantine.iter().filter(|row| only.is_none_or(|only| only == row.shard));
-        selected.count() as u64
+        let of_shards = self.checkpoints.iter().zip(&self.quarantined);
+        let selected = of_shards.filter(|((shard, _), _)| only.is_none_or(|only| only == *shard));
+        selected.map(|(_, quarantined)| quarantined.len() as u64).sum()
     }
 
     /// The longest horizon that any recorded rule had, but at least `configured_ms`.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::model::flush::QuarantineRow;
 use crate::model::generation::GenerationId;
+use crate::model::outcome::UncountedEvent;
 use crate::model::release::ReleasedEvent;
 use crate::model::settled_document::{SettledEvent, Settlement};
 
@@ -25,10 +26,16 @@ pub(super) fn quarantine(store: &dyn RollupStore) {
         deduplicated: 0,
         quarantined: 2,
     }];
-    let set_aside =
-        FlushBatch { quarantined: vec![row(0), row(1)], accounting, ..FlushBatch::default() };
+    let unread = QuarantineRow { tenant: String::new(), ..row(2) };
+    let rows = vec![row(0), row(1), unread.clone()];
+    let set_aside = FlushBatch { quarantined: rows.clone(), accounting, ..FlushBatch::default() };
     store.flush(guard(0, 1, epoch), &set_aside, 0).expect("flush");
-    assert_eq!(store.snapshot().expect("snapshot").quarantine(), Ok(vec![row(0), row(1)]));
+    let place = |index| UncountedEvent::set_aside((0, index), index == 2);
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(snapshot.quarantine(), Ok(rows));
+    assert_eq!(snapshot.quarantined_events(SHARD), Ok([0, 1, 2].map(place).to_vec()));
+    assert_eq!(snapshot.quarantined_events(ShardId(9)), Ok(vec![]));
+    drop(snapshot);
     let release = ReleasedEvent { deltas: vec![delta("a", 1, 9)], ..ReleasedEvent::default() };
     assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release), None), Ok(true));
     assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release), None), Ok(false), "only once");
@@ -40,7 +47,9 @@ pub(super) fn quarantine(store: &dyn RollupStore) {
         "discarded is for good"
     );
     let mut snapshot = store.snapshot().expect("snapshot");
-    assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
+    let discarded = QuarantineRow { discarded: true, ..row(1) };
+    assert_eq!(snapshot.quarantine(), Ok(vec![discarded, unread]));
+    assert_eq!(snapshot.quarantined_events(SHARD), Ok([1, 2].map(place).to_vec()));
     assert_eq!(snapshot.released_events(SHARD), Ok(vec![(0, 0)]));
     assert_eq!(snapshot.released_events(ShardId(9)), Ok(vec![]));
     let event = |index, settlement| (SHARD, SettledEvent { offset: 0, index, settlement });
@@ -49,7 +58,7 @@ pub(super) fn quarantine(store: &dyn RollupStore) {
     let mut set_aside = |from, to| {
         snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").quarantined
     };
-    assert_eq!((set_aside(0, 1), set_aside(1, 2)), (vec![(0, 1, true)], vec![]));
+    assert_eq!((set_aside(0, 1), set_aside(1, 2)), (vec![(0, 1, true), (0, 2, false)], vec![]));
     assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
     let settled = crate::model::flush::revision_after_release(0, LOG, SHARD, 0, 0);
     assert_eq!(snapshot.revisions("acme", "views", GenerationId::INGEST, 0..1), Ok(vec![settled]));

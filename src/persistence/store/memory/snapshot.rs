@@ -12,7 +12,7 @@ use crate::model::generation::{GenerationId, Writer, WriterPart};
 use crate::model::generation_book::GenerationBook;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
-use crate::model::outcome::OutcomeNote;
+use crate::model::outcome::{OutcomeNote, UncountedEvent};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::settled_document::SettledEvent;
@@ -455,6 +455,14 @@ impl AuditSnapshot for MemorySnapshot {
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
         Ok(self.0.quarantine.values().cloned().collect())
+    }
+
+    fn quarantined_events(&mut self, shard: ShardId) -> Result<Vec<UncountedEvent>, StoreError> {
+        let of_shard = self.0.quarantine.range((shard, 0, 0)..=(shard, Offset::MAX, u32::MAX));
+        let place = |(&(_, offset, index), row): (&(ShardId, Offset, u32), &QuarantineRow)| {
+            UncountedEvent::set_aside((offset, index), row.tenant.is_empty())
+        };
+        Ok(of_shard.map(place).collect())
     }
 
     fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {

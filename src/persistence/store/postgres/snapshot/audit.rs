@@ -13,6 +13,7 @@ use super::{PostgresSnapshot, shard};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::generation::{Writer, WriterPart};
 use crate::model::offset::{Offset, OffsetRange, ShardId};
+use crate::model::outcome::UncountedEvent;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::settled_document::SettledEvent;
@@ -190,6 +191,18 @@ impl AuditSnapshot for PostgresSnapshot<'_> {
             Ok(())
         })?;
         Ok(quarantine)
+    }
+
+    fn quarantined_events(&mut self, shard: ShardId) -> Result<Vec<UncountedEvent>, StoreError> {
+        let sql = "SELECT \"offset\", idx, tenant = '' FROM quarantine WHERE shard = $1 AND NOT \
+                   released ORDER BY \"offset\", idx";
+        let mut places = Vec::new();
+        self.session()?.for_each_row(sql, params![shard.0.cast_signed()], |row| {
+            let (offset, index) = (get::<i64>(row, 0)? as Offset, get::<i64>(row, 1)? as u32);
+            places.push(UncountedEvent::set_aside((offset, index), get(row, 2)?));
+            Ok(())
+        })?;
+        Ok(places)
     }
 
     fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {

@@ -10,6 +10,7 @@ use super::{SqliteSnapshot, rollup, select};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::generation::{Writer, WriterPart};
 use crate::model::offset::{Offset, OffsetRange, ShardId};
+use crate::model::outcome::UncountedEvent;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::settled_document::SettledEvent;
@@ -147,6 +148,17 @@ impl AuditSnapshot for SqliteSnapshot<'_> {
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
         let rows = rows::quarantine_rows(self.connection()?)?.into_iter();
         Ok(rows.filter(|kept| !kept.released).map(|kept| kept.row).collect())
+    }
+
+    fn quarantined_events(&mut self, shard: ShardId) -> Result<Vec<UncountedEvent>, StoreError> {
+        let sql = "SELECT offset, idx, tenant = '' FROM quarantine WHERE shard = ? AND NOT \
+                   released ORDER BY offset, idx";
+        let mut statement = self.connection()?.prepare_cached(sql)?;
+        let rows = statement.query_map([shard.0], |r| {
+            let place = (r.get::<_, i64>(0)? as Offset, r.get(1)?);
+            Ok(UncountedEvent::set_aside(place, r.get(2)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {
