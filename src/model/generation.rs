@@ -402,6 +402,9 @@ impl std::fmt::Display for Writer {
     }
 }
 
+/// A replay as nodes run it: the fill of one generation from one shard.
+pub type ReplayKey = (GenerationId, ShardId);
+
 /// Which records of its shard a writer folds into a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WriterPart {

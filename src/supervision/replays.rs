@@ -12,7 +12,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, Supervisio
 use super::policy::{FailureHistory, RestartDecision, RestartPolicy};
 use super::supervisor::{ChildSpec, random};
 use crate::clock::Clock;
-use crate::model::generation::GenerationId;
+use crate::model::generation::{GenerationId, ReplayKey};
 use crate::model::offset::ShardId;
 use crate::model::window::Millis;
 use crate::telemetry::{self, RepeatedLog};
@@ -22,8 +22,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A store that is away looks the same at every look.
 static LOOK_LOG: RepeatedLog = RepeatedLog::new();
-
-type ReplayKey = (GenerationId, ShardId);
 
 /// Says which replays this node should run. Blocks.
 pub type WantedReplays = Arc<dyn Fn() -> Result<BTreeSet<ReplayKey>, String> + Send + Sync>;
@@ -161,7 +159,7 @@ impl ReplaysSupervisor {
         };
         *again = now.saturating_add(delay_ms);
         tracing::warn!(
-            generation = generation.0,
+            replay = generation.0,
             shard = shard.0,
             %error,
             delay_ms,

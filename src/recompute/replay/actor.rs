@@ -6,9 +6,10 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::node::{ReplayActivity, ReplayKey, ReplayNode, ReplayReport};
+use super::node::{ReplayActivity, ReplayNode, ReplayReport};
 use super::shard_replay::{FoldStep, ReplayStep, ReplayWait, ShardReplay};
 use crate::clock::Stopwatch;
+use crate::model::generation::ReplayKey;
 use crate::telemetry::{self, RepeatedLog};
 
 /// How soon a replay looks again whether it may go on: after a late flush, or in the queue.
@@ -173,19 +174,19 @@ impl ReplayActor {
             ReplayStep::Overtaken => {
                 self.node.forget(self.key);
                 tracing::debug!(
-                    generation = generation.0,
+                    replay = generation.0,
                     shard = shard.0,
                     "another node fills the shard"
                 );
                 None
             }
             ReplayStep::Complete => {
-                tracing::info!(generation = generation.0, shard = shard.0, "the shard is filled");
+                tracing::info!(replay = generation.0, shard = shard.0, "the shard is filled");
                 None
             }
             ReplayStep::Ended => {
                 tracing::info!(
-                    generation = generation.0,
+                    replay = generation.0,
                     shard = shard.0,
                     "the generation is not written any more: the replay ends"
                 );
@@ -200,7 +201,7 @@ impl ReplayActor {
         state.told = Stopwatch::start();
         let (generation, shard) = self.key;
         tracing::info!(
-            generation = generation.0,
+            replay = generation.0,
             shard = shard.0,
             cursor = progress.stored.cursor,
             cut = progress.stored.cut,
@@ -217,7 +218,7 @@ impl ReplayActor {
         if let Some(silent) = WAIT_LOG.due(&wait.to_string()) {
             let (generation, shard) = self.key;
             tracing::warn!(
-                generation = generation.0,
+                replay = generation.0,
                 shard = shard.0,
                 why = %wait,
                 silent,

@@ -9,15 +9,12 @@ use super::pace::{FillClaim, FillTurns, FlushWatch, ReplayPace};
 use super::shard_replay::{ReplayProgress, ReplaySources, ReplayWait};
 use crate::actors::shard_table::ShardTable;
 use crate::clock::Clock;
-use crate::model::generation::GenerationId;
+use crate::model::generation::{GenerationId, ReplayKey};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::log::LogReader;
 use crate::persistence::store::StoreError;
 use crate::telemetry::{self, RepeatedLog};
-
-/// A replay: one generation's fill from one shard.
-pub type ReplayKey = (GenerationId, ShardId);
 
 /// When replays stand aside, and when they take over.
 #[derive(Debug, Clone, Copy)]
