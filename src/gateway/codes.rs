@@ -138,6 +138,8 @@ error_codes! {
         less at once.";
     503 "rate_limited": "As 429, at PostHog's endpoints, whose browser client drops a batch after \
         4xx.";
+    503 "release_overtaken": "Replays are being filled from the shard of the event, and moved each \
+        time that it was about to be counted: release it again.";
     503 "starting": "The node waits for Kafka or PostgreSQL; the message names it.";
     503 "store_unavailable": "The store is away, or does not answer: ask again.";
     503 "tenant_overloaded": "As 429, at PostHog's endpoints, whose browser client drops a batch \

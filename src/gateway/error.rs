@@ -153,6 +153,9 @@ impl From<OperateError> for ApiError {
                 "not_quarantined",
                 format!("{error}: see GET /v1/quarantine"),
             ),
+            OperateError::ReleaseOvertaken { .. } => {
+                Self::unavailable("release_overtaken", format!("{error}; try again"), 1)
+            }
             OperateError::NotReleasable(why) => {
                 let message = format!("the event stays in the quarantine: {why}");
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_releasable", message)

@@ -116,14 +116,14 @@ impl QuarantineService for StoreQuarantine {
         budget: &QueryBudget,
     ) -> Result<ReleaseAnswer, OperateError> {
         let row = self.pending_row(scope, place, budget)?;
-        for turn in 1.. {
+        for _ in 0..MAX_TURNS {
             let event = self.fold(&row, budget)?;
             // The store settles an event once; of two operators at the same time
             // the second gets `false`.
             let at = (row.shard, row.offset, row.index);
             match self.store.settle_quarantine(at.0, at.1, at.2, Some(&event), Some(budget)) {
                 // A fill has passed the event, or the shard has adopted another set.
-                Err(StoreError::Refused { .. }) if turn < MAX_TURNS => {}
+                Err(StoreError::Refused { .. }) => {}
                 Err(why) => return Err(why.into()),
                 Ok(false) => return Err(not_quarantined(place, "was settled meanwhile")),
                 Ok(true) => {
@@ -132,7 +132,7 @@ impl QuarantineService for StoreQuarantine {
                 }
             }
         }
-        Err(StoreError::Refused { shard: row.shard }.into())
+        Err(OperateError::ReleaseOvertaken { shard: row.shard, turns: MAX_TURNS })
     }
 
     fn discard(
@@ -185,4 +185,101 @@ fn understood(row: &QuarantineRow) -> Option<UnderstoodEvent> {
         id: event.id.map(str::to_owned),
         raw: std::str::from_utf8(event.raw).ok().map(str::to_owned),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::flush::{FlushBatch, FlushGuard};
+    use crate::model::offset::{LogId, Offset, OffsetRange};
+    use crate::model::record::{Record, RecordEvent, SeriesEntry};
+    use crate::model::series::SeriesId;
+    use crate::persistence::store::memory::MemoryStore;
+    use crate::persistence::store::{ShardStore, SnapshotSource, StoreSnapshot};
+
+    const LOG: LogId = LogId([7; 16]);
+
+    /// A store whose replays are always ahead.
+    struct Overtaken(Arc<MemoryStore>);
+
+    impl SnapshotSource for Overtaken {
+        fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+            self.0.snapshot()
+        }
+
+        fn snapshot_for(
+            &self,
+            query: &QueryBudget,
+        ) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+            self.0.snapshot_for(query)
+        }
+    }
+
+    impl QuarantineStore for Overtaken {
+        fn settle_quarantine(
+            &self,
+            shard: ShardId,
+            _: Offset,
+            _: u32,
+            _: Option<&ReleasedEvent>,
+            _: Option<&QueryBudget>,
+        ) -> Result<bool, StoreError> {
+            Err(StoreError::Refused { shard })
+        }
+    }
+
+    fn set_aside() -> QuarantineRow {
+        let key = Series::new("acme", "views", []).key();
+        let id = SeriesId::of_key(&key);
+        let event =
+            RecordEvent { series: 0, timestamp: 0, value: None, user: None, id: None, raw: b"{}" };
+        let one = Record {
+            version: record::VERSION,
+            tenant: "acme",
+            gateway: 0,
+            series: vec![SeriesEntry { id: &id.0, key: &key }],
+            events: vec![event],
+            stamp: Some(1),
+        };
+        let mut bytes = Vec::new();
+        record::encode(&one, &mut bytes);
+        QuarantineRow {
+            shard: ShardId(0),
+            offset: 0,
+            index: 0,
+            tenant: "acme".to_owned(),
+            received: 0,
+            reason: "it died".to_owned(),
+            discarded: false,
+            record: bytes,
+        }
+    }
+
+    #[test]
+    fn a_release_that_replays_overtake_says_so_and_blames_no_owner() {
+        let store = MemoryStore::new();
+        let epoch = store.claim(ShardId(0), LOG, 1).expect("claim").checkpoint.epoch;
+        let range = OffsetRange { from: 0, to: 1 };
+        let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch };
+        let batch = FlushBatch { quarantined: vec![set_aside()], ..FlushBatch::default() };
+        store.flush(guard, &batch, 0).expect("flush");
+        let limits = ShardLimits {
+            dedup_horizon_ms: 1,
+            dedup_max_ids: 1,
+            flush_interval_ms: 1,
+            max_delta_bytes: 1,
+            keep_flushed_ms: 1,
+            shard_count: 1,
+            panic_on_user: None,
+        };
+        let scope = QuarantineScope { tenant: "acme".into(), unowned: false };
+        let place = EventPlace { shard: 0, offset: 0, index: 0 };
+        let release = |store: Arc<dyn QuarantineStore>| {
+            StoreQuarantine::new(store, limits.clone()).release(&scope, place, &QueryBudget::default())
+        };
+        let refused = release(Arc::new(Overtaken(store.clone()))).map(drop);
+        let expected = OperateError::ReleaseOvertaken { shard: ShardId(0), turns: MAX_TURNS };
+        assert_eq!(refused, Err(expected));
+        assert!(release(store).is_ok(), "it can be counted");
+    }
 }

@@ -28,6 +28,17 @@ pub enum OperateError {
         /// What happened to it instead.
         why: &'static str,
     },
+    /// Replays have moved each time that the event was about to be released.
+    #[error(
+        "the event stays in the quarantine: replays are being filled from shard {shard}, and one \
+         moved past it each of the {turns} times that it was about to be counted"
+    )]
+    ReleaseOvertaken {
+        /// The shard of the event.
+        shard: ShardId,
+        /// How often the release was decided.
+        turns: u32,
+    },
     /// This release cannot count the event.
     #[error("{0}")]
     NotReleasable(String),
