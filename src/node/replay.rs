@@ -12,7 +12,7 @@ use crate::model::generation::GenerationId;
 use crate::model::offset::ShardId;
 use crate::operate::service::FillWaits;
 use crate::recompute::replay::actor::ReplayActor;
-use crate::recompute::replay::node::{ReplayActivity, ReplayNode};
+use crate::recompute::replay::node::ReplayNode;
 use crate::recompute::replay::shard_replay::ReplaySources;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::replays::ReplaysSpec;
@@ -23,12 +23,7 @@ struct NodeWaits(Arc<ReplayNode>);
 
 impl FillWaits for NodeWaits {
     fn waits(&self, id: GenerationId) -> BTreeMap<ShardId, String> {
-        let reports = self.0.reports().into_iter().filter(|((of, _), _)| *of == id);
-        let waiting = reports.filter_map(|((_, shard), report)| match report.activity {
-            ReplayActivity::Waiting(wait) => Some((shard, wait.to_string())),
-            ReplayActivity::Queued | ReplayActivity::Reading => None,
-        });
-        waiting.collect()
+        self.0.waits(id)
     }
 }
 

@@ -165,7 +165,8 @@ pub struct ReplayActor {
 
 /// What the fills of this node wait for. Fills of other nodes are known to those only.
 pub trait FillWaits: Send + Sync {
-    /// By shard, for people; a shard whose fill waits for nothing outside is left out.
+    /// By shard, for people; a shard whose fill waits for nothing outside is left out. A fill that
+    /// stands aside for a late flush waits for that.
     fn waits(&self, id: GenerationId) -> BTreeMap<ShardId, String>;
 }
 

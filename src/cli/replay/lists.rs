@@ -1,6 +1,8 @@
 //! Replays and the audit list as tables.
 
-use crate::api::replays::{Replay, ReplayAudit, ReplayProgress, ReplayRuleCounts, ReplayState};
+use crate::api::replays::{
+    Replay, ReplayAudit, ReplayProgress, ReplayRuleCounts, ReplayState, WaitingShard,
+};
 use crate::cli::number_format::{count_of, grouped};
 
 /// Most shards that are shown: right after a start, it waits for all.
@@ -160,10 +162,7 @@ fn waits(progress: &ReplayProgress) -> Vec<String> {
         }
         lines.push(shards.to_string());
     }
-    for shard in &progress.waits_for {
-        lines
-            .extend(shard.detail.as_ref().map(|why| format!("shard {} waits: {why}", shard.shard)));
-    }
+    lines.extend(details_of_waits(&progress.waits_for));
     let more = progress.waits_for.len().saturating_sub(MAX_SHARDS) as u64 + progress.more;
     if more > 0 {
         lines.push(format!("and {more} more"));
@@ -171,12 +170,30 @@ fn waits(progress: &ReplayProgress) -> Vec<String> {
     lines
 }
 
+/// What shards wait for, with those that wait for the same in one line: a late flush holds up all.
+fn details_of_waits(waits_for: &[WaitingShard]) -> Vec<String> {
+    // Each reason with the first shard that has it, and with how many others do.
+    let mut reasons: Vec<(&str, u32, u64)> = Vec::new();
+    for waiting in waits_for {
+        let Some(why) = waiting.detail.as_deref() else { continue };
+        match reasons.iter_mut().find(|(known, ..)| *known == why) {
+            Some((.., others)) => *others += 1,
+            None => reasons.push((why, waiting.shard, 0)),
+        }
+    }
+    let line = |(why, first, others): (&str, u32, u64)| match others {
+        0 => format!("shard {first} waits: {why}"),
+        more => format!("shard {first} and {} wait: {why}", count_of(more, "other shard")),
+    };
+    reasons.into_iter().map(line).collect()
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::api::replays::{EventProgress, WaitingShard};
+    use crate::api::replays::EventProgress;
 
     /// A replay that waits for two shards.
     pub(in crate::cli::replay) fn replay(state: ReplayState) -> Replay {
@@ -244,6 +261,24 @@ pub(super) mod tests {
         assert!(shown.contains("shard 3 waits: hot/3/20.parquet is missing"), "{shown}");
         let last = shown.lines().last().unwrap_or_default();
         assert!(last.contains("rm_12345678") && last.contains("start"), "{shown}");
+    }
+
+    #[test]
+    fn shards_that_wait_for_the_same_are_told_in_one_line() {
+        let waiting = |shard, why: &str| WaitingShard {
+            shard,
+            cut: None,
+            cursor: None,
+            left: None,
+            reason: "filling".to_owned(),
+            detail: Some(why.to_owned()),
+        };
+        let silent = WaitingShard { detail: None, ..waiting(2, "") };
+        let all = [waiting(1, "late"), silent, waiting(3, "gone"), waiting(4, "late")];
+        let lines = ["shard 1 and 1 other shard wait: late", "shard 3 waits: gone"];
+        assert_eq!(details_of_waits(&all), lines);
+        let three = [waiting(5, "late"), waiting(6, "late"), waiting(7, "late")];
+        assert_eq!(details_of_waits(&three), ["shard 5 and 2 other shards wait: late"]);
     }
 
     #[test]

@@ -73,6 +73,26 @@ fn log_late(late: &[ShardId]) {
     }
 }
 
+/// What a replay waits for, in words; `late` are the shards for whose flushes all stand aside.
+fn wait_text(report: &ReplayReport, late: &[ShardId]) -> Option<String> {
+    match (&report.activity, late) {
+        // It is still so when flushes are in time again, and somebody may have to do something.
+        (ReplayActivity::Waiting(wait), _) => Some(wait.to_string()),
+        (_, []) => None,
+        (_, [first, others @ ..]) => {
+            let others = match others.len() {
+                0 => String::new(),
+                1 => " and of one other shard".to_owned(),
+                more => format!(" and of {more} other shards"),
+            };
+            Some(format!(
+                "ingest comes first: the flush of shard {first}{others} is late, see `rollmill \
+                 status`. The replay goes on by itself"
+            ))
+        }
+    }
+}
+
 /// How many replays wait, by reason; reasons that none has are there with 0.
 fn waits_by_reason<'a>(
     reports: impl Iterator<Item = &'a ReplayReport>,
@@ -197,9 +217,13 @@ impl ReplayNode {
         self.shared().late.clone()
     }
 
-    /// What each replay of this node does.
-    pub fn reports(&self) -> BTreeMap<ReplayKey, ReplayReport> {
-        self.shared().reports.clone()
+    /// What the replays of a generation wait for, of those that run here; by shard, for people.
+    pub fn waits(&self, id: GenerationId) -> BTreeMap<ShardId, String> {
+        let shared = self.shared();
+        let of_generation = shared.reports.iter().filter(|((of, _), _)| *of == id);
+        let waits = of_generation
+            .filter_map(|((_, shard), report)| Some((*shard, wait_text(report, &shared.late)?)));
+        waits.collect()
     }
 
     /// Whether this node owns the shard now.
@@ -231,6 +255,23 @@ impl ReplayNode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_told_unless_the_replay_waits_for_something_of_its_own() {
+        let told = |activity, late: &[u32]| {
+            let late: Vec<_> = late.iter().copied().map(ShardId).collect();
+            wait_text(&ReplayReport { activity, progress: None }, &late)
+        };
+        for activity in [ReplayActivity::Queued, ReplayActivity::Reading] {
+            assert_eq!(told(activity.clone(), &[]), None);
+            let of = |late| told(activity.clone(), late).unwrap_or_default();
+            assert!(of(&[7]).contains("the flush of shard 7 is late"), "{}", of(&[7]));
+            assert!(of(&[7, 9]).contains("shard 7 and of one other shard is late"));
+            assert!(of(&[7, 9, 4]).contains("shard 7 and of 2 other shards is late"));
+        }
+        let waiting = ReplayActivity::Waiting(ReplayWait::Object("gone".to_owned()));
+        assert_eq!(told(waiting, &[7]), Some("gone".to_owned()));
+    }
 
     #[test]
     fn waits_are_counted_by_the_reasons_that_the_metric_has() {
