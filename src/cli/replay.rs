@@ -126,9 +126,9 @@ enum ReplayCommand {
   rollmill replay diff 3 --output csv > rows.csv
 
 What is not in the store yet, a second of live events, is on neither side. A replay that is served
-is compared with what it replaced.
+is compared with what it replaced. One that is not ready, or is being deleted, is not compared.
 
-Exit code 0: nothing differs. 1: it failed. 3: rows differ.")]
+Exit code 0: nothing differs. 1: it failed or was refused. 3: rows differ.")]
     Diff {
         /// Number of the replay
         id: u64,
@@ -252,7 +252,7 @@ fn whole(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let compared = match follow::until_ready(&server, id, &stop)? {
         Outcome::Ready => {
             let compared = compare(&server, id, &args.print, &|| stop.is_requested());
-            compared.map_err(|why| anyhow!("{why}; replay {id} is ready: {}", next_steps(id)))?
+            compared.map_err(|why| anyhow!("{why}; replay {id} was ready: {}", next_steps(id)))?
         }
         Outcome::Stopped => None,
     };

@@ -85,8 +85,8 @@ error_codes! {
     404 "topic_not_found": "The topic cannot be a metric.";
     405 "method_not_allowed": "The route has no such method.";
     408 "body_timeout": "The body did not arrive within `server.body_timeout`.";
-    409 "replay_not_ready": "The replay cannot be applied yet; the message names the shards that \
-        it waits for.";
+    409 "replay_not_ready": "The replay cannot be compared or applied yet; the message says how \
+        far it is, and names the shards that it waits for.";
     409 "replay_refused": "Another replay is in the way, or this one is in no state for it; \
         the message says what has to happen first.";
     412 "board_changed": "Somebody has changed the board, or it is not there: read it again.";

@@ -132,6 +132,12 @@ impl QueryBudget {
         self.points.fetch_sub(points as u64, Ordering::Relaxed);
     }
 
+    /// Most bytes that the query may ever hold; `None` means no limit.
+    pub fn max_bytes(&self) -> Option<u64> {
+        let held = self.memory.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(held.pool().limits().per_tenant)
+    }
+
     /// Bytes charged at the moment.
     pub fn charged_bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -168,6 +174,10 @@ mod tests {
         let take =
             || QueryBudget::from_share(shares.take(&tenant, 0).expect("nothing is always there"));
         let large = take();
+        assert_eq!(
+            (large.max_bytes(), QueryBudget::default().max_bytes()),
+            (Some(16 * STEP), None)
+        );
         large.charge(17 * STEP as usize);
         assert_eq!(
             large.abort_reason(),

@@ -66,6 +66,18 @@ impl FillStatus {
         self.waits_for.is_empty()
     }
 
+    /// How far it is, for people: the records that are counted, of all that are known to be needed.
+    pub fn counted_text(&self) -> String {
+        let has_cut = |(_, wait): &(ShardId, ShardWait)| matches!(wait, ShardWait::Filling(_));
+        let (done, all) = (self.done, self.done.saturating_add(self.left));
+        // What a shard without a cut has to count is not known before it begins.
+        match self.waits_for.iter().all(has_cut) {
+            true => format!("{done} of {all} records"),
+            false if all == 0 => "nothing yet".to_owned(),
+            false => format!("{done} of at least {all} records"),
+        }
+    }
+
     /// The shards that are waited for, for people: at most three by name.
     pub fn waits_for_text(&self) -> String {
         let name = |(shard, wait): &(ShardId, ShardWait)| match wait {
@@ -212,9 +224,13 @@ mod tests {
         assert_eq!(status.waits_for, waits);
         let text = status.waits_for_text();
         assert!(text.starts_with("shard 1 (5 records left), shard 2 (until"), "{text}");
+        assert_eq!(status.counted_text(), "11 of at least 16 records");
+        let begun = FillStatus::new(2, &filled, &claimed, &floors);
+        assert_eq!(begun.counted_text(), "11 of 16 records");
         assert!(FillStatus::new(1, &filled, &claimed, &floors).is_ready());
         let many = FillStatus::new(9, &[], &[], &floors).waits_for_text();
         assert!(many.ends_with("and 6 more"), "{many}");
+        assert_eq!(FillStatus::new(9, &[], &[], &floors).counted_text(), "nothing yet");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use self::count::{CountJob, RowCounter};
 use self::diff::{Comparison, KeptRows};
 use self::diff_pages::DiffCursor;
 use self::event_progress::EventCounts;
-use self::refusals::{check_not_replaced, with_time};
+use self::refusals::{check_filled, check_not_replaced, with_time};
 use self::request::{CheckedRequest, day_text, first_whole_day};
 use self::share::check_share;
 use super::service::{DiffRequest, FillWaits, OperateError, ReplayActor, ReplayService};
@@ -269,6 +269,19 @@ impl StoreReplays {
         Ok(BookChange { book, id, action: "start", note })
     }
 
+    /// Refuses what is done to a replay that is being built before all of it is counted.
+    fn check_ready(
+        &self,
+        snapshot: &mut dyn StoreSnapshot,
+        book: &GenerationBook,
+        id: GenerationId,
+    ) -> Result<(), OperateError> {
+        match GenerationFate::of(book, id) {
+            GenerationFate::Built => check_filled(id, &self.fill_status(snapshot, id)?),
+            _ => Ok(()),
+        }
+    }
+
     fn applied(
         &self,
         snapshot: &mut dyn StoreSnapshot,
@@ -277,13 +290,7 @@ impl StoreReplays {
     ) -> Result<BookChange, OperateError> {
         let note = of_tenant(book, &who.tenant, id).map(describe)?;
         check_not_replaced(book, id, self.limits.keep_ms)?;
-        let fill = self.fill_status(snapshot, id)?;
-        if GenerationFate::of(book, id) == GenerationFate::Built && !fill.is_ready() {
-            return Err(OperateError::NotReady(format!(
-                "replay {id} is not ready: it waits for {}",
-                fill.waits_for_text()
-            )));
-        }
+        self.check_ready(snapshot, book, id)?;
         let mut book = book.clone();
         book.apply(id, self.clock.now())?;
         Ok(BookChange { book, id, action: "apply", note })
@@ -391,6 +398,14 @@ impl ReplayService for StoreReplays {
         let keep = request.largest.map_or(KeptRows::All, KeptRows::Largest);
         let mut comparison = Comparison::new(keep);
         let of = (tenant, GenerationId(id));
+        {
+            // Once for each part: what is ready stays so until it leaves, and each step looks for
+            // that.
+            let mut snapshot = self.store.snapshot_for(budget)?;
+            let book = snapshot.generation_book()?;
+            of_tenant(&book, tenant, of.1)?;
+            self.check_ready(&mut *snapshot, &book, of.1)?;
+        }
         let next = diff_pages::read_page(&*self.store, of, cursor, &mut comparison, budget)?;
         let (totals, rows) = comparison.finish();
         Ok(ReplayDiff {

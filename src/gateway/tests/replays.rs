@@ -136,7 +136,7 @@ async fn requests_that_cannot_be_are_refused_with_what_to_send() {
 
 #[tokio::test]
 async fn a_difference_comes_as_json_and_as_csv() {
-    let world = World::new();
+    let mut world = World::new();
     let (gateway, [acme, _]) = two_tenants(&world);
     let request = StartReplay {
         metrics: vec!["views".to_owned()],
@@ -146,6 +146,15 @@ async fn a_difference_comes_as_json_and_as_csv() {
     };
     let body = serde_json::to_string(&request).unwrap();
     assert_eq!(ask(&gateway, &acme, "POST", "/v1/replays", &body).await.0, 200);
+    for path in ["/v1/replays/1/diff", "/v1/replays/1/diff?format=csv"] {
+        let (status, answer) = ask(&gateway, &acme, "GET", path, "").await;
+        assert!(status == 409 && answer.contains("replay_not_ready"), "{status} {answer}");
+        assert!(answer.contains("shard 0 (until its next flush)"), "{answer}");
+    }
+    for shard in 0..2 {
+        world.adopt(shard, &[1]);
+        world.fill(shard, 1, 20, Vec::new());
+    }
     let (_, answer) = ask(&gateway, &acme, "GET", "/v1/replays/1/diff?limit=1", "").await;
     let diff: crate::api::replays::ReplayDiff = serde_json::from_str(&answer).unwrap();
     assert_eq!((diff.totals.removed, diff.rows.len(), diff.next), (3, 1, None));
@@ -158,6 +167,9 @@ async fn a_difference_comes_as_json_and_as_csv() {
         assert_eq!((status, table.lines().count()), (StatusCode::OK, 4), "{table}");
         assert!(table.starts_with("time,metric,labels,change,count_before"), "{table}");
     }
+    assert_eq!(ask(&gateway, &acme, "POST", "/v1/replays/1/cancel", "").await.0, 200);
+    let (status, answer) = ask(&gateway, &acme, "GET", "/v1/replays/1/diff", "").await;
+    assert!(status == 409 && answer.contains("replay_refused"), "{status} {answer}");
 }
 
 /// The exit code of a command line.
@@ -183,6 +195,11 @@ async fn the_commands_do_one_step_each_and_their_exit_codes_say_what_came_of_it(
     assert_eq!(run("show 1").await, done);
     let refused = run("apply 1").await;
     assert!(refused.contains("replay_not_ready") && refused.contains("shard 0"), "{refused}");
+    for output in ["table", "csv", "json"] {
+        // An error, so the exit code is 1: 3 would say that rows differ.
+        let refused = run(&format!("diff 1 --output {output}")).await;
+        assert!(refused.contains("replay_not_ready") && refused.contains("shard 0"), "{refused}");
+    }
     for shard in 0..2 {
         world.adopt(shard, &[1]);
         world.fill(shard, 1, 20, Vec::new());

@@ -17,7 +17,8 @@ use crate::persistence::store::{AuditEntry, GenerationStore};
 
 /// Counts that wait; each is a few words.
 const MAX_WAITING: usize = 64;
-/// Rows after which a count ends: it is a scan beside live traffic.
+/// Rows after which a count ends: it is a scan beside live traffic. It has no budget, because what
+/// a comparison holds is bounded, and this thread makes one at a time.
 const MAX_COUNTED: u64 = 2_000_000;
 /// How often the note is tried again because somebody else has changed the book meanwhile.
 const MAX_ATTEMPTS: usize = 8;

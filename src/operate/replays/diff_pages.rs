@@ -1,9 +1,10 @@
 //! Reads the difference between a replay and what is served, part by part.
 //!
-//! Each step takes a snapshot of its own. Of the replay's side it holds [`CHUNK_ROWS`] rows and
-//! what is left of the hour in which that limit is reached; the other side is read past it. A part
-//! ends by rows and by time, so however large a replay is, every request gets on. What is not in
-//! the store yet, the live deltas above the checkpoints, is on neither side.
+//! Each step takes a snapshot of its own. Of the replay's side it holds [`CHUNK_ROWS`] rows at
+//! most, and reads the other side past them; it may end within an hour, and the next one goes on
+//! there. A part ends by rows and by time, so however large a replay or an hour is, every request
+//! gets on. What is not in the store yet, the live deltas above the checkpoints, is on neither
+//! side, nor are days whose rows of the replay are being deleted.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::diff::{Comparison, RowKey, ScannedRow, WriterMerge};
+use super::refusals::check_stays;
 use crate::clock::Stopwatch;
 use crate::model::budget::QueryBudget;
 use crate::model::flush::SeriesInfo;
@@ -25,8 +27,15 @@ use crate::persistence::store::{
     GenerationSnapshot, NameRange, SnapshotSource, StoreError, StoreSnapshot,
 };
 
-/// Rows of the replay that one step compares, about; it ends with an hour.
-const CHUNK_ROWS: usize = 20_000;
+/// Most rows of the replay that one step holds: 46 MB. Every step reads the hour that it begins in
+/// from its beginning, and the names of all series, so an hour of two million series is read eight
+/// times. Few in unit tests, whose hours are to need several steps.
+const CHUNK_ROWS: usize = if cfg!(test) { 2_000 } else { 1 << 18 };
+/// Rows that one step holds however little memory the tenant has: less than the least it can have.
+const MIN_CHUNK_ROWS: usize = 1_000;
+/// A step may end with this part of its rows because the part has taken its time: reading a large
+/// hour again for fewer would take longer than the request may.
+const SLOW_PART: usize = 5;
 /// Days that one step looks at.
 const CHUNK_DAYS: i32 = 400;
 /// Rows that one part compares, about.
@@ -37,6 +46,14 @@ const PAGE_ROWS: usize = 5_000;
 const PAGE_TIME: Duration = Duration::from_secs(4);
 /// Estimated bytes of a row in memory, besides its labels, which the catalogue shares.
 const ROW_BYTES: usize = size_of::<ScannedRow>();
+
+/// Rows of the replay that a step of a request holds: a quarter of what the tenant may, because
+/// there are others.
+fn chunk_rows(max_bytes: Option<u64>) -> usize {
+    let Some(max) = max_bytes else { return CHUNK_ROWS };
+    let rows = usize::try_from(max / 4).unwrap_or(usize::MAX) / ROW_BYTES;
+    rows.clamp(MIN_CHUNK_ROWS, CHUNK_ROWS)
+}
 
 /// Where a part begins: the metric by its number, and the row behind which it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,21 +90,24 @@ impl std::str::FromStr for DiffCursor {
 }
 
 /// What a replay is compared with on a day: what is served there. If that is the replay itself,
-/// what its apply replaced, as long as that is kept, and otherwise what was ingested.
+/// what its apply replaced, as long as that is kept, and otherwise what was ingested. `None` if the
+/// replay is not written on that day any more: its rows are being deleted.
 pub(super) fn compared_with(
     book: &GenerationBook,
     (tenant, metric): (&str, &str),
     id: GenerationId,
     day: i32,
-) -> GenerationId {
+) -> Option<GenerationId> {
+    let mut written = book.sets().last()?.of(tenant, metric, id);
+    written.find(|range| range.days.contains(day))?;
     let served = book.pointer(tenant, metric).map_or(GenerationId::INGEST, |p| p.on(day));
     if served != id {
-        return served;
+        return Some(served);
     }
     let apply = book.applies().iter().rev().find(|apply| apply.generation == id);
     let mut pieces = apply.and_then(|apply| apply.replaced.get(metric)).into_iter().flatten();
     let piece: Option<&Piece> = pieces.find(|piece| piece.days.contains(day));
-    piece.map_or(GenerationId::INGEST, |piece| piece.generation)
+    Some(piece.map_or(GenerationId::INGEST, |piece| piece.generation))
 }
 
 /// Identifies what a replay is compared with on all of its days: equal as long as that is the same.
@@ -97,11 +117,16 @@ fn side_of(book: &GenerationBook, generation: &Generation, id: GenerationId) -> 
     for metric in &generation.metrics {
         let served = book.pointer(tenant, metric).map_or(&[][..], Pointer::pieces);
         let replaced = book.applies().iter().filter_map(|apply| apply.replaced.get(metric));
-        let pieces = served.iter().chain(replaced.flatten());
-        let edges = pieces.flat_map(|piece| [Some(piece.days.from()), piece.days.to()]);
+        let pieces = served.iter().chain(replaced.flatten()).map(|piece| piece.days);
+        let written = book.sets().last().into_iter().flat_map(|set| set.of(tenant, metric, id));
+        let edges = pieces.chain(written.map(|range| range.days));
+        let edges = edges.flat_map(|days| [Some(days.from()), days.to()]);
         let edges = edges.flatten().filter(|day| days.contains(*day)).chain([days.from()]);
         let edges: BTreeSet<i32> = edges.collect();
-        let other = |day: i32| (day, compared_with(book, (tenant, metric), id, day).0);
+        let other = |day: i32| {
+            let other = compared_with(book, (tenant, metric), id, day);
+            (day, other.map_or(u64::MAX, |other| other.0))
+        };
         let mut of_metric: Vec<(i32, u64)> = edges.into_iter().map(other).collect();
         of_metric.dedup_by_key(|(_, other)| *other);
         runs.push(of_metric);
@@ -121,8 +146,8 @@ fn side_of(book: &GenerationBook, generation: &Generation, id: GenerationId) -> 
 /// not the last.
 ///
 /// # Errors
-/// If the replay is not the tenant's, if something else is served than when the first part was
-/// read, if the store fails, or if the request has ended.
+/// If the replay is not the tenant's or is being deleted, if something else is served than when the
+/// first part was read, if the store fails, or if the request has ended.
 pub(super) fn read_page(
     store: &dyn SnapshotSource,
     (tenant, id): (&str, GenerationId),
@@ -135,12 +160,13 @@ pub(super) fn read_page(
         let mut snapshot = store.snapshot_for(budget)?;
         let book = snapshot.generation_book()?;
         let generation = super::of_tenant(&book, tenant, id)?;
+        check_stays(&book, (id, generation))?;
         let side = side_of(&book, generation, id);
         let mut cursor = place.unwrap_or(DiffCursor { side, metric: 0, at: None });
         if cursor.side != side {
             let message = format!(
-                "what replay {id} is compared with has changed meanwhile, by an apply or an undo: \
-                 begin again"
+                "what replay {id} is compared with has changed meanwhile, by an apply or an undo, \
+                 or because one that cannot be undone any more left: begin again"
             );
             return Err(OperateError::ReplayRefused(message));
         }
@@ -165,14 +191,15 @@ pub(super) fn read_page(
         {
             end += 1;
         }
-        let chunk = DiffChunk {
-            of: (tenant, metric),
-            before,
-            after: id,
-            from: (hour, after),
-            to: Hour(end.saturating_mul(24)),
+        let to = Hour(end.saturating_mul(24));
+        let Some(before) = before else {
+            place = Some(DiffCursor { at: Some((to, None)), ..cursor });
+            continue;
         };
-        cursor.at = Some(chunk.read(&mut *snapshot, comparison, budget)?);
+        let (of, from) = ((tenant, metric.as_str()), (hour, after));
+        let chunk = DiffChunk { of, before, after: id, from, to };
+        let is_late = || began.elapsed() >= PAGE_TIME;
+        cursor.at = Some(chunk.read(&mut *snapshot, comparison, (budget, &is_late))?);
         let totals = comparison.totals();
         let compared = totals.added + totals.removed + totals.changed + totals.equal;
         if compared >= PAGE_COMPARED || comparison.has(PAGE_ROWS) || began.elapsed() >= PAGE_TIME {
@@ -231,20 +258,49 @@ enum ScanStep {
 /// Rows of the replay that are not compared yet, ascending.
 type ReplayedRows = VecDeque<ScannedRow>;
 
+/// Compares rows in their order, and knows how far that is.
+struct OrderedComparison<'c> {
+    comparison: &'c mut Comparison,
+    last: Option<RowKey>,
+}
+
+impl OrderedComparison<'_> {
+    /// Whether the part is full.
+    fn is_full(&self) -> bool {
+        self.comparison.has(PAGE_ROWS)
+    }
+
+    fn add(&mut self, key: RowKey, before: Option<ScannedRow>, after: Option<ScannedRow>) {
+        self.comparison.add(before, after);
+        self.last = Some(key);
+    }
+
+    /// Compares rows of the replay that nobody else has, as long as they are wanted and fit.
+    fn add_below(&mut self, replayed: &mut ReplayedRows, is_wanted: impl Fn(RowKey) -> bool) {
+        while !self.is_full()
+            && let Some(row) = replayed.pop_front_if(|row| is_wanted(row.key))
+        {
+            self.add(row.key, None, Some(row));
+        }
+    }
+}
+
 impl DiffChunk<'_> {
-    /// Compares the chunk, or the hours at its beginning that are as much as one step may read.
+    /// Compares the chunk, or the rows at its beginning that are as much as one step may read.
     /// Returns where the next step begins.
     fn read(
         &self,
         snapshot: &mut dyn GenerationSnapshot,
         comparison: &mut Comparison,
-        budget: &QueryBudget,
+        (budget, is_late): (&QueryBudget, &dyn Fn() -> bool),
     ) -> Result<DiffPlace, StoreError> {
-        let (mut replayed, mut end) = (ReplayedRows::new(), self.to);
+        let most = chunk_rows(budget.max_bytes());
+        let is_enough = |rows| rows >= most || (rows >= most / SLOW_PART && is_late());
+        // The first row that is not of this step; `None` if it has the whole chunk.
+        let (mut replayed, mut next) = (ReplayedRows::new(), None);
         self.scan(snapshot, (self.after, self.to), budget, &mut |row| {
-            let hour = row.key.hour;
-            if replayed.len() >= CHUNK_ROWS && replayed.back().is_some_and(|r| r.key.hour < hour) {
-                end = hour;
+            if is_enough(replayed.len()) {
+                next = Some(row.key);
                 return ScanStep::Stop;
             }
             budget.charge(ROW_BYTES);
@@ -252,26 +308,31 @@ impl DiffChunk<'_> {
             ScanStep::GoOn
         })?;
         let held = replayed.len() * ROW_BYTES;
-        let (mut taken, mut last, mut stopped) = (0, None, None);
-        self.scan(snapshot, (self.before, end), budget, &mut |served| {
+        let (mut taken, mut ordered) = (0, OrderedComparison { comparison, last: None });
+        let to = next.map_or(self.to, |next| Hour(next.hour.0.saturating_add(1)));
+        self.scan(snapshot, (self.before, to), budget, &mut |served| {
             let key = served.key;
-            if taken >= CHUNK_ROWS && last.is_some_and(|last| last < key.hour) {
-                end = key.hour;
+            if next.is_some_and(|next| key >= next) {
                 return ScanStep::Stop;
             }
-            (taken, last) = (taken + 1, Some(key.hour));
-            stopped = add_below(&mut replayed, comparison, |row| row < key);
-            if stopped.is_none() {
-                let same = replayed.pop_front_if(|row| row.key == key);
-                comparison.add(Some(served), same);
-                stopped = comparison.has(PAGE_ROWS).then_some(key);
+            if is_enough(taken) {
+                next = Some(key);
+                return ScanStep::Stop;
             }
-            if stopped.is_some() { ScanStep::Stop } else { ScanStep::GoOn }
+            taken += 1;
+            ordered.add_below(&mut replayed, |row| row < key);
+            if ordered.is_full() {
+                return ScanStep::Stop;
+            }
+            let same = replayed.pop_front_if(|row| row.key == key);
+            ordered.add(key, Some(served), same);
+            if ordered.is_full() { ScanStep::Stop } else { ScanStep::GoOn }
         })?;
-        let stopped =
-            stopped.or_else(|| add_below(&mut replayed, comparison, |row| row.hour < end));
+        ordered.add_below(&mut replayed, |row| next.is_none_or(|next| row < next));
         budget.release(held);
-        Ok(stopped.map_or((end, None), |key| (key.hour, Some(key.series))))
+        let is_whole = next.is_none() && !ordered.is_full();
+        let place = |last: RowKey| (last.hour, Some(last.series));
+        Ok(ordered.last.filter(|_| !is_whole).map_or((self.to, None), place))
     }
 
     /// Visits the rows of a generation up to an hour, all writers merged, until the visitor stops.
@@ -283,11 +344,7 @@ impl DiffChunk<'_> {
         visit: &mut dyn FnMut(ScannedRow) -> ScanStep,
     ) -> Result<(), StoreError> {
         let (mut merge, mut stopped) = (WriterMerge::default(), false);
-        let (first, after) = self.from;
         let mut row = |_, series: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup, _: &[u8]| {
-            if hour == first && after.is_some_and(|after| series.id <= after) {
-                return Ok(());
-            }
             let finished = merge.push(series, hour, rollup);
             stopped = finished.is_some_and(|row| matches!(visit(row), ScanStep::Stop));
             match stopped || budget.abort_reason().is_some() {
@@ -295,7 +352,8 @@ impl DiffChunk<'_> {
                 false => Ok(()),
             }
         };
-        let read = snapshot.generation_rows(generation, self.of, (first, to), &mut row);
+        let (from, after) = self.from;
+        let read = snapshot.generation_rows_after(generation, self.of, (from, to), after, &mut row);
         if stopped {
             return Ok(());
         }
@@ -305,26 +363,20 @@ impl DiffChunk<'_> {
     }
 }
 
-/// Compares rows of the replay that nobody else has, as long as they are wanted. Returns the last
-/// one if the part is full with it.
-fn add_below(
-    replayed: &mut ReplayedRows,
-    comparison: &mut Comparison,
-    is_wanted: impl Fn(RowKey) -> bool,
-) -> Option<RowKey> {
-    while let Some(row) = replayed.pop_front_if(|row| is_wanted(row.key)) {
-        let key = row.key;
-        comparison.add(None, Some(row));
-        if comparison.has(PAGE_ROWS) {
-            return Some(key);
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_holds_what_the_tenant_has_room_for() {
+        assert_eq!(chunk_rows(None), CHUNK_ROWS);
+        assert_eq!(chunk_rows(Some(1 << 40)), CHUNK_ROWS);
+        assert_eq!(chunk_rows(Some(4 * 1_500 * ROW_BYTES as u64)), 1_500);
+        // A quarter of the least `query.max_memory`.
+        let least = 256 << 10;
+        assert_eq!(chunk_rows(Some(least)), MIN_CHUNK_ROWS);
+        assert!((MIN_CHUNK_ROWS * ROW_BYTES) as u64 <= least);
+    }
 
     #[test]
     fn cursors_read_as_they_print() {

@@ -1,8 +1,8 @@
 //! Why something cannot be done to replays, and until when. Pure.
 
 use crate::model::generation::{DayRange, GenerationId, SetError};
-use crate::model::generation_book::{Apply, BookError, GenerationBook};
-use crate::model::generation_status::GenerationFate;
+use crate::model::generation_book::{Apply, BookError, Generation, GenerationBook};
+use crate::model::generation_status::{FillStatus, GenerationFate};
 use crate::operate::service::OperateError;
 
 /// Milliseconds of an hour.
@@ -30,6 +30,36 @@ fn about(ms: i64) -> String {
         hours @ 2..=72 => format!("{hours} hours"),
         hours => format!("{} days", (hours + 23) / 24),
     }
+}
+
+/// Refuses what needs all rows of a replay, as long as some are still to be counted.
+pub(super) fn check_filled(id: GenerationId, fill: &FillStatus) -> Result<(), OperateError> {
+    if fill.is_ready() {
+        return Ok(());
+    }
+    Err(OperateError::NotReady(format!(
+        "replay {id} is not ready: it has counted {} and waits for {}; `rollmill replay show {id}` \
+         says when it is",
+        fill.counted_text(),
+        fill.waits_for_text()
+    )))
+}
+
+/// Refuses to compare a replay whose rows are being deleted.
+pub(super) fn check_stays(
+    book: &GenerationBook,
+    (id, generation): (GenerationId, &Generation),
+) -> Result<(), OperateError> {
+    if GenerationFate::of(book, id) != GenerationFate::Leaving {
+        return Ok(());
+    }
+    let why = match &generation.given_up {
+        Some(why) => format!("was given up ({why})"),
+        None => "was cancelled, or cannot be undone any more,".to_owned(),
+    };
+    Err(OperateError::ReplayRefused(format!(
+        "replay {id} {why} and its rows are being deleted: start another one to compare them"
+    )))
 }
 
 /// Refuses what is done to a replay in whose place another one is served.

@@ -373,6 +373,114 @@ fn a_diff_names_every_row_and_keeps_its_side_after_the_apply() {
 }
 
 #[test]
+fn a_replay_is_compared_when_it_is_ready_and_until_it_leaves() {
+    let mut world = World::new();
+    let started = world.replays.start(&acme(), &request("1970-01-01", None), &budget());
+    assert_eq!(started.map(|replay| replay.id), Ok(1));
+    let refused = |world: &World| {
+        let asked = DiffRequest::default();
+        world.replays.diff("acme", 1, &asked, &budget()).expect_err("in no state to be compared")
+    };
+    let not_ready = |world: &World, counted: &str, shard: &str| {
+        let OperateError::NotReady(why) = refused(world) else { panic!("another refusal") };
+        assert!(why.contains(counted) && why.contains(shard), "{why}");
+        assert!(why.contains("`rollmill replay show 1`"), "{why}");
+    };
+    not_ready(&world, "nothing yet", "shard 0 (until its next flush)");
+    world.adopt(0, &[1]);
+    world.fill(0, 1, 15, Vec::new());
+    not_ready(&world, "15 of at least 20 records", "shard 0 (5 records left)");
+    world.adopt(1, &[1]);
+    world.fill(0, 1, 5, Vec::new());
+    not_ready(&world, "20 of 40 records", "shard 1 (20 records left)");
+    world.fill(1, 1, 20, Vec::new());
+    assert_eq!(world.diff(1, &DiffRequest::default()).totals.removed, 3);
+    world.replays.cancel(&acme(), 1, &budget()).expect("cancelled");
+    let leaves = refused(&world);
+    assert!(matches!(&leaves, OperateError::ReplayRefused(why) if why.contains("being deleted")));
+    // Nor is it counted any more what an apply before that has changed.
+    let job = CountJob { who: acme(), id: GenerationId(1), action: "undo" };
+    let uncounted = count(&*world.store, &*world.clock, &job);
+    assert!(matches!(uncounted, Err(OperateError::ReplayRefused(_))), "{uncounted:?}");
+    let mut book = world.book().as_ref().clone();
+    let (before, leaving) = (book.version(), book.leaving().to_vec());
+    leaving.iter().for_each(|range| assert!(book.left(range)));
+    assert_eq!(world.store.swap_generations(before, &book, None), Ok(true));
+    assert!(matches!(refused(&world), OperateError::NoReplay(_)), "it is gone");
+}
+
+#[test]
+fn days_on_which_a_replay_leaves_are_on_neither_side() {
+    let mut world = World::new();
+    let id = world.ready(&[("a", 1, &[7]), ("a", 25, &[7])]);
+    world.replays.apply(&acme(), id, &budget()).expect("applied");
+    let day = |world: &World, request: &StartReplay| {
+        world.replays.start(&acme(), request, &budget()).expect("started").id
+    };
+    let later = day(&world, &request("1970-01-01", Some("1970-01-02")));
+    for shard in 0..SHARDS {
+        world.adopt(shard, &[later]);
+        let cut = world.next[shard as usize];
+        world.fill(shard, later, cut, vec![delta("a", 1, &[9])]);
+    }
+    world.replays.apply(&acme(), later, &budget()).expect("applied");
+    let both = world.diff(id, &DiffRequest::default());
+    assert_eq!((both.totals.after.count, &*both.totals.after.sum), (4, "28"), "both days");
+    let mut book = world.book().as_ref().clone();
+    let before = book.version();
+    assert!(book.gather(LIMITS.keep_ms, LIMITS.keep_ms, 9), "the first day cannot come back");
+    assert_eq!(book.leaving().len(), 1);
+    assert_eq!(world.store.swap_generations(before, &book, None), Ok(true));
+    let rest = world.diff(id, &DiffRequest::default());
+    assert_eq!((rest.totals.before.count, rest.totals.after.count), (4, 2), "the second day");
+    assert!(rest.rows.iter().all(|row| row.time > crate::api::timestamp(86_399_999)));
+    assert_eq!(world.state(id), ReplayState::Applied);
+}
+
+#[test]
+fn an_hour_of_more_rows_than_a_step_holds_takes_no_more_memory() {
+    use crate::model::share::SharePool;
+    let mut world = World::new();
+    let pages: Vec<String> = (0..5_000).map(|n| format!("p{n}")).collect();
+    // Some only of the replay, some only of what is served, and some equal.
+    let served = pages[..4_000].iter().map(|page| delta(page, 1, &[1])).collect();
+    world.flush(0, FlushBatch { deltas: served, ..FlushBatch::default() });
+    let id = world
+        .replays
+        .start(&acme(), &request("1970-01-01", Some("1970-01-02")), &budget())
+        .expect("started")
+        .id;
+    for shard in 0..SHARDS {
+        world.adopt(shard, &[id]);
+        let filled = pages[2_500..].iter().filter(|_| shard == 0);
+        let filled = filled.map(|page| delta(page, 1, &[1])).collect();
+        let cut = world.next[shard as usize];
+        world.fill(shard, id, cut, filled);
+    }
+    // A quarter of it is the tenant's: fewer bytes than the rows of the hour.
+    let pool = SharePool::new("query_memory", 4 * 256 * 1024, Arc::default());
+    let (mut after, mut rows, mut equal, mut parts) = (None, Vec::new(), 0, 0);
+    loop {
+        let lease = pool.take(&"acme".into(), 0).expect("nothing is always there");
+        let budget = QueryBudget::from_share(lease);
+        let request = DiffRequest { after, largest: None };
+        let part = world.replays.diff("acme", id, &request, &budget);
+        assert_eq!((budget.abort_reason(), budget.charged_bytes()), (None, 0));
+        let part = part.expect("compared");
+        equal += part.totals.equal;
+        rows.extend(part.rows.into_iter().map(|row| row.labels["page"].clone()));
+        (after, parts) = (part.next, parts + 1);
+        if after.is_none() {
+            break;
+        }
+    }
+    let all = rows.len();
+    rows.sort_unstable();
+    rows.dedup();
+    assert_eq!((all, rows.len(), equal), (3_502, 3_502, 1_500), "in {parts} parts");
+}
+
+#[test]
 fn parts_of_a_diff_join_without_a_row_twice_or_missing() {
     let mut world = World::new();
     let pages: Vec<String> = (0..10_300).map(|n| format!("p{n}")).collect();

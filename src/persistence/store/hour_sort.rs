@@ -3,7 +3,7 @@
 //! Stores have the rows of an hour by the numbers of series, which are not in the order of ids.
 //! Rows that do not fit are let go, the greatest first, and the store reads the hour again for
 //! them. So an hour of a million series with sketches costs time, and no more memory than a small
-//! one.
+//! one. A scan may begin within an hour: rows up to there are then not held at all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub(super) struct HourSort<'s> {
     max_bytes: usize,
     bytes: usize,
     rows: BTreeMap<RowPlace, (&'s Arc<SeriesInfo>, Rollup)>,
+    /// Rows of the first hour up to this series are not wanted.
+    after: Option<SeriesId>,
     /// Rows up to this one were visited.
     visited: Option<RowPlace>,
     /// Rows from this one on were let go.
@@ -40,21 +42,27 @@ fn bytes_of(rollup: &Rollup) -> usize {
 }
 
 impl<'s> HourSort<'s> {
-    pub(super) fn new() -> Self {
-        Self::with_limit(MAX_BYTES)
+    /// For a scan that begins after a series of its first hour.
+    pub(super) fn after(after: Option<SeriesId>) -> Self {
+        Self { after, ..Self::with_limit(MAX_BYTES) }
     }
 
     fn with_limit(max_bytes: usize) -> Self {
         let (rows, encoded) = (BTreeMap::new(), Vec::new());
-        Self { max_bytes, bytes: 0, rows, visited: None, let_go: None, encoded }
+        Self { max_bytes, bytes: 0, rows, after: None, visited: None, let_go: None, encoded }
+    }
+
+    /// Whether a row of this place would be held: it was not visited, and may come next.
+    pub(super) fn wants(&self, place: RowPlace) -> bool {
+        self.after.is_none_or(|after| place.0 > after)
+            && self.visited.is_none_or(|last| place > last)
+            && self.let_go.is_none_or(|first| place < first)
     }
 
     /// Takes a row of the hour, in any order.
     pub(super) fn add(&mut self, writer: Writer, info: &'s Arc<SeriesInfo>, rollup: Rollup) {
         let place = (info.id, writer);
-        if self.visited.is_some_and(|last| place <= last)
-            || self.let_go.is_some_and(|first| place >= first)
-        {
+        if !self.wants(place) {
             return;
         }
         self.bytes += bytes_of(&rollup);
@@ -84,6 +92,7 @@ impl<'s> HourSort<'s> {
         self.bytes = 0;
         let again = self.let_go.take().is_some();
         self.visited = last.filter(|_| again);
+        self.after = self.after.filter(|_| again);
         Ok(again)
     }
 }
@@ -103,7 +112,16 @@ mod tests {
     /// Reads an hour as a store does. Returns the places in the order of visits, and how many times
     /// the hour was read.
     fn read(all: &[Arc<SeriesInfo>], max_bytes: usize) -> (Vec<SeriesId>, usize) {
-        let (mut sort, mut visited, mut times) = (HourSort::with_limit(max_bytes), Vec::new(), 0);
+        read_after(all, max_bytes, None)
+    }
+
+    fn read_after(
+        all: &[Arc<SeriesInfo>],
+        max_bytes: usize,
+        after: Option<SeriesId>,
+    ) -> (Vec<SeriesId>, usize) {
+        let mut sort = HourSort { after, ..HourSort::with_limit(max_bytes) };
+        let (mut visited, mut times) = (Vec::new(), 0);
         let writer = Writer { shard: ShardId(0), part: WriterPart::Live };
         loop {
             times += 1;
@@ -116,6 +134,7 @@ mod tests {
                 Ok(())
             };
             if !sort.visit(Hour(1), &mut visit).expect("visited") {
+                assert_eq!(sort.after, None, "the next hour is whole");
                 return (visited, times);
             }
         }
@@ -132,6 +151,9 @@ mod tests {
         }
         assert_eq!(read(&all[..3], 1), (read(&all[..3], row * 9).0, 3), "larger than the limit");
         assert_eq!(read(&[], 1), (vec![], 1));
+        let behind = |at: usize| read_after(&all, 20 * row, Some(expected[at]));
+        assert_eq!(behind(39), (expected[40..].to_vec(), 3), "those before take no place");
+        assert_eq!(behind(99), (vec![], 1));
     }
 
     #[test]

@@ -56,6 +56,18 @@ pub trait GenerationSnapshot: CheckpointSnapshot {
         of: (&str, &str),
         hours: (Hour, Hour),
         visit: GenerationRowVisitor<'_>,
+    ) -> Result<(), StoreError> {
+        self.generation_rows_after(generation, of, hours, None, visit)
+    }
+    /// The same, but of the first hour only the series behind `after`: for a reader that has stopped
+    /// within it.
+    fn generation_rows_after(
+        &mut self,
+        generation: GenerationId,
+        of: (&str, &str),
+        hours: (Hour, Hour),
+        after: Option<SeriesId>,
+        visit: GenerationRowVisitor<'_>,
     ) -> Result<(), StoreError>;
     /// The series that a writer admitted, each with the offset of its first event.
     fn generation_admissions(

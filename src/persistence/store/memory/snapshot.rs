@@ -243,17 +243,19 @@ impl GenerationSnapshot for MemorySnapshot {
         Ok(self.0.shard_fills(shard))
     }
 
-    fn generation_rows(
+    fn generation_rows_after(
         &mut self,
         generation: GenerationId,
         (tenant, metric): (&str, &str),
         (from, to): (Hour, Hour),
+        after: Option<SeriesId>,
         visit: GenerationRowVisitor<'_>,
     ) -> Result<(), StoreError> {
         let key = (tenant.to_owned(), metric.to_owned());
         let mut bytes = Vec::new();
         let mut show = |writer, info: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
-            if from <= hour && hour < to {
+            let is_before = hour == from && after.is_some_and(|after| info.id <= after);
+            if from <= hour && hour < to && !is_before {
                 bytes.clear();
                 rollup.encode(&mut bytes);
                 visit(writer, info, hour, rollup.clone(), &bytes)?;

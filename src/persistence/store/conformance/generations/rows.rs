@@ -223,4 +223,13 @@ pub(in super::super) fn an_hour_of_many_rows_comes_in_order(store: &dyn RollupSt
     let ended = snapshot.generation_rows(GenerationId::INGEST, of, (Hour(0), Hour(5)), &mut visit);
     assert_eq!((ended, seen), (Err(StoreError::QueryEnded), 500));
     assert_eq!(rows_of(&mut *snapshot, GenerationId::INGEST, "views", (2, 3)).len(), 400);
+    // It goes on where it has stopped; the hours behind that are whole.
+    let (mut rest, stopped) = (Vec::new(), places[499]);
+    let mut visit = |_, info: &Arc<SeriesInfo>, hour: Hour, _, _: &[u8]| {
+        rest.push((hour.0, info.id));
+        Ok(())
+    };
+    let (hours, ingest) = ((Hour(stopped.0), Hour(99)), GenerationId::INGEST);
+    let read = snapshot.generation_rows_after(ingest, of, hours, Some(stopped.1), &mut visit);
+    assert_eq!((read, rest), (Ok(()), places[500..].to_vec()));
 }

@@ -43,16 +43,18 @@ impl PostgresSnapshot<'_> {
         Ok(series)
     }
 
-    /// Visits all rollups of a metric, ordered by hour, series id and writer.
+    /// Visits all rollups of a metric, ordered by hour, series id and writer; of the first hour
+    /// only those after a series.
     pub(super) fn visit_metric_bytes(
         &mut self,
         metric_no: i32,
         (from, to): (Hour, Hour),
+        after: Option<SeriesId>,
         visit: GenerationRowVisitor<'_>,
     ) -> Result<(), StoreError> {
         let series = self.metric_series(metric_no)?;
         // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
-        let (mut sort, mut from) = (HourSort::new(), from);
+        let (mut sort, mut from) = (HourSort::after(after), from);
         loop {
             let (mut hour, mut again) = (from, false);
             let read =
@@ -138,7 +140,7 @@ impl AuditSnapshot for PostgresSnapshot<'_> {
                 visit(info, hour, rollup, bytes);
                 Ok(())
             };
-            self.visit_metric_bytes(get(&row, 0)?, (from, to), &mut visit)?;
+            self.visit_metric_bytes(get(&row, 0)?, (from, to), None, &mut visit)?;
         }
         Ok(())
     }

@@ -38,17 +38,18 @@ impl GenerationSnapshot for PostgresSnapshot<'_> {
         generations::shard_fills(self.session()?, shard)
     }
 
-    fn generation_rows(
+    fn generation_rows_after(
         &mut self,
         generation: GenerationId,
         (tenant, metric): (&str, &str),
         hours: (Hour, Hour),
+        after: Option<SeriesId>,
         visit: GenerationRowVisitor<'_>,
     ) -> Result<(), StoreError> {
         let Some((metric_no, _)) = self.metric(tenant, metric, generation)? else {
             return Ok(());
         };
-        self.visit_metric_bytes(metric_no, hours, visit)
+        self.visit_metric_bytes(metric_no, hours, after, visit)
     }
 
     fn generation_admissions(

@@ -39,11 +39,13 @@ impl SqliteSnapshot<'_> {
         Ok(series)
     }
 
-    /// Visits the rows of a metric number, ascending by hour, series id and writer.
+    /// Visits the rows of a metric number, ascending by hour, series id and writer; of the first
+    /// hour only those after a series.
     pub(super) fn visit_metric(
         &self,
         metric_no: i64,
         (from, to): (Hour, Hour),
+        after: Option<SeriesId>,
         visit: GenerationRowVisitor<'_>,
     ) -> Result<(), StoreError> {
         let series = self.writers_of_series(metric_no)?;
@@ -55,7 +57,7 @@ impl SqliteSnapshot<'_> {
         let mut statement = self.connection()?.prepare_cached(&sql)?;
         let mut rows = statement.query(params![metric_no, from.0, to.0])?;
         // Numbers are not in the order of ids, so the rows of one hour at a time are sorted.
-        let (mut hour, mut sort) = (from, HourSort::new());
+        let (mut hour, mut sort) = (from, HourSort::after(after));
         loop {
             let row = rows.next()?;
             let next = row.map(|r| r.get(0).map(Hour)).transpose()?;
@@ -101,7 +103,10 @@ fn add_row<'s>(
             "series number {no} has rollups but no catalogue row: rebuild the store"
         ))
     })?;
-    sort.add(*writer, info, rollup(row, true, true)?);
+    // An hour of more rows than fit is read several times, and what is not wanted is not decoded.
+    if sort.wants((info.id, *writer)) {
+        sort.add(*writer, info, rollup(row, true, true)?);
+    }
     Ok(())
 }
 
@@ -125,7 +130,7 @@ impl AuditSnapshot for SqliteSnapshot<'_> {
         };
         metrics
             .into_iter()
-            .try_for_each(|metric_no| self.visit_metric(metric_no, (from, to), &mut visit))
+            .try_for_each(|metric_no| self.visit_metric(metric_no, (from, to), None, &mut visit))
     }
 
     fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {

@@ -38,15 +38,16 @@ impl GenerationSnapshot for SqliteSnapshot<'_> {
         generations::shard_fills(self.connection()?, shard)
     }
 
-    fn generation_rows(
+    fn generation_rows_after(
         &mut self,
         generation: GenerationId,
         (tenant, metric): (&str, &str),
         hours: (Hour, Hour),
+        after: Option<SeriesId>,
         visit: GenerationRowVisitor<'_>,
     ) -> Result<(), StoreError> {
         match self.metric(tenant, metric, generation)? {
-            Some((metric_no, _)) => self.visit_metric(metric_no, hours, visit),
+            Some((metric_no, _)) => self.visit_metric(metric_no, hours, after, visit),
             None => Ok(()),
         }
     }
