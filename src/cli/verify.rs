@@ -16,8 +16,8 @@ use crate::model::rollup::RollupFigures;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::node::{DataDir, offline};
 use crate::recompute::verify::{
-    GenerationCheck, RowDifference, UnverifiableWindows, VerifyError, VerifyReport, VerifySources,
-    verify,
+    DroppedWindows, GenerationCheck, RowDifference, UnverifiableWindows, VerifyError, VerifyReport,
+    VerifySources, verify,
 };
 
 /// Attempts, because the server may release log records that it has archived during one.
@@ -38,7 +38,8 @@ compared.
 
 Replays are recomputed under their rules, those that are being filled as far as they are.
 Shards whose records cannot all be read are named; the others are verified. Windows whose raw
-events have expired (archive.keep) are reported as not verifiable, not as a difference.")]
+events have expired (archive.keep), or whose rollups the store has dropped (rollups.keep), are
+reported as not verifiable, not as a difference.")]
 pub(super) struct VerifyArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]
@@ -147,6 +148,8 @@ fn json(report: &VerifyReport, seconds: f64) -> String {
         .collect();
     let not_verifiable =
         report.unverifiable.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}));
+    let dropped =
+        report.dropped.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}));
     serde_json::json!({
         "equal": report.is_equal(),
         "damages": damages,
@@ -160,6 +163,7 @@ fn json(report: &VerifyReport, seconds: f64) -> String {
         "set_aside": report.quarantined,
         "unverified": unverified,
         "not_verifiable": not_verifiable,
+        "dropped": dropped,
     })
     .to_string()
 }
@@ -202,46 +206,48 @@ fn text_of_checks(checks: &[GenerationCheck], leaving: u64) -> String {
     lines
 }
 
-fn text(report: &VerifyReport, seconds: f64) -> String {
-    let VerifyReport {
-        rows,
-        generations,
-        leaving,
-        records,
-        shards,
-        differences,
-        unverifiable: not_verifiable,
-        unverified,
-        quarantined,
-        damages,
-        accounting_compared,
-    } = report;
-    let mut summary =
-        format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
-    summary += &text_of_checks(generations, *leaving);
-    if !accounting_compared {
-        summary += "\nnot compared: the accounting, because not all records from the first one on \
-                    were read";
+/// What was not compared, and why, one line for each.
+fn text_of_gaps(report: &VerifyReport) -> String {
+    let mut lines = String::new();
+    if !report.accounting_compared {
+        lines += "\nnot compared: the accounting, because not all records from the first one on \
+                  were read";
     }
-    if let Some(UnverifiableWindows { before, rows }) = not_verifiable {
-        summary += &format!(
+    if let Some(UnverifiableWindows { before, rows }) = report.unverifiable {
+        lines += &format!(
             "\nNOT VERIFIABLE: {rows} rows of windows before {}, whose raw events are older than \
              archive.keep",
-            time(*before)
+            time(before)
         );
     }
-    if *quarantined > 0 {
-        summary += &format!(
-            "\nset aside, and in no row: {quarantined} events or whole records: `rollmill \
-             quarantine list`"
+    if let Some(DroppedWindows { before, rows }) = report.dropped {
+        lines += &format!(
+            "\nNOT VERIFIABLE: {rows} rows of windows before {}, whose rollups the store has \
+             dropped (rollups.keep)",
+            time(before)
         );
     }
-    for (shard, why) in unverified {
-        summary += &format!(
+    if report.quarantined > 0 {
+        lines += &format!(
+            "\nset aside, and in no row: {} events or whole records: `rollmill quarantine list`",
+            report.quarantined
+        );
+    }
+    for (shard, why) in &report.unverified {
+        lines += &format!(
             "\nNOT verified: {why} (the rows of shard {shard}, and overflow series, were not \
              compared)"
         );
     }
+    lines
+}
+
+fn text(report: &VerifyReport, seconds: f64) -> String {
+    let VerifyReport { rows, records, shards, differences, damages, .. } = report;
+    let mut summary =
+        format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
+    summary += &text_of_checks(&report.generations, report.leaving);
+    summary += &text_of_gaps(report);
     let mut parts = Vec::new();
     if !damages.is_empty() {
         parts.push("the store is damaged, or contradicts the records:".to_owned());
@@ -255,7 +261,10 @@ fn text(report: &VerifyReport, seconds: f64) -> String {
     if differences.is_empty() {
         let what = match (
             report.compared_nothing(),
-            unverified.is_empty() && not_verifiable.is_none() && damages.is_empty(),
+            report.unverified.is_empty()
+                && report.unverifiable.is_none()
+                && report.dropped.is_none()
+                && damages.is_empty(),
         ) {
             (true, _) => "NOTHING was verified",
             _ if *rows == 0 && !damages.is_empty() => "no row was compared",

@@ -18,7 +18,8 @@
 //!
 //! Records below the archive floor have expired. The windows that they touched are reported as
 //! unverifiable, and so are those touched within one horizon after them, where an event may repeat
-//! the id of an expired one.
+//! the id of an expired one. Windows below the retention floor of the store, whose rollups it has
+//! dropped by age, are reported too and not compared, though their records may still be there.
 //!
 //! [`StoreInspection::check`]: crate::persistence::store::StoreInspection::check
 
@@ -42,7 +43,8 @@ use std::ops::Range;
 use self::comparison::Comparison;
 use self::generations::GenerationComparison;
 pub use self::report::{
-    GenerationCheck, RowDifference, UnfilledShard, UnverifiableWindows, VerifyReport,
+    DroppedWindows, GenerationCheck, RowDifference, UnfilledShard, UnverifiableWindows,
+    VerifyReport,
 };
 use self::shard_fold::fold_shard;
 pub use self::sources::{VerifyError, VerifySources};
@@ -78,7 +80,8 @@ pub fn verify(
     let (hours, unverifiable) = view.above_floors(hours, log.as_ref(), horizon_ms)?;
     damages.append(&mut view.damages);
     let rows = std::mem::take(&mut view.rows);
-    let others = GenerationComparison::new(std::mem::take(&mut view.generations), hours.clone());
+    let stored = std::mem::take(&mut view.generations);
+    let others = GenerationComparison::new(stored, hours.clone(), view.kept_from);
     let histories = view.histories(sources.only);
     let shards = histories.len() as u64;
     let report = VerifyReport {
@@ -88,8 +91,8 @@ pub fn verify(
         damages,
         ..VerifyReport::default()
     };
-    let mut comparison =
-        Comparison::new(report, rows, others, log.shard_count(), sources.only.is_none());
+    let of = (log.shard_count(), sources.only.is_none());
+    let mut comparison = Comparison::new(report, (rows, view.kept_from), others, of);
     for (done, history) in (1..).zip(&histories) {
         let folded = fold_shard(sources, log.as_ref(), history, &hours, comparison.generations());
         match folded {

@@ -59,8 +59,8 @@ pub trait GenerationSnapshot: CheckpointSnapshot {
     ) -> Result<(), StoreError> {
         self.generation_rows_after(generation, of, hours, None, visit)
     }
-    /// The same, but of the first hour only the series behind `after`: for a reader that has stopped
-    /// within it.
+    /// The same, but of the first hour only the series after this one: for a reader that has
+    /// stopped within it.
     fn generation_rows_after(
         &mut self,
         generation: GenerationId,
@@ -206,6 +206,9 @@ pub trait AuditSnapshot: CheckpointSnapshot {
     /// their records expire. Older releases did not keep them: an event that was quarantined, and
     /// is in neither list, was released as well.
     fn released_events(&mut self, shard: ShardId) -> Result<Vec<(Offset, u32)>, StoreError>;
+    /// The hour below which rollups of all generations are dropped by age; `None` if none ever
+    /// were. What was written there since is a part of what the records give.
+    fn retention_floor(&mut self) -> Result<Option<Hour>, StoreError>;
     /// The events of all shards that people have released or discarded and whose records have not
     /// expired, by shard and place.
     fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError>;

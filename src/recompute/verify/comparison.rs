@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::generations::{GenerationComparison, StoredGenerations};
 use super::ledger::RecomputedLedger;
-use super::report::{RowDifference, VerifyReport};
+use super::report::{DroppedWindows, RowDifference, VerifyReport};
 use super::shard_fold::{FoldedShard, RecomputedRows};
 use super::store_view::StoreView;
 use super::stored_row::{StoredRow, digest};
@@ -19,6 +19,10 @@ use crate::model::window::Hour;
 pub(super) struct Comparison {
     report: VerifyReport,
     unmatched: HashMap<(SeriesId, Hour), StoredRow>,
+    /// Rows below are dropped by age, and not compared.
+    kept_from: Hour,
+    /// How many there would be.
+    dropped: u64,
     /// Several shards may write to one overflow series, so its rows are compared only after
     /// all shards are folded.
     overflow: RecomputedRows,
@@ -31,17 +35,19 @@ pub(super) struct Comparison {
 }
 
 impl Comparison {
-    /// Starts with the stored rows of the range, and a report that holds what is known so far.
+    /// Starts with the stored rows of the range and the hour from which on they are kept, and a
+    /// report that holds what is known so far.
     pub(super) fn new(
         report: VerifyReport,
-        rows: HashMap<(SeriesId, Hour), StoredRow>,
+        (rows, kept_from): (HashMap<(SeriesId, Hour), StoredRow>, Hour),
         generations: GenerationComparison,
-        shard_count: u32,
-        all_shards: bool,
+        (shard_count, all_shards): (u32, bool),
     ) -> Self {
         Self {
             report,
             unmatched: rows,
+            kept_from,
+            dropped: 0,
             overflow: RecomputedRows::default(),
             generations,
             ledger: RecomputedLedger::default(),
@@ -58,10 +64,12 @@ impl Comparison {
 
     /// Compares the rows of one shard.
     pub(super) fn add_shard(&mut self, shard: ShardId, fold: FoldedShard) {
-        let is_of_shard = |row: &&StoredRow| {
-            !row.info.series.is_overflow() && row.info.id.shard(self.shard_count) == shard
+        let is_of_shard = |((_, hour), row): &(&(SeriesId, Hour), &StoredRow)| {
+            *hour >= self.kept_from
+                && !row.info.series.is_overflow()
+                && row.info.id.shard(self.shard_count) == shard
         };
-        self.report.rows += self.unmatched.values().filter(is_of_shard).count() as u64;
+        self.report.rows += self.unmatched.iter().filter(is_of_shard).count() as u64;
         self.report.records += fold.records;
         self.report.damages.extend(fold.damages);
         self.ledger.add(fold.from_start && self.all_shards, &fold.accounting);
@@ -86,11 +94,15 @@ impl Comparison {
     /// Compares the overflow series and the accounting, and reports stored rows without records.
     pub(super) fn finish(mut self, view: &StoreView) -> VerifyReport {
         self.drop_incomparable();
-        let overflow = self.unmatched.values().filter(|row| row.info.series.is_overflow());
-        self.report.rows += overflow.count() as u64;
+        let is_overflow = |((_, hour), row): &(&(SeriesId, Hour), &StoredRow)| {
+            *hour >= self.kept_from && row.info.series.is_overflow()
+        };
+        self.report.rows += self.unmatched.iter().filter(is_overflow).count() as u64;
         for (key, (info, rollup)) in std::mem::take(&mut self.overflow) {
             self.compare(key, info, &rollup);
         }
+        self.drop_unkept();
+        let (before, dropped) = (self.kept_from, self.dropped);
         let Self { mut report, unmatched, generations, ledger, .. } = self;
         let without_records = |((_, hour), row): ((SeriesId, Hour), StoredRow)| RowDifference {
             written_by: None,
@@ -103,7 +115,8 @@ impl Comparison {
         if view.rows_unread {
             report.differences.clear();
         }
-        generations.finish(&mut report);
+        let rows = dropped + generations.finish(&mut report);
+        report.dropped = (rows > 0).then_some(DroppedWindows { before, rows });
         report.accounting_compared = ledger.is_whole();
         report.damages.extend(ledger.compare(&view.accounting));
         report.differences.sort_by(|a, b| {
@@ -125,8 +138,19 @@ impl Comparison {
         }
     }
 
+    /// Drops stored rows that came after those of their windows were dropped.
+    fn drop_unkept(&mut self) {
+        let all = self.unmatched.len();
+        self.unmatched.retain(|(_, hour), _| *hour >= self.kept_from);
+        self.dropped += (all - self.unmatched.len()) as u64;
+    }
+
     fn compare(&mut self, key: (SeriesId, Hour), series: Arc<SeriesInfo>, rollup: &Rollup) {
         let stored = self.unmatched.remove(&key);
+        if key.1 < self.kept_from {
+            self.dropped += 1;
+            return;
+        }
         let mut bytes = Vec::new();
         rollup.encode(&mut bytes);
         if stored.as_ref().is_some_and(|row| row.digest == digest(&bytes)) {

@@ -130,6 +130,51 @@ fn rows_whose_records_have_expired_are_not_compared() {
 }
 
 #[test]
+fn rows_that_age_has_dropped_are_counted_and_not_compared() {
+    let (world, id) = World::served(PLAN, DayRange::ALWAYS);
+    let whole = world.verify();
+    assert!(whole.is_equal() && whole.dropped.is_none(), "{whole:?}");
+    let floor = Hour(48);
+    let below = |world: &World| {
+        let (mut rows, mut snapshot) = (0, world.store.snapshot().expect("a snapshot"));
+        let mut count = |_: &Arc<SeriesInfo>, _: Hour, _: Rollup, _: &[u8]| rows += 1;
+        snapshot.rollup_bytes(Hour(i32::MIN), floor, &mut count).expect("rows");
+        drop(snapshot);
+        rows + World::written(&world.store, id, days(-9, 2)).rows.len() as u64
+    };
+    let gone = below(&world);
+    world.store.drop_before(floor);
+    let report = world.verify();
+    assert!(report.is_equal() && !report.compared_nothing(), "{report:?}");
+    let dropped = report.dropped.expect("some windows");
+    assert_eq!((dropped.before, dropped.rows, below(&world)), (floor, gone, 0));
+    assert_eq!(report.accounting_compared, whole.accounting_compared);
+    let rows = |report: &super::VerifyReport| report.rows + report.generations[0].rows;
+    assert_eq!(rows(&report) + gone, rows(&whole));
+
+    // An event that came later, of a series that no record names, and one above the floor.
+    let series = Series::new("t", "m", [("page".to_owned(), "nowhere".to_owned())]);
+    let info = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+    let planted = |hour: i32| {
+        let mut rollup = Rollup::default();
+        rollup.add(None, None);
+        let all = vec![Delta { series: info.clone(), hour: Hour(hour), rollup }];
+        let generations = vec![GenerationDeltas { deltas: all.clone(), ..deltas(id) }];
+        let shard = info.id.shard(SHARDS).0;
+        let admitted = vec![(info.clone(), 0)];
+        let batch = FlushBatch { deltas: all, admitted, generations, ..FlushBatch::default() };
+        world.plant(shard, &batch);
+        world.verify()
+    };
+    let late = planted(1);
+    assert!(late.differences.is_empty(), "{late:?}");
+    assert_eq!(late.dropped.expect("some windows").rows, gone + 2);
+    assert_eq!(planted(49).differences.len(), 2, "of generation 0 and the other");
+    world.store.drop_before(Hour(1_000));
+    assert!(world.verify().compared_nothing());
+}
+
+#[test]
 fn what_leaves_is_not_compared() {
     let world = World::new();
     (0..SHARDS).for_each(|shard| world.work(shard, 20));

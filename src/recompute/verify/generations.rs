@@ -251,15 +251,19 @@ fn part_of(at: &FillProgress, offset: Offset) -> Option<WriterPart> {
 pub(super) struct GenerationComparison {
     stored: StoredGenerations,
     hours: Range<Hour>,
+    /// Rows below are dropped by age, and not compared.
+    kept_from: Hour,
+    /// How many there would be.
+    dropped_rows: u64,
     folded: BTreeSet<ShardId>,
     differences: Vec<RowDifference>,
     damages: Vec<StoreDamage>,
 }
 
 impl GenerationComparison {
-    pub(super) fn new(stored: StoredGenerations, hours: Range<Hour>) -> Self {
+    pub(super) fn new(stored: StoredGenerations, hours: Range<Hour>, kept_from: Hour) -> Self {
         let (folded, differences, damages) = (BTreeSet::new(), Vec::new(), Vec::new());
-        Self { stored, hours, folded, differences, damages }
+        Self { stored, hours, kept_from, dropped_rows: 0, folded, differences, damages }
     }
 
     /// What is stored, for the folds.
@@ -269,9 +273,10 @@ impl GenerationComparison {
 
     /// Compares what one shard has written.
     pub(super) fn add_shard(&mut self, shard: ShardId, folded: FoldedGenerations) {
-        for (generation, writer, ..) in self.stored.rows.keys() {
+        for (generation, writer, _, hour) in self.stored.rows.keys() {
             let check = self.stored.checks.iter_mut().find(|of| of.generation == *generation);
-            if let Some(check) = check.filter(|_| writer.shard == shard) {
+            let is_compared = writer.shard == shard && *hour >= self.kept_from;
+            if let Some(check) = check.filter(|_| is_compared) {
                 check.rows += 1;
             }
         }
@@ -281,6 +286,10 @@ impl GenerationComparison {
             for delta in deltas.deltas {
                 let key = (generation, writer, delta.series.id, delta.hour);
                 let stored = self.stored.rows.remove(&key);
+                if delta.hour < self.kept_from {
+                    self.dropped_rows += 1;
+                    continue;
+                }
                 let mut bytes = Vec::new();
                 delta.rollup.encode(&mut bytes);
                 if stored.as_ref().is_some_and(|row| row.digest == digest(&bytes)) {
@@ -307,8 +316,10 @@ impl GenerationComparison {
         self.damages.extend(dropped_difference(&key, stored, recomputed).filter(|_| is_whole));
     }
 
-    /// Reports what no record accounts for, and adds everything to the report.
-    pub(super) fn finish(mut self, report: &mut VerifyReport) {
+    /// Reports what no record accounts for, and adds everything to the report. Returns how many
+    /// rows were not compared because the store drops them by age. What rules dropped is counted
+    /// for their days all the same.
+    pub(super) fn finish(mut self, report: &mut VerifyReport) -> u64 {
         let Self { hours, folded, damages, stored, .. } = &mut self;
         let is_comparable =
             |key: &DroppedKey| folded.contains(&key.1.shard) && covers_day(hours, key.4);
@@ -316,16 +327,21 @@ impl GenerationComparison {
         damages.extend(left.filter_map(|(key, stored)| dropped_difference(key, *stored, 0)));
         let rows = self.stored.rows.into_iter();
         let rows = rows.filter(|((_, writer, ..), _)| self.folded.contains(&writer.shard));
-        self.differences.extend(rows.map(|((generation, writer, _, hour), row)| RowDifference {
-            written_by: Some((generation, writer)),
-            series: row.info,
-            hour,
-            stored: Some(row.figures),
-            recomputed: None,
+        let (dropped, rows): (Vec<_>, Vec<_>) =
+            rows.partition(|((.., hour), _)| *hour < self.kept_from);
+        self.differences.extend(rows.into_iter().map(|((generation, writer, _, hour), row)| {
+            RowDifference {
+                written_by: Some((generation, writer)),
+                series: row.info,
+                hour,
+                stored: Some(row.figures),
+                recomputed: None,
+            }
         }));
         report.differences.append(&mut self.differences);
         report.damages.append(&mut self.damages);
         (report.generations, report.leaving) = (self.stored.checks, self.stored.leaving);
+        self.dropped_rows + dropped.len() as u64
     }
 }
 

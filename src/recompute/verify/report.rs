@@ -60,6 +60,9 @@ pub struct VerifyReport {
     pub differences: Vec<RowDifference>,
     /// The windows of the range below the archive floor; None if there are none.
     pub unverifiable: Option<UnverifiableWindows>,
+    /// The windows of the range that the store has dropped by age; None if the records and the
+    /// store have no row there.
+    pub dropped: Option<DroppedWindows>,
     /// Shards whose records could not all be read, with the reason. Their rows were not compared,
     /// nor were those of overflow series, which shards share.
     pub unverified: Vec<(ShardId, String)>,
@@ -81,7 +84,9 @@ impl VerifyReport {
     /// Whether the range has rows, but none of them could be compared.
     pub fn compared_nothing(&self) -> bool {
         let others: u64 = self.generations.iter().map(|of| of.rows).sum();
-        self.rows + others == 0 && self.unverifiable.is_some_and(|not| not.rows > 0)
+        let expired = self.unverifiable.map_or(0, |not| not.rows);
+        let dropped = self.dropped.map_or(0, |not| not.rows);
+        self.rows + others == 0 && expired + dropped > 0
     }
 }
 
@@ -91,5 +96,16 @@ pub struct UnverifiableWindows {
     /// The first window that was verified.
     pub before: Hour,
     /// Stored rows in the windows before that, of all generations.
+    pub rows: u64,
+}
+
+/// Windows whose rollups the store has dropped by age. What is stored there came later, and is not
+/// all that the records give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DroppedWindows {
+    /// The first window that is kept.
+    pub before: Hour,
+    /// Rows of the windows before that which the records give or which are stored, of all
+    /// generations.
     pub rows: u64,
 }

@@ -31,6 +31,8 @@ pub(super) struct StoreView {
     rules: Vec<DedupRules>,
     pub(super) rows: HashMap<(SeriesId, Hour), StoredRow>,
     pub(super) generations: StoredGenerations,
+    /// Rows below this hour are dropped by age.
+    pub(super) kept_from: Hour,
     pub(super) accounting: Vec<AccountingDelta>,
     metrics: Vec<(String, MetricInfo)>,
     pub(super) damages: Vec<StoreDamage>,
@@ -90,6 +92,7 @@ impl StoreView {
         }
         let known: Vec<ShardId> = shards().collect();
         let generations = read_generations(&mut *snapshot, &known, hours, &mut damages)?;
+        let kept_from = snapshot.retention_floor()?.unwrap_or(Hour(i32::MIN));
         let accounting = snapshot.ledger()?;
         let mut metrics = Vec::new();
         let tenants: BTreeSet<&String> = accounting.iter().map(|row| &row.tenant).collect();
@@ -106,6 +109,7 @@ impl StoreView {
             rules,
             rows,
             generations,
+            kept_from,
             accounting,
             metrics,
             damages,

@@ -197,8 +197,11 @@ impl GenerationStore for MemoryStore {
             }
             let writer = Writer { shard: guard.shard, part: WriterPart::Fill };
             state.check_writer_catalogue(writer, batch)?;
-            let rows = Arc::make_mut(state).generations.entry(guard.generation).or_default();
-            rows.add(writer, batch, guard.range.from, |_| guard.revision());
+            let state = Arc::make_mut(state);
+            let mut kept = batch.clone();
+            kept.deltas.retain(|delta| state.retention_floor.is_none_or(|at| delta.hour >= at));
+            let rows = state.generations.entry(guard.generation).or_default();
+            rows.add(writer, &kept, guard.range.from, |_| guard.revision());
             if let Some(progress) = rows.fills.get_mut(&guard.shard) {
                 progress.cursor = guard.range.to;
             }

@@ -122,6 +122,8 @@ struct State {
     revisions: BTreeMap<(MetricKey, i32), u64>,
     manifest: BTreeMap<(ShardId, Offset), ManifestRow>,
     floors: BTreeMap<ShardId, ArchiveFloor>,
+    /// Rollups below are dropped by age.
+    retention_floor: Option<Hour>,
     expiry: BTreeMap<ExpiryTarget, ExpiryRow>,
     rebuilding: bool,
     book: Arc<GenerationBook>,
@@ -156,6 +158,19 @@ impl MemoryStore {
         let store = Self::new();
         Arc::make_mut(&mut store.lock()).rebuilding = true;
         store
+    }
+
+    /// Drops the rollups of all generations below an hour, as age does it in PostgreSQL.
+    pub fn drop_before(&self, hour: Hour) {
+        let mut state = self.lock();
+        let state = Arc::make_mut(&mut state);
+        state.retention_floor = state.retention_floor.max(Some(hour));
+        for rows in state.rollups.values_mut() {
+            rows.retain(|(at, _), _| *at >= hour);
+        }
+        for rows in state.generations.values_mut().flat_map(|of| of.rollups.values_mut()) {
+            rows.retain(|(at, ..), _| *at >= hour);
+        }
     }
 
     /// Calls `hook` before every write to decide whether and how it fails.

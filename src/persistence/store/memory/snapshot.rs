@@ -467,6 +467,10 @@ impl AuditSnapshot for MemorySnapshot {
         Ok(of_shard.map(place).collect())
     }
 
+    fn retention_floor(&mut self) -> Result<Option<Hour>, StoreError> {
+        Ok(self.0.retention_floor)
+    }
+
     fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {
         Ok(self.0.settled())
     }

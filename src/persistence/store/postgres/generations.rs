@@ -167,8 +167,8 @@ fn read_shard_fills(
     session.query(sql, params![shard.0.cast_signed()])?.iter().map(fill).collect()
 }
 
-/// The hour below which rollups are dropped by age.
-fn retention_floor(session: &mut PostgresSession) -> Result<i32, StoreError> {
+/// The hour below which rollups are dropped by age; the least there is if none ever were.
+pub(super) fn retention_floor(session: &mut PostgresSession) -> Result<i32, StoreError> {
     let rows = session.query("SELECT hour FROM retention_floor", params![])?;
     rows.first().map_or(Ok(i32::MIN), |row| get(row, 0))
 }

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use super::super::codec::{UuidBytes, get};
 use super::super::rollups::RollupScan;
 use super::super::session::params;
-use super::super::{StoreError, admin, catalogue, released};
+use super::super::{StoreError, admin, catalogue, generations, released};
 use super::{PostgresSnapshot, shard};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::generation::{Writer, WriterPart};
@@ -205,6 +205,11 @@ impl AuditSnapshot for PostgresSnapshot<'_> {
             Ok(())
         })?;
         Ok(places)
+    }
+
+    fn retention_floor(&mut self) -> Result<Option<Hour>, StoreError> {
+        let hour = generations::retention_floor(self.session()?)?;
+        Ok((hour > i32::MIN).then_some(Hour(hour)))
     }
 
     fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {

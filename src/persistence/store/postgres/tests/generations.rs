@@ -247,7 +247,10 @@ fn weeks_that_age_takes_go_for_all_generations_and_are_not_filled_in_again() {
         };
         let before = (revision(old), revision(young));
         assert!(before.0 == fill_guard(0).revision() && before.0 == before.1);
+        let floor = || store.snapshot().expect("a snapshot").retention_floor();
+        assert_eq!(floor(), Ok(None));
         assert_eq!(store.drop_before(Hour(young)), Ok(2), "figures and sketches of a week");
+        assert_eq!(floor(), Ok(Some(Hour(young))));
         assert_eq!(counts(&*store), BTreeMap::from([(young, 2)]));
         assert_ne!(revision(old), before.0, "a cache sees that rows are gone");
         assert_eq!(revision(young), before.1);

@@ -166,6 +166,11 @@ impl AuditSnapshot for SqliteSnapshot<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// It keeps all rollups.
+    fn retention_floor(&mut self) -> Result<Option<Hour>, StoreError> {
+        Ok(None)
+    }
+
     fn settled_events(&mut self) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {
         released::settled_events(self.connection()?)
     }
