@@ -98,7 +98,7 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
 }
 
 type Case = fn(&dyn RollupStore);
-const CASES: [Case; 19] = [
+const CASES: [Case; 22] = [
     rollups::rollups_and_guards,
     rollups::overflow_series_do_not_count_against_the_limit,
     shards::claims_ids_and_archive,
@@ -116,6 +116,8 @@ const CASES: [Case; 19] = [
     generations::abandoned::a_flush_abandons_for_each_event_and_nothing_of_other_tenants,
     generations::ids_that_collide_are_refused,
     generations::leaving::what_leaves_is_deleted_and_nothing_else,
+    generations::leaving::each_call_deletes_no_more_than_it_may,
+    generations::leaving::two_nodes_delete_the_same_without_an_error,
     generations::a_snapshot_shows_pointer_and_rows_of_one_moment,
     boards::boards_change_by_their_version,
     boards::one_of_many_changes_wins,

@@ -411,8 +411,9 @@ pub trait GenerationStore: SnapshotSource {
     /// events of the range are released than the batch counts, or the shard does not write the
     /// generation any more; or any failure to write.
     fn fill(&self, guard: &FillGuard, batch: &GenerationDeltas) -> Result<(), StoreError>;
-    /// Deletes at most `max` rows of days that leave, with the catalogue, the cursors and the
-    /// counts that nothing needs any more. Returns how many; 0 if none are left.
+    /// Deletes at most `max` rows of days that leave, of whatever table: rollups, then the counts,
+    /// the catalogue and the cursors that nothing needs any more. Returns how many; 0 if none are
+    /// left. What another node deletes at the same time is no error.
     ///
     /// # Errors
     /// Any failure to write.

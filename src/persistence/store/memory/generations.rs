@@ -137,33 +137,42 @@ impl State {
         let Some(rows) = self.generations.get_mut(&of.generation) else { return 0 };
         let key = (of.tenant.clone(), of.metric.clone());
         let leaves = |day: i32| of.days.contains(day);
-        let mut deleted = 0;
+        let mut left = max;
         if let Some(rollups) = rows.rollups.get_mut(&key) {
-            let due = rollups.keys().filter(|(hour, ..)| leaves(hour.day()));
-            let due: Vec<_> = due.take(max).copied().collect();
-            due.iter().for_each(|row| _ = rollups.remove(row));
-            deleted = due.len() as u64;
+            delete_some(rollups, &mut left, |(hour, ..)| leaves(hour.day()));
         }
-        if deleted > 0 {
-            return deleted;
-        }
-        rows.dropped.retain(|(of, day, _), _| *of != key || !leaves(*day));
-        rows.revisions.retain(|(of, day), _| *of != key || !leaves(*day));
+        delete_some(&mut rows.revisions, &mut left, |(of, day)| *of == key && leaves(*day));
+        delete_some(&mut rows.dropped, &mut left, |(of, day, _)| *of == key && leaves(*day));
         let set = self.book.newest_set();
-        let is_written = set.ranges.iter().any(|range| {
-            (range.generation, &range.tenant, &range.metric)
-                == (of.generation, &of.tenant, &of.metric)
-        });
+        let is_written = set.of(&of.tenant, &of.metric, of.generation).next().is_some();
         // The catalogue says what a writer has admitted, so it stays as long as that goes on.
-        if !is_written && rows.rollups.get(&key).is_none_or(BTreeMap::is_empty) {
-            rows.rollups.remove(&key);
-            rows.series.retain(|(of, ..), _| *of != key);
+        if left > 0 && !is_written && rows.rollups.get(&key).is_none_or(BTreeMap::is_empty) {
+            delete_some(&mut rows.series, &mut left, |(of, ..)| *of == key);
+            if left > 0 {
+                rows.rollups.remove(&key);
+            }
         }
-        if rows.rollups.is_empty() && !set.has(of.generation) {
-            self.generations.remove(&of.generation);
+        if left > 0 && rows.rollups.is_empty() && !set.has(of.generation) {
+            delete_some(&mut rows.dropped, &mut left, |_| true);
+            delete_some(&mut rows.rules, &mut left, |_| true);
+            delete_some(&mut rows.fills, &mut left, |_| true);
+            if left > 0 {
+                self.generations.remove(&of.generation);
+            }
         }
-        0
+        (max - left) as u64
     }
+}
+
+/// Deletes entries that are due, at most as many as are left of the limit.
+fn delete_some<K: Ord + Clone, V>(
+    from: &mut BTreeMap<K, V>,
+    left: &mut usize,
+    is_due: impl Fn(&K) -> bool,
+) {
+    let due: Vec<K> = from.keys().filter(|key| is_due(key)).take(*left).cloned().collect();
+    *left -= due.len();
+    due.iter().for_each(|key| _ = from.remove(key));
 }
 
 impl GenerationStore for MemoryStore {

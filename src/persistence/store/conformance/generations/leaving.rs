@@ -120,3 +120,78 @@ fn gone_without_a_trace(store: &dyn RollupStore, owner: &mut Owner<'_>, served: 
     assert_eq!(visited(&mut *snapshot, &of_four).map(|rows| rows.len()), Ok(3));
     store.check(&mut |damage| panic!("{damage:?}")).expect("checked");
 }
+
+/// How much is stored of a generation that has this metric alone: rows, counts, series and cursors.
+fn extent(store: &dyn RollupStore, generation: GenerationId) -> u64 {
+    let rows = all_rows(store, generation).len();
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let revisions = snapshot.revisions("acme", "views", generation, 0..60).expect("revisions");
+    let revisions = revisions.into_iter().filter(|revision| *revision != 0).count();
+    let dropped = snapshot.dropped_events(generation).expect("counts").len();
+    let rules = snapshot.rule_counts(generation).expect("counts").len();
+    let fills = snapshot.fill_progress(generation).expect("progress").len();
+    let series = [WriterPart::Live, WriterPart::Fill].map(|part| {
+        snapshot.generation_admissions(generation, writer(3, part)).expect("series").len()
+    });
+    (rows + revisions + dropped + rules + fills + series[0] + series[1]) as u64
+}
+
+pub(in super::super) fn each_call_deletes_no_more_than_it_may(store: &dyn RollupStore) {
+    let mut owner = Owner::claim(store, 3);
+    owner.flush(2, live(vec![], vec![delta("a", 1, 1)]));
+    let one = start(store, &["views"], days(0, None));
+    owner.adopt(&[one]);
+    let pages = ["a", "b", "c", "d", "e", "f", "g"];
+    let all = pages.map(|page| delta(page, 1, 1)).to_vec();
+    let counts = || (0..50).map(|day| dropped(day, 1)).collect();
+    let rules: Vec<RuleEvents> = ["dropped", "changed", "no_value", "too_long", "unknown"]
+        .map(|outcome| counted(outcome, 1))
+        .to_vec();
+    let of_one = GenerationDeltas { dropped: counts(), rules, ..deltas(one, all.clone()) };
+    owner.flush(1, live(vec![of_one], vec![]));
+    let filled = GenerationDeltas { dropped: counts(), ..deltas(one, all) };
+    store.fill(&owner.fill_guard(one, 0, 2), &filled).expect("filled");
+    change(store, |book| book.cancel(one, None, 7)).expect("cancelled");
+    owner.adopt(&[]);
+    let (leaving, before) = (book(store).leaving()[0].clone(), extent(store, one));
+    assert_eq!(before, 14 + 1 + 100 + 5 + 1 + 14);
+    let (mut left, ingest) = (before, all_rows(store, GenerationId::INGEST));
+    for max in (1..).map(|call| call % 5 + 3) {
+        let deleted = store.delete_generation_rows(&leaving, max).expect("deleted");
+        let now = extent(store, one);
+        let max = max as u64;
+        // A store may count the metric itself, too.
+        assert!(left - now <= deleted && deleted <= max, "{left} to {now}: {deleted} of {max}");
+        assert!(deleted >= left.min(max), "{left}: {deleted} of {max}");
+        left = now;
+        if deleted == 0 {
+            break;
+        }
+    }
+    assert_eq!((left, all_rows(store, GenerationId::INGEST)), (0, ingest));
+    assert_eq!(store.delete_generation_rows(&leaving, 9), Ok(0), "another node is as far");
+}
+
+pub(in super::super) fn two_nodes_delete_the_same_without_an_error(store: &dyn RollupStore) {
+    let mut owner = Owner::claim(store, 3);
+    for round in 0..6 {
+        let one = start(store, &["views"], days(0, None));
+        owner.adopt(&[one]);
+        let all = (0..12).map(|n| delta(&format!("{round}-{n}"), n * 24, 1)).collect();
+        let of_one = GenerationDeltas { dropped: vec![dropped(0, 1)], ..deltas(one, all) };
+        owner.flush(1, live(vec![of_one], vec![]));
+        change(store, |book| book.cancel(one, None, 7)).expect("cancelled");
+        owner.adopt(&[]);
+        let leaving = book(store).leaving()[0].clone();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while store.delete_generation_rows(&leaving, 2).expect("no error") > 0 {}
+                });
+            }
+        });
+        assert_eq!(extent(store, one), 0);
+        assert!(change(store, |book| book.left(&leaving)));
+    }
+    store.check(&mut |damage| panic!("{damage:?}")).expect("checked");
+}

@@ -2,8 +2,10 @@
 //!
 //! The rows go first. Once there are none, what was counted of these days goes; once no shard
 //! writes the metric in this generation any more, its catalogue; and with its last metric what is
-//! left of the generation. The statements that delete rows and catalogue are functions of the owner
-//! (`functions.sql`), which refuse generation 0: no node may delete its rows.
+//! left of the generation. All of it counts towards the limit of a call, whichever table it is of,
+//! so that no keeper's turn is longer than another. The statements that delete rows and catalogue
+//! are functions of the owner (`functions.sql`), which refuse generation 0: no node may delete its
+//! rows. Keepers of several nodes do the same at once; what another one has deleted is no error.
 
 use std::sync::Arc;
 
@@ -23,9 +25,48 @@ enum Leftover {
     Generation,
 }
 
+/// How many rows of whatever table a call may still delete.
+struct DeletionLimit {
+    most: i32,
+    left: i32,
+}
+
+impl DeletionLimit {
+    fn new(max: usize) -> Self {
+        let most = i32::try_from(max).unwrap_or(i32::MAX);
+        Self { most, left: most }
+    }
+
+    fn add(&mut self, deleted: u64) {
+        self.left = self.left.saturating_sub(i32::try_from(deleted).unwrap_or(i32::MAX)).max(0);
+    }
+
+    fn deleted(&self) -> u64 {
+        u64::from((self.most - self.left).unsigned_abs())
+    }
+}
+
 impl PostgresStore {
     pub(super) fn delete_leaving(&self, of: &LeavingRange, max: usize) -> Result<u64, StoreError> {
-        let most = i32::try_from(max).unwrap_or(i32::MAX);
+        let mut limit = DeletionLimit::new(max);
+        let mut leftover = self.delete_days(of, &mut limit)?;
+        if let Leftover::Catalogue(metric_no) = leftover {
+            self.delete_series(metric_no, &mut limit)?;
+            leftover = Leftover::Generation;
+        }
+        if matches!(leftover, Leftover::Generation) && limit.left > 0 {
+            self.forget_generation(of, &mut limit)?;
+        }
+        Ok(limit.deleted())
+    }
+
+    /// Deletes rows, revisions and counts of the days. Says what is to be done next, if the limit
+    /// is not reached.
+    fn delete_days(
+        &self,
+        of: &LeavingRange,
+        limit: &mut DeletionLimit,
+    ) -> Result<Leftover, StoreError> {
         let mut lease = self.writers.begin("BEGIN")?;
         let session = lease.session()?;
         // First, as a fill does it: who had rows or revisions before and then waits for a cursor
@@ -33,34 +74,27 @@ impl PostgresStore {
         // ended then, and those behind this are refused.
         lock_fills(session, of)?;
         let metric_no = find_metric(session, of)?;
-        let deleted = delete_rows(session, metric_no, of, most)?;
         let mut leftover = Leftover::Nothing;
-        if deleted == 0 {
-            delete_counts(session, of)?;
+        limit.add(delete_rows(session, metric_no, of, limit.left)?);
+        if limit.left > 0 {
+            limit.add(delete_counts(session, of, limit.left)?);
+        }
+        if limit.left > 0 {
             let book = self.books.current(session)?;
             leftover = leftover_of(session, &book, metric_no, of)?;
         }
         session.commit()?;
-        drop(lease);
-        if let Leftover::Catalogue(metric_no) = leftover {
-            while self.delete_series(metric_no, most)? {}
-            leftover = Leftover::Generation;
-        }
-        if matches!(leftover, Leftover::Generation) {
-            self.forget_generation(of)?;
-        }
-        Ok(deleted)
+        Ok(leftover)
     }
 
-    /// Deletes at most `most` series of a metric in a transaction. Returns whether there may be
-    /// more.
-    fn delete_series(&self, metric_no: i32, most: i32) -> Result<bool, StoreError> {
+    /// Deletes series of a metric in a transaction, and with the last one the metric.
+    fn delete_series(&self, metric_no: i32, limit: &mut DeletionLimit) -> Result<(), StoreError> {
         let mut lease = self.writers.begin("BEGIN")?;
         let session = lease.session()?;
         let (mut series_nos, mut names, mut values, mut labelled) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let sql = "SELECT no, key FROM series WHERE metric_no = $1 LIMIT $2";
-        session.for_each_row(sql, params![metric_no, i64::from(most.max(1))], |row| {
+        session.for_each_row(sql, params![metric_no, i64::from(limit.left)], |row| {
             let no: i64 = get(row, 0)?;
             series_nos.push(no);
             for (name, value) in Series::from_key(get(row, 1)?)?.labels {
@@ -70,9 +104,6 @@ impl PostgresStore {
             }
             Ok(())
         })?;
-        if series_nos.is_empty() {
-            return Ok(false);
-        }
         // Labels are found by their names: the table of labels has no index by series.
         let sql =
             "SELECT p.no, w.series_no FROM unnest($2::text[], $3::text[], $4::bigint[]) AS w \
@@ -84,17 +115,23 @@ impl PostgresStore {
             of_pairs.push(get(row, 1)?);
             Ok(())
         })?;
+        let deleted = series_nos.len() as u64;
         session.query(
             "SELECT rollmill.delete_generation_series($1, $2, $3, $4)",
             params![metric_no, series_nos, pair_nos, of_pairs],
         )?;
         session.commit()?;
-        Ok(true)
+        limit.add(deleted);
+        Ok(())
     }
 
-    /// Deletes cursors and counts of a generation that has no metric any more, unless it is still
+    /// Deletes counts and cursors of a generation that has no metric any more, unless it is still
     /// written.
-    fn forget_generation(&self, of: &LeavingRange) -> Result<(), StoreError> {
+    fn forget_generation(
+        &self,
+        of: &LeavingRange,
+        limit: &mut DeletionLimit,
+    ) -> Result<(), StoreError> {
         let mut lease = self.writers.begin("BEGIN")?;
         let session = lease.session()?;
         let generation = of.generation.0 as i64;
@@ -105,16 +142,29 @@ impl PostgresStore {
         if has_metrics || self.books.current(session)?.newest_set().has(of.generation) {
             return Ok(());
         }
-        session.execute_all(vec![
-            ("DELETE FROM generation_dropped WHERE generation = $1", params![generation]),
-            ("DELETE FROM generation_rules WHERE generation = $1", params![generation]),
-            ("DELETE FROM generation_fills WHERE generation = $1", params![generation]),
-        ])?;
+        // The cursors last: keepers wait for each other at them.
+        for sql in FORGET {
+            if limit.left > 0 {
+                let most = i64::from(limit.left);
+                limit.add(session.execute(sql, params![generation, most])?);
+            }
+        }
         session.commit()?;
         self.series_cache.forget(of.generation);
         Ok(())
     }
 }
+
+/// What is left of a generation without metrics, at most so many rows of a table each.
+const FORGET: [&str; 3] = [
+    "DELETE FROM generation_dropped WHERE generation = $1 AND (tenant, metric, day, shard, part) \
+     IN (SELECT tenant, metric, day, shard, part FROM generation_dropped WHERE generation = $1 \
+     LIMIT $2)",
+    "DELETE FROM generation_rules WHERE generation = $1 AND (shard, part, rule, outcome) IN \
+     (SELECT shard, part, rule, outcome FROM generation_rules WHERE generation = $1 LIMIT $2)",
+    "DELETE FROM generation_fills WHERE generation = $1 AND shard IN (SELECT shard FROM \
+     generation_fills WHERE generation = $1 LIMIT $2)",
+];
 
 fn find_metric(
     session: &mut PostgresSession,
@@ -148,13 +198,20 @@ fn lock_fills(session: &mut PostgresSession, of: &LeavingRange) -> Result<(), St
     Ok(())
 }
 
-fn delete_counts(session: &mut PostgresSession, of: &LeavingRange) -> Result<(), StoreError> {
+fn delete_counts(
+    session: &mut PostgresSession,
+    of: &LeavingRange,
+    most: i32,
+) -> Result<u64, StoreError> {
     let sql = "DELETE FROM generation_dropped WHERE generation = $1 AND tenant = $2 AND metric = \
-               $3 AND day >= $4 AND ($5::integer IS NULL OR day < $5)";
-    let (tenant, metric) = (of.tenant.clone(), of.metric.clone());
-    let days = (of.days.from(), of.days.to());
-    session.execute(sql, params![of.generation.0 as i64, tenant, metric, days.0, days.1])?;
-    Ok(())
+               $3 AND (day, shard, part) IN (SELECT day, shard, part FROM generation_dropped WHERE \
+               generation = $1 AND tenant = $2 AND metric = $3 AND day >= $4 AND ($5::integer IS \
+               NULL OR day < $5) LIMIT $6)";
+    let (tenant, metric, generation) =
+        (of.tenant.clone(), of.metric.clone(), of.generation.0 as i64);
+    let (from, to) = (of.days.from(), of.days.to());
+    let counts = params![generation, tenant, metric, from, to, i64::from(most)];
+    Ok(session.execute(sql, counts)?)
 }
 
 /// The catalogue stays as long as a shard may write the metric: nodes cache its numbers.

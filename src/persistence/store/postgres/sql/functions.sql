@@ -112,9 +112,9 @@ CREATE OR REPLACE FUNCTION rollmill.compress_before(before integer) RETURNS inte
   SET search_path = rollmill, pg_temp AS
   'SELECT count(*)::integer FROM rollmill.compressible(before) AS c WHERE rollmill.compress_chunk(c)';
 
--- Deletes at most so many rows of a generation in the hours [from_hour, to_hour) of a metric, with their sketches, oldest first. Returns how
--- many; once there are none, the revisions of those days go too. Every statement names the hours of one week, so that no other is planned,
--- locked or unpacked. Never touches generation 0, whoever asks.
+-- Deletes at most so many rows of a generation in the hours [from_hour, to_hour) of a metric, with their sketches, oldest first; once there
+-- are none, the revisions of those days, as rows like the others. Returns how many; 0 of a metric that another node has deleted meanwhile.
+-- Every statement names the hours of one week, so that no other is planned, locked or unpacked. Never touches generation 0, whoever asks.
 CREATE OR REPLACE FUNCTION rollmill.delete_generation_rows(metric integer, from_hour integer, to_hour integer, most integer)
   RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = rollmill, pg_temp AS $$
 DECLARE
@@ -130,7 +130,11 @@ BEGIN
   SELECT greatest(from_hour, m.first_hour), CASE WHEN m.first_hour IS NOT NULL THEN least(to_hour - 1, m.last_hour) END
     INTO first, final FROM metrics m WHERE m.no = metric AND m.generation > 0;
   IF NOT FOUND THEN
-    RAISE EXCEPTION 'metric % is of no generation besides generation 0', metric;
+    PERFORM FROM metrics m WHERE m.no = metric;
+    IF FOUND THEN
+      RAISE EXCEPTION 'metric % is of generation 0, whose rows no node deletes', metric;
+    END IF;
+    RETURN 0;
   END IF;
   WHILE deleted < most AND weeks > 0 LOOP
     EXECUTE 'SELECT hour FROM rollups WHERE metric_no = $1 AND hour >= $2 AND hour <= $3 ORDER BY hour, series_no LIMIT 1'
@@ -149,14 +153,18 @@ BEGIN
     deleted := deleted + part;
     weeks := weeks - 1;
   END LOOP;
-  IF deleted = 0 THEN
-    DELETE FROM revisions WHERE metric_no = metric AND day >= floor(from_hour / 24.0) AND day < ceil(to_hour / 24.0);
+  IF first IS NULL AND deleted < most THEN
+    DELETE FROM revisions WHERE metric_no = metric AND day IN (SELECT r.day FROM revisions r WHERE r.metric_no = metric
+      AND r.day >= floor(from_hour / 24.0) AND r.day < ceil(to_hour / 24.0) LIMIT most - deleted);
+    GET DIAGNOSTICS part = ROW_COUNT;
+    deleted := deleted + part;
   END IF;
   RETURN deleted;
 END $$;
 
 -- Deletes series of a generation that has no rows of the metric any more, with their labels: pair_nos and labelled are columns of
--- series_labels. Once it has no series either, the metric goes. Never touches generation 0, whoever asks.
+-- series_labels. Once it has no series either, the metric goes. Does nothing if another node has deleted it meanwhile. Never touches
+-- generation 0, whoever asks.
 CREATE OR REPLACE FUNCTION rollmill.delete_generation_series(metric integer, series_nos bigint[], pair_nos bigint[], labelled bigint[])
   RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = rollmill, pg_temp AS $$
 DECLARE
@@ -164,7 +172,11 @@ DECLARE
 BEGIN
   PERFORM FROM metrics m WHERE m.no = metric AND m.generation > 0 FOR UPDATE;
   IF NOT FOUND THEN
-    RAISE EXCEPTION 'metric % is of no generation besides generation 0', metric;
+    PERFORM FROM metrics m WHERE m.no = metric;
+    IF FOUND THEN
+      RAISE EXCEPTION 'metric % is of generation 0, whose series no node deletes', metric;
+    END IF;
+    RETURN;
   END IF;
   DELETE FROM series_labels l USING unnest(pair_nos, labelled) AS w (pair_no, series_no), label_pairs p
     WHERE l.pair_no = w.pair_no AND l.series_no = w.series_no AND p.no = w.pair_no AND p.metric_no = metric;

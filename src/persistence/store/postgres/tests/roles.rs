@@ -112,7 +112,7 @@ fn the_writer_fills_and_deletes_generations_and_the_reader_reads_them() {
             FlushBatch { set: first_set(), adopts: adopts.clone(), ..FlushBatch::default() };
         store.flush(guard(shard, from, epoch), &batch, 0).expect("it adopts");
     }
-    assert_eq!(delete_all(&*store, &leaving(days(0, 40), second_set()), 100), [3]);
+    assert_eq!(delete_all(&*store, &leaving(days(0, 40), second_set()), 100), [12]);
     let left = "SELECT (SELECT count(*) FROM rollmill.generation_fills) + (SELECT count(*) FROM \
                 rollmill.metrics WHERE generation > 0)";
     assert_eq!(server.psql(&database, left), Ok("0".into()));
@@ -123,6 +123,10 @@ fn the_writer_fills_and_deletes_generations_and_the_reader_reads_them() {
         let refused = server.psql_as("rollmill_writer", &database, sql);
         assert!(refused.as_ref().is_err_and(|why| why.contains("generation 0")), "{refused:?}");
     }
+    // What another node has deleted meanwhile.
+    let gone = "SELECT rollmill.delete_generation_series(99, '{1}', '{}', '{}'), \
+                rollmill.delete_generation_rows(99, 0, 1000, 10)";
+    assert_eq!(server.psql_as("rollmill_writer", &database, gone), Ok("|0".into()));
     assert_eq!(state(&*store, 0), (4, 1));
 }
 
