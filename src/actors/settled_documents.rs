@@ -1,16 +1,23 @@
 //! Puts into the archive what people decided about events that were set aside, and reads it.
+//!
+//! Every node with shards does so, without a leader. Documents are listed before the store is read,
+//! so what the store says is never older than they are, and what it has lost since, as after a
+//! restore, is taken back
+//! ([`documented_settlements`](crate::model::documented_settlements)). Two nodes may put at the same moment, one of them
+//! for a store that is gone: each lists again after it has put something, and once a minute anyway,
+//! and corrects what it finds.
+
+mod known;
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
+use self::known::{KnownDocuments, StoredSettlements};
 use super::document_error::DocumentError;
-use crate::model::offset::{LogId, Offset, ShardId};
-use crate::model::settled_document::{
-    self, SettledDocument, SettledEvent, SettledName, Settlement,
-};
+use crate::model::documented_settlements::Place;
+use crate::model::offset::{LogId, ShardId};
+use crate::model::settled_document::{SettledDocument, Settlement};
 use crate::persistence::archive::{ArchiveDocuments, ArchiveError};
-use crate::persistence::store::{SnapshotSource, StoreError};
+use crate::persistence::store::SnapshotSource;
 
 /// Most events of a document: half a megabyte.
 const MAX_EVENTS: usize = 10_000;
@@ -18,16 +25,8 @@ const MAX_EVENTS: usize = 10_000;
 /// What was decided in one shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardSettlements {
-    /// The greatest number of a document.
-    number: u64,
     /// By offset and index.
-    pub events: BTreeMap<(Offset, u32), Settlement>,
-}
-
-impl ShardSettlements {
-    fn add(&mut self, events: &[SettledEvent]) {
-        self.events.extend(events.iter().map(|of| ((of.offset, of.index), of.settlement)));
-    }
+    pub events: BTreeMap<Place, Settlement>,
 }
 
 /// What was decided, by shard.
@@ -50,33 +49,18 @@ pub fn read_settlements(
     documents: &dyn ArchiveDocuments,
     log: LogId,
 ) -> Result<ListedSettlements, ArchiveError> {
-    let listed = documents.list_documents(&settled_document::prefix(log))?.into_iter();
-    let mut names: Vec<_> =
-        listed.filter_map(|found| SettledName::parse(log, &found.path)).collect();
-    // The greater number last, so that it counts.
-    names.sort_unstable();
-    let mut found = ListedSettlements::default();
-    for name in names {
-        let path = name.path(log);
-        let bytes = documents.read_document(&path)?;
-        match SettledDocument::decode(&bytes) {
-            Ok(document) => {
-                let of = found.settled.entry(name.shard).or_default();
-                of.number = of.number.max(name.number);
-                of.add(&document.events);
-            }
-            // Its number is free: what is put again with the same bytes takes its place.
-            Err(why) => found.damaged.push(format!("{path}: {why}")),
-        }
-    }
-    Ok(found)
+    let mut known = KnownDocuments::default();
+    let damaged = known.list(documents, log, &BTreeMap::new())?;
+    let of_shard =
+        |(shard, events)| (shard, ShardSettlements { events: Iterator::collect(events) });
+    Ok(ListedSettlements { settled: known.events().map(of_shard).collect(), damaged })
 }
 
-/// What this process knows to be in the archive; nothing until there is something to put.
+/// What this process knows to be in the archive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PutSettlements(Option<Settlements>);
+pub struct PutSettlements(KnownDocuments);
 
-/// Puts what is not there yet. Blocks.
+/// Puts what is not there yet. Blocks; no snapshot of the store is open while the archive is asked.
 ///
 /// # Errors
 /// If store or archive fail. What was put until then is not put again.
@@ -86,55 +70,44 @@ pub fn put_settlements(
     log: LogId,
     known: &mut PutSettlements,
 ) -> Result<(), DocumentError> {
-    let mut settled: BTreeMap<ShardId, Vec<SettledEvent>> = BTreeMap::new();
-    for (shard, event) in store.snapshot()?.settled_events()? {
-        settled.entry(shard).or_default().push(event);
-    }
-    if settled.is_empty() {
+    let known = &mut known.0;
+    let is_due = known.is_listing_due();
+    let mut stored = StoredSettlements::read(store)?;
+    if !is_due && known.corrections(store, &stored)?.is_empty() {
+        known.forget(&stored);
         return Ok(());
     }
-    let known = match &mut known.0 {
-        Some(known) => known,
-        empty => empty.insert(read_known(documents, log)?),
-    };
-    for (shard, events) in settled {
-        let of = known.entry(shard).or_default();
-        let is_new = |event: &SettledEvent| {
-            of.events.get(&(event.offset, event.index)) != Some(&event.settlement)
-        };
-        let new: Vec<SettledEvent> = events.into_iter().filter(is_new).collect();
-        for part in new.chunks(MAX_EVENTS) {
+    for why in known.list(documents, log, &stored.floors)? {
+        tracing::warn!(%why, "a document of settled events is damaged: what it said is put again");
+    }
+    // Read again: what is listed may be newer than what was read before.
+    stored = StoredSettlements::read(store)?;
+    let new = known.corrections(store, &stored)?;
+    if new.is_empty() {
+        known.forget(&stored);
+    }
+    for (shard, events) in new {
+        for part in events.chunks(MAX_EVENTS) {
             let document = SettledDocument { shard: shard.0, events: part.to_vec() };
-            let bytes = document.encode().map_err(StoreError::from)?;
-            let name = SettledName::new(shard, of.number + 1, &bytes);
-            documents.put_document(&name.path(log), &Bytes::from(bytes))?;
-            of.number = name.number;
-            of.add(part);
+            known.put(documents, log, &document)?;
         }
     }
     Ok(())
 }
 
-/// What a damaged document said is put again.
-fn read_known(documents: &dyn ArchiveDocuments, log: LogId) -> Result<Settlements, ArchiveError> {
-    let found = read_settlements(documents, log)?;
-    for why in found.damaged {
-        tracing::warn!(%why, "a document of settled events is damaged, and is put again");
-    }
-    Ok(found.settled)
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::model::flush::{FlushBatch, FlushGuard, QuarantineRow};
-    use crate::model::manifest::Tier;
-    use crate::model::offset::OffsetRange;
+    use crate::model::manifest::{ManifestRow, Tier};
+    use crate::model::offset::{Offset, OffsetRange};
     use crate::model::release::ReleasedEvent;
     use crate::persistence::archive::Archive;
     use crate::persistence::archive::memory::{ArchiveFault, MemoryArchive};
     use crate::persistence::store::memory::MemoryStore;
-    use crate::persistence::store::{QuarantineStore, ShardStore};
+    use crate::persistence::store::{ManifestStore, QuarantineStore, ShardStore};
 
     const LOG: LogId = LogId([7; 16]);
     const SHARD: ShardId = ShardId(3);
@@ -180,7 +153,7 @@ mod tests {
         let documents = archive.documents();
         let mut known = PutSettlements::default();
         put_settlements(&*store, documents, LOG, &mut known).expect("nothing to do");
-        assert_eq!(known, PutSettlements(None), "nothing is listed");
+        assert!(events(&archive).is_empty());
         let faults = [ArchiveFault::Before, ArchiveFault::ReplyLost, ArchiveFault::Torn];
         for (offset, fault) in (0..).zip(faults) {
             settle(&store, offset, Settlement::Released);
@@ -195,8 +168,15 @@ mod tests {
         put_settlements(&*store, documents, LOG, &mut known).expect("put");
         let put = events(&archive);
         assert_eq!((put.len(), put[3]), (4, (3, Settlement::Discarded)));
+        put_settlements(&*store, documents, LOG, &mut known).expect("listed again");
+        assert_eq!(events(&archive).len(), 4);
         archive.set_down(true);
         put_settlements(&*store, documents, LOG, &mut known).expect("nothing is asked");
+    }
+
+    /// A turn of the keeper.
+    fn put(store: &MemoryStore, archive: &MemoryArchive, known: &mut PutSettlements) {
+        put_settlements(store, archive.documents(), LOG, known).expect("put");
     }
 
     #[test]
@@ -205,13 +185,106 @@ mod tests {
         let backup = store.backup();
         settle(&store, 1, Settlement::Released);
         let mut known = PutSettlements::default();
-        put_settlements(&*store, archive.documents(), LOG, &mut known).expect("put");
+        put(&store, &archive, &mut known);
         store.restore_backup(&backup);
         settle(&store, 1, Settlement::Discarded);
         for mut known in [known, PutSettlements::default()] {
-            put_settlements(&*store, archive.documents(), LOG, &mut known).expect("put");
+            put(&store, &archive, &mut known);
             assert_eq!(events(&archive), [(1, Settlement::Discarded)]);
         }
+    }
+
+    #[test]
+    fn what_a_rolled_back_store_has_waiting_is_not_settled_any_more() {
+        let (store, archive) = (store(), MemoryArchive::new());
+        settle(&store, 0, Settlement::Released);
+        let [mut one, mut other] = [PutSettlements::default(), PutSettlements::default()];
+        put(&store, &archive, &mut one);
+        put(&store, &archive, &mut other);
+        put(&store, &archive, &mut other);
+        let backup = store.backup();
+        settle(&store, 1, Settlement::Released);
+        settle(&store, 2, Settlement::Discarded);
+        put(&store, &archive, &mut one);
+        store.restore_backup(&backup);
+        let waiting =
+            [(0, Settlement::Released), (1, Settlement::Waiting), (2, Settlement::Waiting)];
+        let documents = || archive.documents().list_documents("settled/").expect("listed").len();
+        let before = documents();
+        let fresh = PutSettlements::default();
+        // The node that put them, one that starts, and one that never heard of them.
+        for (mut known, turns) in [(one, 1), (fresh, 1), (other, known::LIST_EVERY)] {
+            let copy = MemoryArchive::new();
+            for found in archive.documents().list_documents("settled/").expect("listed") {
+                let bytes = archive.bytes(&found.path, Tier::Hot).expect("there");
+                copy.put(&found.path, Tier::Hot, bytes);
+            }
+            for _ in 0..=turns {
+                put(&store, &copy, &mut known);
+            }
+            assert_eq!(events(&copy), waiting);
+            assert_eq!(copy.documents().list_documents("").expect("listed").len(), before + 1);
+        }
+        assert_eq!(documents(), before);
+    }
+
+    #[test]
+    fn a_node_that_never_heard_of_a_number_does_not_use_it_again() {
+        let (store, archive) = (store(), MemoryArchive::new());
+        let backup = store.backup();
+        let [mut one, mut other] = [PutSettlements::default(), PutSettlements::default()];
+        put(&store, &archive, &mut other);
+        for offset in 0..3 {
+            settle(&store, offset, Settlement::Released);
+            put(&store, &archive, &mut one);
+        }
+        store.restore_backup(&backup);
+        settle(&store, 1, Settlement::Discarded);
+        put(&store, &archive, &mut other);
+        let said = [Settlement::Waiting, Settlement::Discarded, Settlement::Waiting];
+        assert_eq!(events(&archive), (0..).zip(said).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_has_expired_is_neither_read_nor_remembered() {
+        let (store, archive) = (store(), MemoryArchive::new());
+        let mut known = PutSettlements::default();
+        settle(&store, 0, Settlement::Released);
+        settle(&store, 1, Settlement::Discarded);
+        put(&store, &archive, &mut known);
+        settle(&store, 3, Settlement::Released);
+        put(&store, &archive, &mut known);
+        let epoch = store.snapshot().and_then(|mut at| at.checkpoints()).expect("there")[0].1.epoch;
+        let range = OffsetRange { from: 0, to: 2 };
+        let row = ManifestRow {
+            log: LOG,
+            shard: SHARD,
+            range,
+            epoch,
+            path: ManifestRow::object_path(LOG, SHARD, range, epoch),
+            appended: (0, 0),
+            received: (0, 0),
+            windows: vec![],
+            rows: 2,
+            raw_bytes: 2,
+            bytes: 2,
+            crc32c: 0,
+            tier: Tier::Hot,
+        };
+        store.insert_manifest_row(epoch, &row).expect("archived");
+        assert_eq!(store.expire_object(&row), Ok(true));
+        put(&store, &archive, &mut known);
+        let first = archive.documents().list_documents("settled/").expect("listed").swap_remove(0);
+        archive.remove(&first.path, Tier::Hot).expect("removed");
+        archive.put(&first.path, Tier::Hot, Bytes::from_static(b"nobody reads it"));
+        let mut fresh = PutSettlements::default();
+        for known in [&mut known, &mut fresh] {
+            put(&store, &archive, known);
+            let of = known.0.events().flat_map(|(_, events)| events).collect::<Vec<_>>();
+            assert_eq!(of, [((3, 1), Settlement::Released)]);
+        }
+        let listed = archive.documents().list_documents("settled/").expect("listed");
+        assert_eq!(listed.len(), 2, "nothing is taken back");
     }
 
     #[test]
@@ -228,5 +301,6 @@ mod tests {
             .expect("put again");
         let found = read_settlements(archive.documents(), LOG).expect("read");
         assert_eq!(found.settled[&SHARD].events.len(), 1);
+        assert!(found.damaged.is_empty(), "it has taken the place of the damaged one");
     }
 }

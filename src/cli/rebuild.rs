@@ -28,8 +28,7 @@ the limits of de-duplication and series decide again about records that were not
 Replays that were served are served again. Lost are those that were being built, the way back of
 those that were applied, and the list of who did what.
 
-The archive does not hold, and so the new store lacks: whether a quarantined event was released
-or discarded after it was archived (it is quarantined again), and what has expired.
+Events that were released or discarded are so again. What has expired is lost with its records.
 
 Exit code 0: the store is rebuilt. 1: it is not, and no server starts on what exists so far.")]
 pub(super) struct RebuildArgs {
@@ -226,8 +225,8 @@ fn text(report: &RebuildReport, prepared: &RebuildJob, seconds: f64) -> String {
              aside"
         ),
     ];
-    if quarantined > 0 {
-        let SettledAgain { released, discarded, .. } = report.settled;
+    let SettledAgain { released, discarded, .. } = report.settled;
+    if quarantined + released + discarded > 0 {
         lines.push(format!(
             "of those set aside, {released} are released and {discarded} discarded as before; the \
              others wait, see `rollmill quarantine list --all`"

@@ -11,6 +11,7 @@ pub mod budget;
 pub mod clock;
 pub mod decimal;
 pub mod distinct;
+pub mod documented_settlements;
 pub mod event;
 pub mod expiry;
 pub mod flush;

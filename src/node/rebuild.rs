@@ -165,9 +165,10 @@ impl RebuildJob {
             nonce: nonce()?,
             replays: &self.replays,
         };
-        let mut report = rebuild.run(&self.plans, archive_only, progress)?;
+        let documented = &self.settled.settled;
+        let mut report = rebuild.run_with(documented, &self.plans, archive_only, progress)?;
         report.damaged.extend(self.settled.damaged.iter().cloned());
-        report.settled = settled::settle(store.as_ref(), &self.settled.settled, &shards)?;
+        report.settled = settled::settle(store.as_ref(), documented, &shards)?;
         let sources = ReplaySources {
             store: store.clone(),
             archive: self.archive.clone(),

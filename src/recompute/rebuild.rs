@@ -10,6 +10,7 @@
 //! archive says about them ([`replays`]). What only the store knew is not reconstructed: an
 //! event that was released or discarded after its object was written waits for [`settled`].
 
+mod error;
 #[cfg(test)]
 mod generation_tests;
 pub mod plan;
@@ -19,13 +20,15 @@ pub mod settled;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+pub use self::error::RebuildError;
 use self::plan::ShardPlan;
 use self::replays::ServedReplays;
 use super::fold::{self, FoldError, FoldRules};
+use crate::actors::settled_documents::Settlements;
 use crate::model::flush::{Claim, LogRecord, RecentIds};
 use crate::model::generation::MaintainedSet;
 use crate::model::manifest::{ArchiveFloor, ManifestRow, RangeDecisions, ShardRestore};
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::chain::ArchiveObject;
 use crate::persistence::archive::{Archive, ArchiveError};
@@ -38,81 +41,6 @@ use crate::shards::state::ShardState;
 
 /// Payload bytes per read of the log.
 const READ_BYTES: usize = 4 << 20;
-
-/// Why a store cannot be rebuilt.
-#[allow(missing_docs, reason = "the names say it")]
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RebuildError {
-    #[error("{0}; what is rebuilt so far is kept: run the command again, and it goes on")]
-    Store(#[from] StoreError),
-    /// An object cannot be read; damaged or missing ones get a remedy.
-    #[error("{0}{way_out}", way_out = remedy(.0))]
-    Archive(#[from] ArchiveError),
-    #[error("{0}")]
-    Log(#[from] LogError),
-    /// Records that neither the archive nor the log has.
-    #[error(
-        "shard {shard}: records {} to {} are neither in the archive nor in the log: bring back the \
-         archive objects or the log segments that hold them; nothing was rebuilt past them",
-        missing.from, missing.to
-    )]
-    Gap {
-        shard: ShardId,
-        /// The first range of missing records.
-        missing: OffsetRange,
-    },
-    /// The first records of the shard are gone, and that was not allowed.
-    #[error(
-        "shard {shard} begins at record {start}: those before have expired (archive.keep), were \
-         lost, or are archived under the id of a former log (--former-log); to rebuild without \
-         them, add --allow-expired"
-    )]
-    StartsLate {
-        shard: ShardId,
-        /// The first record that still exists.
-        start: Offset,
-    },
-    /// The log is older than the archive: it would assign offsets that are already archived.
-    #[error(
-        "shard {shard}: the log ends at record {end}, the archive at {archived}: a server would \
-         take new records for those that are archived; bring back the log that belongs to the \
-         archive"
-    )]
-    LogShort {
-        shard: ShardId,
-        /// The exclusive end of the archive.
-        archived: Offset,
-        /// The exclusive end of the log.
-        end: Offset,
-    },
-    /// An event makes the fold panic.
-    #[error(
-        "shard {shard}: folding a record at or behind {next} panics: a build that can fold it is \
-         needed; if the archive ends at or before it, add --archive-only: the server reads the \
-         rest from the log, and sets such an event aside"
-    )]
-    Panicked {
-        shard: ShardId,
-        /// The first record that may contain the event.
-        next: Offset,
-    },
-    /// What was served of replays cannot be brought back.
-    #[error(
-        "{why}; mend that and run the command again, or add --without-replays: generation 0, what \
-         ingest made, is then served on their days"
-    )]
-    Replays { why: String },
-}
-
-fn remedy(error: &ArchiveError) -> &'static str {
-    match error {
-        ArchiveError::Corrupt { .. } | ArchiveError::Missing(_) => {
-            ": bring the object back from a copy; neither the log nor another object has all of \
-             its records"
-        }
-        _ => "",
-    }
-}
 
 /// The inputs of a rebuild, and the store it writes.
 #[allow(missing_docs, reason = "the names say it")]
@@ -201,6 +129,22 @@ impl StoreRebuild<'_> {
         archive_only: bool,
         progress: &mut dyn FnMut(u64),
     ) -> Result<RebuildReport, RebuildError> {
+        self.run_with(&Settlements::new(), plans, archive_only, progress)
+    }
+
+    /// Rebuilds the shards as [`Self::run`] does, and leaves what documents say about events that
+    /// were set aside to [`settled::settle`]: an object is older than the documents, and where the
+    /// store was rolled back, it may call an event discarded that was released afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_with(
+        &self,
+        settled: &Settlements,
+        plans: &[ShardPlan],
+        archive_only: bool,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<RebuildReport, RebuildError> {
         let unused = plans.iter().map(|plan| plan.unused).sum();
         let mut report =
             RebuildReport { shards: plans.len() as u64, unused, ..RebuildReport::default() };
@@ -211,8 +155,8 @@ impl StoreRebuild<'_> {
             // A retry without the damaged object folds the shard's remaining chain again, so its
             // progress starts over.
             let before = done;
-            while let Err(error) =
-                ShardRebuild::begin(self, plan, &mut report)?.fold_archive(&mut |records| {
+            while let Err(error) = ShardRebuild::begin(self, settled, plan, &mut report)?
+                .fold_archive(&mut |records| {
                     done += records;
                     progress(done);
                 })
@@ -228,7 +172,7 @@ impl StoreRebuild<'_> {
         // Only after all archives: a series that several shards write to belongs to the shard that
         // the archive says admitted it, and the log does not record that.
         for plan in &plans {
-            ShardRebuild::begin(self, plan, &mut report)?.fold_log(&mut |records| {
+            ShardRebuild::begin(self, settled, plan, &mut report)?.fold_log(&mut |records| {
                 done += records;
                 progress(done);
             })?;
@@ -256,6 +200,7 @@ impl StoreRebuild<'_> {
 
 struct ShardRebuild<'a> {
     rebuild: &'a StoreRebuild<'a>,
+    settled: &'a Settlements,
     plan: &'a ShardPlan,
     report: &'a mut RebuildReport,
     checkpoint: Checkpoint,
@@ -277,6 +222,7 @@ impl<'a> ShardRebuild<'a> {
     /// Starts at the shard's checkpoint in the new store, or creates it.
     fn begin(
         rebuild: &'a StoreRebuild<'a>,
+        settled: &'a Settlements,
         plan: &'a ShardPlan,
         report: &'a mut RebuildReport,
     ) -> Result<Self, RebuildError> {
@@ -295,8 +241,15 @@ impl<'a> ShardRebuild<'a> {
             plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
         at.archived = same.last().map_or(start, |(_, row)| row.range.to);
         let adoptions = rebuild.replays.adoptions(rebuild.store, plan.shard, start)?;
-        let shard =
-            Self { rebuild, plan, report, checkpoint: at, unsettled: Vec::new(), adoptions };
+        let shard = Self {
+            rebuild,
+            settled,
+            plan,
+            report,
+            checkpoint: at,
+            unsettled: Vec::new(),
+            adoptions,
+        };
         shard.restore(shard.restored())?;
         Ok(shard)
     }
@@ -387,10 +340,14 @@ impl<'a> ShardRebuild<'a> {
         let settled: Vec<FoldedObject> = self.unsettled.drain(..flushed).collect();
         let there: std::collections::HashMap<_, _> =
             self.rebuild.store.snapshot()?.admissions(self.plan.shard)?.into_iter().collect();
+        let documented = self.settled.get(&self.plan.shard);
+        let is_documented =
+            |place| documented.is_some_and(|shard| shard.events.contains_key(&place));
         let mut part = self.restored();
         for FoldedObject { row, decisions, floor } in settled {
             for (offset, index, given_up) in decisions.quarantined {
-                if given_up {
+                if given_up && !is_documented((offset, index)) {
+                    // `false` if an earlier attempt has done so.
                     self.rebuild.store.settle_quarantine(
                         self.plan.shard,
                         offset,

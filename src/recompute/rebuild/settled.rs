@@ -13,10 +13,10 @@ use crate::persistence::archive::Archive;
 use crate::persistence::store::RebuildStore;
 use crate::shards::state::ShardLimits;
 
-/// How many events were settled again.
+/// How many events are settled as before, by this attempt or by an earlier one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SettledAgain {
-    /// Counted now.
+    /// Counted.
     pub released: u64,
     /// Never to be counted.
     pub discarded: u64,
@@ -57,6 +57,8 @@ pub fn settle(
         let settlement = of_shard.and_then(|of| of.events.get(&(row.offset, row.index)));
         let Some(settlement) = settlement.filter(|_| !row.discarded) else { continue };
         let release = match settlement {
+            // The lost store had been rolled back, and nobody has decided about it since.
+            Settlement::Waiting => continue,
             Settlement::Discarded => None,
             Settlement::Released => match fold_release(&mut *store.snapshot()?, limits, &row) {
                 Ok(event) => Some(event),
@@ -68,10 +70,16 @@ pub fn settle(
                 }
             },
         };
+        // `false` if it does not wait any more. What the store says in the end is reported.
         store.settle_quarantine(row.shard, row.offset, row.index, release.as_ref(), None)?;
-        match settlement {
+    }
+    for (shard, event) in store.snapshot()?.settled_events()? {
+        let said = settled.get(&shard).and_then(|of| of.events.get(&(event.offset, event.index)));
+        match event.settlement {
+            stands if said != Some(&stands) => {}
             Settlement::Released => done.released += 1,
             Settlement::Discarded => done.discarded += 1,
+            Settlement::Waiting => {}
         }
     }
     Ok(done)

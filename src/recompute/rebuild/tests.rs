@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::*;
 use crate::clock::{Clock, ManualClock};
 use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::offset::OffsetRange;
 use crate::model::outcome::{OutcomeNote, UncountedEvent, Verdict};
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
-use crate::model::settled_document::{SettledDocument, SettledEvent, SettledName, Settlement};
+use crate::model::settled_document::{SettledDocument, SettledEvent, Settlement};
 use crate::persistence::archive::ObjectInfo;
 use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::archive::parquet;
@@ -173,7 +174,8 @@ impl World {
             replays: &ServedReplays::default(),
         };
         let mut last = 0;
-        let report = rebuild.run(&plans, false, &mut |done| last = done)?;
+        let settled = settled::read(&self.archive, &[LOG])?.settled;
+        let report = rebuild.run_with(&settled, &plans, false, &mut |done| last = done)?;
         assert_eq!(last, plans.iter().map(ShardPlan::records).sum::<u64>(), "the bar ends full");
         Ok(report)
     }
@@ -455,20 +457,26 @@ fn an_outcome_in_the_archive_that_the_records_do_not_give_is_named() {
     );
 }
 
-/// A store rebuilt from an archive whose objects say that an event was set aside. The lost store
-/// counted it.
-fn rebuilt_without(place: (Offset, u32)) -> (World, Arc<MemoryStore>) {
+/// An archive whose objects say that an event was set aside, and whether it was discarded. The store
+/// has counted it.
+fn world_without(place: (Offset, u32), discarded: bool) -> World {
     let world = World::new(0);
     for from in (0..RECORDS).step_by(5) {
         let to = RECORDS.min(from + 5);
         world.put(ShardId(1), from, to);
         world.put_with(ShardId(0), from, to, |mut decisions| {
             if (from..to).contains(&place.0) {
-                decisions.quarantined.push((place.0, place.1, false));
+                decisions.quarantined.push((place.0, place.1, discarded));
             }
             decisions
         });
     }
+    world
+}
+
+/// A store that is rebuilt from it: the event waits.
+fn rebuilt_without(place: (Offset, u32)) -> (World, Arc<MemoryStore>) {
+    let world = world_without(place, false);
     let store = MemoryStore::rebuilding();
     world.rebuild(&store, false).expect("rebuilt");
     (world, store)
@@ -476,22 +484,24 @@ fn rebuilt_without(place: (Offset, u32)) -> (World, Arc<MemoryStore>) {
 
 fn put_settled(archive: &MemoryArchive, number: u64, place: (Offset, u32), settlement: Settlement) {
     let events = vec![SettledEvent { offset: place.0, index: place.1, settlement }];
-    let bytes = SettledDocument { shard: 0, events }.encode().expect("encoded");
-    let path = SettledName::new(ShardId(0), number, &bytes).path(LOG);
+    let document = SettledDocument { shard: 0, events };
+    let bytes = document.encode().expect("encoded");
+    let path = document.name(number, &bytes).path(LOG);
     archive.documents().put_document(&path, &bytes.into()).expect("put");
 }
 
 #[test]
 fn what_people_settled_is_settled_again() {
     let place = (7, 1);
-    for last in [Settlement::Released, Settlement::Discarded] {
+    for last in [Settlement::Released, Settlement::Discarded, Settlement::Waiting] {
         let (world, store) = rebuilt_without(place);
         let lost = everything(&*world.store);
-        assert_ne!(everything(&*store), lost, "it waits");
+        let waits = everything(&*store);
+        assert_ne!(waits, lost, "it waits");
         // Of two decisions, as after a rollback of the store, the later one counts.
         let first = match last {
             Settlement::Released => Settlement::Discarded,
-            Settlement::Discarded => Settlement::Released,
+            Settlement::Discarded | Settlement::Waiting => Settlement::Released,
         };
         put_settled(&world.archive, 9, place, first);
         put_settled(&world.archive, 10, place, last);
@@ -499,17 +509,60 @@ fn what_people_settled_is_settled_again() {
         let found = settled::read(&world.archive, &[LOG]).expect("read");
         let settle = || settled::settle(&*store, &found.settled, &RULES.limits()).expect("settled");
         let done = settle();
+        let after = everything(&*store);
         match last {
             Settlement::Released => {
                 assert_eq!((done.released, done.discarded), (1, 0));
-                assert_eq!(everything(&*store), lost, "to the byte");
+                assert_eq!(after, lost, "to the byte");
             }
             Settlement::Discarded => {
                 assert_eq!((done.released, done.discarded), (0, 1));
                 let rows = store.snapshot().expect("snapshot").quarantine().expect("quarantine");
                 assert!(rows.len() == 1 && rows[0].discarded, "{rows:?}");
             }
+            Settlement::Waiting => {
+                assert_eq!((done.released, done.discarded), (0, 0));
+                assert_eq!(after, waits);
+            }
         }
-        assert_eq!(settle(), settled::SettledAgain::default(), "once");
+        // A rebuild that goes on does nothing again, and reports what an earlier attempt has done.
+        assert_eq!(settle(), done);
+        assert_eq!(everything(&*store), after, "once");
+    }
+}
+
+#[test]
+fn what_waits_again_under_this_log_was_settled_under_a_former_one() {
+    let (world, store) = rebuilt_without((7, 1));
+    let (waits, former) = (everything(&*store), LogId([8; 16]));
+    put_settled(&world.archive, 1, (7, 1), Settlement::Waiting);
+    let events = vec![SettledEvent { offset: 7, index: 1, settlement: Settlement::Released }];
+    let document = SettledDocument { shard: 0, events };
+    let bytes = document.encode().expect("encoded");
+    let path = document.name(5, &bytes).path(former);
+    world.archive.documents().put_document(&path, &bytes.into()).expect("put");
+    let found = settled::read(&world.archive, &[LOG, former]).expect("read");
+    settled::settle(&*store, &found.settled, &RULES.limits()).expect("settled");
+    assert_eq!(everything(&*store), waits);
+}
+
+#[test]
+fn what_people_decided_after_a_rollback_outdoes_what_an_object_says() {
+    let place = (7, 1);
+    for last in [Settlement::Released, Settlement::Discarded, Settlement::Waiting] {
+        let world = world_without(place, true);
+        put_settled(&world.archive, 3, place, Settlement::Discarded);
+        put_settled(&world.archive, 4, place, last);
+        let store = MemoryStore::rebuilding();
+        world.rebuild(&store, false).expect("rebuilt");
+        let found = settled::read(&world.archive, &[LOG]).expect("read");
+        settled::settle(&*store, &found.settled, &RULES.limits()).expect("settled");
+        let rows = store.snapshot().expect("snapshot").quarantine().expect("quarantine");
+        let discarded: Vec<bool> = rows.iter().map(|row| row.discarded).collect();
+        match last {
+            Settlement::Released => assert_eq!(everything(&*store), everything(&*world.store)),
+            Settlement::Discarded => assert_eq!(discarded, [true]),
+            Settlement::Waiting => assert_eq!(discarded, [false]),
+        }
     }
 }
