@@ -486,6 +486,15 @@ impl GenerationBook {
         self.version = self.version.max(version) + 1;
     }
 
+    /// The book without what passes by itself: its version, and the time that applies have gathered.
+    /// It is the same before and after a time in which nobody has decided anything.
+    #[must_use]
+    pub fn decisions(&self) -> Self {
+        let mut book = Self { version: 0, ..self.clone() };
+        book.applies.iter_mut().for_each(|apply| apply.gathered_ms = 0);
+        book
+    }
+
     /// Notes that the rows of these days are deleted. A generation without days is forgotten.
     pub fn left(&mut self, range: &LeavingRange) -> bool {
         let before = self.leaving.len();

@@ -1,9 +1,10 @@
 //! Documents in the archive from which replays are rebuilt: the book of generations, and what each
 //! fill has admitted.
 //!
-//! Names carry what they hold, so nothing is ever written over: a book is named by its version and
-//! a hash of it, a fill by generation, shard, cut and hash. A document is two lines of JSON: what it
-//! is, with a checksum of the second one; and its content.
+//! Names carry what counts of the content: a book is named by its version and a hash of what it
+//! decides, a fill by generation, shard, cut and hash. So nodes that write at the same time write
+//! the same, or to different places. A document is two lines of JSON: what it is, with a checksum of
+//! the second one; and its content.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ const KIND: &str = "replays";
 pub struct BookDocument {
     /// The book as it was stored.
     pub book: GenerationBook,
-    /// The cuts of all generations that are maintained, as far as shards have adopted them.
+    /// The cuts of all generations that are served: a rebuild brings back no others.
     pub cuts: Vec<CutReference>,
 }
 
@@ -37,7 +38,7 @@ pub struct CutReference {
     pub shard: u32,
     /// The first record of the live writer.
     pub cut: Offset,
-    /// The document of what the fill has admitted; `None` until it is complete.
+    /// The document of what the fill has admitted; `None` if it is not complete.
     pub fill: Option<String>,
 }
 
@@ -99,13 +100,15 @@ pub fn prefix(log: LogId) -> String {
     format!("replays/log={log}/")
 }
 
-/// A book's name: its version, and a number that no other book of that version has.
+/// A book's name. Books whose names have the same hash decide the same: between them, nothing but
+/// time has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BookName {
     /// Version of the book.
     pub version: u64,
-    /// Hash of the book. Of a store that was rolled back, other books have the same versions.
-    pub nonce: u64,
+    /// Hash of its [decisions](GenerationBook::decisions). Of a store that was rolled back, other
+    /// books have the same versions.
+    pub hash: u64,
 }
 
 impl BookName {
@@ -114,21 +117,21 @@ impl BookName {
     /// # Errors
     /// If it cannot be encoded.
     pub fn of(book: &GenerationBook) -> Result<Self, CodecError> {
-        let text = serde_json::to_string(book).map_err(|e| bad(e.to_string()))?;
-        Ok(Self { version: book.version(), nonce: xxhash_rust::xxh3::xxh3_64(text.as_bytes()) })
+        let text = serde_json::to_string(&book.decisions()).map_err(|e| bad(e.to_string()))?;
+        Ok(Self { version: book.version(), hash: xxhash_rust::xxh3::xxh3_64(text.as_bytes()) })
     }
 
     /// Where the book's document is.
     pub fn path(self, log: LogId) -> String {
-        format!("{}book-{:020}-{:016x}.json", prefix(log), self.version, self.nonce)
+        format!("{}book-{:020}-{:016x}.json", prefix(log), self.version, self.hash)
     }
 
     /// Parses the path of a book's document; `None` for any other path.
     pub fn parse(log: LogId, path: &str) -> Option<Self> {
         let name = path.strip_prefix(&prefix(log))?.strip_prefix("book-")?.strip_suffix(".json")?;
-        let (version, nonce) = name.split_once('-')?;
+        let (version, hash) = name.split_once('-')?;
         let name =
-            Self { version: version.parse().ok()?, nonce: u64::from_str_radix(nonce, 16).ok()? };
+            Self { version: version.parse().ok()?, hash: u64::from_str_radix(hash, 16).ok()? };
         (name.path(log) == path).then_some(name)
     }
 }
@@ -185,7 +188,8 @@ pub(super) fn decode_as<T: DeserializeOwned>(kind: &str, bytes: &[u8]) -> Result
     let (header, content) = lines.ok_or_else(|| bad("it is cut off".to_owned()))?;
     let header: Header = serde_json::from_str(header).map_err(|e| bad(e.to_string()))?;
     if header.rollmill != kind {
-        return Err(bad(format!("it is no such document: {}", header.rollmill)));
+        let found = header.rollmill;
+        return Err(bad(format!("it is a document of {found:?}, not of {kind:?}")));
     }
     if header.format != FORMAT {
         let found = header.format;
@@ -261,8 +265,16 @@ mod tests {
         assert_eq!(name.version, document().book.version());
         assert_eq!(BookName::parse(LOG, &name.path(LOG)), Some(name));
         let mut other = document().book;
+        assert!(other.gather(1, 100, 3), "time passes");
+        let later = BookName::of(&other).expect("a name");
+        assert_eq!((later.version, later.hash), (name.version + 1, name.hash));
+        assert!(other.gather(100, 100, 3), "the way back is lost");
+        let lost = BookName::of(&other).expect("a name");
+        assert!(lost > later && lost.hash != name.hash);
+        let mut other = document().book;
         other.undo(GenerationId(1)).expect("undone");
-        assert!(BookName::of(&other).expect("a name") > name);
+        let undone = BookName::of(&other).expect("a name");
+        assert!(undone > name && undone.hash != name.hash);
         for path in [name.path(LogId([8; 16])), name.path(LOG) + "x", "book-1-2.json".to_owned()] {
             assert_eq!(BookName::parse(LOG, &path), None, "{path}");
         }

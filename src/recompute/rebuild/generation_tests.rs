@@ -176,6 +176,23 @@ fn without_what_it_needs_it_names_it() {
 }
 
 #[test]
+fn a_start_puts_nothing_that_is_listed() {
+    let (world, _) = World::served(PLAN, DayRange::ALWAYS);
+    world.keep();
+    let documents = world.archive.documents();
+    let listed = || documents.list_documents(&replay_document::prefix(LOG)).expect("listed");
+    let before = listed();
+    world.archive.set_now(9);
+    world.keep();
+    assert_eq!(listed(), before);
+    let book = before.iter().find(|found| found.path.contains("/book-")).expect("a book");
+    world.archive.remove(&book.path, Tier::Hot).expect("removed");
+    world.keep();
+    let written: Vec<_> = listed().into_iter().filter(|found| found.written == 9).collect();
+    assert_eq!(written.iter().map(|found| &found.path).collect::<Vec<_>>(), [&book.path]);
+}
+
+#[test]
 fn what_has_expired_is_left_out_of_replays_too() {
     let (world, id) = World::served(NONE, DayRange::ALWAYS);
     world.keep();
