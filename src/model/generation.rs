@@ -110,6 +110,23 @@ impl DayRange {
     }
 }
 
+impl std::fmt::Display for DayRange {
+    /// For people: the first day, and the day behind the last one.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let day = |day: i32| {
+            let span = jiff::Span::new().try_days(day).ok();
+            let date = span.and_then(|span| jiff::civil::date(1970, 1, 1).checked_add(span).ok());
+            date.map_or_else(|| format!("day {day}"), |date| date.to_string())
+        };
+        match (self.from, self.to()) {
+            (i32::MIN, None) => f.write_str("all days"),
+            (i32::MIN, Some(to)) => write!(f, "before {}", day(to)),
+            (from, None) => write!(f, "from {}", day(from)),
+            (from, Some(to)) => write!(f, "from {} to {}", day(from), day(to)),
+        }
+    }
+}
+
 /// A range of days, and the generation that is served there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
@@ -436,6 +453,25 @@ mod tests {
         assert_eq!(days(0, 10).without(days(3, 5)).collect::<Vec<_>>(), [days(0, 3), days(5, 10)]);
         assert_eq!(days(0, 10).without(days(10, 12)).collect::<Vec<_>>(), [days(0, 10)]);
         assert_eq!(open.without(open).count(), 0);
+    }
+
+    #[test]
+    fn people_read_days_as_dates() {
+        let open = DayRange::new(20_454, None).expect("open");
+        let before = DayRange::ALWAYS.without(open).next().expect("before");
+        let texts =
+            [days(20_454, 20_485), open, before, DayRange::ALWAYS, days(1 << 30, 1 << 30 | 1)]
+                .map(|days| days.to_string());
+        assert_eq!(
+            texts,
+            [
+                "from 2026-01-01 to 2026-02-01",
+                "from 2026-01-01",
+                "before 2026-01-01",
+                "all days",
+                "from day 1073741824 to day 1073741825"
+            ]
+        );
     }
 
     #[test]
