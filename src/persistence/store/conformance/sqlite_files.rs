@@ -41,11 +41,15 @@ fn sqlite_survives_reopening() {
     );
 }
 
+/// Turns a file back into one of version 10.
+const BACK_TO_10: &str = "DROP INDEX quarantine_settled; PRAGMA user_version = 10;";
+
 /// Turns a file back into one of version 9.
-const BACK_TO_9: &str = "DROP TABLE boards; PRAGMA user_version = 9;";
+const BACK_TO_9: &str =
+    "DROP INDEX quarantine_settled; DROP TABLE boards; PRAGMA user_version = 9;";
 
 /// Turns a file without generations and boards back into one of version 8.
-const BACK_TO_8: &str = "DROP TABLE boards; CREATE TABLE old (no INTEGER PRIMARY KEY, tenant_no INTEGER NOT NULL, \
+const BACK_TO_8: &str = "DROP INDEX quarantine_settled; DROP TABLE boards; CREATE TABLE old (no INTEGER PRIMARY KEY, tenant_no INTEGER NOT NULL, \
                          name TEXT NOT NULL,
         series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, UNIQUE \
                          (tenant_no, name));
@@ -94,6 +98,7 @@ fn sqlite_takes_over_stores_of_older_versions() {
          TABLE archive_floors; PRAGMA user_version = 2"
     );
     for (back, of_two_times) in [
+        (BACK_TO_10.to_owned(), true),
         (BACK_TO_9.to_owned(), true),
         (BACK_TO_8.to_owned(), true),
         (back_to_7, true),

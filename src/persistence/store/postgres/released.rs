@@ -25,8 +25,9 @@ pub(super) fn released_events(
 pub(super) fn settled_events(
     session: &mut PostgresSession,
 ) -> Result<Vec<(ShardId, SettledEvent)>, StoreError> {
-    let sql = "SELECT shard, \"offset\", idx, released FROM quarantine WHERE discarded OR released \
-               ORDER BY shard, \"offset\", idx";
+    // Of the index alone. What was released stands in `discarded` as well.
+    let sql = "SELECT shard, \"offset\", idx, released FROM quarantine WHERE discarded ORDER BY \
+               shard, \"offset\", idx";
     let event = |row: &Row| {
         let (offset, index) = (get::<i64>(row, 1)? as Offset, get::<i64>(row, 2)? as u32);
         let settlement = if get(row, 3)? { Settlement::Released } else { Settlement::Discarded };

@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("sql/0005_outcomes.sql"),
     include_str!("sql/0006_generations.sql"),
     include_str!("sql/0007_boards.sql"),
+    include_str!("sql/0008_settled.sql"),
 ];
 const FUNCTIONS: &str = include_str!("sql/functions.sql");
 const VIEWS: &str = include_str!("sql/views.sql");

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{StoreError, views};
 
-const VERSION: i64 = 10;
+const VERSION: i64 = 11;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -116,6 +116,12 @@ CREATE TABLE boards (tenant TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT
   name TEXT NOT NULL, document TEXT NOT NULL, sum INTEGER, PRIMARY KEY (tenant, id));
 ";
 
+/// What people decided is looked for all the time, and is far behind the records in the table.
+const SETTLED: &str = "
+CREATE INDEX quarantine_settled ON quarantine (shard, offset, idx, released, discarded) WHERE \
+                       discarded;
+";
+
 /// From version 3: rows that cannot be derived from other data get a checksum.
 const FROM_3: &str = "
 ALTER TABLE series ADD COLUMN sum INTEGER;
@@ -207,6 +213,7 @@ const STEPS: &[(i64, &str)] = &[
     (8, FROM_8),
     (8, GENERATIONS),
     (9, BOARDS),
+    (10, SETTLED),
 ];
 
 /// The state that a file is opened in. A rebuild uses the negative version, so that no build
@@ -249,6 +256,7 @@ pub(super) fn prepare(
         tx.execute_batch(TABLES)?;
         tx.execute_batch(GENERATIONS)?;
         tx.execute_batch(BOARDS)?;
+        tx.execute_batch(SETTLED)?;
         tx.pragma_update(None, "user_version", state.version())?;
     } else if state == StoreState::Complete
         && STEPS.iter().any(|(known, _)| version(&tx).is_ok_and(|found| found == *known))
