@@ -114,7 +114,7 @@ pub(in super::super) fn a_release_and_a_fill_count_an_event_once(store: &dyn Rol
     assert_eq!((released(store), waiting(store)), (vec![0, 2, 3, 4], vec![(1, true)]));
     each_release_is_noted(store, one, (fill, live));
     settled_events_go_with_their_records(store, &owner);
-    let two = start(store, &["views"], days(0, Some(10)));
+    let two = start(store, &["views"], days(20, Some(30)));
     owner.adopt(&[two]);
     assert_eq!(
         progress(store, two),
