@@ -275,7 +275,11 @@ mod tests {
         let scope = QuarantineScope { tenant: "acme".into(), unowned: false };
         let place = EventPlace { shard: 0, offset: 0, index: 0 };
         let release = |store: Arc<dyn QuarantineStore>| {
-            StoreQuarantine::new(store, limits.clone()).release(&scope, place, &QueryBudget::default())
+            StoreQuarantine::new(store, limits.clone()).release(
+                &scope,
+                place,
+                &QueryBudget::default(),
+            )
         };
         let refused = release(Arc::new(Overtaken(store.clone()))).map(drop);
         let expected = OperateError::ReleaseOvertaken { shard: ShardId(0), turns: MAX_TURNS };
