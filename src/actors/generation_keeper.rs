@@ -308,30 +308,12 @@ mod tests {
 
     #[test]
     fn what_was_cancelled_is_forgotten_once_no_query_can_read_it() {
-        let (store, clock) = (MemoryStore::new(), ManualClock::at(1_000));
-        let keeper = GenerationKeeper {
-            store: store.clone(),
-            clock: clock.clone(),
-            shard_count: 1,
-            limits: KeepingLimits { keep_ms: 7 * 86_400_000, query_ms: 30_000 },
-            documents: GenerationDocuments {
-                store: store.clone(),
-                archive: Arc::new(MemoryArchive::new()),
-                log: LogId([1; 16]),
-            },
-        };
+        let (store, clock, keeper) = world(&[]);
         let mut state = KeeperState::default();
         assert_eq!(keeper.turn(&mut state), Ok(KeeperTurn::Idle), "there never was one");
         let book = || store.snapshot().expect("snapshot").generation_book().expect("book");
-        let new = NewGeneration {
-            tenant: "t".to_owned(),
-            metrics: vec!["m".to_owned()],
-            days: DayRange::ALWAYS,
-            rules: "{}".into(),
-            started: (1, "k".to_owned()),
-        };
         let mut next = book().as_ref().clone();
-        let id = next.start(new, 3, 1).expect("started");
+        let id = next.start(generation_of("m"), 3, 1).expect("started");
         next.cancel(id, None, 2).expect("cancelled");
         assert_eq!(store.swap_generations(0, &next, None), Ok(true));
         assert_eq!(keeper.turn(&mut state), Ok(KeeperTurn::Leaving));
@@ -343,20 +325,23 @@ mod tests {
         assert!(book().leaving().is_empty() && book().generations().is_empty());
     }
 
+    fn generation_of(metric: &str) -> NewGeneration {
+        NewGeneration {
+            tenant: "t".to_owned(),
+            metrics: vec![metric.to_owned()],
+            days: DayRange::new(0, Some(9)).expect("days"),
+            rules: "{}".into(),
+            started: (1, "k".to_owned()),
+        }
+    }
+
     /// A keeper of a store with generations, each of a metric of its own, and its clock.
     fn world(metrics: &[&str]) -> (Arc<MemoryStore>, Arc<ManualClock>, GenerationKeeper) {
         let (store, clock) = (MemoryStore::new(), ManualClock::at(1_000));
         let mut book = GenerationBook::default();
         for metric in metrics {
-            let new = NewGeneration {
-                tenant: "t".to_owned(),
-                metrics: vec![(*metric).to_owned()],
-                days: DayRange::new(0, Some(9)).expect("days"),
-                rules: "{}".into(),
-                started: (1, "k".to_owned()),
-            };
             let before = book.version();
-            book.start(new, 3, 1).expect("started");
+            book.start(generation_of(metric), 3, 1).expect("started");
             assert_eq!(store.swap_generations(before, &book, None), Ok(true));
         }
         let keeper = GenerationKeeper {
